@@ -1,0 +1,14 @@
+"""octavo folds neural networks into powers of two: same accuracy, a file that really shrinks, exact on reload."""
+
+from octavo.codebook import PowerOfTwo, power_of_two
+from octavo.errors import BudgetError, FormatError, OctavoError, PlanError, RecipeError, TrainingError
+from octavo.incremental import Incremental, Stage
+from octavo.packed import Packed, verify
+from octavo.plan import Budget, Cost, Plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "OctavoError", "Packed", "Plan", "PlanError", "PowerOfTwo",
+    "RecipeError", "Stage", "TrainingError", "power_of_two", "verify",
+]  # fmt: skip

@@ -1,0 +1,171 @@
+"""The command line: ``octavo demo | inspect | run | quantize | evaluate | verify``."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from octavo.errors import OctavoError, RecipeError
+from octavo.inspection import inspect as inspect_model
+from octavo.packed import Packed
+from octavo.packed import verify as verify_file
+from octavo.recipe import Recipe, load_recipe, make_recipe, override
+from octavo.report.progress import Display
+from octavo.report.tables import inspection_table, packed_rows, result_table, skipped_table
+from octavo.run import publish
+from octavo.run import run as run_recipe
+from octavo.task import load_task
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+RECIPES = Path(__file__).parent / "recipes"
+
+TaskName = Annotated[str, typer.Argument(help="digits, cifar10, package.module:Class or path/to/file.py:Class.")]
+TaskOption = Annotated[str, typer.Option("--task", "-t", help="The task, see `octavo inspect --help`.")]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", "-O", help="An option of the task: key=value, value in YAML.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+Folder = Annotated[Path | None, typer.Option(help="The run's folder; default: runs/ and the recipe's name.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key of the recipe: key=value, value in YAML.")
+]
+File = Annotated[Path, typer.Argument(help="A packed network.", show_default=False)]
+
+
+@app.callback()
+def root(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Octavo folds trained neural networks into powers of two."""
+
+
+@app.command()
+def demo(folder: Folder = None, as_json: AsJson = False) -> None:
+    """Train a small network on handwritten digits, quantize it, and show what it cost.
+
+    Example: `octavo demo`
+    """
+    _run(RECIPES / "digits.yaml", load_recipe(RECIPES / "digits.yaml"), folder or Path("runs/demo"), as_json)
+
+
+@app.command()
+def run(recipe: Annotated[Path, typer.Argument(help="A YAML file, or the name of a recipe that comes with octavo.")],
+        overrides: Overrides = None, folder: Folder = None, as_json: AsJson = False) -> None:  # fmt: skip
+    """Do all that a recipe says; run again, it continues where it stopped.
+
+    Example: `octavo run benchmarks/resnet20-inq.yaml --set seed=1 --folder runs/seed1`
+    """
+    built_in = RECIPES / f"{recipe}.yaml"
+    path = built_in if not recipe.exists() and built_in.exists() else recipe
+    _run(path, load_recipe(path, overrides or ()), folder or Path("runs") / path.stem, as_json)
+
+
+@app.command()
+def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> None:
+    """Show what of a network can be quantized, what not and why, and which budgets are feasible.
+
+    Example: `octavo inspect cifar10 -O depth=56`
+    """
+    loaded = load_task(task, _options(option))
+    found = inspect_model(loaded.model(), next(iter(loaded.calibration())))
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+        return
+    out.print(inspection_table(found), skipped_table(found))
+    if found.cheapest and found.dearest:
+        low, high = found.cheapest, found.dearest
+        out.print(
+            f"feasible: {low.average_bits:g} to {high.average_bits:g} bits, {low.bytes:,} to {high.bytes:,} nominal bytes"
+        )
+
+
+@app.command()
+def quantize(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o", help="The packed file to write.")],
+             bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of every layer.")] = 3, option: Options = None,
+             overrides: Overrides = None, as_json: AsJson = False) -> None:  # fmt: skip
+    """Quantize a task's network by INQ with octavo's default settings and write the packed file.
+
+    Example: `octavo quantize digits --bits 4 -o digits.safetensors`
+    """
+    content = {"task": task, "options": _options(option), "bits": bits, "control": False}
+    recipe = make_recipe(override(content, overrides or ()), "quantize")
+    folder = Path("runs") / f"quantize-{output.stem}"
+    _run(folder, recipe, folder, as_json)
+    Packed.load(folder / "packed.safetensors").save(output)
+
+
+@app.command()
+def evaluate(file: File, task: TaskOption, option: Options = None, as_json: AsJson = False) -> None:
+    """Load a packed network into a task's model and score it.
+
+    Example: `octavo evaluate runs/demo/packed.safetensors --task digits`
+    """
+    packed, loaded = Packed.load(file), load_task(task, _options(option))
+    model = loaded.model()
+    packed.apply(model)
+    _print({"score": loaded.score(model), **packed_rows(packed)}, as_json)
+
+
+@app.command()
+def verify(file: File, as_json: AsJson = False) -> None:
+    """Check a packed file: structure, version, every checksum.
+
+    Example: `octavo verify runs/demo/packed.safetensors`
+    """
+    verify_file(file)
+    _print({"verified": str(file), **packed_rows(Packed.load(file))}, as_json)
+
+
+def main() -> None:
+    """Entry point: an error of octavo's is one line and exit status 2; ``--debug``, anywhere, shows where it came from."""
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    try:
+        app()
+    except OctavoError as error:
+        if debug:
+            raise
+        err.print(f"octavo: {error}", style="red", soft_wrap=True, markup=False)
+        sys.exit(2)
+
+
+def _run(path: Path, recipe: Recipe, folder: Path, as_json: bool) -> None:
+    with Display(err if as_json else out) as display:
+        result = run_recipe(recipe, folder, display)
+    published = publish(recipe, path, folder)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    out.print(result_table(result))
+    out.print(f"the network: {folder / 'packed.safetensors'}   the figures: {folder / 'result.json'}", soft_wrap=True)
+    for copy in published:
+        out.print(f"published: {copy}", soft_wrap=True)
+
+
+def _options(pairs: list[str] | None) -> dict[str, Any]:
+    options = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise RecipeError(f"--option {pair}: expected key=value")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+def _print(figures: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures))
+        return
+    for key, value in figures.items():
+        out.print(
+            f"{key.replace('_', ' '):>14}  {value:,}" if isinstance(value, int | float) else f"{key:>14}  {value}",
+            soft_wrap=True,
+        )

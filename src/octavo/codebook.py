@@ -1,0 +1,211 @@
+"""Powers of two as a codebook: the levels of INQ (arXiv 1702.03044, section 2.1), which weight takes which, and the choice of n1.
+
+A codebook of ``b`` bits has the levels ``{0, ±2^n2, …, ±2^n1}`` with ``n2 = n1 + 1 - 2^(b-2)``. A code is the index of a
+level in ascending order, so the middle code, ``2^(b-2)``, is zero.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.errors import PlanError
+
+__all__ = ["Fit", "Per", "PowerOfTwo", "check_bits", "power_of_two"]
+
+Fit = Literal["max", "mse"]
+Per = Literal["layer", "channel"]
+
+BLOCK = 1 << 16  # weights rounded at a time: their working set stays in a core's second-level cache
+SIGN, MAGNITUDE, EXPONENT, HALF = -(1 << 31), (1 << 31) - 1, 0xFF << 23, 1 << 22
+SMALL, LIFT = -60, 100  # exponents under SMALL are lifted by LIFT while rounding, away from subnormal numbers
+SMALLEST, LARGEST = -149, 127  # exponents of float32's smallest and largest power of two
+
+
+@dataclass(frozen=True, eq=False)
+class PowerOfTwo:
+    """The levels of one quantized tensor.
+
+    Attributes:
+        bits: nominal bits, 2 to 8: ``2^(bits-2)`` exponents, ``2^(bits-1) + 1`` levels.
+        top: the largest exponent n1, an integer tensor: a scalar, or one value per output channel, shape ``(channels,)``.
+
+    """
+
+    bits: int
+    top: Tensor
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        if self.top.dim() > 1 or self.top.is_floating_point():
+            raise PlanError(f"top: expected an integer scalar or vector, got {self.top.dtype} {tuple(self.top.shape)}")
+
+    @property
+    def exponents(self) -> int:
+        """Number of exponents, and the code of zero."""
+        return 1 << (self.bits - 2)
+
+    def unit_levels(self) -> Tensor:
+        """Ascending float32 levels for n1 = 0; a tensor's levels are these times ``scale``: shape ``(2^(bits-1)+1,)``."""
+        power = np.ldexp(np.float32(1), np.arange(1 - self.exponents, 1, dtype=np.int32))
+        return torch.from_numpy(np.concatenate([-power[::-1], np.zeros(1, np.float32), power])).to(self.top.device)
+
+    def scale(self) -> Tensor:
+        """``2^n1``: float32, shape of ``top``."""
+        return torch.from_numpy(np.ldexp(np.float32(1), self.top.cpu().numpy().astype(np.int32))).to(self.top.device)
+
+    def levels(self) -> Tensor:
+        """Ascending float32 levels: shape ``(2^(bits-1)+1,)``, or ``(channels, 2^(bits-1)+1)`` where ``top`` is per channel."""
+        return self.unit_levels() * self.scale()[..., None]
+
+    def project(self, weight: Tensor) -> Tensor:
+        """Each weight's level (eq. 4; magnitudes from ``1.5 * 2^n1`` saturate), float32, shape of ``weight``: one pass over memory.
+
+        Rounding works on the float's bits: adding half a mantissa and clearing it rounds to the nearest power, ties up.
+        """
+        source = self._rows(weight)
+        result = torch.empty_like(source)
+        top = self.top.to(weight.device, torch.int32).reshape(-1, 1)
+        small = top < SMALL
+        lift = torch.where(small, 2.0**LIFT, 1.0) if bool(small.any()) else None
+        high = (top + torch.where(small, LIFT, 0) + 127) << 23
+        low = high - ((self.exponents - 1) << 23)
+        for rows, block in _blocks(source):
+            level = result[block]
+            lifted = source[block] if lift is None else source[block] * lift[rows]
+            _round_bits(lifted.view(torch.int32), low[rows], high[rows], out=level.view(torch.int32))
+            if lift is not None:
+                level /= lift[rows]
+        return result.view(weight.shape)
+
+    def encode(self, weight: Tensor) -> Tensor:
+        """uint8 codes, the index of each weight's level, shape of ``weight``."""
+        level = self._rows(self.project(weight))
+        lowest = self.top.to(weight.device).reshape(-1, 1) - self.exponents
+        rank = torch.frexp(level).exponent - 1 - lowest
+        return (self.exponents + rank * level.sign()).to(torch.uint8).view(weight.shape)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The levels that ``codes`` stand for: float32, shape of ``codes``, exact. A code beyond the last level is an error."""
+        if codes.numel() and int(codes.max()) > 2 * self.exponents:
+            raise PlanError(f"codes: expected at most {2 * self.exponents} at {self.bits} bits, got {int(codes.max())}")
+        unit = self.unit_levels().to(codes.device)[self._rows(codes).int()]
+        return unit.mul_(self.scale().to(codes.device).view(-1, 1)).view(codes.shape)
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """``tensor`` as a contiguous matrix with a row for each exponent in ``top``."""
+        if self.top.dim() and (not tensor.dim() or tensor.shape[0] != len(self.top)):
+            raise PlanError(f"expected a tensor of {len(self.top)} output channels, got shape {tuple(tensor.shape)}")
+        tensor = tensor.detach()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        return tensor.reshape(len(self.top) if self.top.dim() else 1, -1).contiguous()
+
+
+def power_of_two(
+    weight: Tensor,
+    bits: int,
+    *,
+    fit: Fit = "max",
+    per: Per = "layer",
+    importance: Tensor | None = None,
+    name: str = "weight",
+) -> PowerOfTwo:
+    """The codebook for ``weight``: the choice of its largest exponent n1.
+
+    Args:
+        weight: floats of any shape, output channels first. An all-zero tensor or channel is legal and gets n1 = 0.
+        bits: nominal bits, 2 to 8.
+        fit: ``"max"`` is the paper's ``n1 = floor(log2(4/3 max|w|))``; ``"mse"`` the integer n1 of least squared error.
+        per: one n1 for the ``"layer"`` or one per output ``"channel"``.
+        importance: non-negative weights of the squared error, broadcastable to ``weight``; only with ``fit="mse"``.
+        name: what errors call the tensor.
+
+    Raises:
+        PlanError: bits out of range, an unknown ``fit`` or ``per``, or a weight that is NaN or infinite.
+
+    """
+    check_bits(bits)
+    if fit not in ("max", "mse") or per not in ("layer", "channel"):
+        raise PlanError(
+            f'{name}: expected fit "max" or "mse" and per "layer" or "channel", got fit={fit!r}, per={per!r}'
+        )
+    if not bool(torch.isfinite(weight).all()):
+        bad = int((~torch.isfinite(weight)).sum())
+        raise PlanError(f"{name}: expected finite weights, got {bad} of {weight.numel()} that are NaN or infinite")
+    if per == "channel" and not weight.dim():
+        raise PlanError(f"{name}: expected a tensor with output channels, got a scalar")
+    rows = weight.detach().float().reshape(weight.shape[0] if per == "channel" else 1, -1)
+    top = _paper_top(rows)
+    if fit == "mse" and rows.numel():
+        top = _least_error_top(
+            rows, bits, top, None if importance is None else importance.expand_as(weight).reshape(rows.shape)
+        )
+    return PowerOfTwo(bits, top if per == "channel" else top[0])
+
+
+def check_bits(bits: int, name: str = "bits") -> None:
+    """Raise PlanError unless ``bits`` is an integer from 2 to 8."""
+    if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
+        raise PlanError(f"{name}: expected an integer from 2 to 8, got {bits!r}")
+
+
+def _blocks(matrix: Tensor) -> Iterator[tuple[slice, tuple[slice, slice]]]:
+    """Cut a matrix into blocks of at most BLOCK elements, whole rows where they fit: (rows, index of the block)."""
+    rows, columns = matrix.shape
+    height, width = max(1, BLOCK // max(1, columns)), min(max(1, columns), BLOCK)
+    for top in range(0, rows, height):
+        for left in range(0, columns, width):
+            yield slice(top, top + height), (slice(top, top + height), slice(left, left + width))
+
+
+def _round_bits(bits: Tensor, low: Tensor, high: Tensor, *, out: Tensor) -> None:
+    """Round floats, seen as int32 bits, to signed powers between ``low`` and ``high`` (bits too), or to zero under half of ``low``."""
+    magnitude = bits & MAGNITUDE
+    power = magnitude + HALF
+    power &= EXPONENT
+    torch.maximum(power, low, out=power)
+    torch.minimum(power, high, out=power)
+    torch.bitwise_and(bits, SIGN, out=out)
+    out |= power
+    out.masked_fill_(magnitude < low - (1 << 23), 0)
+
+
+def _paper_top(rows: Tensor) -> Tensor:
+    """``floor(log2(4/3 max|w|))`` of each row: the exponent of the power nearest to the maximum, a tie going up."""
+    largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
+    mantissa, exponent = torch.frexp(largest)
+    top = exponent - (mantissa < 0.75).int()
+    return torch.where(largest > 0, top.clamp(SMALLEST, LARGEST), 0).to(torch.int32)
+
+
+def _least_error_top(rows: Tensor, bits: int, start: Tensor, importance: Tensor | None) -> Tensor:
+    """The integer n1 of least squared error of each row; of equals, the largest.
+
+    Above the paper's n1 no level is gained. Going down from it, the error of the saturated weights only grows, so the
+    search ends when that part alone reaches the best error of every row.
+    """
+    best_top, top = start.clone(), start.clone()
+    best, saturated = _squared_error(rows, PowerOfTwo(bits, top), importance)
+    while bool((open_rows := (saturated < best) & (top > SMALLEST)).any()):
+        top = torch.where(open_rows, top - 1, top)
+        error, saturated = _squared_error(rows, PowerOfTwo(bits, top), importance)
+        best_top = torch.where(error < best, top, best_top)
+        best = torch.minimum(error, best)
+    return best_top
+
+
+def _squared_error(rows: Tensor, codebook: PowerOfTwo, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Squared error of each row, and the part of it that comes from weights above the largest level; both float64."""
+    level = codebook.project(rows)
+    total, saturated = torch.zeros(2, len(rows), dtype=torch.float64, device=rows.device)
+    top = codebook.levels()[:, -1:].to(rows.device)
+    for span, block in _blocks(rows):
+        error = (rows[block].double() - level[block]).square_()
+        if importance is not None:
+            error *= importance[block]
+        total[span] += error.sum(1)
+        saturated[span] += error.masked_fill_(rows[block].abs() <= top[span], 0).sum(1)
+    return total, saturated

@@ -1,0 +1,27 @@
+"""The exceptions a user may catch; each is also the built-in exception that it refines."""
+
+__all__ = ["BudgetError", "FormatError", "OctavoError", "PlanError", "RecipeError", "TrainingError"]
+
+
+class OctavoError(Exception):
+    """Anything that octavo refuses, with one line saying what was expected, what came and where."""
+
+
+class PlanError(OctavoError, ValueError):
+    """A plan, or a setting of a method, that does not fit the model it is used on."""
+
+
+class BudgetError(OctavoError, ValueError):
+    """A budget that is not well formed or that no plan can meet."""
+
+
+class RecipeError(OctavoError, ValueError):
+    """A recipe or a task that cannot be run as it is written."""
+
+
+class FormatError(OctavoError, ValueError):
+    """A file that is damaged, altered, too new or not octavo's."""
+
+
+class TrainingError(OctavoError, RuntimeError):
+    """Retraining that cannot go on; the message names the step."""

@@ -1,0 +1,126 @@
+"""Hold frozen weights still under any optimizer, and fold the model back to plain modules.
+
+Masking gradients does not hold a weight: momentum and weight decay still move it. Here each quantized parameter gets a
+parametrization: the forward pass sees the frozen value where a weight is frozen and the trained one elsewhere.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from octavo.codebook import PowerOfTwo
+from octavo.layers import Layer, channels_back, channels_first
+
+__all__ = ["Held", "hold", "release"]
+
+FREE = 255  # the code of a weight that is not frozen; codes end at 128
+
+
+class Held(nn.Module):
+    """A parametrization that replaces the frozen weights by the levels of their codes.
+
+    It keeps one byte a weight, and its output four while a graph is alive: 5 bytes of extra memory a weight.
+    """
+
+    codes: Tensor  # uint8, the weight's own shape
+    scale: Tensor  # 2^n1, broadcastable to the weight
+    unit: Tensor  # the level of each code for n1 = 0; one entry for every byte
+
+    def __init__(self, weight: Tensor, codebook: PowerOfTwo, groups: int = 0) -> None:
+        super().__init__()
+        rows = channels_first(weight, groups)
+        scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))
+        if groups and len(scale) > 1:
+            scale = channels_back(scale.expand(-1, rows.shape[1], *scale.shape[2:]), groups)
+        unit = torch.zeros(256)
+        unit[: 2 * codebook.exponents + 1] = codebook.unit_levels()
+        self.register_buffer("codes", torch.full_like(weight, FREE, dtype=torch.uint8))
+        self.register_buffer("scale", scale.to(weight.device))
+        self.register_buffer("unit", unit.to(weight.device), persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight as the network shall see it, same shape and type."""
+        result: Tensor = _Hold.apply(  # type: ignore[no-untyped-call]
+            weight, self.codes, self.unit, self.scale
+        )
+        return result
+
+    @property
+    def frozen(self) -> Tensor:
+        """Which weights are frozen: bool, the weight's own shape."""
+        return self.codes != FREE
+
+    @torch.no_grad()
+    def freeze(self, codes: Tensor, mask: Tensor) -> None:
+        """Freeze the weights under ``mask`` that are still free, at ``codes``; both of the weight's own shape."""
+        self.codes.copy_(torch.where(mask & ~self.frozen, codes, self.codes))
+
+
+class _Hold(torch.autograd.Function):
+    """``where(frozen, level, weight)``, saving for the gradient only the codes, which are kept anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, codes: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(codes)
+        level = unit[codes.int()].mul_(scale).to(weight.dtype)
+        return torch.where(codes == FREE, weight, level)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (codes,) = ctx.saved_tensors
+        return gradients[0].masked_fill(codes != FREE, 0), None, None, None
+
+
+def hold(layer: Layer, codebook: PowerOfTwo) -> Held:
+    """Put a :class:`Held` on a layer's parameter, at every place that shares it. The Parameter object stays the same."""
+    held = Held(layer.weight, codebook, layer.groups)
+    for module, attribute in layer.places:
+        if not _holds(module):
+            _remember(module)
+        parametrize.register_parametrization(module, attribute, held)
+    return held
+
+
+def release(layer: Layer) -> None:
+    """Fold a held layer back: its parameter takes the values that the network saw, its modules are plain again."""
+    for module, attribute in layer.places:
+        parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
+        if not _holds(module):
+            _restore(module)
+
+
+def _holds(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module) and any(
+        isinstance(part, Held) for part in module.parametrizations.modules()
+    )  # type: ignore[union-attr]
+
+
+def _remember(module: nn.Module) -> None:
+    """Keep the order of the module's parameters, and keep a recurrent layer's own list of weights up to date."""
+    hooks = []
+    if isinstance(module, nn.RNNBase):
+        hooks = [module.register_forward_pre_hook(_show_weights), module.register_forward_hook(_hide_weights)]
+    object.__setattr__(module, "_before_hold", (list(module._parameters), hooks))
+
+
+def _restore(module: nn.Module) -> None:
+    order, hooks = module._before_hold  # type: ignore[misc]
+    object.__delattr__(module, "_before_hold")
+    for name in order:  # type: ignore[union-attr]
+        module._parameters[name] = module._parameters.pop(name)
+    for hook in hooks:  # type: ignore[union-attr]
+        hook.remove()
+    if isinstance(module, nn.RNNBase):
+        _show_weights(module)
+
+
+def _show_weights(module: nn.RNNBase, *_: object) -> None:
+    """Recurrent layers read a list that they made when they were built: fill it with today's weights."""
+    module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def _hide_weights(module: nn.RNNBase, *_: object) -> None:
+    """Empty that list after the forward pass: copy.deepcopy refuses tensors that belong to a graph."""
+    module._flat_weights = [None for _ in module._flat_weights_names]

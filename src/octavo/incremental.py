@@ -1,0 +1,173 @@
+"""INQ, incremental network quantization, over the user's own training loop (arXiv 1702.03044, section 2.2, algorithm 1)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.codebook import Fit, Per, PowerOfTwo, power_of_two
+from octavo.container import Quantized
+from octavo.errors import PlanError, TrainingError
+from octavo.freeze import Held, hold, release
+from octavo.layers import Layer, channels_back, channels_first
+from octavo.packed import Packed
+from octavo.partition import Order, check_order, check_portions, grow, score
+from octavo.plan import planned_layers
+
+__all__ = ["Incremental", "Stage"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of INQ: a portion was just frozen; retrain the rest, then ask for the next.
+
+    Attributes:
+        index: 0 for the first.
+        portion: share of each layer's weights that is frozen now.
+        last: whether every weight is frozen; norms and biases may still train.
+        frozen: layer name to a bool mask, of the weight's shape, of what is frozen.
+
+    """
+
+    index: int
+    portion: float
+    last: bool
+    frozen: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A planned layer with its codebook and what holds its weights."""
+
+    layer: Layer
+    codebook: PowerOfTwo
+    held: Held
+
+    def freeze(self, portion: float, order: Order, generator: torch.Generator) -> None:
+        """Freeze free weights, in ``order``, until ``portion`` of the layer is frozen."""
+        with torch.no_grad():
+            weight = self.held(self.layer.weight)
+            if not bool(torch.isfinite(weight).all()):
+                raise TrainingError(
+                    f"{self.layer.name}: its weights became NaN or infinite in retraining; lower the learning rate"
+                )
+            rows = channels_first(weight, self.layer.groups)
+            ranking = channels_back(score(rows, self.codebook, order, generator=generator), self.layer.groups)
+            codes = channels_back(self.codebook.encode(rows), self.layer.groups)
+            self.held.freeze(codes, grow(self.held.frozen, ranking, portion))
+
+
+class Incremental:
+    """INQ over your own loop: each step of the iteration freezes a portion of every planned layer, then you retrain.
+
+    ::
+
+        incremental = Incremental(model, Plan.uniform(model, 3))
+        for stage in incremental:
+            if not stage.last:
+                retrain(model)
+        packed = incremental.finish()
+
+    Any optimizer will do, made before or after; reset its learning rate at each stage, as the paper does. The model's
+    parameters stay the same objects; its state dict has the parametrized names until ``finish``.
+
+    Args:
+        model: the trained network; it is changed in place.
+        plan: layer name to bits: a ``Plan`` or a dict. Layers that it does not name stay in float.
+        portions: accumulated shares of frozen weights, rising to 1.
+        order: which weights freeze first: see ``octavo.partition.score``.
+        fit: how n1 is chosen: see ``octavo.codebook.power_of_two``.
+        per: one n1 for a ``"layer"`` or for each output ``"channel"``.
+        seed: of the random order.
+
+    Raises:
+        PlanError: an unknown layer, impossible portions, an unknown order; the message names it.
+
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Mapping[str, int],
+        *,
+        portions: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0),
+        order: Order = "magnitude",
+        fit: Fit = "mse",
+        per: Per = "channel",
+        seed: int = 0,
+    ) -> None:
+        check_portions(tuple(portions))
+        check_order(order)
+        self.model, self.portions, self.order, self.seed = model, tuple(portions), order, seed
+        self._settings = {
+            "plan": dict(plan),
+            "portions": self.portions,
+            "order": order,
+            "fit": fit,
+            "per": per,
+            "seed": seed,
+        }
+        self._done = 0
+        planned = planned_layers(model, plan)
+        books = [
+            power_of_two(channels_first(layer.weight, layer.groups), bits, fit=fit, per=per, name=layer.name)
+            for layer, bits in planned
+        ]
+        self._slots = [_Slot(layer, book, hold(layer, book)) for (layer, _), book in zip(planned, books, strict=True)]
+
+    def __iter__(self) -> Iterator[Stage]:
+        """Freeze the next portion and yield its stage, from where the last iteration or ``load_state_dict`` left off."""
+        while self._done < len(self.portions):
+            index, portion = self._done, self.portions[self._done]
+            for number, slot in enumerate(self._slots):
+                generator = torch.Generator().manual_seed((self.seed << 32) + (index << 16) + number)
+                slot.freeze(portion, self.order, generator)
+            self._done += 1
+            frozen = {slot.layer.name: slot.held.frozen for slot in self._slots}
+            yield Stage(index, portion, self._done == len(self.portions), frozen)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to resume between stages, the model's own state dict included. Take it after retraining."""
+        tops = {slot.layer.name: slot.codebook.top for slot in self._slots}
+        return {"done": self._done, "settings": self._settings, "tops": tops, "model": self.model.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume: the model and the stages take up where ``state`` was taken.
+
+        Raises:
+            PlanError: the state comes from other settings; the message names the first that differs.
+
+        """
+        for key, mine in self._settings.items():
+            if state["settings"].get(key) != mine:
+                raise PlanError(
+                    f"{key}: expected the state of a run with {mine!r}, got one with {state['settings'].get(key)!r}"
+                )
+        self.model.load_state_dict(state["model"])
+        self._done = state["done"]
+        self._slots = [
+            _Slot(slot.layer, PowerOfTwo(slot.codebook.bits, state["tops"][slot.layer.name]), slot.held)
+            for slot in self._slots
+        ]
+
+    def finish(self) -> Packed:
+        """Fold the model back to plain modules and return the quantized network.
+
+        Raises:
+            PlanError: a weight is still free; the message names its layer.
+
+        """
+        for slot in self._slots:
+            free = int((~slot.held.frozen).sum())
+            if free:
+                raise PlanError(
+                    f"{slot.layer.name}: expected every weight frozen, got {free} of {slot.layer.weight.numel()} still free"
+                )
+        quantized = {}
+        for slot in self._slots:
+            codes = channels_first(slot.held.codes, slot.layer.groups).cpu().clone()
+            quantized[slot.layer.name] = Quantized.of(slot.layer, slot.codebook, codes)
+            release(slot.layer)
+        return Packed.of(self.model, quantized)

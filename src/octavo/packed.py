@@ -1,0 +1,143 @@
+"""Packed: a quantized network as data, saved and loaded exactly (the file itself: octavo.container)."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from octavo import container
+from octavo.container import Quantized
+from octavo.errors import FormatError, PlanError
+from octavo.files import write_atomically
+from octavo.plan import Plan
+
+__all__ = ["Packed", "verify"]
+
+
+class Packed:
+    """A quantized network as data: codes and exponents of the quantized layers, everything else as it was.
+
+    Args:
+        layers: layer name to quantized tensor.
+        floats: (names that share the tensor, tensor) for every other entry of the model's state dict.
+
+    """
+
+    def __init__(self, layers: Mapping[str, Quantized], floats: list[tuple[tuple[str, ...], Tensor]]) -> None:
+        self.layers = dict(layers)
+        self.floats = floats
+
+    @classmethod
+    def of(cls, model: nn.Module, layers: Mapping[str, Quantized]) -> Self:
+        """Pack a plain model, given its quantized layers; copies all other tensors of its state dict."""
+        quantized = {name for layer in layers.values() for name in layer.names}
+        shared: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}
+        for name, value in model.state_dict().items():
+            if name in quantized:
+                continue
+            if not isinstance(value, Tensor) or value.dtype not in container.DTYPES.values():
+                raise PlanError(
+                    f"{name}: expected a tensor of a plain type in the state dict, got {type(value).__name__}"
+                )
+            key = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else (name,)
+            shared.setdefault(key, ([], value))[0].append(name)
+        return cls(layers, [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()])
+
+    @property
+    def plan(self) -> Plan:
+        """The bits of each quantized layer."""
+        weights = {name: layer.codes.numel() for name, layer in self.layers.items()}
+        return Plan({name: layer.codebook.bits for name, layer in self.layers.items()}, weights=weights)
+
+    @property
+    def nominal_bits(self) -> float:
+        """Average nominal bits per quantized weight."""
+        return self.plan.cost().average_bits
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits that codes and exponents take in the file, per quantized weight."""
+        stored = sum(
+            len(blob) for name, blob in self._blobs.items() if name == "exponents" or name.startswith("codes.")
+        )
+        return 8 * stored / sum(layer.codes.numel() for layer in self.layers.values())
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of the network's tensors with float32 for every quantized weight."""
+        weights = sum(4 * layer.codes.numel() for layer in self.layers.values())
+        return weights + sum(value.numel() * value.element_size() for _, value in self.floats)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file that ``save`` writes."""
+        return len(self._file)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the file is than the network's float32 tensors."""
+        return self.float_bytes / self.file_bytes
+
+    def apply(self, model: nn.Module) -> None:
+        """Write the network into ``model``: afterwards every weight equals what was saved, bit for bit.
+
+        Raises:
+            PlanError: a tensor is missing, unexpected, of another shape, or of a type that cannot hold the values; the
+                model is left as it was.
+
+        """
+        values = {name: layer.weight() for layer in self.layers.values() for name in layer.names}
+        values |= {name: value for names, value in self.floats for name in names}
+        state = model.state_dict()
+        for name in {**values, **state}:
+            if name not in state or name not in values:
+                side = "the model" if name in values else "the packed network"
+                raise PlanError(f"{name}: missing in {side}; expected the architecture that was packed")
+            if state[name].shape != values[name].shape:
+                got = tuple(state[name].shape)
+                raise PlanError(f"{name}: expected shape {tuple(values[name].shape)} as packed, got {got} in the model")
+            if not torch.equal(values[name].to(state[name].dtype).to(values[name].dtype), values[name]):
+                raise PlanError(
+                    f"{name}: {state[name].dtype} cannot hold its packed values exactly; use a float32 model"
+                )
+        with torch.no_grad():
+            for name, value in values.items():
+                state[name].copy_(value)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, atomically: under ``path`` there is the whole file or what was there before."""
+        write_atomically(path, lambda file: file.write(self._file))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file that ``save`` wrote, checking all of it.
+
+        Raises:
+            FormatError: not octavo's, from a newer version, or damaged; the message names the tensor and the cause.
+
+        """
+        try:
+            return cls(*container.unpack(Path(path).read_bytes()))
+        except (OSError, FormatError) as error:
+            raise FormatError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from error
+
+    @cached_property
+    def _blobs(self) -> dict[str, bytes]:
+        return container.pack(self.layers, self.floats)
+
+    @cached_property
+    def _file(self) -> bytes:
+        return container.to_file(self._blobs)
+
+
+def verify(path: str | Path) -> None:
+    """Check a packed file: all of it is read and every checksum compared.
+
+    Raises:
+        FormatError: as ``Packed.load``.
+
+    """
+    Packed.load(path)

@@ -1,0 +1,66 @@
+"""Which weights freeze next: scores and the growth of the frozen set (INQ, section 2.2; the distance is DNQ's criterion)."""
+
+import itertools
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from octavo.codebook import PowerOfTwo
+from octavo.errors import PlanError
+
+__all__ = ["Order", "check_order", "check_portions", "grow", "score"]
+
+Order = Literal["magnitude", "distance", "far", "random"]
+
+
+def score(weight: Tensor, codebook: PowerOfTwo, order: Order, *, generator: torch.Generator | None = None) -> Tensor:
+    """How early each weight freezes, the highest first: float32, shape of ``weight``.
+
+    ``magnitude``: the largest first (INQ's choice); ``distance``: the nearest to its level first (DNQ's criterion);
+    ``far``: the farthest first; ``random``: drawn from ``generator`` (INQ's other choice).
+    """
+    check_order(order)
+    if order == "magnitude":
+        return weight.detach().float().abs()
+    if order == "random":
+        return torch.rand(weight.shape, generator=generator).to(weight.device)
+    distance = (weight.detach().float() - codebook.project(weight)).abs_()
+    return distance if order == "far" else distance.neg_()
+
+
+def grow(frozen: Tensor, score: Tensor, portion: float) -> Tensor:
+    """The frozen set grown to ``round(portion * frozen.numel())`` weights, by the highest ``score`` among the free ones.
+
+    Pure; what is frozen stays frozen, even where the portion asks for less than is frozen already. Equal scores freeze
+    in the tensor's order.
+
+    Args:
+        frozen: bool, any shape.
+        score: floats, same shape.
+        portion: share of all weights that shall be frozen, 0 to 1.
+
+    """
+    missing = round(portion * frozen.numel()) - int(frozen.sum())
+    if missing <= 0:
+        return frozen.clone()
+    free = (~frozen.flatten()).nonzero().squeeze(1)
+    first = score.flatten()[free].sort(descending=True, stable=True).indices[:missing]
+    grown = frozen.flatten().clone()
+    grown[free[first]] = True
+    return grown.view(frozen.shape)
+
+
+def check_order(order: str) -> None:
+    """Raise PlanError unless ``order`` is known."""
+    if order not in get_args(Order):
+        raise PlanError(f"order: expected one of {', '.join(get_args(Order))}, got {order!r}")
+
+
+def check_portions(portions: tuple[float, ...]) -> None:
+    """Raise PlanError unless ``portions`` rise strictly, within (0, 1], and end at 1."""
+    rising = all(a < b for a, b in itertools.pairwise(portions))
+    if not portions or not rising or portions[0] <= 0 or portions[-1] != 1:
+        raise PlanError(
+            f"portions: expected shares that rise strictly from above 0 to exactly 1, got {tuple(portions)}"
+        )

@@ -1,0 +1,241 @@
+"""Plan: how many bits each layer gets, as plain data; Budget: what it may cost."""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from torch import nn
+
+from octavo.codebook import check_bits
+from octavo.errors import BudgetError, PlanError
+from octavo.layers import Layer, Skipped, find_layers
+
+__all__ = ["Budget", "Cost", "Plan", "matching_plan", "planned_layers"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs, nominally: each planned weight counts its layer's bits. Stored files are smaller: see ``Packed``.
+
+    Attributes:
+        average_bits: nominal bits per planned weight.
+        ratio: 32 / average_bits.
+        bytes: nominal bytes of all planned weights.
+        bit_ops: sum over the layers of bits times multiply-accumulates; None where these are not known.
+
+    """
+
+    average_bits: float
+    ratio: float
+    bytes: int
+    bit_ops: int | None
+
+
+class Plan(MutableMapping[str, int]):
+    """Bits by layer name, 2 to 8; a layer that is missing stays in float. A plain dict is a plan too where one is asked for.
+
+    Args:
+        bits: layer name to bits.
+        weights: layer name to number of weights; ``cost`` needs it. ``Plan.uniform`` fills it in.
+        macs: layer name to multiply-accumulates, for bit operations.
+
+    Raises:
+        PlanError: bits that are not an integer from 2 to 8.
+
+    """
+
+    def __init__(
+        self,
+        bits: Mapping[str, int],
+        *,
+        weights: Mapping[str, int] | None = None,
+        macs: Mapping[str, int] | None = None,
+    ) -> None:
+        self._bits: dict[str, int] = {}
+        self.weights = dict(weights or {})
+        self.macs = dict(macs or {})
+        for name, value in bits.items():
+            self[name] = value
+
+    @classmethod
+    def uniform(cls, model: nn.Module, bits: int, *, include: str = "*", exclude: Sequence[str] = ()) -> Self:
+        """The same bits for every layer whose name matches ``include`` and none of ``exclude`` (shell patterns).
+
+        Raises:
+            PlanError: no layer of the model can be quantized, or a pattern matches none.
+
+        """
+        layers = {layer.name: layer.weight.numel() for layer in find_layers(model)[0]}
+        if not layers:
+            raise PlanError(f"{type(model).__name__}: expected a model with layers that can be quantized, found none")
+        for pattern in [include, *exclude]:
+            if not any(fnmatchcase(name, pattern) for name in layers):
+                raise PlanError(
+                    f"{pattern!r} matches no layer of {type(model).__name__}{_nearest(pattern, list(layers))}"
+                )
+        chosen = [n for n in layers if fnmatchcase(n, include) and not any(fnmatchcase(n, out) for out in exclude)]
+        return cls(dict.fromkeys(chosen, bits), weights=layers)
+
+    def __getitem__(self, name: str) -> int:
+        return self._bits[name]
+
+    def __setitem__(self, name: str, bits: int) -> None:
+        check_bits(bits, name)
+        self._bits[name] = bits
+
+    def __delitem__(self, name: str) -> None:
+        del self._bits[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bits)
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+    def __repr__(self) -> str:
+        return f"Plan({self._bits!r})"
+
+    def cost(self) -> Cost:
+        """What the plan costs.
+
+        Raises:
+            PlanError: an empty plan, or a layer whose number of weights the plan does not know.
+
+        """
+        unknown = [name for name in self if name not in self.weights]
+        if unknown or not self:
+            raise PlanError(
+                f"{unknown[0]}: the plan does not know its number of weights" if unknown else "the plan is empty"
+            )
+        total = sum(self.weights[name] for name in self)
+        bits = sum(self.weights[name] * self[name] for name in self)
+        ops = None if set(self) - set(self.macs) else sum(self[name] * self.macs[name] for name in self)
+        return Cost(bits / total, 32 * total / bits, math.ceil(bits / 8), ops)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as YAML that a person can edit."""
+        content: dict[str, Any] = {
+            "bits": self._bits,
+            "weights": {n: self.weights[n] for n in self if n in self.weights},
+        }
+        if self.macs:
+            content["macs"] = {name: self.macs[name] for name in self if name in self.macs}
+        head = (
+            "# octavo plan: bits per layer, 2 to 8; a layer without a line stays in float. The counts serve cost().\n"
+        )
+        Path(path).write_text(head + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a plan that ``save`` wrote, edited or not.
+
+        Raises:
+            PlanError: not a plan; the message names the file and the key.
+
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise PlanError(f"{path}: not a readable plan: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("bits"), dict):
+            raise PlanError(f"{path}: expected a mapping with the key 'bits', from layer names to bits")
+        unknown = set(content) - {"bits", "weights", "macs"}
+        counts = [content.get(key) or {} for key in ("weights", "macs")]
+        if unknown or not all(isinstance(count, dict) for count in counts):
+            raise PlanError(
+                f"{path}: expected mappings named bits, weights and macs, got {', '.join(map(str, content))}"
+            )
+        try:
+            return cls(content["bits"], weights=counts[0], macs=counts[1])
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a plan may cost: exactly one of a least ``ratio``, or the most ``average_bits``, ``bytes`` or ``bit_ops``.
+
+    Raises:
+        BudgetError: none or several are given, or one is not a positive number.
+
+    """
+
+    ratio: float | None = None
+    average_bits: float | None = None
+    bytes: int | None = None
+    bit_ops: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise BudgetError(f"expected exactly one of ratio, average_bits, bytes and bit_ops, got {given or 'none'}")
+        ((name, value),) = given.items()
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise BudgetError(f"{name}: expected a positive number, got {value!r}")
+
+    def allows(self, cost: Cost) -> bool:
+        """Whether ``cost`` is within the budget."""
+        if self.ratio is not None:
+            return cost.ratio >= self.ratio
+        if self.bit_ops is not None:
+            if cost.bit_ops is None:
+                raise BudgetError("bit_ops: the plan knows no multiply-accumulates; make it by inspect(model, example)")
+            return cost.bit_ops <= self.bit_ops
+        return all(
+            most is None or getattr(cost, name) <= most for name, most in vars(self).items() if name in vars(cost)
+        )
+
+
+def matching_plan(model: nn.Module, bits: int | Mapping[str, int]) -> Plan:
+    """A plan from bits for every layer, or from shell patterns to bits: the last pattern that matches a layer counts.
+
+    Raises:
+        PlanError: a pattern matches no layer of the model.
+
+    """
+    plan, known = Plan({}), Plan.uniform(model, 8)
+    for pattern, value in ({"*": bits} if isinstance(bits, int) else bits).items():
+        plan.update(Plan.uniform(model, value, include=pattern))
+    return Plan({name: plan[name] for name in known if name in plan}, weights=known.weights)
+
+
+def planned_layers(model: nn.Module, plan: Mapping[str, int]) -> list[tuple[Layer, int]]:
+    """The model's layers that ``plan`` names, with their bits, in registration order.
+
+    Raises:
+        PlanError: a name that the model does not have (with the nearest known), or that is skipped (with the reason).
+
+    """
+    layers, skipped = find_layers(model)
+    if not layers:
+        raise PlanError(f"{type(model).__name__}: expected a model with layers that can be quantized, found none")
+    known = {layer.name: layer for layer in layers}
+    for name, bits in plan.items():
+        check_bits(bits, name)
+        if name not in known:
+            raise PlanError(f"{name} {_why_unknown(name, layers, skipped)} of {type(model).__name__}")
+    if not plan:
+        raise PlanError("the plan is empty: it names no layer to quantize")
+    return [(layer, plan[layer.name]) for layer in layers if layer.name in plan]
+
+
+def _why_unknown(name: str, layers: Sequence[Layer], skipped: Sequence[Skipped]) -> str:
+    """What is wrong with a plan's key that no layer has."""
+    names = (name, f"{name}.weight")
+    for skip in skipped:
+        if skip.name in names:
+            return f"is skipped ({skip.reason}): it is no layer"
+    for layer in layers:
+        if any(full in names for full, *_ in layer.tied):
+            return f"is tied to {layer.name}, plan that one: it is no layer by itself"
+    return f"is no layer{_nearest(name, [layer.name for layer in layers])}, and no tensor that can be quantized"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0)
+    return f" (the nearest is {close[0]!r})" if close else ""

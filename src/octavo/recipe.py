@@ -1,0 +1,159 @@
+"""A run described as data: what ``octavo run`` reads."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from octavo.codebook import Fit, Per
+from octavo.errors import OctavoError, RecipeError
+from octavo.partition import Order, check_portions
+from octavo.train import Retraining
+
+__all__ = ["Recipe", "load_recipe", "make_recipe", "override"]
+
+Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
+
+
+class Recipe(BaseModel):
+    """One run of INQ.
+
+    Attributes:
+        task: name of a task, see ``octavo.task.load_task``.
+        options: the task's options.
+        teacher: the task's options that differ for the network whose outputs retraining imitates; none: the same network.
+        bits: bits for every layer, or for layer names and shell patterns; the last that matches counts, the others stay
+            in float.
+        portions: accumulated shares of frozen weights.
+        order: which weights freeze first.
+        fit: choice of n1.
+        per: one n1 for a layer or for each output channel.
+        epochs: of retraining after each portion: one number a portion, or one for all but the last, which gets none.
+        retraining: how to retrain.
+        control: whether to train the full-precision network equally long, for comparison.
+        seed: of everything that is drawn.
+        publish: where to put copies of the result (``.json``) and the network (``.safetensors``), from the recipe's folder.
+
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str
+    options: dict[str, Any] = {}
+    teacher: dict[str, Any] = {}
+    bits: Bits | dict[str, Bits]
+    portions: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0)
+    order: Order = "magnitude"
+    fit: Fit = "mse"
+    per: Per = "channel"
+    epochs: Annotated[float, Field(ge=0)] | tuple[Annotated[float, Field(ge=0)], ...] = 1.0
+    retraining: Retraining = Retraining()
+    control: bool = True
+    seed: int = 0
+    publish: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_portions(self.portions)
+        if isinstance(self.epochs, tuple) and len(self.epochs) != len(self.portions):
+            raise ValueError(
+                f"epochs: expected one number, or {len(self.portions)}, one a portion; got {len(self.epochs)}"
+            )
+        return self
+
+    @property
+    def stage_epochs(self) -> tuple[float, ...]:
+        """Epochs of retraining after each portion."""
+        if isinstance(self.epochs, tuple):
+            return self.epochs
+        return (*[self.epochs] * (len(self.portions) - 1), 0.0)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; ``base: other.yaml`` in it names one whose keys it takes over.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key=value`` each, the value in YAML; ``retraining.learning_rate=0.02`` reaches inside.
+
+    Raises:
+        RecipeError: not readable, an unknown key (with the nearest known one), or a value that does not fit.
+
+    """
+    return make_recipe(override(_read(Path(path), ()), overrides), str(path))
+
+
+def make_recipe(content: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe from plain data; ``where`` is what errors call it."""
+    try:
+        return Recipe.model_validate(content)
+    except OctavoError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error)}") from error
+
+
+def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``content`` with ``key=value`` pairs put in, in place; a dotted key reaches inside.
+
+    Raises:
+        RecipeError: not a pair, not YAML, or a key inside of what is no mapping.
+
+    """
+    for pair in overrides:
+        path, equals, text = pair.partition("=")
+        if not equals or not path:
+            raise RecipeError(f"--set {pair}: expected key=value")
+        inner: Any = content
+        *parents, last = path.split(".")
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise RecipeError(f"--set {pair}: {parent} is not a mapping")
+        inner[last] = _value(text, f"--set {pair}")
+    return content
+
+
+def _value(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: not a YAML value") from error
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise RecipeError(f"{path}: is its own base")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: not a readable recipe: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a mapping of keys to values, got {type(content).__name__}")
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    return _merge(_read(path.parent / str(base), (*seen, path.resolve())), content)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``over``; mappings are merged key by key, but for ``bits``, which is one thing."""
+    for key, value in over.items():
+        deeper = isinstance(value, Mapping) and isinstance(base.get(key), dict) and key != "bits"
+        base[key] = _merge(base[key], value) if deeper else value
+    return base
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = Retraining.__dataclass_fields__ if where.startswith("retraining") else Recipe.model_fields
+        close = difflib.get_close_matches(where.rpartition(".")[2], known, 1, 0)
+        return f"unknown key {where!r}; the nearest is {close[0]!r}"
+    got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    return f"{where or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{got if where else ''}"

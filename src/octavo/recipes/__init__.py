@@ -1,0 +1,1 @@
+"""Recipes that come with octavo; ``octavo run NAME`` finds them by name."""

@@ -1,0 +1,63 @@
+"""Results as tables that a person understands."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from octavo.inspection import Inspection
+from octavo.packed import Packed
+
+__all__ = ["inspection_table", "packed_rows", "result_table", "skipped_table"]
+
+
+def result_table(result: Mapping[str, Any]) -> Table:
+    """The result of a run: what was reached against what it cost."""
+    table = Table(title="full precision against powers of two", title_justify="left")
+    for column in ("", "full precision", "control, trained equally long", "quantized"):
+        table.add_column(column, justify="left" if not column else "right")
+    control = f"{result['control_score']:.2f}" if "control_score" in result else "not run"
+    table.add_row(
+        "score (accuracy in per cent)", f"{result['float_score']:.2f}", control, f"[bold]{result['score']:.2f}[/]"
+    )
+    table.add_row("nominal bits per weight", "32", "32", f"{result['nominal_bits']:.2f}")
+    table.add_row("stored bits per weight", "32", "32", f"{result['stored_bits']:.2f}")
+    whole = f"{result['float_bytes']:,}"
+    table.add_row("bytes", whole, whole, f"{result['file_bytes']:,}")
+    table.add_row("times smaller", "1.0", "1.0", f"[bold]{result['ratio']:.1f}[/]")
+    table.add_row("time", "", "", f"{result['seconds']:.0f} s in all")
+    return table
+
+
+def inspection_table(inspection: Inspection) -> Table:
+    """The layers that can be quantized."""
+    table = Table(title="can be quantized", title_justify="left")
+    for column in ("layer", "kind", "shape", "weights", "multiply-accumulates", "tied to"):
+        table.add_column(column, justify="right" if column in ("weights", "multiply-accumulates") else "left")
+    for row in inspection.rows:
+        macs = "" if row.macs is None else f"{row.macs:,}"
+        table.add_row(row.name, row.kind, "x".join(map(str, row.shape)), f"{row.weights:,}", macs, ", ".join(row.tied))
+    return table
+
+
+def skipped_table(inspection: Inspection) -> Table:
+    """The parameters that stay in float, one row for each reason."""
+    table = Table("parameters", "weights", "why", "for example", title="stays in float", title_justify="left")
+    reasons: dict[str, list[Any]] = {}
+    for skip in inspection.skipped:
+        reasons.setdefault(skip.reason, []).append(skip)
+    for reason, skips in reasons.items():
+        table.add_row(str(len(skips)), f"{sum(skip.weights for skip in skips):,}", reason, skips[0].name)
+    return table
+
+
+def packed_rows(packed: Packed) -> dict[str, Any]:
+    """The figures of a packed file."""
+    return {
+        "layers": len(packed.layers),
+        "weights": sum(layer.codes.numel() for layer in packed.layers.values()),
+        "nominal_bits": round(packed.nominal_bits, 3),
+        "stored_bits": round(packed.stored_bits, 3),
+        "file_bytes": packed.file_bytes,
+        "ratio": round(packed.ratio, 2),
+    }

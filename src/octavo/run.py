@@ -1,0 +1,238 @@
+"""One run of a recipe, resumable: float score, INQ's stages, control, packed file, score of the reloaded network."""
+
+import hashlib
+import json
+import platform
+import shutil
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy
+import torch
+from torch import nn
+
+from octavo import coding
+from octavo.errors import RecipeError, TrainingError
+from octavo.files import write_atomically
+from octavo.incremental import Incremental
+from octavo.packed import Packed
+from octavo.plan import matching_plan
+from octavo.recipe import Recipe, make_recipe
+from octavo.task import Task, load_task
+from octavo.train import Progress, retrain
+
+__all__ = ["Observer", "publish", "run"]
+
+Json = dict[str, Any]
+
+
+class Observer(Protocol):
+    """Who watches a run."""
+
+    def note(self, text: str) -> None:
+        """Something was done."""
+
+    def stage(self, name: str, index: int, stages: int) -> None:
+        """A stage of retraining begins."""
+
+    def step(self, progress: Progress) -> None:
+        """A step of it was made."""
+
+
+@dataclass
+class _Track:
+    """One network on its way through the stages: the one that is quantized, or the control, which is not."""
+
+    name: str
+    model: nn.Module
+    incremental: Incremental | None
+    path: Path
+    log: list[Json] = field(default_factory=list)
+
+    def resume(self) -> None:
+        """Take up where the last whole stage was saved."""
+        if not self.path.exists():
+            return
+        saved = torch.load(self.path, weights_only=True)
+        (self.incremental or self.model).load_state_dict(saved["state"])
+        self.log = saved["log"]
+
+    def save(self) -> None:
+        """Keep the stage that has just ended."""
+        state = (self.incremental or self.model).state_dict()
+        write_atomically(self.path, lambda file: torch.save({"state": state, "log": self.log}, file))
+
+
+def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
+    """Do all that the recipe says into ``folder``; a run that was cut off continues after its last whole stage.
+
+    Returns:
+        What ``result.json`` in the folder holds.
+
+    Raises:
+        RecipeError: the folder holds the run of another recipe, or the task cannot be loaded.
+        TrainingError: retraining failed; the last whole stage is kept.
+
+    """
+    result_path = folder / "result.json"
+    _claim(folder, recipe)
+    if result_path.exists():
+        observer.note(f"{folder} is complete: nothing to do")
+        result: Json = json.loads(result_path.read_text(encoding="utf-8"))
+        return result
+    started = time.monotonic()
+    task = load_task(recipe.task, recipe.options)
+    result = {
+        "recipe": recipe.model_dump(mode="json"),
+        "environment": _environment(),
+        "labels_used": recipe.retraining.labels > 0,
+    }
+    result["float_score"] = task.score(task.model())
+    observer.note(f"full precision: {result['float_score']:.2f}")
+    packed, result["stages"] = _quantize(recipe, task, folder, observer)
+    file = folder / "packed.safetensors"
+    packed.save(file)
+    result["score"] = _score_reloaded(task, file)
+    observer.note(f"quantized, packed and loaded again: {result['score']:.2f}")
+    if recipe.control:
+        result["control_score"] = _control(recipe, task, folder, observer)
+    result |= _sizes(packed) | {"seconds": round(time.monotonic() - started, 1)}
+    write_atomically(result_path, lambda f: f.write(json.dumps(result, indent=2).encode()))
+    return result
+
+
+def publish(recipe: Recipe, recipe_path: Path, folder: Path) -> list[Path]:
+    """Copy the result and the packed network to where the recipe publishes them, if it does."""
+    if recipe.publish is None:
+        return []
+    stem = recipe_path.parent / recipe.publish
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    pairs = [
+        (folder / "result.json", Path(f"{stem}.json")),
+        (folder / "packed.safetensors", Path(f"{stem}.safetensors")),
+    ]
+    return [Path(shutil.copyfile(source, target)) for source, target in pairs]
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Write the recipe into its folder, or make sure that it is the one whose run is there.
+
+    How to retrain and where to publish may differ: that is how a run that diverged goes on with a lower learning rate.
+    """
+    path, free = folder / "recipe.json", {"retraining", "publish", "control"}
+    if path.exists():
+        there = make_recipe(json.loads(path.read_text(encoding="utf-8")), str(path))
+        for key in Recipe.model_fields:
+            if key not in free and getattr(there, key) != getattr(recipe, key):
+                was, now = getattr(there, key), getattr(recipe, key)
+                raise RecipeError(
+                    f"{folder} holds a run with {key} {was!r}, the recipe says {now!r}: choose another --folder"
+                )
+    write_atomically(path, lambda file: file.write(recipe.model_dump_json(indent=2).encode()))
+
+
+def _quantize(recipe: Recipe, task: Task, folder: Path, observer: Observer) -> tuple[Packed, list[Json]]:
+    model = task.model()
+    incremental = Incremental(
+        model,
+        matching_plan(model, recipe.bits),
+        portions=recipe.portions,
+        order=recipe.order,
+        fit=recipe.fit,
+        per=recipe.per,
+        seed=recipe.seed,
+    )
+    track = _Track("quantized", model, incremental, folder / "quantized.pt")
+    _train(track, recipe, task, observer)
+    return incremental.finish(), track.log
+
+
+def _control(recipe: Recipe, task: Task, folder: Path, observer: Observer) -> float:
+    """Score of the full-precision network trained just as long and in the same way; recipes that differ in bits share it."""
+    keys = {"task", "options", "teacher", "retraining", "seed"}
+    same = recipe.model_dump(mode="json", include=keys) | {
+        "epochs": [epochs for epochs in recipe.stage_epochs if epochs]
+    }
+    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
+    place = folder.parent / f"control-{digest}"
+    done = place / "result.json"
+    if not done.exists():
+        track = _Track("control", task.model(), None, place / "control.pt")
+        _train(track, recipe, task, observer)
+        content = json.dumps(same | {"score": task.score(track.model), "stages": track.log}, indent=2)
+        write_atomically(done, lambda file: file.write(content.encode()))
+    score: float = json.loads(done.read_text(encoding="utf-8"))["score"]
+    observer.note(f"control, full precision trained equally long: {score:.2f}")
+    return score
+
+
+def _train(track: _Track, recipe: Recipe, task: Task, observer: Observer) -> None:
+    """All stages of one track that are not done yet."""
+    teacher = _teacher(recipe, task)
+    track.resume()
+    stages = iter(track.incremental) if track.incremental else repeat(None)
+    for index in range(len(track.log), len(recipe.portions)):
+        next(stages)
+        torch.manual_seed((recipe.seed << 16) + index)
+        epochs, started = recipe.stage_epochs[index], time.monotonic()
+        if epochs:
+            observer.stage(track.name, index, len(recipe.portions))
+        try:
+            loss = retrain(track.model, task, epochs, recipe.retraining, teacher=teacher, observe=observer.step)
+        except TrainingError as error:
+            kept = f"stage {index} is kept in {track.path}" if index else "no stage was done yet"
+            raise TrainingError(f"{track.name}, stage {index + 1}, {error} ({kept})") from error
+        entry = {"portion": recipe.portions[index], "epochs": epochs, "learning_rate": recipe.retraining.learning_rate}
+        track.log.append(entry | {"loss": round(loss, 5), "seconds": round(time.monotonic() - started, 1)})
+        track.save()
+
+
+def _teacher(recipe: Recipe, task: Task) -> nn.Module | None:
+    if recipe.retraining.labels == 1:
+        return None
+    source = load_task(recipe.task, recipe.options | recipe.teacher) if recipe.teacher else task
+    return source.model().eval().requires_grad_(False)
+
+
+def _score_reloaded(task: Task, file: Path) -> float:
+    """Score of a fresh network that the file was applied to: what its user will get."""
+    model = task.model()
+    Packed.load(file).apply(model)
+    return task.score(model)
+
+
+def _sizes(packed: Packed) -> Json:
+    entropy = sum(coding.entropy_bytes(layer.codes, layer.codebook.bits) for layer in packed.layers.values())
+    return {
+        "weights": sum(layer.codes.numel() for layer in packed.layers.values()),
+        "nominal_bits": packed.nominal_bits,
+        "stored_bits": packed.stored_bits,
+        "entropy_bytes": round(entropy),
+        "other_bytes": sum(value.numel() * value.element_size() for _, value in packed.floats),
+        "file_bytes": packed.file_bytes,
+        "float_bytes": packed.float_bytes,
+        "ratio": packed.ratio,
+    }
+
+
+def _environment() -> Json:
+    return {
+        "octavo": version("octavo"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "machine": _processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    """What the processor calls itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.machine()

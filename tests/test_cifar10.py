@@ -57,9 +57,7 @@ def test_normalisation_is_that_of_the_published_networks(data: str) -> None:
 
 
 def test_calibration_is_the_same_for_both_splits_and_from_images_trained_on(data: str) -> None:
-    test, holdout = (
-        torch.cat(list(task(data, split=s, calibration_size=20).calibration())) for s in ("test", "holdout")
-    )
+    test, holdout = (torch.cat(list(task(data, split=s, calibration_size=20).calibration())) for s in ("test", "holdout"))
     assert len(test) == 20
     assert torch.equal(test, holdout)
     assert set(pixels(test)) <= known(arrays()["x_train"])
@@ -89,9 +87,7 @@ def test_split_test(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(scored_images(one)) == known(arrays()["x_test"])
 
 
-def test_split_holdout_trains_on_nine_tenths_and_never_sees_the_test(
-    data: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_split_holdout_trains_on_nine_tenths_and_never_sees_the_test(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one = task(data, batch=4, split="holdout")
     trained, scored = set(trained_images(one, monkeypatch)), set(scored_images(one))
     assert (len(trained), len(scored)) == (36, 4)
@@ -201,7 +197,7 @@ def test_a_damaged_file(data: str) -> None:
 
 def test_missing_data_says_exactly_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: Any, **__: Any) -> None:
-        raise ConnectionError("no route")
+        raise ConnectionError("no route\nat all")
 
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     monkeypatch.setitem(sys.modules, "datasets", library("datasets", load_dataset=offline))
@@ -213,7 +209,7 @@ def test_missing_data_says_exactly_what_to_do(tmp_path: Path, monkeypatch: pytes
         str(tmp_path / "new" / "data.npz"),
         "x_train (50000, 32, 32, 3) uint8",
         "pip install datasets",
-        "no route",
+        "no route at all",
     ):
         assert part in message
     assert "torchvision" in message

@@ -23,22 +23,16 @@ from octavo.task import load_task
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 RECIPES = Path(__file__).parent / "recipes"
 
 TaskName = Annotated[str, typer.Argument(help="digits, cifar10, package.module:Class or path/to/file.py:Class.")]
 TaskOption = Annotated[str, typer.Option("--task", "-t", help="The task, see `octavo inspect --help`.")]
-Options = Annotated[
-    list[str] | None, typer.Option("--option", "-O", help="An option of the task: key=value, value in YAML.")
-]
+Options = Annotated[list[str] | None, typer.Option("--option", "-O", help="An option of the task: key=value, value in YAML.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Folder = Annotated[Path | None, typer.Option(help="The run's folder; default: runs/ and the recipe's name.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a key of the recipe: key=value, value in YAML.")
-]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe: key=value, value in YAML.")]
 File = Annotated[Path, typer.Argument(help="A packed network.", show_default=False)]
 
 
@@ -77,14 +71,12 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
     loaded = load_task(task, _options(option))
     found = inspect_model(loaded.model(), next(iter(loaded.calibration())))
     if as_json:
-        print(json.dumps(asdict(found), indent=2))
+        typer.echo(json.dumps(asdict(found), indent=2))
         return
     out.print(inspection_table(found), skipped_table(found))
     if found.cheapest and found.dearest:
         low, high = found.cheapest, found.dearest
-        out.print(
-            f"feasible: {low.average_bits:g} to {high.average_bits:g} bits, {low.bytes:,} to {high.bytes:,} nominal bytes"
-        )
+        out.print(f"feasible: {low.average_bits:g} to {high.average_bits:g} bits, {low.bytes:,} to {high.bytes:,} nominal bytes")
 
 
 @app.command()
@@ -142,7 +134,7 @@ def _run(path: Path, recipe: Recipe, folder: Path, as_json: bool) -> None:
         result = run_recipe(recipe, folder, display)
     published = publish(recipe, path, folder)
     if as_json:
-        print(json.dumps(result, indent=2))
+        typer.echo(json.dumps(result, indent=2))
         return
     out.print(result_table(result))
     out.print(f"the network: {folder / 'packed.safetensors'}   the figures: {folder / 'result.json'}", soft_wrap=True)
@@ -162,7 +154,7 @@ def _options(pairs: list[str] | None) -> dict[str, Any]:
 
 def _print(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(figures))
+        typer.echo(json.dumps(figures))
         return
     for key, value in figures.items():
         out.print(

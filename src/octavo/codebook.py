@@ -62,7 +62,7 @@ class PowerOfTwo:
         return self.unit_levels() * self.scale()[..., None]
 
     def project(self, weight: Tensor) -> Tensor:
-        """Each weight's level (eq. 4; magnitudes from ``1.5 * 2^n1`` saturate), float32, shape of ``weight``: one pass over memory.
+        """Each weight's level (eq. 4, saturating from ``1.5 * 2^n1`` on), float32, shape of ``weight``: one pass over memory.
 
         Rounding works on the float's bits: adding half a mantissa and clearing it rounds to the nearest power, ties up.
         """
@@ -129,9 +129,7 @@ def power_of_two(
     """
     check_bits(bits)
     if fit not in ("max", "mse") or per not in ("layer", "channel"):
-        raise PlanError(
-            f'{name}: expected fit "max" or "mse" and per "layer" or "channel", got fit={fit!r}, per={per!r}'
-        )
+        raise PlanError(f'{name}: expected fit "max" or "mse" and per "layer" or "channel", got fit={fit!r}, per={per!r}')
     if not bool(torch.isfinite(weight).all()):
         bad = int((~torch.isfinite(weight)).sum())
         raise PlanError(f"{name}: expected finite weights, got {bad} of {weight.numel()} that are NaN or infinite")
@@ -140,9 +138,7 @@ def power_of_two(
     rows = weight.detach().float().reshape(weight.shape[0] if per == "channel" else 1, -1)
     top = _paper_top(rows)
     if fit == "mse" and rows.numel():
-        top = _least_error_top(
-            rows, bits, top, None if importance is None else importance.expand_as(weight).reshape(rows.shape)
-        )
+        top = _least_error_top(rows, bits, top, None if importance is None else importance.expand_as(weight).reshape(rows.shape))
     return PowerOfTwo(bits, top if per == "channel" else top[0])
 
 
@@ -162,7 +158,7 @@ def _blocks(matrix: Tensor) -> Iterator[tuple[slice, tuple[slice, slice]]]:
 
 
 def _round_bits(bits: Tensor, low: Tensor, high: Tensor, *, out: Tensor) -> None:
-    """Round floats, seen as int32 bits, to signed powers between ``low`` and ``high`` (bits too), or to zero under half of ``low``."""
+    """Round floats, seen as int32 bits, to signed powers from ``low`` to ``high`` (bits too), or to zero under half of ``low``."""
     magnitude = bits & MAGNITUDE
     power = magnitude + HALF
     power &= EXPONENT

@@ -129,9 +129,7 @@ def _open(data: bytes) -> tuple[dict[str, bytes], Json]:
             "expected a safetensors file with octavo's header, found none: not octavo's, or cut or damaged"
         ) from error
     if not isinstance(version, int) or version > VERSION:
-        raise FormatError(
-            f"format version {version} is newer than {VERSION}, the newest this octavo reads: upgrade octavo"
-        )
+        raise FormatError(f"format version {version} is newer than {VERSION}, the newest this octavo reads: upgrade octavo")
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError) as error:
@@ -213,9 +211,7 @@ class _Stream:
 
     def close(self) -> None:
         if self.position != len(self.values):
-            raise FormatError(
-                f"{self.name}: {len(self.values) - self.position} values belong to no tensor of the manifest"
-            )
+            raise FormatError(f"{self.name}: {len(self.values) - self.position} values belong to no tensor of the manifest")
 
 
 def _shape(row: Json) -> list[int]:

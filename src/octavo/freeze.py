@@ -92,9 +92,8 @@ def release(layer: Layer) -> None:
 
 
 def _holds(module: nn.Module) -> bool:
-    return parametrize.is_parametrized(module) and any(
-        isinstance(part, Held) for part in module.parametrizations.modules()
-    )  # type: ignore[union-attr]
+    held = getattr(module, "parametrizations", nn.ModuleDict())
+    return any(isinstance(part, Held) for part in held.modules())
 
 
 def _remember(module: nn.Module) -> None:
@@ -106,11 +105,11 @@ def _remember(module: nn.Module) -> None:
 
 
 def _restore(module: nn.Module) -> None:
-    order, hooks = module._before_hold  # type: ignore[misc]
+    order, hooks = getattr(module, "_before_hold")  # noqa: B009  (no attribute that a type checker knows)
     object.__delattr__(module, "_before_hold")
-    for name in order:  # type: ignore[union-attr]
+    for name in order:
         module._parameters[name] = module._parameters.pop(name)
-    for hook in hooks:  # type: ignore[union-attr]
+    for hook in hooks:
         hook.remove()
     if isinstance(module, nn.RNNBase):
         _show_weights(module)

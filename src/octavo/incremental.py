@@ -142,14 +142,11 @@ class Incremental:
         """
         for key, mine in self._settings.items():
             if state["settings"].get(key) != mine:
-                raise PlanError(
-                    f"{key}: expected the state of a run with {mine!r}, got one with {state['settings'].get(key)!r}"
-                )
+                raise PlanError(f"{key}: expected the state of a run with {mine!r}, got one with {state['settings'].get(key)!r}")
         self.model.load_state_dict(state["model"])
         self._done = state["done"]
         self._slots = [
-            _Slot(slot.layer, PowerOfTwo(slot.codebook.bits, state["tops"][slot.layer.name]), slot.held)
-            for slot in self._slots
+            _Slot(slot.layer, PowerOfTwo(slot.codebook.bits, state["tops"][slot.layer.name]), slot.held) for slot in self._slots
         ]
 
     def finish(self) -> Packed:

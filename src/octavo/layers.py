@@ -66,11 +66,7 @@ def channels_first(weight: Tensor, groups: int) -> Tensor:
     if not groups:
         return weight
     inputs, outputs, *kernel = weight.shape
-    return (
-        weight.reshape(groups, inputs // groups, outputs, *kernel)
-        .transpose(1, 2)
-        .reshape(-1, inputs // groups, *kernel)
-    )
+    return weight.reshape(groups, inputs // groups, outputs, *kernel).transpose(1, 2).reshape(-1, inputs // groups, *kernel)
 
 
 def channels_back(weight: Tensor, groups: int) -> Tensor:
@@ -78,11 +74,7 @@ def channels_back(weight: Tensor, groups: int) -> Tensor:
     if not groups:
         return weight
     outputs, inputs, *kernel = weight.shape
-    return (
-        weight.reshape(groups, outputs // groups, inputs, *kernel)
-        .transpose(1, 2)
-        .reshape(-1, outputs // groups, *kernel)
-    )
+    return weight.reshape(groups, outputs // groups, inputs, *kernel).transpose(1, 2).reshape(-1, outputs // groups, *kernel)
 
 
 def find_layers(model: nn.Module) -> tuple[list[Layer], list[Skipped]]:

@@ -39,9 +39,7 @@ class Packed:
             if name in quantized:
                 continue
             if not isinstance(value, Tensor) or value.dtype not in container.DTYPES.values():
-                raise PlanError(
-                    f"{name}: expected a tensor of a plain type in the state dict, got {type(value).__name__}"
-                )
+                raise PlanError(f"{name}: expected a tensor of a plain type in the state dict, got {type(value).__name__}")
             key = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else (name,)
             shared.setdefault(key, ([], value))[0].append(name)
         return cls(layers, [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()])
@@ -60,9 +58,7 @@ class Packed:
     @property
     def stored_bits(self) -> float:
         """Bits that codes and exponents take in the file, per quantized weight."""
-        stored = sum(
-            len(blob) for name, blob in self._blobs.items() if name == "exponents" or name.startswith("codes.")
-        )
+        stored = sum(len(blob) for name, blob in self._blobs.items() if name == "exponents" or name.startswith("codes."))
         return 8 * stored / sum(layer.codes.numel() for layer in self.layers.values())
 
     @property
@@ -100,9 +96,7 @@ class Packed:
                 got = tuple(state[name].shape)
                 raise PlanError(f"{name}: expected shape {tuple(values[name].shape)} as packed, got {got} in the model")
             if not torch.equal(values[name].to(state[name].dtype).to(values[name].dtype), values[name]):
-                raise PlanError(
-                    f"{name}: {state[name].dtype} cannot hold its packed values exactly; use a float32 model"
-                )
+                raise PlanError(f"{name}: {state[name].dtype} cannot hold its packed values exactly; use a float32 model")
         with torch.no_grad():
             for name, value in values.items():
                 state[name].copy_(value)

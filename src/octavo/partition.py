@@ -61,6 +61,4 @@ def check_portions(portions: tuple[float, ...]) -> None:
     """Raise PlanError unless ``portions`` rise strictly, within (0, 1], and end at 1."""
     rising = all(a < b for a, b in itertools.pairwise(portions))
     if not portions or not rising or portions[0] <= 0 or portions[-1] != 1:
-        raise PlanError(
-            f"portions: expected shares that rise strictly from above 0 to exactly 1, got {tuple(portions)}"
-        )
+        raise PlanError(f"portions: expected shares that rise strictly from above 0 to exactly 1, got {tuple(portions)}")

@@ -75,9 +75,7 @@ class Plan(MutableMapping[str, int]):
             raise PlanError(f"{type(model).__name__}: expected a model with layers that can be quantized, found none")
         for pattern in [include, *exclude]:
             if not any(fnmatchcase(name, pattern) for name in layers):
-                raise PlanError(
-                    f"{pattern!r} matches no layer of {type(model).__name__}{_nearest(pattern, list(layers))}"
-                )
+                raise PlanError(f"{pattern!r} matches no layer of {type(model).__name__}{_nearest(pattern, list(layers))}")
         chosen = [n for n in layers if fnmatchcase(n, include) and not any(fnmatchcase(n, out) for out in exclude)]
         return cls(dict.fromkeys(chosen, bits), weights=layers)
 
@@ -109,9 +107,7 @@ class Plan(MutableMapping[str, int]):
         """
         unknown = [name for name in self if name not in self.weights]
         if unknown or not self:
-            raise PlanError(
-                f"{unknown[0]}: the plan does not know its number of weights" if unknown else "the plan is empty"
-            )
+            raise PlanError(f"{unknown[0]}: the plan does not know its number of weights" if unknown else "the plan is empty")
         total = sum(self.weights[name] for name in self)
         bits = sum(self.weights[name] * self[name] for name in self)
         ops = None if set(self) - set(self.macs) else sum(self[name] * self.macs[name] for name in self)
@@ -125,9 +121,7 @@ class Plan(MutableMapping[str, int]):
         }
         if self.macs:
             content["macs"] = {name: self.macs[name] for name in self if name in self.macs}
-        head = (
-            "# octavo plan: bits per layer, 2 to 8; a layer without a line stays in float. The counts serve cost().\n"
-        )
+        head = "# octavo plan: bits per layer, 2 to 8; a layer without a line stays in float. The counts serve cost().\n"
         Path(path).write_text(head + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
     @classmethod
@@ -147,9 +141,7 @@ class Plan(MutableMapping[str, int]):
         unknown = set(content) - {"bits", "weights", "macs"}
         counts = [content.get(key) or {} for key in ("weights", "macs")]
         if unknown or not all(isinstance(count, dict) for count in counts):
-            raise PlanError(
-                f"{path}: expected mappings named bits, weights and macs, got {', '.join(map(str, content))}"
-            )
+            raise PlanError(f"{path}: expected mappings named bits, weights and macs, got {', '.join(map(str, content))}")
         try:
             return cls(content["bits"], weights=counts[0], macs=counts[1])
         except PlanError as error:
@@ -186,9 +178,7 @@ class Budget:
             if cost.bit_ops is None:
                 raise BudgetError("bit_ops: the plan knows no multiply-accumulates; make it by inspect(model, example)")
             return cost.bit_ops <= self.bit_ops
-        return all(
-            most is None or getattr(cost, name) <= most for name, most in vars(self).items() if name in vars(cost)
-        )
+        return all(most is None or getattr(cost, name) <= most for name, most in vars(self).items() if name in vars(cost))
 
 
 def matching_plan(model: nn.Module, bits: int | Mapping[str, int]) -> Plan:

@@ -59,9 +59,7 @@ class Recipe(BaseModel):
     def _check(self) -> Self:
         check_portions(self.portions)
         if isinstance(self.epochs, tuple) and len(self.epochs) != len(self.portions):
-            raise ValueError(
-                f"epochs: expected one number, or {len(self.portions)}, one a portion; got {len(self.epochs)}"
-            )
+            raise ValueError(f"epochs: expected one number, or {len(self.portions)}, one a portion; got {len(self.epochs)}")
         return self
 
     @property

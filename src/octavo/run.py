@@ -11,7 +11,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy
+import numpy as np
 import torch
 from torch import nn
 
@@ -129,9 +129,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
         for key in Recipe.model_fields:
             if key not in free and getattr(there, key) != getattr(recipe, key):
                 was, now = getattr(there, key), getattr(recipe, key)
-                raise RecipeError(
-                    f"{folder} holds a run with {key} {was!r}, the recipe says {now!r}: choose another --folder"
-                )
+                raise RecipeError(f"{folder} holds a run with {key} {was!r}, the recipe says {now!r}: choose another --folder")
     write_atomically(path, lambda file: file.write(recipe.model_dump_json(indent=2).encode()))
 
 
@@ -154,9 +152,7 @@ def _quantize(recipe: Recipe, task: Task, folder: Path, observer: Observer) -> t
 def _control(recipe: Recipe, task: Task, folder: Path, observer: Observer) -> float:
     """Score of the full-precision network trained just as long and in the same way; recipes that differ in bits share it."""
     keys = {"task", "options", "teacher", "retraining", "seed"}
-    same = recipe.model_dump(mode="json", include=keys) | {
-        "epochs": [epochs for epochs in recipe.stage_epochs if epochs]
-    }
+    same = recipe.model_dump(mode="json", include=keys) | {"epochs": [epochs for epochs in recipe.stage_epochs if epochs]}
     digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
     place = folder.parent / f"control-{digest}"
     done = place / "result.json"
@@ -224,7 +220,7 @@ def _environment() -> Json:
         "octavo": version("octavo"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
         "machine": _processor(),
         "threads": torch.get_num_threads(),
     }

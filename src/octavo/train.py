@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,16 +89,7 @@ def retrain(
     steps = round(epochs * length)
     if not steps:
         return 0.0
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(
-        trained,
-        settings.learning_rate,
-        settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    loss_of = distillation(model, task, settings, teacher)
+    update, loss_of = _optimizer(model, settings, steps), distillation(model, task, settings, teacher)
     training, started, total = model.training, time.monotonic(), 0.0
     model.train()
     try:
@@ -106,14 +97,8 @@ def retrain(
             loss = loss_of(batch)
             value = loss.item()
             if not math.isfinite(value):
-                raise TrainingError(
-                    f"step {step} of {steps}: the loss is {value}; lower the learning rate or the clipping norm"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, settings.clip)
-            optimizer.step()
-            schedule.step()
+                raise TrainingError(f"step {step} of {steps}: the loss is {value}; lower the learning rate or the clipping norm")
+            update(loss)
             total += value
             observe(Progress(step, steps, step / length, total / step, step / (time.monotonic() - started)))
     finally:
@@ -121,9 +106,24 @@ def retrain(
     return total / steps
 
 
-def distillation(
-    model: nn.Module, task: Task, settings: Retraining, teacher: nn.Module | None
-) -> Callable[[Batch], Tensor]:
+def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[Tensor], None]:
+    """What makes one step down the gradient of a loss: clipped SGD with Nesterov momentum, its rate on half a cosine."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    nesterov, decay = settings.momentum > 0, settings.weight_decay
+    optimizer = torch.optim.SGD(trained, settings.learning_rate, settings.momentum, weight_decay=decay, nesterov=nesterov)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+    def update(loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, settings.clip)
+        optimizer.step()
+        schedule.step()
+
+    return update
+
+
+def distillation(model: nn.Module, task: Task, settings: Retraining, teacher: nn.Module | None) -> Callable[[Batch], Tensor]:
     """The loss of a batch: KL divergence from the teacher's outputs, mixed with the task's own loss by ``settings.labels``.
 
     The divergence is the mean over the rows of logits, times the squared temperature (Hinton et al., 1503.02531).
@@ -184,7 +184,7 @@ def _autocast(model: nn.Module, settings: Retraining) -> torch.autocast:
 
 def _batches_per_epoch(task: Task) -> int:
     batches = task.train_batches()
-    length = len(batches) if hasattr(batches, "__len__") else sum(1 for _ in batches)
+    length = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
     if not length:
         raise TrainingError("expected at least one training batch, got none from the task's train_batches()")
     return length

@@ -11,9 +11,7 @@ from octavo.train import Progress as Step
 
 __all__ = ["Display"]
 
-COLUMNS = (
-    "{task.description}  epoch {task.fields[epoch]:.2f}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.1f} steps/s"
-)
+COLUMNS = "{task.description}  epoch {task.fields[epoch]:.2f}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.1f} steps/s"
 QUIET = 15.0  # seconds between plain lines
 
 
@@ -32,9 +30,7 @@ class Display:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
 
     def note(self, text: str) -> None:

@@ -1,6 +1,5 @@
 """The task `cifar10`: ResNets on CIFAR-10, from an npz file that is made from torchvision or datasets where missing."""
 
-import os
 import tempfile
 import zipfile
 import zlib
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from octavo.errors import FormatError, OctavoError, RecipeError
+from octavo.files import write_atomically
 from octavo.task import Batch, call
 from octavo.tasks.images import Epoch, accuracy, check_options, normalise, random_crop
 from octavo.tasks.resnet import resnet
@@ -139,22 +139,13 @@ def _read(path: Path, part: str) -> Part:
     if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or not len(images):
         raise FormatError(f"{path}: x_{part}: expected (n, 32, 32, 3) uint8, got {images.shape} {images.dtype}")
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
-        raise FormatError(
-            f"{path}: y_{part}: expected {len(images)} integers from 0 to 9, got {labels.shape} {labels.dtype}"
-        )
+        raise FormatError(f"{path}: y_{part}: expected {len(images)} integers from 0 to 9, got {labels.shape} {labels.dtype}")
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Under another name first, so that nobody ever finds half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub means allow_pickle, not an array
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    # The stub takes the first of the arrays for the option allow_pickle.
+    write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
 def _fetch(path: Path) -> Arrays:
@@ -166,7 +157,8 @@ def _fetch(path: Path) -> Arrays:
         except ImportError as error:
             causes.append(f"{error.name or 'a library'} is not installed")
         except Exception as error:  # noqa: BLE001 - offline, full disk, changed site: each library has its own errors
-            causes.append(f"{source.__name__.removeprefix('_from_')} failed: {type(error).__name__}: {error}")
+            name, said = source.__name__.removeprefix("_from_"), " ".join(str(error).split())
+            causes.append(f"{name} failed: {type(error).__name__}: {said}")
     raise OctavoError(
         f"task 'cifar10': there is no file {path}; put an npz file with {EXPECTED} there, or name another "
         f"by the option data, or `pip install datasets` and be online, and it is fetched ({'; '.join(causes)})"
@@ -186,8 +178,7 @@ def _from_datasets() -> Arrays:
 
     data = load_dataset("uoft-cs/cifar10")
     train, test = (
-        (np.stack([np.asarray(image) for image in data[part]["img"]]), list(data[part]["label"]))
-        for part in ("train", "test")
+        (np.stack([np.asarray(image) for image in data[part]["img"]]), list(data[part]["label"])) for part in ("train", "test")
     )
     return _arrays(train, test)
 

@@ -1,5 +1,6 @@
 """The command line: ``octavo demo | inspect | run | quantize | evaluate | verify``."""
 
+import hashlib
 import json
 import sys
 from dataclasses import asdict
@@ -7,14 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 
 from octavo.errors import OctavoError, RecipeError
 from octavo.inspection import inspect as inspect_model
 from octavo.packed import Packed
 from octavo.packed import verify as verify_file
-from octavo.recipe import Recipe, load_recipe, make_recipe, override
+from octavo.recipe import Recipe, load_recipe, make_recipe, override, yaml_value
 from octavo.report.progress import Display
 from octavo.report.tables import inspection_table, packed_rows, result_table, skipped_table
 from octavo.run import publish
@@ -58,7 +58,7 @@ def run(recipe: Annotated[Path, typer.Argument(help="A YAML file, or the name of
     Example: `octavo run benchmarks/resnet20-inq.yaml --set seed=1 --folder runs/seed1`
     """
     built_in = RECIPES / f"{recipe}.yaml"
-    path = built_in if not recipe.exists() and built_in.exists() else recipe
+    path = built_in if not recipe.is_file() and built_in.exists() else recipe
     _run(path, load_recipe(path, overrides or ()), folder or Path("runs") / path.stem, as_json)
 
 
@@ -69,7 +69,7 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
     Example: `octavo inspect cifar10 -O depth=56`
     """
     loaded = load_task(task, _options(option))
-    found = inspect_model(loaded.model(), next(iter(loaded.calibration())))
+    found = inspect_model(loaded.model(), next(iter(loaded.calibration()), None))
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
         return
@@ -89,9 +89,12 @@ def quantize(task: TaskName, output: Annotated[Path, typer.Option("--output", "-
     """
     content = {"task": task, "options": _options(option), "bits": bits, "control": False}
     recipe = make_recipe(override(content, overrides or ()), "quantize")
-    folder = Path("runs") / f"quantize-{output.stem}"
+    digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
+    folder = Path("runs") / f"quantize-{output.stem}-{digest}"  # other settings, another run
     _run(folder, recipe, folder, as_json)
     Packed.load(folder / "packed.safetensors").save(output)
+    if not as_json:
+        out.print(f"written: {output}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -117,15 +120,18 @@ def verify(file: File, as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    """Entry point: an error of octavo's is one line and exit status 2; ``--debug``, anywhere, shows where it came from."""
+    """Entry point: what octavo refuses, and a file that cannot be read or written, is one line and exit status 2.
+
+    ``--debug``, anywhere, shows where it came from.
+    """
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     try:
         app()
-    except OctavoError as error:
+    except (OctavoError, OSError) as error:
         if debug:
             raise
-        err.print(f"octavo: {error}", style="red", soft_wrap=True, markup=False)
+        err.print(f"octavo: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False)
         sys.exit(2)
 
 
@@ -137,18 +143,17 @@ def _run(path: Path, recipe: Recipe, folder: Path, as_json: bool) -> None:
         typer.echo(json.dumps(result, indent=2))
         return
     out.print(result_table(result))
-    out.print(f"the network: {folder / 'packed.safetensors'}   the figures: {folder / 'result.json'}", soft_wrap=True)
-    for copy in published:
-        out.print(f"published: {copy}", soft_wrap=True)
+    files = f"the network: {folder / 'packed.safetensors'}   the figures: {folder / 'result.json'}"
+    out.print("\n".join([files, *(f"published: {copy}" for copy in published)]), soft_wrap=True, markup=False)
 
 
 def _options(pairs: list[str] | None) -> dict[str, Any]:
-    options = {}
+    options: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
-        if not equals:
+        if not equals or not key:
             raise RecipeError(f"--option {pair}: expected key=value")
-        options[key] = yaml.safe_load(value)
+        options[key] = yaml_value(value, f"--option {pair}")
     return options
 
 
@@ -157,7 +162,5 @@ def _print(figures: dict[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps(figures))
         return
     for key, value in figures.items():
-        out.print(
-            f"{key.replace('_', ' '):>14}  {value:,}" if isinstance(value, int | float) else f"{key:>14}  {value}",
-            soft_wrap=True,
-        )
+        shown = f"{round(value, 3):,}" if isinstance(value, int | float) else value
+        out.print(f"{key.replace('_', ' '):>14}  {shown}", soft_wrap=True, markup=False)

@@ -20,7 +20,8 @@ Fit = Literal["max", "mse"]
 Per = Literal["layer", "channel"]
 
 BLOCK = 1 << 16  # weights rounded at a time: their working set stays in a core's second-level cache
-SIGN, MAGNITUDE, EXPONENT, HALF = -(1 << 31), (1 << 31) - 1, 0xFF << 23, 1 << 22
+SIGN, MAGNITUDE, EXPONENT = -(1 << 31), (1 << 31) - 1, 0xFF << 23  # of float32's bits
+STEP, HALF = 1 << 23, 1 << 22  # one step of the exponent, half a mantissa
 SMALL, LIFT = -60, 100  # exponents under SMALL are lifted by LIFT while rounding, away from subnormal numbers
 SMALLEST, LARGEST = -149, 127  # exponents of float32's smallest and largest power of two
 
@@ -55,7 +56,8 @@ class PowerOfTwo:
 
     def scale(self) -> Tensor:
         """``2^n1``: float32, shape of ``top``."""
-        return torch.from_numpy(np.ldexp(np.float32(1), self.top.cpu().numpy().astype(np.int32))).to(self.top.device)
+        scale = np.ldexp(np.float32(1), self.top.cpu().numpy().astype(np.int32))
+        return torch.from_numpy(np.asarray(scale)).to(self.top.device)  # of a scalar top, numpy makes no array
 
     def levels(self) -> Tensor:
         """Ascending float32 levels: shape ``(2^(bits-1)+1,)``, or ``(channels, 2^(bits-1)+1)`` where ``top`` is per channel."""
@@ -70,13 +72,15 @@ class PowerOfTwo:
         result = torch.empty_like(source)
         top = self.top.to(weight.device, torch.int32).reshape(-1, 1)
         small = top < SMALL
-        lift = torch.where(small, 2.0**LIFT, 1.0) if bool(small.any()) else None
-        high = (top + torch.where(small, LIFT, 0) + 127) << 23
-        low = high - ((self.exponents - 1) << 23)
+        lift = torch.where(small, 2.0**LIFT, 1.0).float() if bool(small.any()) else None
+        high = (top + LIFT * small.int() + 127) * STEP
+        low = high - (self.exponents - 1) * STEP
+        scratch = torch.empty(2, min(BLOCK, source.numel()), dtype=torch.int32, device=weight.device)
         for rows, block in _blocks(source):
             level = result[block]
             lifted = source[block] if lift is None else source[block] * lift[rows]
-            _round_bits(lifted.view(torch.int32), low[rows], high[rows], out=level.view(torch.int32))
+            room = scratch[:, : level.numel()].view(2, *level.shape)
+            _round(lifted.view(torch.int32), low[rows], high[rows], out=level.view(torch.int32), scratch=room)
             if lift is not None:
                 level /= lift[rows]
         return result.view(weight.shape)
@@ -101,7 +105,7 @@ class PowerOfTwo:
             raise PlanError(f"expected a tensor of {len(self.top)} output channels, got shape {tuple(tensor.shape)}")
         tensor = tensor.detach()
         tensor = tensor.float() if tensor.is_floating_point() else tensor
-        return tensor.reshape(len(self.top) if self.top.dim() else 1, -1).contiguous()
+        return _matrix(tensor, len(self.top) if self.top.dim() else 1).contiguous()
 
 
 def power_of_two(
@@ -130,12 +134,13 @@ def power_of_two(
     check_bits(bits)
     if fit not in ("max", "mse") or per not in ("layer", "channel"):
         raise PlanError(f'{name}: expected fit "max" or "mse" and per "layer" or "channel", got fit={fit!r}, per={per!r}')
-    if not bool(torch.isfinite(weight).all()):
-        bad = int((~torch.isfinite(weight)).sum())
+    values = weight.detach().float()
+    if not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).sum())
         raise PlanError(f"{name}: expected finite weights, got {bad} of {weight.numel()} that are NaN or infinite")
     if per == "channel" and not weight.dim():
         raise PlanError(f"{name}: expected a tensor with output channels, got a scalar")
-    rows = weight.detach().float().reshape(weight.shape[0] if per == "channel" else 1, -1)
+    rows = _matrix(values, weight.shape[0] if per == "channel" else 1)
     top = _paper_top(rows)
     if fit == "mse" and rows.numel():
         top = _least_error_top(rows, bits, top, None if importance is None else importance.expand_as(weight).reshape(rows.shape))
@@ -148,6 +153,11 @@ def check_bits(bits: int, name: str = "bits") -> None:
         raise PlanError(f"{name}: expected an integer from 2 to 8, got {bits!r}")
 
 
+def _matrix(tensor: Tensor, rows: int) -> Tensor:
+    """``tensor`` as a matrix of so many rows. (With no rows at all, reshape cannot tell the number of columns.)"""
+    return tensor.reshape(rows, tensor.numel() // max(1, rows))
+
+
 def _blocks(matrix: Tensor) -> Iterator[tuple[slice, tuple[slice, slice]]]:
     """Cut a matrix into blocks of at most BLOCK elements, whole rows where they fit: (rows, index of the block)."""
     rows, columns = matrix.shape
@@ -157,16 +167,21 @@ def _blocks(matrix: Tensor) -> Iterator[tuple[slice, tuple[slice, slice]]]:
             yield slice(top, top + height), (slice(top, top + height), slice(left, left + width))
 
 
-def _round_bits(bits: Tensor, low: Tensor, high: Tensor, *, out: Tensor) -> None:
-    """Round floats, seen as int32 bits, to signed powers from ``low`` to ``high`` (bits too), or to zero under half of ``low``."""
-    magnitude = bits & MAGNITUDE
-    power = magnitude + HALF
-    power &= EXPONENT
+def _round(weight: Tensor, low: Tensor, high: Tensor, *, out: Tensor, scratch: Tensor) -> None:
+    """Round floats to signed powers from ``low`` to ``high``, or to zero under half of ``low``; all given as their bits, int32.
+
+    Comparisons yield 0 or 1 in int32 to multiply with: masks in bool would cost ten times as much.
+    """
+    power, keep = scratch
+    torch.bitwise_and(weight, MAGNITUDE, out=power)
+    torch.ge(power, low - STEP, out=keep)
     torch.maximum(power, low, out=power)
     torch.minimum(power, high, out=power)
-    torch.bitwise_and(bits, SIGN, out=out)
+    power += HALF
+    power &= EXPONENT
+    torch.bitwise_and(weight, SIGN, out=out)
     out |= power
-    out.masked_fill_(magnitude < low - (1 << 23), 0)
+    out *= keep
 
 
 def _paper_top(rows: Tensor) -> Tensor:

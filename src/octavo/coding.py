@@ -31,10 +31,10 @@ CHECKSUM = struct.Struct("<I")
 HEADER = struct.Struct("<BQB")
 BYTE = 256  # levels of a byte
 DOMINANT = 1 / 4  # share of the bytes above which a Huffman code, with a choice of one bit or two, may be 2 % off
-SMALLEST = 512  # symbols; dropping from fewer does not earn back the second stream's Huffman table
+FEWEST = 8  # symbols; the bits that say where they stood fill a byte
 
-# Each match interrupts the Huffman stage and costs more than it saves: search for as few as zstandard allows.
-HUFFMAN = zstandard.ZstdCompressionParameters.from_level(1, hash_log=6, min_match=7)
+# A short match costs more than the Huffman codes it replaces: look for long ones only, and not far.
+MATCHES = zstandard.ZstdCompressionParameters.from_level(1, min_match=7)
 
 
 def compress(codes: Tensor, bits: int) -> bytes:
@@ -62,7 +62,7 @@ def compress(codes: Tensor, bits: int) -> bytes:
 
 
 def decompress(data: bytes, count: int, bits: int) -> Tensor:
-    """The ``count`` codes that ``compress`` was given, flat uint8. It takes memory for ``count`` codes, no more.
+    """The ``count`` codes that ``compress`` was given, flat uint8. Memory goes by ``count``, whatever ``data`` asks for.
 
     Raises:
         FormatError: ``data`` is damaged, or holds another number of codes, or codes of other bits; it says which.
@@ -116,7 +116,7 @@ def _counts(symbols: Symbols) -> NDArray[np.int64]:
 
 def _dominant(symbols: Symbols, levels: int) -> int | None:
     """The symbol, if there is one, that would fill more than DOMINANT of the bytes all by itself."""
-    if symbols.size < SMALLEST:
+    if symbols.size < FEWEST:
         return None
     counts = _counts(symbols)
     common = int(counts.argmax())
@@ -163,7 +163,7 @@ def _ungroup(packed: Symbols, count: int, levels: int) -> tuple[Symbols, Symbols
 
 def _to_frame(streams: list[Symbols]) -> bytes:
     """One zstandard frame. Each stream is flushed, which gives it Huffman tables of its own."""
-    frame = zstandard.ZstdCompressor(compression_params=HUFFMAN).compressobj(size=sum(map(len, streams)))
+    frame = zstandard.ZstdCompressor(compression_params=MATCHES).compressobj(size=sum(map(len, streams)))
     blocks = [frame.compress(stream.tobytes()) + frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) for stream in streams]
     return b"".join(blocks) + frame.flush()
 

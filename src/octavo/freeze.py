@@ -15,8 +15,6 @@ from octavo.layers import Layer, channels_back, channels_first
 
 __all__ = ["Held", "hold", "release"]
 
-FREE = 255  # the code of a weight that is not frozen; codes end at 128
-
 
 class Held(nn.Module):
     """A parametrization that replaces the frozen weights by the levels of their codes.
@@ -26,7 +24,7 @@ class Held(nn.Module):
 
     codes: Tensor  # uint8, the weight's own shape
     scale: Tensor  # 2^n1, broadcastable to the weight
-    unit: Tensor  # the level of each code for n1 = 0; one entry for every byte
+    unit: Tensor  # the level of each code for n1 = 0, and one entry more, for the code of a weight that is free
 
     def __init__(self, weight: Tensor, codebook: PowerOfTwo, groups: int = 0) -> None:
         super().__init__()
@@ -34,9 +32,9 @@ class Held(nn.Module):
         scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))
         if groups and len(scale) > 1:
             scale = channels_back(scale.expand(-1, rows.shape[1], *scale.shape[2:]), groups)
-        unit = torch.zeros(256)
-        unit[: 2 * codebook.exponents + 1] = codebook.unit_levels()
-        self.register_buffer("codes", torch.full_like(weight, FREE, dtype=torch.uint8))
+        unit = nn.functional.pad(codebook.unit_levels(), (0, 1))
+        self.free = len(unit) - 1
+        self.register_buffer("codes", torch.full_like(weight, self.free, dtype=torch.uint8))
         self.register_buffer("scale", scale.to(weight.device))
         self.register_buffer("unit", unit.to(weight.device), persistent=False)
 
@@ -50,7 +48,7 @@ class Held(nn.Module):
     @property
     def frozen(self) -> Tensor:
         """Which weights are frozen: bool, the weight's own shape."""
-        return self.codes != FREE
+        return self.codes != self.free
 
     @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
@@ -59,18 +57,19 @@ class Held(nn.Module):
 
 
 class _Hold(torch.autograd.Function):
-    """``where(frozen, level, weight)``, saving for the gradient only the codes, which are kept anyway."""
+    """``where(free, weight, level)``, saving for the gradient only the codes, which are kept anyway."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, codes: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(codes)
+        ctx.free = len(unit) - 1
         level = unit[codes.int()].mul_(scale).to(weight.dtype)
-        return torch.where(codes == FREE, weight, level)
+        return torch.where(codes == ctx.free, weight, level)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (codes,) = ctx.saved_tensors
-        return gradients[0].masked_fill(codes != FREE, 0), None, None, None
+        return gradients[0].masked_fill(codes != ctx.free, 0), None, None, None
 
 
 def hold(layer: Layer, codebook: PowerOfTwo) -> Held:

@@ -104,7 +104,7 @@ def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
     """A module's own parameters: (attribute, parameter, why it is skipped or "")."""
     if parametrize.is_parametrized(module):
         for attribute, held in module.parametrizations.items():  # type: ignore[union-attr, operator]
-            yield attribute, next(held.parameters()), "its module is parametrized already"
+            yield from ((attribute, parameter, "its module is parametrized already") for parameter in held.parameters())
     for attribute, parameter in module._parameters.items():
         if parameter is not None:
             yield attribute, parameter, _why_skipped(module, attribute, parameter)

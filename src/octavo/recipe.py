@@ -13,9 +13,13 @@ from octavo.errors import OctavoError, RecipeError
 from octavo.partition import Order, check_portions
 from octavo.train import Retraining
 
-__all__ = ["Recipe", "load_recipe", "make_recipe", "override"]
+__all__ = ["Recipe", "load_recipe", "make_recipe", "override", "yaml_value"]
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
+Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]  # the seeds of a run's parts are drawn from the 64 bits that torch takes
+
+UNIONS = ("bits", "epochs")  # keys with a value of several forms: pydantic puts the form's name after the key
 
 
 class Recipe(BaseModel):
@@ -49,10 +53,10 @@ class Recipe(BaseModel):
     order: Order = "magnitude"
     fit: Fit = "mse"
     per: Per = "channel"
-    epochs: Annotated[float, Field(ge=0)] | tuple[Annotated[float, Field(ge=0)], ...] = 1.0
+    epochs: Epochs | tuple[Epochs, ...] = 1.0
     retraining: Retraining = Retraining()
     control: bool = True
-    seed: int = 0
+    seed: Seed = 0
     publish: str | None = None
 
     @model_validator(mode="after")
@@ -111,14 +115,15 @@ def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
                 raise RecipeError(f"--set {pair}: {parent} is not a mapping")
-        inner[last] = _value(text, f"--set {pair}")
+        inner[last] = yaml_value(text, f"--set {pair}")
     return content
 
 
-def _value(text: str, where: str) -> Any:
+def yaml_value(text: str, where: str) -> Any:
+    """The value that ``text`` is in YAML; ``where`` is what the error calls it."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise RecipeError(f"{where}: not a YAML value") from error
 
 
@@ -127,7 +132,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(f"{path}: is its own base")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # an impossible date is a ValueError
         raise RecipeError(f"{path}: not a readable recipe: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a mapping of keys to values, got {type(content).__name__}")
@@ -146,12 +151,14 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    """The first thing that is wrong, in one line; of a value with several forms, where it came nearest to one."""
+    errors = error.errors()
+    first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
+    key, *inner = first["loc"] or ("",)
+    where = ".".join(str(part) for part in (key, *inner[key in UNIONS :]))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = Retraining.__dataclass_fields__ if where.startswith("retraining") else Recipe.model_fields
+        known = Retraining.__dataclass_fields__ if inner else Recipe.model_fields
         close = difflib.get_close_matches(where.rpartition(".")[2], known, 1, 0)
         return f"unknown key {where!r}; the nearest is {close[0]!r}"
-    got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-    return f"{where or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{got if where else ''}"
+    got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"  # our own say what they got
+    return f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1) + got

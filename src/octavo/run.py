@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import pickle
 import platform
-import shutil
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from octavo import coding
-from octavo.errors import RecipeError, TrainingError
+from octavo.errors import FormatError, RecipeError, TrainingError
 from octavo.files import write_atomically
 from octavo.incremental import Incremental
 from octavo.packed import Packed
@@ -25,7 +25,7 @@ from octavo.recipe import Recipe, make_recipe
 from octavo.task import Task, load_task
 from octavo.train import Progress, retrain
 
-__all__ = ["Observer", "publish", "run"]
+__all__ = ["Observer", "environment", "publish", "run"]
 
 Json = dict[str, Any]
 
@@ -52,14 +52,23 @@ class _Track:
     incremental: Incremental | None
     path: Path
     log: list[Json] = field(default_factory=list)
+    earlier: float = 0.0  # seconds that its stages took before this process
 
     def resume(self) -> None:
         """Take up where the last whole stage was saved."""
         if not self.path.exists():
             return
-        saved = torch.load(self.path, weights_only=True)
-        (self.incremental or self.model).load_state_dict(saved["state"])
-        self.log = saved["log"]
+        try:
+            saved = torch.load(self.path, weights_only=True)
+            (self.incremental or self.model).load_state_dict(saved["state"])
+            self.log = saved["log"]
+            self.earlier = sum(entry["seconds"] for entry in self.log)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError) as error:
+            cause = " ".join(str(error).split())[:120]
+            raise FormatError(
+                f"{self.path}: expected the last whole stage of this task's network, got a file that is damaged or of another "
+                f"network ({type(error).__name__}: {cause}); delete it to start over"
+            ) from error
 
     def save(self) -> None:
         """Keep the stage that has just ended."""
@@ -76,32 +85,36 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     Raises:
         RecipeError: the folder holds the run of another recipe, or the task cannot be loaded.
         TrainingError: retraining failed; the last whole stage is kept.
+        FormatError: a file of the folder is damaged.
 
     """
-    result_path = folder / "result.json"
-    _claim(folder, recipe)
-    if result_path.exists():
+    _check_folder(folder, recipe)
+    done = _finished(folder, recipe)
+    if done:
         observer.note(f"{folder} is complete: nothing to do")
-        result: Json = json.loads(result_path.read_text(encoding="utf-8"))
-        return result
+        return done
     started = time.monotonic()
     task = load_task(recipe.task, recipe.options)
-    result = {
+    incremental = _incremental(recipe, task.model())
+    _write_json(folder / "recipe.json", recipe.model_dump(mode="json"))  # now that the recipe is known to fit the network
+    result: Json = {
         "recipe": recipe.model_dump(mode="json"),
-        "environment": _environment(),
+        "environment": environment(),
         "labels_used": recipe.retraining.labels > 0,
+        "float_score": float(task.score(task.model())),
     }
-    result["float_score"] = task.score(task.model())
     observer.note(f"full precision: {result['float_score']:.2f}")
-    packed, result["stages"] = _quantize(recipe, task, folder, observer)
+    track = _Track("quantized", incremental.model, incremental, folder / "quantized.pt")
+    _train(track, recipe, task, observer)
+    packed, result["stages"] = incremental.finish(), track.log
     file = folder / "packed.safetensors"
     packed.save(file)
     result["score"] = _score_reloaded(task, file)
     observer.note(f"quantized, packed and loaded again: {result['score']:.2f}")
     if recipe.control:
         result["control_score"] = _control(recipe, task, folder, observer)
-    result |= _sizes(packed) | {"seconds": round(time.monotonic() - started, 1)}
-    write_atomically(result_path, lambda f: f.write(json.dumps(result, indent=2).encode()))
+    result |= _sizes(packed) | {"seconds": round(track.earlier + time.monotonic() - started, 1)}
+    _write_json(folder / "result.json", result)
     return result
 
 
@@ -110,32 +123,58 @@ def publish(recipe: Recipe, recipe_path: Path, folder: Path) -> list[Path]:
     if recipe.publish is None:
         return []
     stem = recipe_path.parent / recipe.publish
-    stem.parent.mkdir(parents=True, exist_ok=True)
     pairs = [
         (folder / "result.json", Path(f"{stem}.json")),
         (folder / "packed.safetensors", Path(f"{stem}.safetensors")),
     ]
-    return [Path(shutil.copyfile(source, target)) for source, target in pairs]
+    for source, target in pairs:
+        content = source.read_bytes()
+        write_atomically(target, lambda file, content=content: file.write(content))  # type: ignore[misc]
+    return [target for _, target in pairs]
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Write the recipe into its folder, or make sure that it is the one whose run is there.
+def _check_folder(folder: Path, recipe: Recipe) -> None:
+    """Make sure that the run that is in the folder, if any, is this recipe's.
 
     How to retrain and where to publish may differ: that is how a run that diverged goes on with a lower learning rate.
     """
     path, free = folder / "recipe.json", {"retraining", "publish", "control"}
-    if path.exists():
-        there = make_recipe(json.loads(path.read_text(encoding="utf-8")), str(path))
-        for key in Recipe.model_fields:
-            if key not in free and getattr(there, key) != getattr(recipe, key):
-                was, now = getattr(there, key), getattr(recipe, key)
-                raise RecipeError(f"{folder} holds a run with {key} {was!r}, the recipe says {now!r}: choose another --folder")
-    write_atomically(path, lambda file: file.write(recipe.model_dump_json(indent=2).encode()))
+    if not path.exists():
+        return
+    there = make_recipe(_read_json(path), str(path)).model_dump(mode="json")
+    for key, now in recipe.model_dump(mode="json").items():
+        if key not in free and there[key] != now:
+            raise RecipeError(f"{folder} holds a run with {key} {there[key]!r}, the recipe says {now!r}: choose another --folder")
 
 
-def _quantize(recipe: Recipe, task: Task, folder: Path, observer: Observer) -> tuple[Packed, list[Json]]:
-    model = task.model()
-    incremental = Incremental(
+def _finished(folder: Path, recipe: Recipe) -> Json | None:
+    """The result of a run that has nothing left to do."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    result = _read_json(path)
+    was, now = make_recipe(result.get("recipe", {}), str(path)).retraining, recipe.retraining
+    if was != now:
+        raise RecipeError(f"{folder} holds a complete run with {was}, the recipe says {now}: choose another --folder")
+    return result if "control_score" in result or not recipe.control else None
+
+
+def _read_json(path: Path) -> Json:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: damaged, not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise FormatError(f"{path}: damaged, expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _write_json(path: Path, content: Json) -> None:
+    write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+
+
+def _incremental(recipe: Recipe, model: nn.Module) -> Incremental:
+    return Incremental(
         model,
         matching_plan(model, recipe.bits),
         portions=recipe.portions,
@@ -144,9 +183,6 @@ def _quantize(recipe: Recipe, task: Task, folder: Path, observer: Observer) -> t
         per=recipe.per,
         seed=recipe.seed,
     )
-    track = _Track("quantized", model, incremental, folder / "quantized.pt")
-    _train(track, recipe, task, observer)
-    return incremental.finish(), track.log
 
 
 def _control(recipe: Recipe, task: Task, folder: Path, observer: Observer) -> float:
@@ -159,9 +195,10 @@ def _control(recipe: Recipe, task: Task, folder: Path, observer: Observer) -> fl
     if not done.exists():
         track = _Track("control", task.model(), None, place / "control.pt")
         _train(track, recipe, task, observer)
-        content = json.dumps(same | {"score": task.score(track.model), "stages": track.log}, indent=2)
-        write_atomically(done, lambda file: file.write(content.encode()))
-    score: float = json.loads(done.read_text(encoding="utf-8"))["score"]
+        _write_json(done, same | {"score": float(task.score(track.model)), "stages": track.log})
+    score = _read_json(done).get("score")
+    if not isinstance(score, float):
+        raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
     observer.note(f"control, full precision trained equally long: {score:.2f}")
     return score
 
@@ -172,12 +209,12 @@ def _train(track: _Track, recipe: Recipe, task: Task, observer: Observer) -> Non
     track.resume()
     stages = iter(track.incremental) if track.incremental else repeat(None)
     for index in range(len(track.log), len(recipe.portions)):
-        next(stages)
         torch.manual_seed((recipe.seed << 16) + index)
         epochs, started = recipe.stage_epochs[index], time.monotonic()
         if epochs:
             observer.stage(track.name, index, len(recipe.portions))
         try:
+            next(stages)
             loss = retrain(track.model, task, epochs, recipe.retraining, teacher=teacher, observe=observer.step)
         except TrainingError as error:
             kept = f"stage {index} is kept in {track.path}" if index else "no stage was done yet"
@@ -198,7 +235,7 @@ def _score_reloaded(task: Task, file: Path) -> float:
     """Score of a fresh network that the file was applied to: what its user will get."""
     model = task.model()
     Packed.load(file).apply(model)
-    return task.score(model)
+    return float(task.score(model))
 
 
 def _sizes(packed: Packed) -> Json:
@@ -215,7 +252,8 @@ def _sizes(packed: Packed) -> Json:
     }
 
 
-def _environment() -> Json:
+def environment() -> Json:
+    """Versions and machine, for every committed figure."""
     return {
         "octavo": version("octavo"),
         "python": platform.python_version(),

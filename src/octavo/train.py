@@ -1,8 +1,9 @@
 """The default retraining loop between INQ's stages: SGD, a cosine a stage, the full-precision network as the teacher."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +44,11 @@ class Retraining:
         for name, low, high in (("learning_rate", 0, math.inf), ("clip", 0, math.inf), ("temperature", 0, math.inf)):
             if not low < getattr(self, name) < high:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        for name, high in (("momentum", 1), ("weight_decay", math.inf), ("labels", 1)):
+        for name, high in (("momentum", 1), ("labels", 1)):
             if not 0 <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: expected a number from 0 to {high}, got {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay: expected a number of at least 0, got {self.weight_decay}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def retrain(
     teacher: nn.Module | None = None,
     observe: Callable[[Progress], None] = lambda _: None,
 ) -> float:
-    """Train ``model`` in place for ``epochs`` (a fraction is a part of an epoch); its mode is train while it lasts.
+    """Train ``model`` in place for ``epochs`` (a fraction is a part of an epoch); it is in training mode while that lasts.
 
     Args:
         model: any module; frozen weights are the business of what holds them.
@@ -82,7 +85,8 @@ def retrain(
         The mean loss.
 
     Raises:
-        TrainingError: the loss is NaN or infinite; the message names the step.
+        TrainingError: the loss or its gradient is NaN or infinite, and the message names the step; or there is nothing to
+            train on, or no parameter to train.
 
     """
     length = _batches_per_epoch(task)
@@ -90,35 +94,55 @@ def retrain(
     if not steps:
         return 0.0
     update, loss_of = _optimizer(model, settings, steps), distillation(model, task, settings, teacher)
-    training, started, total = model.training, time.monotonic(), 0.0
-    model.train()
-    try:
-        for step, batch in enumerate(_stream(task, steps), 1):
+    started, total = time.monotonic(), 0.0
+    with _training(model):
+        for step, batch in enumerate(_stream(task, steps, _device(model)), 1):
             loss = loss_of(batch)
             value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(f"step {step} of {steps}: the loss is {value}; lower the learning rate or the clipping norm")
-            update(loss)
+            _check_finite("loss", value, step, steps)
+            _check_finite("gradient's norm", update(loss), step, steps)
             total += value
-            observe(Progress(step, steps, step / length, total / step, step / (time.monotonic() - started)))
-    finally:
-        model.train(training)
+            observe(Progress(step, steps, step / length, total / step, step / max(time.monotonic() - started, 1e-9)))
     return total / steps
 
 
-def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[Tensor], None]:
-    """What makes one step down the gradient of a loss: clipped SGD with Nesterov momentum, its rate on half a cosine."""
+@contextlib.contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Put the model into training mode for a while; afterwards each of its modules is in the mode it came in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _check_finite(what: str, value: float, step: int, steps: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(f"step {step} of {steps}: the {what} is {value}; lower the learning rate or the clipping norm")
+
+
+def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[Tensor], float]:
+    """What makes one step down the gradient of a loss: clipped SGD with Nesterov momentum, its rate on half a cosine.
+
+    It returns the gradient's norm before clipping; where that is not finite, no parameter was changed.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise TrainingError(f"expected {type(model).__name__} to have parameters that require gradients, found none")
     nesterov, decay = settings.momentum > 0, settings.weight_decay
     optimizer = torch.optim.SGD(trained, settings.learning_rate, settings.momentum, weight_decay=decay, nesterov=nesterov)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    def update(loss: Tensor) -> None:
+    def update(loss: Tensor) -> float:
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(trained, settings.clip)
-        optimizer.step()
-        schedule.step()
+        norm = nn.utils.clip_grad_norm_(trained, settings.clip).item()
+        if math.isfinite(norm):
+            optimizer.step()
+            schedule.step()
+        return norm
 
     return update
 
@@ -159,18 +183,27 @@ def _supervised(model: nn.Module, task: Task, batch: Batch) -> tuple[Tensor, Any
         loss = task.loss(model, batch)
     finally:
         hook.remove()
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise TrainingError(f"expected the task's loss to be a scalar tensor, got {_form(loss)}")
     return loss.float(), seen[-1] if seen else None
 
 
 def _divergence(outputs: Any, taught: Any, temperature: float) -> Tensor:
-    if not isinstance(outputs, Tensor) or not isinstance(taught, Tensor) or outputs.shape != taught.shape:
+    if not _comparable(outputs, taught):
         raise TrainingError(
-            f"expected the model and its teacher to return logits of one shape, got {_form(outputs)} and {_form(taught)}; "
-            "set labels: 1 to train by the task's own loss"
+            "expected the model and its teacher to return logits of one shape, rows of two classes or more, got "
+            f"{_form(outputs)} and {_form(taught)}; set labels: 1 to train by the task's own loss"
         )
     student = F.log_softmax(outputs.float().flatten(0, -2) / temperature, -1)
     target = F.log_softmax(taught.float().flatten(0, -2) / temperature, -1)
     return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _comparable(outputs: Any, taught: Any) -> bool:
+    """Whether both are logits of one shape; a softmax over a single class is 1 whatever it is given, and teaches nothing."""
+    if not isinstance(outputs, Tensor) or not isinstance(taught, Tensor):
+        return False
+    return outputs.shape == taught.shape and outputs.dim() > 1 and outputs.shape[-1] > 1
 
 
 def _form(outputs: Any) -> str:
@@ -178,8 +211,7 @@ def _form(outputs: Any) -> str:
 
 
 def _autocast(model: nn.Module, settings: Retraining) -> torch.autocast:
-    device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=settings.bfloat16)
+    return torch.autocast(_device(model).type, torch.bfloat16, enabled=settings.bfloat16)
 
 
 def _batches_per_epoch(task: Task) -> int:
@@ -190,11 +222,29 @@ def _batches_per_epoch(task: Task) -> int:
     return length
 
 
-def _stream(task: Task, steps: int) -> Iterator[Batch]:
-    """``steps`` batches, from as many epochs as they take."""
+def _stream(task: Task, steps: int, device: torch.device) -> Iterator[Batch]:
+    """``steps`` batches on ``device``, from as many epochs as they take."""
     while steps > 0:
+        before = steps
         for batch in task.train_batches():
-            yield batch
+            yield _moved(batch, device)
             steps -= 1
             if not steps:
                 return
+        if steps == before:
+            raise TrainingError("the task's train_batches() gave nothing when asked again: it must give a new epoch every time")
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """``value`` with every tensor inside its tuples, lists and dicts on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if hasattr(value, "_fields"):  # a named tuple takes its items one by one
+        return type(value)(*(_moved(item, device) for item in value))
+    return type(value)(_moved(item, device) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

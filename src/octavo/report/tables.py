@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from octavo.inspection import Inspection
@@ -34,7 +35,8 @@ def inspection_table(inspection: Inspection) -> Table:
         table.add_column(column, justify="right" if column in ("weights", "multiply-accumulates") else "left")
     for row in inspection.rows:
         macs = "" if row.macs is None else f"{row.macs:,}"
-        table.add_row(row.name, row.kind, "x".join(map(str, row.shape)), f"{row.weights:,}", macs, ", ".join(row.tied))
+        name, tied = escape(row.name), escape(", ".join(row.tied))
+        table.add_row(name, row.kind, "x".join(map(str, row.shape)), f"{row.weights:,}", macs, tied)
     return table
 
 
@@ -45,7 +47,7 @@ def skipped_table(inspection: Inspection) -> Table:
     for skip in inspection.skipped:
         reasons.setdefault(skip.reason, []).append(skip)
     for reason, skips in reasons.items():
-        table.add_row(str(len(skips)), f"{sum(skip.weights for skip in skips):,}", reason, skips[0].name)
+        table.add_row(str(len(skips)), f"{sum(skip.weights for skip in skips):,}", escape(reason), escape(skips[0].name))
     return table
 
 

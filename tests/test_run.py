@@ -1,0 +1,473 @@
+"""Runs: what they leave behind, and that a run that was cut off ends as if it had not been."""
+
+import copy
+import hashlib
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from octavo.errors import FormatError, OctavoError, PlanError, RecipeError, TrainingError
+from octavo.packed import Packed
+from octavo.recipe import Recipe, make_recipe
+from octavo.run import publish, run
+from octavo.task import Batch
+from octavo.train import Progress
+
+EPOCH, ROWS, INPUTS, CLASSES = 4, 8, 5, 3
+
+
+class Cut(BaseException):
+    """What ends a process from outside; nothing catches it."""
+
+
+class Tiny:
+    """A small network with a norm; counts what is asked of it, and fails where it is told to."""
+
+    made: list[dict[str, Any]] = []
+    losses = 0  # calls of loss since the test began
+    fail_at: int | None = None  # the call of loss that raises
+    spoil_at: int | None = None  # the call of loss that is NaN
+
+    def __init__(self, width: int = 6, shift: float = 0.0) -> None:
+        Tiny.made.append({"width": width, "shift": shift})
+        self.width, self.shift = width, shift
+
+    def model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            model = nn.Sequential(
+                nn.Linear(INPUTS, self.width), nn.BatchNorm1d(self.width), nn.ReLU(), nn.Linear(self.width, CLASSES)
+            )
+            with torch.no_grad():
+                model[3].bias[0] += self.shift
+        return model.eval()
+
+    def calibration(self) -> list[Tensor]:
+        return [inputs for inputs, _ in examples(0)]
+
+    def train_batches(self) -> list[Batch]:
+        batches = examples(1)
+        return [(x + 0.1 * torch.randn(x.shape), y) for x, y in (batches[i] for i in torch.randperm(EPOCH))]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        Tiny.losses += 1
+        if Tiny.losses == Tiny.fail_at:
+            raise Cut
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        return loss * torch.nan if Tiny.losses == Tiny.spoil_at else loss
+
+    def score(self, model: nn.Module) -> float:
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            score = -sum(F.cross_entropy(model(x), y).item() for x, y in examples(2))
+        model.train(training)
+        return score
+
+
+class Rounds(Tiny):
+    """Its score is a tensor, as many people's is."""
+
+    def score(self, model: nn.Module) -> Any:
+        return torch.tensor(super().score(model))
+
+
+def examples(seed: int) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(EPOCH, ROWS, INPUTS, generator=generator)
+    return [(x, x[:, :CLASSES].argmax(1)) for x in inputs]
+
+
+class Watcher:
+    """An observer that writes down what it sees."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.stages: list[str] = []
+        self.steps: list[Progress] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stage(self, name: str, index: int, stages: int) -> None:
+        self.stages.append(f"{name} {index + 1}/{stages}")
+
+    def step(self, progress: Progress) -> None:
+        self.steps.append(progress)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # loading a task adds to it
+    for name, value in (("made", []), ("losses", 0), ("fail_at", None), ("spoil_at", None)):
+        monkeypatch.setattr(Tiny, name, value)
+    with torch.random.fork_rng(devices=[]):
+        yield tmp_path / "runs" / "one"
+
+
+def recipe(**changes: Any) -> Recipe:
+    content: dict[str, Any] = {
+        "task": f"{__name__}:Tiny",
+        "bits": 3,
+        "portions": [0.5, 0.8, 1.0],
+        "epochs": [1.5, 1, 0.5],
+        "retraining": {"learning_rate": 0.05, "labels": 0.5},
+    }
+    return make_recipe(content | changes, "test")
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def timeless(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without what differs between two runs of the same recipe."""
+    result = copy.deepcopy(result)
+    for timed in (result, *result["stages"]):
+        del timed["seconds"]
+    return result
+
+
+def test_the_result_says_what_was_reached_and_what_it_cost(folder: Path) -> None:
+    watcher, task = Watcher(), Tiny()
+    result = run(recipe(bits={"0": 3, "3": 5}), folder, watcher)
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert set(files(folder.parent)) == {
+        *(f"one/{name}" for name in ("recipe.json", "quantized.pt", "packed.safetensors", "result.json")),
+        *(f"{next(folder.parent.glob('control-*')).name}/{name}" for name in ("control.pt", "result.json")),
+    }
+    model = task.model()
+    assert result["float_score"] == task.score(model)
+    packed = Packed.load(folder / "packed.safetensors")
+    packed.apply(model)
+    assert result["score"] == task.score(model) != result["float_score"]
+    first, last = INPUTS * 6, 6 * CLASSES
+    rest = 6 + 4 * 6 + CLASSES  # a bias, the norm's four vectors, a bias
+    assert result["weights"] == first + last
+    assert result["nominal_bits"] == pytest.approx((3 * first + 5 * last) / (first + last))
+    assert result["other_bytes"] == 4 * rest + 8  # and the norm's counter
+    assert result["float_bytes"] == 4 * (first + last + rest) + 8
+    assert result["file_bytes"] == (folder / "packed.safetensors").stat().st_size
+    assert result["ratio"] == pytest.approx(result["float_bytes"] / result["file_bytes"])
+    assert result["stored_bits"] == packed.stored_bits
+    assert 0 < result["entropy_bytes"] <= (3.17 * first + 4.09 * last) / 8
+    assert [(s["portion"], s["epochs"], s["learning_rate"]) for s in result["stages"]] == [
+        (0.5, 1.5, 0.05),
+        (0.8, 1.0, 0.05),
+        (1.0, 0.5, 0.05),
+    ]
+    assert all(stage["loss"] > 0 for stage in result["stages"])
+    assert result["recipe"]["bits"] == {"0": 3, "3": 5}
+    assert make_recipe(result["recipe"], "again") == recipe(bits={"0": 3, "3": 5})
+    assert result["environment"]["torch"] == torch.__version__
+    assert result["labels_used"] is True
+    assert isinstance(result["control_score"], float)
+
+
+def test_the_observer_sees_every_stage_and_step(folder: Path) -> None:
+    watcher = Watcher()
+    run(recipe(epochs=1), folder, watcher)  # the last portion gets no epochs, unless it is given some
+    assert watcher.stages == ["quantized 1/3", "quantized 2/3", "control 1/3", "control 2/3"]
+    assert [p.step for p in watcher.steps] == 4 * list(range(1, EPOCH + 1))
+    assert [note.rpartition(":")[0] for note in watcher.notes] == [
+        "full precision",
+        "quantized, packed and loaded again",
+        "control, full precision trained equally long",
+    ]
+
+
+def test_without_labels_the_result_says_so_and_the_tasks_loss_is_never_called(folder: Path) -> None:
+    result = run(recipe(retraining={}, control=False), folder, Watcher())
+    assert result["labels_used"] is False
+    assert "control_score" not in result
+    assert Tiny.losses == 0
+    assert not list(folder.parent.glob("control-*"))
+
+
+def test_the_control_is_trained_just_as_long_in_the_same_way(folder: Path) -> None:
+    """Against a control made by hand: the same seeds, the whole float network, stage by stage."""
+    from octavo.train import retrain
+
+    settings, task, watcher = recipe(), Tiny(), Watcher()
+    result = run(settings, folder, watcher)
+    model, teacher = task.model(), task.model().requires_grad_(False)
+    for index, epochs in enumerate((1.5, 1.0, 0.5)):
+        torch.manual_seed(index)
+        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    assert result["control_score"] == task.score(model) != result["float_score"]
+    assert len(watcher.steps) == 2 * (6 + 4 + 2)
+
+
+WHOLE = 2 * (6 + 4 + 2)  # steps of the network and its control
+
+
+@pytest.mark.parametrize("at", [2, 7, 12, 15, 24])
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(at: int, folder: Path) -> None:
+    whole = run(recipe(), folder.parent.parent / "other" / "one", Watcher())
+    assert Tiny.losses == WHOLE
+    Tiny.losses, Tiny.fail_at = 0, at
+    with pytest.raises(Cut):
+        run(recipe(), folder, Watcher())
+    assert not (folder / "result.json").exists()
+    torch.manual_seed(99)  # another process has another generator
+    Tiny.losses, Tiny.fail_at, watcher = 0, None, Watcher()
+    resumed = run(recipe(), folder, watcher)
+    done = max(steps for steps in (0, 6, 10, 12, 18, 22) if steps < at)
+    assert Tiny.losses == WHOLE - done  # whole stages are not done again
+    assert timeless(resumed) == timeless(whole)
+    other, one = files(folder.parent.parent / "other"), files(folder.parent)
+    assert set(other) == set(one)
+    assert other["one/packed.safetensors"] == one["one/packed.safetensors"]
+
+
+def test_the_time_of_a_resumed_run_counts_what_was_done_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 100_000, 10))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    Tiny.fail_at = 8  # in the second stage
+    with pytest.raises(Cut):
+        run(recipe(control=False), folder, Watcher())
+    earlier = torch.load(folder / "quantized.pt", weights_only=True)["log"][0]["seconds"]
+    started = next(clock)
+    result = run(recipe(control=False), folder, Watcher())
+    assert earlier > 0
+    assert result["seconds"] == pytest.approx(earlier + next(clock) - started, abs=25)
+
+
+def test_a_crash_while_the_checkpoint_is_written_leaves_the_one_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(recipe(control=False), folder.parent.parent / "other", Watcher())
+    save, calls = torch.save, list[int]()
+
+    def crash(content: Any, file: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            file.write(b"half of it")
+            raise Cut
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(Cut):
+        run(recipe(control=False), folder, Watcher())
+    assert set(files(folder)) == {"recipe.json", "quantized.pt"}
+    assert len(torch.load(folder / "quantized.pt", weights_only=True)["log"]) == 1
+    assert timeless(run(recipe(control=False), folder, Watcher())) == timeless(whole)
+
+
+def test_a_complete_run_does_nothing_the_second_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(recipe(), folder, Watcher())
+    before, made = files(folder.parent), len(Tiny.made)
+    monkeypatch.setattr("octavo.files.os.replace", None)
+    watcher = Watcher()
+    assert run(recipe(publish="elsewhere"), folder, watcher) == result
+    assert watcher.notes == [f"{folder} is complete: nothing to do"]
+    assert (files(folder.parent), len(Tiny.made), watcher.steps) == (before, made, [])
+
+
+def test_a_complete_run_is_not_passed_off_as_one_with_other_retraining(folder: Path) -> None:
+    run(recipe(), folder, Watcher())
+    before = files(folder.parent)
+    with pytest.raises(RecipeError, match=r"holds a complete run with Retraining\(learning_rate=0.05.*choose another --folder$"):
+        run(recipe(retraining={"learning_rate": 0.01}), folder, Watcher())
+    assert files(folder.parent) == before
+
+
+def test_a_control_that_was_left_out_can_be_had_later(folder: Path) -> None:
+    without = run(recipe(control=False), folder, Watcher())
+    network, watcher = files(folder)["packed.safetensors"], Watcher()
+    result = run(recipe(), folder, watcher)
+    assert watcher.stages == ["control 1/3", "control 2/3", "control 3/3"]
+    assert files(folder)["packed.safetensors"] == network
+    assert result["control_score"] != result["float_score"]
+    assert result["score"] == without["score"]
+
+
+def test_recipes_that_differ_in_bits_share_their_control_and_others_do_not(folder: Path) -> None:
+    results, stages = [], []
+    for name, changes in (("a", {}), ("b", {"bits": {"0": 2}, "order": "far"}), ("c", {"seed": 1}), ("d", {"epochs": 1})):
+        watcher = Watcher()
+        results.append(run(recipe(**changes), folder.with_name(name), watcher))
+        stages.append([stage for stage in watcher.stages if stage.startswith("control")])
+    assert [len(some) for some in stages] == [3, 0, 3, 2]
+    assert results[0]["control_score"] == results[1]["control_score"]
+    assert len({result["control_score"] for result in results}) == 3
+    assert len(list(folder.parent.glob("control-*"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"bits": 4}, "bits 3, the recipe says 4"),
+        ({"seed": 1}, "seed 0, the recipe says 1"),
+        ({"options": {"width": 7}}, r"options \{\}, the recipe says \{'width': 7\}"),
+        ({"epochs": 1}, r"epochs \[1.5, 1.0, 0.5\], the recipe says 1.0"),
+    ],
+)
+def test_a_folder_with_another_recipe_is_refused(changes: dict[str, Any], said: str, folder: Path) -> None:
+    Tiny.fail_at = 8
+    with pytest.raises(Cut):
+        run(recipe(), folder, Watcher())
+    before = files(folder)
+    with pytest.raises(RecipeError, match=rf"^{folder} holds a run with {said}: choose another --folder$"):
+        run(recipe(**changes), folder, Watcher())
+    assert files(folder) == before
+
+
+def test_options_that_json_writes_otherwise_are_still_the_same_recipe(folder: Path) -> None:
+    import datetime
+
+    settings = recipe(control=False, task=f"{__name__}:Dated", options={"day": datetime.date(2024, 2, 29), "pair": (1, 2)})
+    Tiny.fail_at = 8
+    with pytest.raises(Cut):
+        run(settings, folder, Watcher())
+    assert run(settings, folder, Watcher())["recipe"]["options"] == {"day": "2024-02-29", "pair": [1, 2]}
+
+
+class Dated(Tiny):
+    def __init__(self, day: object, pair: object) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [({"bits": {"conv9": 3}}, PlanError), ({"bits": {}}, PlanError), ({"task": "nothing"}, RecipeError)],
+)
+def test_a_recipe_that_does_not_fit_leaves_nothing_and_can_be_mended(
+    changes: dict[str, Any], error: type[OctavoError], folder: Path
+) -> None:
+    with pytest.raises(error):
+        run(recipe(**changes), folder, Watcher())
+    assert not folder.exists()
+    assert run(recipe(control=False), folder, Watcher())["score"]
+
+
+def test_a_network_without_layers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tiny, "model", lambda _: nn.BatchNorm1d(INPUTS))
+    with pytest.raises(PlanError, match=r"^BatchNorm1d: expected a model with layers that can be quantized, found none$"):
+        run(recipe(), folder, Watcher())
+    assert not folder.exists()
+
+
+def test_a_stage_that_diverged_goes_on_with_a_lower_learning_rate(folder: Path) -> None:
+    Tiny.spoil_at = 8  # the second step of the second stage
+    with pytest.raises(TrainingError, match=r"^quantized, stage 2, step 2 of 4: the loss is nan; .*\(stage 1 is kept in .*pt\)$"):
+        run(recipe(), folder, Watcher())
+    kept = torch.load(folder / "quantized.pt", weights_only=True)["log"]
+    Tiny.spoil_at, watcher = None, Watcher()
+    result = run(recipe(retraining={"learning_rate": 0.01, "labels": 0.5}), folder, watcher)
+    assert watcher.stages[0] == "quantized 2/3"
+    assert result["stages"][0] == kept[0]
+    assert [stage["learning_rate"] for stage in result["stages"]] == [0.05, 0.01, 0.01]
+    assert result["recipe"]["retraining"]["learning_rate"] == 0.01
+
+
+def test_a_rate_that_is_far_too_high_is_an_error_with_advice_and_not_a_bad_network(folder: Path) -> None:
+    wild = {"learning_rate": 1e38, "clip": 1e30, "momentum": 0.0}
+    with pytest.raises(TrainingError, match=r"^quantized, stage [12],.*lower the learning rate.*no stage was done yet"):
+        run(recipe(retraining=wild), folder, Watcher())
+    assert set(files(folder)) <= {"recipe.json", "quantized.pt"}
+    assert run(recipe(), folder, Watcher())["score"]
+
+
+def test_the_teachers_options_are_laid_over_the_tasks(folder: Path) -> None:
+    plain = run(recipe(retraining={}, options={"width": 7}, control=False), folder, Watcher())
+    Tiny.made.clear()
+    other = folder.with_name("other")
+    taught = run(recipe(retraining={}, options={"width": 7}, teacher={"shift": 3.0}, control=False), other, Watcher())
+    assert Tiny.made == [{"width": 7, "shift": 0.0}, {"width": 7, "shift": 3.0}]
+    assert taught["float_score"] == plain["float_score"]
+    assert taught["stages"][0]["loss"] > 10 * plain["stages"][0]["loss"]
+
+
+def test_a_seed_repeats_a_run_and_another_seed_does_not(folder: Path) -> None:
+    networks = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(len(networks))
+        run(recipe(seed=seed, order="random", control=False), folder.with_name(name), Watcher())
+        networks.append(files(folder.with_name(name))["packed.safetensors"])
+    assert networks[0] == networks[1] != networks[2]
+
+
+def test_the_largest_seed_works(folder: Path) -> None:
+    assert run(recipe(seed=(1 << 32) - 1, control=False), folder, Watcher())["score"]
+
+
+def test_a_score_that_is_a_tensor_becomes_a_number(folder: Path) -> None:
+    result = run(recipe(task=f"{__name__}:Rounds"), folder, Watcher())
+    assert {type(result[key]) for key in ("float_score", "score", "control_score")} == {float}
+
+
+def test_publishing_copies_the_result_and_the_network_beside_the_recipe(folder: Path) -> None:
+    settings = recipe(publish="results/tiny", control=False)
+    run(settings, folder, Watcher())
+    assert publish(recipe(), Path("benchmarks/r.yaml"), folder) == []
+    stem = Path("benchmarks/results/tiny")
+    targets = [Path(f"{stem}.json"), Path(f"{stem}.safetensors")]
+    for _ in range(2):  # a second time over the first
+        assert publish(settings, Path("benchmarks/r.yaml"), folder) == targets
+    assert [path.read_bytes() for path in targets] == [(folder / n).read_bytes() for n in ("result.json", "packed.safetensors")]
+    assert len(files(Path("benchmarks"))) == 2
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("owned",)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "text": lambda data: b"this is no checkpoint",
+    "pickle": lambda data: pickle.dumps(Evil()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("which", ["one/quantized.pt", "control-*/control.pt"])
+def test_a_damaged_checkpoint_is_named_in_one_line(which: str, damage: str, folder: Path) -> None:
+    Tiny.fail_at = 20  # in the control's second stage
+    with pytest.raises(Cut):
+        run(recipe(), folder, Watcher())
+    path = next(folder.parent.glob(which))
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    with pytest.raises(FormatError, match=rf"^{path}: expected the last whole stage.*delete it to start over$") as caught:
+        run(recipe(), folder, Watcher())
+    assert "\n" not in str(caught.value)
+    assert not Path("owned").exists()
+    path.unlink()
+    assert run(recipe(), folder, Watcher())["score"]
+
+
+def test_a_checkpoint_of_another_network_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Tiny.fail_at = 8
+    with pytest.raises(Cut):
+        run(recipe(), folder, Watcher())
+    wide = Tiny(width=9).model()
+    monkeypatch.setattr(Tiny, "model", lambda _: copy.deepcopy(wide))
+    with pytest.raises(FormatError, match=r"quantized.pt: .* of another network .*size mismatch"):
+        run(recipe(), folder, Watcher())
+
+
+@pytest.mark.parametrize("text", ["", '{"task"', "[1]", "\x00"])
+@pytest.mark.parametrize("which", ["one/recipe.json", "one/result.json", "control-*/result.json"])
+def test_damaged_json_is_named_in_one_line(which: str, text: str, folder: Path) -> None:
+    run(recipe(), folder, Watcher())
+    path = next(folder.parent.glob(which))
+    path.write_text(text)
+    if which.startswith("control"):
+        (folder / "result.json").unlink()
+    with pytest.raises(FormatError, match=rf"^{path}: damaged, ") as caught:
+        run(recipe(), folder, Watcher())
+    assert "\n" not in str(caught.value)

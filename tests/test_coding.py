@@ -112,6 +112,13 @@ def test_size_is_near_the_entropy_where_layers_and_channels_differ(bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
+def test_size_is_near_the_entropy_of_codes_of_one_sign(bits):
+    codes = sparse(400_000, bits, 0.2)
+    codes = torch.maximum(codes, 2**bits // 2 - codes)  # code c and its mirror image become the larger one
+    assert len(compress(codes, bits)) <= 1.03 * order_0(codes) + 200
+
+
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(("size", "extra"), [(0, 23), (1, 27), (30, 50), (100, 70), (1000, 100), (10_000, 170)])
 def test_few_codes_take_few_bytes_more(bits, size, extra):
     for zeros in ZERO_SHARES:

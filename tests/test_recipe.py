@@ -77,7 +77,10 @@ def test_the_recipes_that_come_with_it_are_valid(path: Path) -> None:
 
 
 def test_a_base_is_taken_over_from_its_own_folder(folder: Path) -> None:
-    write("base/root.yaml", "task: digits\nbits: {a: 3, b: 4}\nseed: 1\noptions: {x: 1, y: {z: 1}}\nretraining: {clip: 2, momentum: 0.5}")
+    write(
+        "base/root.yaml",
+        "task: digits\nbits: {a: 3, b: 4}\nseed: 1\noptions: {x: 1, y: {z: 1}}\nretraining: {clip: 2, momentum: 0.5}",
+    )
     write("base/middle.yaml", "base: root.yaml\nseed: 2\nretraining: {clip: 3}\noptions: {y: {w: 2}}")
     recipe = load_recipe(write("mine.yaml", "base: base/middle.yaml\nbits: {a: 5}\nepochs: 2"))
     assert (recipe.task, recipe.seed, recipe.epochs) == ("digits", 2, 2.0)
@@ -242,7 +245,7 @@ def test_plain_data_makes_a_recipe_and_keeps_its_name_in_errors() -> None:
 def test_a_recipe_cannot_be_changed() -> None:
     recipe = make_recipe({"task": "digits", "bits": 3}, "here")
     with pytest.raises(ValueError, match="frozen"):
-        recipe.seed = 1  # type: ignore[misc]
+        recipe.seed = 1
 
 
 def test_yaml_values() -> None:

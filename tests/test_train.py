@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 BATCHES, ROWS, INPUTS, CLASSES = 5, 6, 4, 3
 
 
-def data(seed: int = 0) -> list[Batch]:
+def data(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(BATCHES, ROWS, INPUTS, generator=generator)
     labels = torch.randint(CLASSES, (BATCHES, ROWS), generator=generator)
@@ -39,7 +39,7 @@ def linear(seed: int) -> nn.Linear:
 class Toy:
     """A task whose batches and loss the test chooses."""
 
-    def __init__(self, batches: Callable[[], Iterable[Batch]] = data, loss: Callable[[nn.Module, Batch], Any] | None = None):
+    def __init__(self, batches: Callable[[], Iterable[Any]] = data, loss: Callable[[nn.Module, Batch], Any] | None = None):
         self.batches, self.own_loss = batches, loss
 
     def model(self) -> nn.Module:
@@ -89,8 +89,8 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> float:
 @pytest.mark.parametrize("shape", [(7, 3), (2, 5, 4)], ids=["rows", "sequences"])
 def test_the_divergence_is_its_definition(temperature: float, shape: tuple[int, ...]) -> None:
     student, teacher = (3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    frozen = nn.Module()
-    frozen.forward = lambda _: teacher  # type: ignore[method-assign]
+    frozen = linear(0)
+    frozen.forward = lambda _: teacher  # type: ignore[method-assign, assignment]
     model = linear(0)
     model.forward = lambda _: student  # type: ignore[method-assign, assignment]
     loss = distillation(model, Toy(), Retraining(temperature=temperature), frozen)((student, None))
@@ -193,7 +193,7 @@ def test_frozen_weights_do_not_move_and_the_others_do() -> None:
     settings = Retraining(learning_rate=0.1, weight_decay=0.1, clip=0.5)
     stages = iter(Incremental(model, {"0": 3, "2": 4}, portions=(0.5, 1.0)))
     frozen = next(stages).frozen
-    layers = {name: model.get_submodule(name) for name in frozen}
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in frozen}
     before = {name: layer.weight.clone() for name, layer in layers.items()}
     retrain(model, Toy(), 4.0, settings, teacher=nn.Sequential(linear(2)))
     for name, mask in frozen.items():
@@ -247,7 +247,7 @@ class Forms(NamedTuple):
 
 
 def test_batches_may_come_without_a_length_and_as_named_tuples() -> None:
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[Forms]:
         yield from (Forms(*batch) for batch in data())
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -263,7 +263,7 @@ def test_batches_may_come_without_a_length_and_as_named_tuples() -> None:
 def test_every_epoch_is_asked_for_anew() -> None:
     calls: list[int] = []
 
-    def batches() -> list[Batch]:
+    def batches() -> list[tuple[Tensor, Tensor]]:
         calls.append(len(calls))
         return data(seed=len(calls))
 
@@ -271,9 +271,9 @@ def test_every_epoch_is_asked_for_anew() -> None:
     assert len(calls) == 4  # one for the length
 
 
-def poisoned(at: int, value: float = math.nan) -> list[Batch]:
+def poisoned(at: int) -> list[tuple[Tensor, Tensor]]:
     batches = data()
-    batches[at] = (torch.full_like(batches[at][0], value), batches[at][1])
+    batches[at] = (torch.full_like(batches[at][0], math.nan), batches[at][1])
     return batches
 
 
@@ -287,7 +287,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_weights_of_the_ste
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoiled() -> None:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return (0 * model(batch[0]).square().sum()).sqrt()  # 0, with the slope 0 * inf
+        return torch.sqrt(0 * model(batch[0]).square().sum())  # 0, with the slope 0 * inf
 
     model = linear(1)
     with pytest.raises(TrainingError, match=r"^step 1 of 5: the gradient's norm is nan"):
@@ -345,7 +345,9 @@ def test_outputs_that_have_no_divergence(model: nn.Module, teacher: nn.Module, g
         model(batch[0])
         return torch.zeros(())
 
-    refused(f"return logits of one shape.*{got}; set labels: 1", Toy(loss=loss), Retraining(labels=labels), model, teacher=teacher)
+    refused(
+        f"return logits of one shape.*{got}; set labels: 1", Toy(loss=loss), Retraining(labels=labels), model, teacher=teacher
+    )
 
 
 @pytest.mark.parametrize(("value", "got"), [(0.5, "float"), (None, "NoneType"), (torch.zeros(6), r"shape \(6,\)")])

@@ -33,12 +33,12 @@ BYTE = 256  # levels of a byte
 DOMINANT = 1 / 4  # share of the bytes above which a Huffman code, with a choice of one bit or two, may be 2 % off
 FEWEST = 8  # symbols; the bits that say where they stood fill a byte
 
-# A short match costs more than the Huffman codes it replaces: look for long ones only, and not far.
-MATCHES = zstandard.ZstdCompressionParameters.from_level(1, min_match=7)
+# A match costs more than the Huffman codes it replaces, so look for as few as zstandard allows.
+HUFFMAN = zstandard.ZstdCompressionParameters.from_level(1, hash_log=6, min_match=7)
 
 
 def compress(codes: Tensor, bits: int) -> bytes:
-    """``codes`` as bytes: at most 2 % (3 % where nine in ten are equal) and 200 bytes above their order-0 entropy.
+    """``codes`` as bytes: at most 200 bytes and 2 % (if they are very skewed, 3 %) above their order-0 entropy.
 
     Args:
         codes: uint8, any shape, each at most ``2^(bits-1)``.
@@ -163,7 +163,7 @@ def _ungroup(packed: Symbols, count: int, levels: int) -> tuple[Symbols, Symbols
 
 def _to_frame(streams: list[Symbols]) -> bytes:
     """One zstandard frame. Each stream is flushed, which gives it Huffman tables of its own."""
-    frame = zstandard.ZstdCompressor(compression_params=MATCHES).compressobj(size=sum(map(len, streams)))
+    frame = zstandard.ZstdCompressor(compression_params=HUFFMAN).compressobj(size=sum(map(len, streams)))
     blocks = [frame.compress(stream.tobytes()) + frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) for stream in streams]
     return b"".join(blocks) + frame.flush()
 

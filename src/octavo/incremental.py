@@ -57,6 +57,7 @@ class _Slot:
             ranking = channels_back(score(rows, self.codebook, order, generator=generator), self.layer.groups)
             codes = channels_back(self.codebook.encode(rows), self.layer.groups)
             self.held.freeze(codes, grow(self.held.frozen, ranking, portion))
+            self.layer.weight.copy_(self.held(self.layer.weight))
 
 
 class Incremental:

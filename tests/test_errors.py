@@ -1,0 +1,43 @@
+"""The exceptions a user may catch: all are octavo's, and each is the built-in that it refines."""
+
+import pickle
+
+import pytest
+
+from octavo import errors
+
+BUILT_IN = {
+    "PlanError": ValueError,
+    "BudgetError": ValueError,
+    "RecipeError": ValueError,
+    "FormatError": ValueError,
+    "TrainingError": RuntimeError,
+}
+
+
+def test_all_are_listed_here() -> None:
+    found = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert found == set(errors.__all__) == {"OctavoError", *BUILT_IN}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_each_is_octavos_and_the_built_in_it_refines(name: str) -> None:
+    error: type[Exception] = getattr(errors, name)
+    assert issubclass(error, errors.OctavoError)
+    assert issubclass(error, BUILT_IN[name])
+    for other in set(BUILT_IN) - {name}:
+        assert not issubclass(error, getattr(errors, other))
+    for caught in (errors.OctavoError, BUILT_IN[name]):
+        with pytest.raises(caught, match="^conv1: what came$"):
+            raise error("conv1: what came")
+
+
+def test_the_root_is_no_built_in_but_exception() -> None:
+    assert errors.OctavoError.__bases__ == (Exception,)
+
+
+@pytest.mark.parametrize("name", ["OctavoError", *BUILT_IN])
+def test_they_cross_processes(name: str) -> None:
+    error = getattr(errors, name)("conv1: what came")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy)) == (type(error), "conv1: what came")

@@ -82,9 +82,13 @@ def test_elsewhere_a_line_comes_now_and_then(pipe: Console, monkeypatch: pytest.
 
 
 def test_elsewhere_a_run_that_fails_adds_no_blank_line(pipe: Console) -> None:
-    with pytest.raises(ArithmeticError), Display(pipe) as display:
-        display.note("first")
-        raise ArithmeticError
+    def fail() -> None:
+        with Display(pipe) as display:
+            display.note("first")
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        fail()
     assert isinstance(pipe.file, StringIO)
     assert pipe.file.getvalue() == "first\n"
 

@@ -3,9 +3,10 @@
 Masking gradients does not hold a weight: momentum and weight decay still move it. Here each quantized parameter gets a
 parametrization: the forward pass sees the frozen value where a weight is frozen and the trained one elsewhere.
 
-A free weight also has a reach: left alone, the last few free weights grow far beyond the largest level while they make up
+Free weights are bounded too. Left alone, the last few free weights grow far beyond the largest level while they make up
 for all the others, and rounding them in the end undoes the network (at 2 bits it fell from 88 to 23 per cent). So the
-network sees free weights bounded, the more tightly the fewer are left. This is octavo's own addition to INQ.
+network sees them bounded to the range that the codebook divides, up to the outer edge of its largest level's cell. The
+paper bounds nothing; with its own ``n1``, every weight starts inside of that range.
 """
 
 import math
@@ -20,7 +21,7 @@ from octavo.layers import Layer, channels_back, channels_first
 
 __all__ = ["Held", "hold", "release"]
 
-SLACK = 4.0  # a free weight may exceed the largest level by this times the free share: 3 times at one half, 1.04 at 99 %
+EDGE = 1.5  # the outer edge of the largest level's cell, in units of that level (INQ, eq. 4)
 
 
 class Held(nn.Module):
@@ -31,7 +32,7 @@ class Held(nn.Module):
 
     codes: Tensor  # uint8, the weight's own shape
     scale: Tensor  # 2^n1, broadcastable to the weight
-    reach: Tensor  # bound of free weights, in units of the scale
+    edge: Tensor  # the bound of free weights in units of the scale; infinite until the first weight is frozen
     unit: Tensor  # the level of each code for n1 = 0, and one entry more, for the code of a weight that is free
 
     def __init__(self, weight: Tensor, codebook: PowerOfTwo, groups: int = 0) -> None:
@@ -44,13 +45,12 @@ class Held(nn.Module):
         self.free = len(unit) - 1
         self.register_buffer("codes", torch.full_like(weight, self.free, dtype=torch.uint8))
         self.register_buffer("scale", scale.to(weight.device))
-        self.register_buffer("reach", torch.full((), math.inf, device=weight.device))
+        self.register_buffer("edge", torch.full((), math.inf, device=weight.device))
         self.register_buffer("unit", unit.to(weight.device), persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as the network shall see it, same shape and type."""
-        bound = self.scale * self.reach
-        result: Tensor = _Hold.apply(weight, self.codes, self.unit, self.scale, bound)  # type: ignore[no-untyped-call]
+        result: Tensor = _Hold.apply(weight, self.codes, self.unit, self.scale, self.edge)  # type: ignore[no-untyped-call]
         return result
 
     @property
@@ -62,18 +62,18 @@ class Held(nn.Module):
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
         """Freeze the weights under ``mask`` that are still free, at ``codes``; both of the weight's own shape."""
         self.codes.copy_(torch.where(mask & ~self.frozen, codes, self.codes))
-        self.reach.fill_(1 + SLACK * (1 - self.frozen.double().mean()))
+        self.edge.fill_(EDGE)
 
 
 class _Hold(torch.autograd.Function):
     """``where(free, clamp(weight), level)``; the gradient passes the clamp, and saves only the codes, which are kept anyway."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, codes: Tensor, unit: Tensor, scale: Tensor, bound: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, codes: Tensor, unit: Tensor, scale: Tensor, edge: Tensor) -> Tensor:
         ctx.save_for_backward(codes)
         ctx.free = len(unit) - 1
         level = unit[codes.int()].mul_(scale).to(weight.dtype)
-        bound = bound.to(weight.dtype)
+        bound = (edge * scale).to(weight.dtype)
         return torch.where(codes == ctx.free, weight.minimum(bound).maximum(-bound), level)
 
     @staticmethod

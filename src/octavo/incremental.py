@@ -1,5 +1,6 @@
 """INQ, incremental network quantization, over the user's own training loop (arXiv 1702.03044, section 2.2, algorithm 1)."""
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,7 +124,8 @@ class Incremental:
         while self._done < len(self.portions):
             index, portion = self._done, self.portions[self._done]
             for number, slot in enumerate(self._slots):
-                generator = torch.Generator().manual_seed((self.seed << 32) + (index << 16) + number)
+                seed = zlib.crc32(f"{self.seed} {index} {number}".encode())  # torch's generator takes 32 bits of any seed
+                generator = torch.Generator().manual_seed(seed)
                 slot.freeze(portion, self.order, generator)
             self._done += 1
             frozen = {slot.layer.name: slot.held.frozen for slot in self._slots}

@@ -12,8 +12,8 @@ import pytest
 import octavo
 
 PUBLIC = {
-    "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "OctavoError", "Packed", "Plan", "PlanError", "PowerOfTwo",
-    "RecipeError", "Stage", "TrainingError", "power_of_two", "verify",
+    "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan", "PlanError",
+    "PowerOfTwo", "RecipeError", "Stage", "TrainingError", "inspect", "power_of_two", "verify",
 }  # fmt: skip
 MODULES = sorted(module.name for module in pkgutil.walk_packages(octavo.__path__, "octavo."))
 

@@ -10,6 +10,7 @@ paper bounds nothing; with its own ``n1``, every weight starts inside of that ra
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,10 +59,15 @@ class Held(nn.Module):
         """Which weights are frozen: bool, the weight's own shape."""
         return self.codes != self.free
 
+    def snapshot(self) -> Callable[[], Tensor]:
+        """What makes the mask of the weights that are frozen now, whenever it is called; it takes no memory of its own."""
+        codes = self.codes
+        return lambda: codes != self.free
+
     @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
         """Freeze the weights under ``mask`` that are still free, at ``codes``; both of the weight's own shape."""
-        self.codes.copy_(torch.where(mask & ~self.frozen, codes, self.codes))
+        self.codes = torch.where(mask & ~self.frozen, codes, self.codes)  # a new tensor: masks that were given out stay
         self.edge.fill_(EDGE)
 
 

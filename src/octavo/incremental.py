@@ -1,7 +1,7 @@
 """INQ, incremental network quantization, over the user's own training loop (arXiv 1702.03044, section 2.2, algorithm 1)."""
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from octavo.container import Quantized
 from octavo.errors import PlanError, TrainingError
 from octavo.freeze import Held, hold, release
 from octavo.layers import Layer, channels_back, channels_first
-from octavo.packed import Packed
+from octavo.packed import Packed, pack
 from octavo.partition import Order, check_order, check_portions, grow, score
 from octavo.plan import planned_layers
 
@@ -36,6 +36,22 @@ class Stage:
     portion: float
     last: bool
     frozen: Mapping[str, Tensor]
+
+
+class _Masks(Mapping[str, Tensor]):
+    """Masks by layer name, each made when it is asked for."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._makers = dict(makers)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,7 @@ class Incremental:
                 generator = torch.Generator().manual_seed(seed)
                 slot.freeze(portion, self.order, generator)
             self._done += 1
-            frozen = {slot.layer.name: slot.held.frozen for slot in self._slots}
+            frozen = _Masks({slot.layer.name: slot.held.snapshot() for slot in self._slots})
             yield Stage(index, portion, self._done == len(self.portions), frozen)
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,4 +186,4 @@ class Incremental:
             codes = channels_first(slot.held.codes, slot.layer.groups).cpu().clone()
             quantized[slot.layer.name] = Quantized.of(slot.layer, slot.codebook, codes)
             release(slot.layer)
-        return Packed.of(self.model, quantized)
+        return pack(self.model, quantized)

@@ -14,7 +14,7 @@ from octavo.errors import FormatError, PlanError
 from octavo.files import write_atomically
 from octavo.plan import Plan
 
-__all__ = ["Packed", "verify"]
+__all__ = ["Packed", "pack", "verify"]
 
 
 class Packed:
@@ -29,20 +29,6 @@ class Packed:
     def __init__(self, layers: Mapping[str, Quantized], floats: list[tuple[tuple[str, ...], Tensor]]) -> None:
         self.layers = dict(layers)
         self.floats = floats
-
-    @classmethod
-    def of(cls, model: nn.Module, layers: Mapping[str, Quantized]) -> Self:
-        """Pack a plain model, given its quantized layers; copies all other tensors of its state dict."""
-        quantized = {name for layer in layers.values() for name in layer.names}
-        shared: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}
-        for name, value in model.state_dict().items():
-            if name in quantized:
-                continue
-            if not isinstance(value, Tensor) or value.dtype not in container.DTYPES.values():
-                raise PlanError(f"{name}: expected a tensor of a plain type in the state dict, got {type(value).__name__}")
-            key = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else (name,)
-            shared.setdefault(key, ([], value))[0].append(name)
-        return cls(layers, [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()])
 
     @property
     def plan(self) -> Plan:
@@ -70,7 +56,7 @@ class Packed:
     @property
     def file_bytes(self) -> int:
         """Bytes of the file that ``save`` writes."""
-        return len(self._file)
+        return len(container.to_file(self._blobs))
 
     @property
     def ratio(self) -> float:
@@ -103,7 +89,8 @@ class Packed:
 
     def save(self, path: str | Path) -> None:
         """Write the file, atomically: under ``path`` there is the whole file or what was there before."""
-        write_atomically(path, lambda file: file.write(self._file))
+        content = container.to_file(self._blobs)
+        write_atomically(path, lambda file: file.write(content))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -122,9 +109,24 @@ class Packed:
     def _blobs(self) -> dict[str, bytes]:
         return container.pack(self.layers, self.floats)
 
-    @cached_property
-    def _file(self) -> bytes:
-        return container.to_file(self._blobs)
+
+def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
+    """Pack a plain model, given its quantized layers by name; every other tensor of its state dict is copied.
+
+    Raises:
+        PlanError: the state dict holds something that is no tensor of a plain type.
+
+    """
+    quantized = {name for layer in layers.values() for name in layer.names}
+    shared: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}
+    for name, value in model.state_dict().items():
+        if name in quantized:
+            continue
+        if not isinstance(value, Tensor) or value.dtype not in container.DTYPES.values():
+            raise PlanError(f"{name}: expected a tensor of a plain type in the state dict, got {type(value).__name__}")
+        key = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else (name,)
+        shared.setdefault(key, ([], value))[0].append(name)
+    return Packed(layers, [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()])
 
 
 def verify(path: str | Path) -> None:

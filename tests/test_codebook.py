@@ -208,7 +208,13 @@ def test_other_layouts_and_types_give_the_same_levels() -> None:
     level, codes = codebook.project(weight), codebook.encode(weight)
     strided = torch.zeros(6, 4, 3, 10)[..., ::2].copy_(weight)
     turned = weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
-    for other in (strided, turned, weight.contiguous(memory_format=torch.channels_last), weight.double(), torch.nn.Parameter(weight)):
+    for other in (
+        strided,
+        turned,
+        weight.contiguous(memory_format=torch.channels_last),
+        weight.double(),
+        torch.nn.Parameter(weight),
+    ):
         assert same_bits(codebook.project(other), level)
         assert torch.equal(codebook.encode(other), codes)
         assert power_of_two(other, 3, per="channel").top.equal(codebook.top)

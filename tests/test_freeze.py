@@ -142,7 +142,9 @@ def test_every_code_of_every_bit_width(bits: int) -> None:
     zero = 2 ** (bits - 2)
     module = nn.Linear(2 * zero + 1, 2, bias=False)
     codes = torch.arange(2 * zero + 1, dtype=torch.uint8).repeat(2, 1)
-    hold(find_layers(module)[0][0], PowerOfTwo(bits, torch.tensor([0, 5]))).freeze(codes, torch.ones_like(codes, dtype=torch.bool))
+    hold(find_layers(module)[0][0], PowerOfTwo(bits, torch.tensor([0, 5]))).freeze(
+        codes, torch.ones_like(codes, dtype=torch.bool)
+    )
     positive = [2.0 ** (e + 1 - zero) for e in range(zero)]
     unit = [-value for value in positive[::-1]] + [0.0] + positive
     assert module.weight.tolist() == [unit, [32 * value for value in unit]]
@@ -238,8 +240,7 @@ def test_an_optimizer_made_before_still_knows_the_parameters() -> None:
     held = list(model.parameters())
     assert {id(p) for p in held} == {id(p) for p in parameters}
     assert len(held) == len(parameters)
-    for layer in case.layers.values():
-        release(layer)
+    release(case.layers.values())
     assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
 
 
@@ -301,7 +302,7 @@ def test_a_deep_copy_is_a_model_of_its_own(make: Callable[[], nn.Module], x: Ten
     assert not torch.equal(twice(x), once(x))
 
 
-@pytest.mark.xfail(reason="defect: RNNBase._apply fills its list of weights with tensors of a graph")
+@pytest.mark.xfail(reason="a limit: torch fills its list of weights with tensors of a graph when the module is moved")
 def test_a_deep_copy_of_a_recurrent_network_that_was_moved() -> None:
     model = Recurrent()
     case = Case(model)
@@ -387,8 +388,7 @@ def test_released_it_is_plain_again(make: Callable[[], nn.Module]) -> None:
     case = Case(model)
     seen = case.seen()
     assert any(parametrize.is_parametrized(module) for module in model.modules())
-    for layer in case.layers.values():
-        release(layer)
+    release(case.layers.values())
     assert skeleton(model) == before
     for name, layer in case.layers.items():
         assert type(layer.weight) is nn.Parameter
@@ -400,8 +400,7 @@ def test_a_released_recurrent_layer_uses_its_weights() -> None:
     model, x = Recurrent(), torch.randn(2, 3, 3)
     case = Case(model)
     held = model(x)
-    for layer in case.layers.values():
-        release(layer)
+    release(case.layers.values())
     assert torch.equal(model(x), held)
     with torch.no_grad():
         model.lstm.weight_ih_l0.zero_()
@@ -414,7 +413,7 @@ def test_the_memory_format_stays() -> None:
     model = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     case = Case(model)
     assert case.seen()["weight"].shape == (4, 4, 3, 3)
-    release(*case.layers.values())
+    release(case.layers.values())
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
     mask = case.masks["weight"]
     assert torch.equal(model.weight[mask], case.levels["weight"][mask])
@@ -432,7 +431,7 @@ def test_tied_weights_are_held_at_every_place() -> None:
         assert torch.equal(module.weight[mask], case.levels[name][mask])
     assert layer.weight.grad is not None
     assert not layer.weight.grad[mask].any()
-    release(layer)
+    release([layer])
     assert model[0].weight is model[1].weight
     assert len(list(model.parameters())) == 1
 
@@ -445,7 +444,7 @@ def test_another_parametrization_of_the_same_module_stays() -> None:
     model = nn.Linear(3, 4)
     parametrize.register_parametrization(model, "bias", Double())
     bias = model.bias.detach().clone()
-    release(*Case(model).layers.values())
+    release(Case(model).layers.values())
     assert parametrize.is_parametrized(model, "bias")
     assert not parametrize.is_parametrized(model, "weight")
     assert torch.equal(model.bias, bias)

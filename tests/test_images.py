@@ -10,9 +10,7 @@ from octavo.tasks.images import Epoch, accuracy, check_options, device_of, norma
 
 
 def images(n: int, size: int = 6, channels: int = 3) -> Tensor:
-    return torch.randint(
-        1, 256, (n, size, size, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(n)
-    )
+    return torch.randint(1, 256, (n, size, size, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
 
 
 def slow_crops(image: Tensor, padding: int) -> dict[bytes, tuple[int, int, bool]]:
@@ -43,9 +41,7 @@ def test_random_crop_makes_every_crop_and_no_other() -> None:
 def test_random_crop_treats_each_image_by_itself() -> None:
     torch.manual_seed(1)
     batch = images(64)
-    places = [
-        slow_crops(image, 1)[crop.numpy().tobytes()] for image, crop in zip(batch, random_crop(batch, 1), strict=True)
-    ]
+    places = [slow_crops(image, 1)[crop.numpy().tobytes()] for image, crop in zip(batch, random_crop(batch, 1), strict=True)]
     assert len(set(places)) == 9
     assert not any(mirrored for *_, mirrored in places)
 

@@ -152,9 +152,7 @@ def test_optional_packages_are_imported_where_they_are_used() -> None:
         ("plan", "import torch.nn as nn", False),
     ],
 )
-def test_the_rules_themselves(
-    module: str, source: str, wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rules_themselves(module: str, source: str, wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
     path = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
     path.parent.mkdir(exist_ok=True)

@@ -187,7 +187,6 @@ def test_the_padding_of_an_embedding_stays_zero() -> None:
     assert model.weight[1].any()
 
 
-@pytest.mark.xfail(reason="defect: the gradient of a sparse embedding cannot be masked")
 def test_an_embedding_with_sparse_gradients() -> None:
     model = nn.Embedding(6, 5, sparse=True)
     for stage in Incremental(model, {"weight": 3}):
@@ -197,7 +196,6 @@ def test_an_embedding_with_sparse_gradients() -> None:
         assert not gradient[stage.frozen["weight"]].any()
 
 
-@pytest.mark.xfail(reason="defect: max_norm rewrites frozen weights, and those of the finished network, in every forward pass")
 def test_an_embedding_that_renormalises_its_weights() -> None:
     model = nn.Embedding(6, 5, max_norm=0.5)
     try:
@@ -380,7 +378,6 @@ def test_tied_weights_are_quantized_once_and_stay_tied() -> None:
     assert torch.equal(other[1].weight, model[0].weight)
 
 
-@pytest.mark.xfail(reason="defect: the second name of a shared module goes into the file in float")
 def test_a_module_that_is_used_under_two_names_is_stored_once() -> None:
     model = nn.Module()
     model.a = model.b = nn.Linear(9, 4, bias=False)
@@ -435,7 +432,6 @@ def test_other_types_of_floats(dtype: torch.dtype) -> None:
     packed.apply(model)
 
 
-@pytest.mark.xfail(reason="defect: torch gives a copy the class of the original; releasing one takes the weights off both")
 def test_a_deep_copy_of_a_run_goes_its_own_way() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.LSTM(3, 4))
@@ -516,7 +512,6 @@ def test_the_state_of_another_run_is_refused(options: dict[str, Any], named: str
     assert [stage.index for stage in other][0] == 0
 
 
-@pytest.mark.xfail(reason="defect: a state that is none ends in a KeyError")
 @pytest.mark.parametrize("state", [{}, {"done": 1}])
 def test_a_state_that_is_none(state: Any) -> None:
     with pytest.raises(PlanError):
@@ -548,7 +543,6 @@ def test_impossible_settings_leave_the_model_as_it_was(options: Any, message: st
 
 
 @pytest.mark.parametrize("portions", [1.0, (0.5, "1")])
-@pytest.mark.xfail(reason="defect: portions that are no numbers end in a TypeError that does not name them")
 def test_portions_that_are_no_numbers(portions: Any) -> None:
     with pytest.raises(PlanError, match="^portions: "):
         Incremental(net(), {"first": 3}, portions=portions)
@@ -568,7 +562,7 @@ def test_weights_that_are_not_finite_are_named_at_the_start(bad: float) -> None:
     "bad",
     [
         math.nan,
-        pytest.param(math.inf, marks=pytest.mark.xfail(reason="defect: the check sees weights that were bounded already")),
+        math.inf,
     ],
 )
 def test_weights_that_diverge_are_named_and_nothing_is_frozen_at_them(bad: float) -> None:
@@ -616,7 +610,6 @@ def test_finishing_too_early_names_the_layer_and_changes_nothing() -> None:
     assert isinstance(incremental.finish(), Packed)
 
 
-@pytest.mark.xfail(reason="defect: a second finish() ends in a ValueError of torch's")
 def test_finishing_twice() -> None:
     incremental = Incremental(net(), {"first": 3}, portions=(1.0,))
     list(incremental)
@@ -628,7 +621,6 @@ def test_finishing_twice() -> None:
     assert torch.equal(again.layers["first"].codes, first.layers["first"].codes)
 
 
-@pytest.mark.xfail(reason="defect: only finish() finds out, after all the training, and it has released the layers by then")
 def test_a_state_dict_that_no_file_can_hold_is_found_before_the_training() -> None:
     model = net()
     model.register_buffer("positions", torch.zeros(3, dtype=torch.complex64))

@@ -110,10 +110,11 @@ def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats]:
         manifest = json.loads(_expand(squeezed, LARGEST_MANIFEST, "manifest"))
         layers = _read_layers(manifest["layers"], blobs)
         floats = _read_floats(manifest["floats"], blobs.get("floats", b""))
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
         if isinstance(error, FormatError):
             raise
-        raise FormatError(f"manifest: not as the format says: {type(error).__name__}: {error}") from error
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FormatError(f"manifest: not as the format says: {cause}") from error
     return layers, floats
 
 
@@ -128,7 +129,9 @@ def _open(data: bytes) -> tuple[dict[str, bytes], Json]:
         raise FormatError(
             "expected a safetensors file with octavo's header, found none: not octavo's, or cut or damaged"
         ) from error
-    if not isinstance(version, int) or version > VERSION:
+    if not isinstance(version, int) or version < 1:
+        raise FormatError(f"expected a format version of 1 to {VERSION}, found {version!r}")
+    if version > VERSION:
         raise FormatError(f"format version {version} is newer than {VERSION}, the newest this octavo reads: upgrade octavo")
     try:
         tensors = safetensors.torch.load(data)

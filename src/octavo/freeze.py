@@ -10,7 +10,7 @@ paper bounds nothing; with its own ``n1``, every weight starts inside of that ra
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -67,7 +67,8 @@ class Held(nn.Module):
     @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
         """Freeze the weights under ``mask`` that are still free, at ``codes``; both of the weight's own shape."""
-        self.codes = torch.where(mask & ~self.frozen, codes, self.codes)  # a new tensor: masks that were given out stay
+        grown = torch.where(mask & ~self.frozen, codes, self.codes)
+        self.codes = torch.empty_like(self.codes).copy_(grown)  # a new tensor: snapshots stay what they are
         self.edge.fill_(EDGE)
 
 
@@ -84,44 +85,65 @@ class _Hold(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (codes,) = ctx.saved_tensors
-        return gradients[0].masked_fill(codes != ctx.free, 0), None, None, None, None
+        (codes,), (gradient,) = ctx.saved_tensors, gradients
+        if gradient.is_sparse:  # an embedding's, of the rows that were looked up
+            rows = gradient.coalesce()
+            values = rows.values().masked_fill(codes[rows.indices()[0]] != ctx.free, 0)
+            masked = torch.sparse_coo_tensor(rows.indices(), values, rows.shape, is_coalesced=True, check_invariants=False)
+        else:
+            masked = gradient.masked_fill(codes != ctx.free, 0)
+        return masked, None, None, None, None
 
 
 def hold(layer: Layer, codebook: PowerOfTwo) -> Held:
     """Put a :class:`Held` on a layer's parameter, at every place that shares it. The Parameter object stays the same."""
     held = Held(layer.weight, codebook, layer.groups)
     for module, attribute in layer.places:
-        if not _holds(module):
+        if not _held(module):
             _remember(module)
         parametrize.register_parametrization(module, attribute, held)
     return held
 
 
-def release(layer: Layer) -> None:
-    """Fold a held layer back: its parameter takes the values that the network saw, its modules are plain again."""
-    for module, attribute in layer.places:
-        parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
-        if not _holds(module):
-            _restore(module)
+def release(layers: Iterable[Layer]) -> None:
+    """Fold held layers back: the parameters take the values that the network saw, the modules are plain again."""
+    places = [place for layer in layers for place in layer.places]
+    with torch.no_grad():
+        for module, attribute in places:
+            _held(module)[attribute].original.copy_(getattr(module, attribute))
+    for module in dict.fromkeys(module for module, _ in places):
+        _restore(module)
 
 
-def _holds(module: nn.Module) -> bool:
-    held = getattr(module, "parametrizations", nn.ModuleDict())
-    return any(isinstance(part, Held) for part in held.modules())
+def _held(module: nn.Module) -> dict[str, Any]:
+    """The lists of parametrizations that hold a module's parameters, by attribute."""
+    lists: Any = getattr(module, "parametrizations", {})
+    return {attribute: one for attribute, one in lists.items() if isinstance(one[0], Held)}
 
 
 def _remember(module: nn.Module) -> None:
-    """Keep the order of the module's parameters, and keep a recurrent layer's own list of weights up to date."""
+    """Keep the order of the module's parameters and its class, and a recurrent layer's own list of weights up to date."""
     hooks = []
     if isinstance(module, nn.RNNBase):
         hooks = [module.register_forward_pre_hook(_show_weights), module.register_forward_hook(_hide_weights)]
-    object.__setattr__(module, "_before_hold", (list(module._parameters), hooks))
+    object.__setattr__(module, "_before_hold", (type(module), list(module._parameters), hooks))
 
 
 def _restore(module: nn.Module) -> None:
-    order, hooks = getattr(module, "_before_hold")  # noqa: B009  (no attribute that a type checker knows)
+    """Undo ``hold`` on all of a module's parameters.
+
+    torch's own removal also takes the attributes off the class, which copies of the module share.
+    """
+    kind, order, hooks = getattr(module, "_before_hold")  # noqa: B009  (no attribute that a type checker knows)
     object.__delattr__(module, "_before_hold")
+    originals = {attribute: one.original for attribute, one in _held(module).items()}
+    lists: Any = module.parametrizations
+    for attribute in originals:
+        del lists[attribute]
+    if not lists:
+        del module.parametrizations
+        module.__class__ = kind
+    module._parameters.update(originals)
     for name in order:
         module._parameters[name] = module._parameters.pop(name)
     for hook in hooks:

@@ -13,7 +13,7 @@ from octavo.container import Quantized
 from octavo.errors import PlanError, TrainingError
 from octavo.freeze import Held, hold, release
 from octavo.layers import Layer, channels_back, channels_first
-from octavo.packed import Packed, pack
+from octavo.packed import Packed, check_state, pack
 from octavo.partition import Order, check_order, check_portions, grow, score
 from octavo.plan import planned_layers
 
@@ -66,7 +66,7 @@ class _Slot:
         """Freeze free weights, in ``order``, until ``portion`` of the layer is frozen."""
         with torch.no_grad():
             weight = self.held(self.layer.weight)
-            if not bool(torch.isfinite(weight).all()):
+            if not bool((self.layer.weight.isfinite() | self.held.frozen).all()):
                 raise TrainingError(
                     f"{self.layer.name}: its weights became NaN or infinite in retraining; lower the learning rate"
                 )
@@ -116,8 +116,9 @@ class Incremental:
         per: Per = "channel",
         seed: int = 0,
     ) -> None:
-        check_portions(tuple(portions))
+        check_portions(portions)
         check_order(order)
+        check_state(model)
         self.model, self.portions, self.order, self.seed = model, tuple(portions), order, seed
         self._settings = {
             "plan": dict(plan),
@@ -159,6 +160,8 @@ class Incremental:
             PlanError: the state comes from other settings; the message names the first that differs.
 
         """
+        if not {"done", "settings", "tops", "model"} <= set(state):
+            raise PlanError(f"expected what state_dict() returned, got the keys {', '.join(map(str, state)) or 'none'}")
         for key, mine in self._settings.items():
             if state["settings"].get(key) != mine:
                 raise PlanError(f"{key}: expected the state of a run with {mine!r}, got one with {state['settings'].get(key)!r}")
@@ -172,9 +175,11 @@ class Incremental:
         """Fold the model back to plain modules and return the quantized network.
 
         Raises:
-            PlanError: a weight is still free; the message names its layer.
+            PlanError: a weight is still free (the message names its layer), or the run was finished before.
 
         """
+        if not self._slots:
+            raise PlanError("finish: expected a run that goes on, got one that was finished before")
         for slot in self._slots:
             free = int((~slot.held.frozen).sum())
             if free:
@@ -185,5 +190,6 @@ class Incremental:
         for slot in self._slots:
             codes = channels_first(slot.held.codes, slot.layer.groups).cpu().clone()
             quantized[slot.layer.name] = Quantized.of(slot.layer, slot.codebook, codes)
-            release(slot.layer)
+        release(slot.layer for slot in self._slots)
+        self._slots = []
         return pack(self.model, quantized)

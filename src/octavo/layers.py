@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["Layer", "Skipped", "channels_back", "channels_first", "count_macs", "find_layers"]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-ONE_WEIGHT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Embedding, nn.EmbeddingBag)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+ONE_WEIGHT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, *EMBEDDINGS)
 SEVERAL_WEIGHTS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # MultiheadAttention's own
 
@@ -48,8 +51,8 @@ class Layer:
 
     @property
     def places(self) -> list[tuple[nn.Module, str]]:
-        """Every (module, attribute) that holds the parameter."""
-        return [(self.module, self.attribute), *((module, attribute) for _, module, attribute in self.tied)]
+        """Every (module, attribute) that holds the parameter, each once."""
+        return list(dict.fromkeys([(self.module, self.attribute), *((module, attribute) for _, module, attribute in self.tied)]))
 
 
 @dataclass(frozen=True)
@@ -80,45 +83,74 @@ def channels_back(weight: Tensor, groups: int) -> Tensor:
 def find_layers(model: nn.Module) -> tuple[list[Layer], list[Skipped]]:
     """Every tensor of ``model`` that can be quantized, in registration order, and every parameter that cannot, with the reason.
 
-    A parameter that several modules share is one layer, named after its first place.
+    A parameter with several places is one layer, named after the first place where it is a weight that octavo knows.
     """
-    layers: dict[int, Layer] = {}
-    skipped: dict[int, Skipped] = {}
-    for prefix, module in model.named_modules():
-        if isinstance(module, parametrize.ParametrizationList):
-            continue  # reported at the module that it belongs to
-        for attribute, parameter, reason in _parameters(module):
-            full = f"{prefix}.{attribute}".lstrip(".")
-            known = layers.get(id(parameter))
-            if reason:
-                skipped.setdefault(id(parameter), Skipped(full, _size(parameter), reason))
-            elif known:
-                known.tied.append((full, module, attribute))
-            else:
-                name = full if isinstance(module, SEVERAL_WEIGHTS) or not prefix else prefix
-                layers[id(parameter)] = Layer(name, module, attribute, full, parameter)
-    return list(layers.values()), [skip for key, skip in skipped.items() if key not in layers]
+    shared: dict[int, list[_Place]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, parametrize.ParametrizationList):  # reported at the module that it belongs to
+            for place in _places(prefix, module):
+                shared.setdefault(id(place.parameter), []).append(place)
+    layers, skipped = [], []
+    for places in shared.values():
+        known = [place for place in places if not place.reason]
+        if known and not any(place.forbidden for place in places):
+            first = known[0]
+            tied = [(place.full, place.module, place.attribute) for place in places if place is not first]
+            layers.append(Layer(first.name, first.module, first.attribute, first.full, first.parameter, tied))
+        else:
+            worst = max(places, key=lambda place: (place.forbidden, bool(place.reason)))
+            skipped.append(Skipped(places[0].full, _size(worst.parameter), worst.reason))
+    return layers, skipped
 
 
-def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
-    """A module's own parameters: (attribute, parameter, why it is skipped or "")."""
-    if parametrize.is_parametrized(module):
-        for attribute, held in module.parametrizations.items():  # type: ignore[union-attr, operator]
-            yield from ((attribute, parameter, "its module is parametrized already") for parameter in held.parameters())
-    for attribute, parameter in module._parameters.items():
-        if parameter is not None:
-            yield attribute, parameter, _why_skipped(module, attribute, parameter)
+@dataclass(frozen=True)
+class _Place:
+    """Where a module holds a parameter; ``reason`` says why it is no layer there, ``forbidden`` that it must be none anywhere."""
+
+    full: str
+    name: str
+    module: nn.Module
+    attribute: str
+    parameter: nn.Parameter
+    reason: str
+    forbidden: bool
 
 
-def _why_skipped(module: nn.Module, attribute: str, parameter: nn.Parameter) -> str:
-    """Why a parameter cannot be quantized, or ""."""
+def _places(prefix: str, module: nn.Module) -> Iterator[_Place]:
+    """A module's own parameters."""
+    parametrized = module.parametrizations.items() if parametrize.is_parametrized(module) else ()  # type: ignore[union-attr, operator]
+    held = [
+        (attribute, parameter, "its module is parametrized already")
+        for attribute, p in parametrized
+        for parameter in p.parameters()
+    ]
+    own = [(attribute, p, _obstacle(module, p)) for attribute, p in module._parameters.items() if p is not None]
+    for attribute, parameter, obstacle in held + own:
+        full = f"{prefix}.{attribute}".lstrip(".")
+        name = full if isinstance(module, SEVERAL_WEIGHTS) or not prefix else prefix
+        reason = obstacle or _why_float(module, attribute)
+        yield _Place(full, name, module, attribute, parameter, reason, bool(obstacle))
+
+
+def _obstacle(module: nn.Module, parameter: nn.Parameter) -> str:
+    """Why a parameter cannot be quantized whatever it is, or ""."""
     kind = type(module).__name__
     if isinstance(parameter, nn.UninitializedParameter):
         return f"{kind} is lazy and has not seen an input yet"
     if not parameter.is_floating_point():
         return f"its type is {parameter.dtype}"
+    if not parameter.numel():
+        return "it is empty"
+    if getattr(module, "max_norm", None) is not None:
+        return f"the max_norm of {kind} rewrites it in every forward pass"
+    return ""
+
+
+def _why_float(module: nn.Module, attribute: str) -> str:
+    """Why a parameter is no weight that is quantized, or ""."""
+    kind = type(module).__name__
     if isinstance(module, ONE_WEIGHT) and attribute == "weight":
-        return "" if parameter.numel() else "it is empty"
+        return ""
     if isinstance(module, SEVERAL_WEIGHTS) and (attribute.startswith("weight_") or attribute in PROJECTIONS):
         return ""
     if "bias" in attribute:
@@ -139,15 +171,15 @@ def count_macs(layers: list[Layer], run: Callable[[], object]) -> dict[str, int]
     pixels of its output (of its input where transposed), a recurrent layer's its time steps. Embeddings multiply nothing.
     """
     counts = dict.fromkeys((layer.name for layer in layers), 0)
+    named = {id(layer.weight): layer.name for layer in layers}
+    modules = {module: None for layer in layers for module, _ in layer.places}
 
-    def count(layer: Layer, inputs: tuple[Tensor, ...], output: object) -> None:
-        counts[layer.name] += _positions(layer, inputs[0], output) * layer.weight.numel()
+    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        for weight, macs in _macs(module, args, kwargs, output):
+            if id(weight) in named:
+                counts[named[id(weight)]] += macs
 
-    hooks = [
-        module.register_forward_hook(lambda _, inputs, output, layer=layer: count(layer, inputs, output))
-        for layer in layers
-        for module, _ in layer.places
-    ]
+    hooks = [module.register_forward_hook(count, with_kwargs=True) for module in modules]
     try:
         with torch.no_grad():
             run()
@@ -157,12 +189,33 @@ def count_macs(layers: list[Layer], run: Callable[[], object]) -> dict[str, int]
     return counts
 
 
-def _positions(layer: Layer, given: Tensor, output: object) -> int:
-    """How often each weight of a layer acts in one call on the tensor ``given``."""
-    if isinstance(layer.module, nn.Embedding | nn.EmbeddingBag):
-        return 0
-    if isinstance(layer.module, TRANSPOSED):
-        return given.numel() // layer.module.in_channels
-    if isinstance(output, Tensor) and not isinstance(layer.module, nn.RNNCellBase):
-        return output.numel() // layer.weight.shape[0]
-    return given.numel() // given.shape[-1]
+def _macs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Iterator[tuple[Tensor | None, int]]:
+    """The weights of a module and the multiply-accumulates of each in one call."""
+    if isinstance(module, nn.MultiheadAttention):
+        yield from _attention_macs(module, **dict(zip(("query", "key", "value"), args, strict=False)) | kwargs)
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        given = args[0] if args else kwargs["input"]
+        given = given.data if isinstance(given, PackedSequence) else given
+        for attribute, weight in module._parameters.items():
+            if weight is not None and attribute.startswith("weight_"):
+                yield weight, weight.numel() * _rows(given)
+    elif isinstance(module, TRANSPOSED):
+        given = args[0] if args else kwargs["input"]
+        yield module.weight, module.weight.numel() * (given.numel() // module.in_channels)
+    elif isinstance(module, ONE_WEIGHT) and not isinstance(module, EMBEDDINGS):
+        yield module.weight, module.weight.numel() * (output.numel() // module.weight.shape[0])
+
+
+def _attention_macs(
+    module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, **_: object
+) -> Iterator[tuple[Tensor | None, int]]:
+    """It reads the weight of its output projection without calling that module."""
+    width, rows = module.embed_dim, (_rows(query), _rows(key), _rows(value))
+    yield module.in_proj_weight, width * width * sum(rows)
+    for weight, count in zip((module.q_proj_weight, module.k_proj_weight, module.v_proj_weight), rows, strict=True):
+        yield weight, 0 if weight is None else weight.numel() * count
+    yield module.out_proj.weight, module.out_proj.weight.numel() * rows[0]
+
+
+def _rows(tensor: Tensor) -> int:
+    return tensor.numel() // tensor.shape[-1]

@@ -14,7 +14,7 @@ from octavo.errors import FormatError, PlanError
 from octavo.files import write_atomically
 from octavo.plan import Plan
 
-__all__ = ["Packed", "pack", "verify"]
+__all__ = ["Packed", "check_state", "pack", "verify"]
 
 
 class Packed:
@@ -74,15 +74,15 @@ class Packed:
         values = {name: layer.weight() for layer in self.layers.values() for name in layer.names}
         values |= {name: value for names, value in self.floats for name in names}
         state = model.state_dict()
+        held: dict[tuple[Any, ...], Tensor] = {}
         for name in {**values, **state}:
             if name not in state or name not in values:
                 side = "the model" if name in values else "the packed network"
                 raise PlanError(f"{name}: missing in {side}; expected the architecture that was packed")
-            if state[name].shape != values[name].shape:
-                got = tuple(state[name].shape)
-                raise PlanError(f"{name}: expected shape {tuple(values[name].shape)} as packed, got {got} in the model")
-            if not torch.equal(values[name].to(state[name].dtype).to(values[name].dtype), values[name]):
-                raise PlanError(f"{name}: {state[name].dtype} cannot hold its packed values exactly; use a float32 model")
+            _check_fits(name, values[name], state[name])
+            place = (state[name].data_ptr(), *state[name].stride()) if state[name].numel() else (name,)
+            if not _same(held.setdefault(place, values[name]), values[name]):
+                raise PlanError(f"{name}: the model shares this tensor with another that was packed with other values")
         with torch.no_grad():
             for name, value in values.items():
                 state[name].copy_(value)
@@ -110,6 +110,20 @@ class Packed:
         return container.pack(self.layers, self.floats)
 
 
+def _check_fits(name: str, value: Tensor, target: Tensor) -> None:
+    if target.shape != value.shape:
+        raise PlanError(f"{name}: expected shape {tuple(value.shape)} as packed, got {tuple(target.shape)} in the model")
+    if target.is_meta:
+        raise PlanError(f"{name}: expected a model with memory, got one on the meta device: call to_empty() first")
+    if not _same(value.to(target.dtype).to(value.dtype), value):
+        raise PlanError(f"{name}: {target.dtype} cannot hold its packed values exactly; use a float32 model")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN to NaN."""
+    return a is b or (a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all()))
+
+
 def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
     """Pack a plain model, given its quantized layers by name; every other tensor of its state dict is copied.
 
@@ -117,16 +131,23 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
         PlanError: the state dict holds something that is no tensor of a plain type.
 
     """
+    check_state(model)
     quantized = {name for layer in layers.values() for name in layer.names}
     shared: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}
     for name, value in model.state_dict().items():
         if name in quantized:
             continue
-        if not isinstance(value, Tensor) or value.dtype not in container.DTYPES.values():
-            raise PlanError(f"{name}: expected a tensor of a plain type in the state dict, got {type(value).__name__}")
         key = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else (name,)
         shared.setdefault(key, ([], value))[0].append(name)
     return Packed(layers, [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()])
+
+
+def check_state(model: nn.Module) -> None:
+    """Raise PlanError unless a packed file can hold every entry of the model's state dict."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or value.dtype not in container.DTYPES.values():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise PlanError(f"{name}: expected a tensor of a plain type in the state dict, got {got}")
 
 
 def verify(path: str | Path) -> None:

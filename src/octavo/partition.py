@@ -1,6 +1,7 @@
 """Which weights freeze next: scores and the growth of the frozen set (INQ, section 2.2; the distance is DNQ's criterion)."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -57,8 +58,12 @@ def check_order(order: str) -> None:
         raise PlanError(f"order: expected one of {', '.join(get_args(Order))}, got {order!r}")
 
 
-def check_portions(portions: tuple[float, ...]) -> None:
+def check_portions(portions: Sequence[float]) -> None:
     """Raise PlanError unless ``portions`` rise strictly, within (0, 1], and end at 1."""
-    rising = all(a < b for a, b in itertools.pairwise(portions))
-    if not portions or not rising or portions[0] <= 0 or portions[-1] != 1:
-        raise PlanError(f"portions: expected shares that rise strictly from above 0 to exactly 1, got {tuple(portions)}")
+    numbers = isinstance(portions, Sequence) and all(isinstance(p, int | float) for p in portions)
+    if not numbers or not _rises_to_one(portions):
+        raise PlanError(f"portions: expected shares that rise strictly from above 0 to exactly 1, got {portions!r}")
+
+
+def _rises_to_one(portions: Sequence[float]) -> bool:
+    return bool(portions) and portions[0] > 0 and portions[-1] == 1 and all(a < b for a, b in itertools.pairwise(portions))

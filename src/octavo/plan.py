@@ -45,7 +45,7 @@ class Plan(MutableMapping[str, int]):
         macs: layer name to multiply-accumulates, for bit operations.
 
     Raises:
-        PlanError: bits that are not an integer from 2 to 8.
+        PlanError: bits that are not an integer from 2 to 8, or a count that is none.
 
     """
 
@@ -57,8 +57,8 @@ class Plan(MutableMapping[str, int]):
         macs: Mapping[str, int] | None = None,
     ) -> None:
         self._bits: dict[str, int] = {}
-        self.weights = dict(weights or {})
-        self.macs = dict(macs or {})
+        self.weights = _checked_counts(weights)
+        self.macs = _checked_counts(macs)
         for name, value in bits.items():
             self[name] = value
 
@@ -105,7 +105,7 @@ class Plan(MutableMapping[str, int]):
             PlanError: an empty plan, or a layer whose number of weights the plan does not know.
 
         """
-        unknown = [name for name in self if name not in self.weights]
+        unknown = [name for name in self if not self.weights.get(name)]
         if unknown or not self:
             raise PlanError(f"{unknown[0]}: the plan does not know its number of weights" if unknown else "the plan is empty")
         total = sum(self.weights[name] for name in self)
@@ -143,7 +143,7 @@ class Plan(MutableMapping[str, int]):
         if unknown or not all(isinstance(count, dict) for count in counts):
             raise PlanError(f"{path}: expected mappings named bits, weights and macs, got {', '.join(map(str, content))}")
         try:
-            return cls(content["bits"], weights=counts[0], macs=counts[1])
+            return cls({str(name): bits for name, bits in content["bits"].items()}, weights=counts[0], macs=counts[1])
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
 
@@ -212,6 +212,13 @@ def planned_layers(model: nn.Module, plan: Mapping[str, int]) -> list[tuple[Laye
     if not plan:
         raise PlanError("the plan is empty: it names no layer to quantize")
     return [(layer, plan[layer.name]) for layer in layers if layer.name in plan]
+
+
+def _checked_counts(counts: Mapping[str, int] | None) -> dict[str, int]:
+    for name, count in (counts or {}).items():
+        if not isinstance(count, int) or count < 0:
+            raise PlanError(f"{name}: expected a count, got {count!r}")
+    return {str(name): count for name, count in (counts or {}).items()}
 
 
 def _why_unknown(name: str, layers: Sequence[Layer], skipped: Sequence[Skipped]) -> str:

@@ -72,7 +72,7 @@ def awkward(bits: int, top: int) -> list[float]:
     """Ties between every two levels of interest, powers, their neighbours, and what no one expects; both signs."""
     n2 = top + 1 - 2 ** (bits - 2)
     exponents = {n2 - 2, n2 - 1, n2, n2 + 1, (n2 + top) // 2, top - 1, top, top + 1, top + 5}
-    values = [0.0, TINY, 3 * TINY, 2.0**-126, *np.float32([1e-45, 1e-38, 0.3, 1e38, HUGE]).tolist()]
+    values = [0.0, TINY, 3 * TINY, 2.0**-126, *np.array([1e-45, 1e-38, 0.3, 1e38, HUGE], np.float32).tolist()]
     for e in exponents:
         for factor in (0.75, 1.0, 1.5):  # (alpha + beta) / 2 is 0.75 beta, and half of beta for the smallest beta
             value = math.ldexp(factor, e)
@@ -229,7 +229,7 @@ def test_the_weights_are_left_alone() -> None:
     weight = gaussian(4, 50) * 2.0**-70  # so small that rounding lifts it
     before = weight.clone()
     for fit in ("max", "mse"):
-        codebook = power_of_two(weight, 4, fit=fit, per="channel")  # type: ignore[arg-type]
+        codebook = power_of_two(weight, 4, fit=fit, per="channel")
         codebook.decode(codebook.encode(weight))
     assert same_bits(weight, before)
 
@@ -313,7 +313,7 @@ def distributions() -> dict[str, list[float]]:
         "one": np.array([0.7]),
         "positive": np.abs(normal),
     }
-    return {name: np.float32(values).tolist() for name, values in cases.items()}
+    return {name: values.astype(np.float32).tolist() for name, values in cases.items()}
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5])
@@ -322,12 +322,12 @@ def test_least_error_against_every_n1(case: str, bits: int) -> None:
     weights = distributions()[case]
     flat = [1.0] * len(weights)
     rng = np.random.default_rng(bits)
-    random = np.float32(rng.random(len(weights)) ** 4).tolist()
-    inward = np.float32(np.abs(weights) < np.median(np.abs(weights))).tolist()  # only small weights count: n1 far down
+    random = (rng.random(len(weights)) ** 4).astype(np.float32).tolist()
+    inward = (np.abs(weights) < np.median(np.abs(weights))).astype(np.float32).tolist()  # only small weights count: n1 far down
     for importance in (None, random, inward):
         weight = torch.tensor(weights)
-        given = None if importance is None else torch.tensor(importance)
-        found = int(power_of_two(weight, bits, fit="mse", importance=given).top)
+        counted = None if importance is None else torch.tensor(importance)
+        found = int(power_of_two(weight, bits, fit="mse", importance=counted).top)
         highest = paper_exponent(max(map(abs, weights)))
         candidates = range(max(highest - 20, -149), min(highest + 3, 127) + 1)
         errors = {top: squared_error(weights, importance or flat, bits, top) for top in candidates}
@@ -348,9 +348,9 @@ def test_of_equal_errors_the_largest_n1_wins() -> None:
 def test_least_error_of_channels_is_that_of_each_alone(importance: str | None) -> None:
     weight = gaussian(5, 3, 2, 2) * torch.logspace(-3, 2, 5).view(-1, 1, 1, 1)
     shape = {"full": (5, 3, 2, 2), "inputs": (3, 1, 1), "channels": (5, 1, 1, 1), None: ()}[importance]
-    given = None if importance is None else gaussian(*shape, seed=1).abs() ** 3
-    together = power_of_two(weight, 2, fit="mse", per="channel", importance=given).top.tolist()
-    each = [None if given is None else given.expand(5, 3, 2, 2)[channel] for channel in range(5)]
+    counted = None if importance is None else gaussian(*shape, seed=1).abs() ** 3
+    together = power_of_two(weight, 2, fit="mse", per="channel", importance=counted).top.tolist()
+    each = [None if counted is None else counted.expand(5, 3, 2, 2)[channel] for channel in range(5)]
     alone = [int(power_of_two(w, 2, fit="mse", importance=i).top) for w, i in zip(weight, each, strict=True)]
     assert together == alone
 
@@ -360,9 +360,9 @@ def test_least_error_of_rows_longer_than_a_block() -> None:
     weight[:, BLOCK:] *= 1000  # most of the error is in the second block
     importance = torch.ones(BLOCK + 900)
     importance[BLOCK:] = 1e-9
-    for given in (None, importance):
-        factor = np.ones(BLOCK + 900) if given is None else given.numpy().astype(np.float64)
-        for row, found in zip(weight, power_of_two(weight, 3, fit="mse", per="channel", importance=given).top, strict=True):
+    for chosen in (None, importance):
+        factor = np.ones(BLOCK + 900) if chosen is None else chosen.numpy().astype(np.float64)
+        for row, found in zip(weight, power_of_two(weight, 3, fit="mse", per="channel", importance=chosen).top, strict=True):
             errors = {}
             for top in range(-8, 14):
                 off = row.numpy().astype(np.float64) - nearest(row.numpy(), 3, top)
@@ -383,7 +383,7 @@ def test_a_weight_that_is_not_finite_is_named(bad: float, fit: Any) -> None:
 
 
 def test_a_weight_that_float32_cannot_hold_is_not_finite() -> None:
-    with pytest.raises(PlanError, match="^big: expected finite weights, got 1 of 2"):
+    with pytest.raises(PlanError, match=r"^big: expected finite weights, got 1 of 2"):
         power_of_two(torch.tensor([1e300, 1.0], dtype=torch.float64), 3, name="big")
 
 
@@ -398,18 +398,18 @@ def test_impossible_bits(bits: Any) -> None:
 
 @pytest.mark.parametrize("options", [{"fit": "mean"}, {"per": "row"}, {"fit": None}])
 def test_unknown_fit_or_grouping(options: Any) -> None:
-    with pytest.raises(PlanError, match='^fc: expected fit "max" or "mse" and per "layer" or "channel", got'):
+    with pytest.raises(PlanError, match=r'^fc: expected fit "max" or "mse" and per "layer" or "channel", got'):
         power_of_two(torch.ones(2, 2), 3, name="fc", **options)
 
 
 def test_a_scalar_has_no_channels() -> None:
-    with pytest.raises(PlanError, match="^s: expected a tensor with output channels"):
+    with pytest.raises(PlanError, match=r"^s: expected a tensor with output channels"):
         power_of_two(torch.tensor(1.0), 3, per="channel", name="s")
 
 
 @pytest.mark.parametrize("top", [torch.zeros(2, 2, dtype=torch.int32), torch.tensor(1.0)])
 def test_exponents_are_integers_for_the_layer_or_its_channels(top: Tensor) -> None:
-    with pytest.raises(PlanError, match="^top: expected an integer scalar or vector, got"):
+    with pytest.raises(PlanError, match=r"^top: expected an integer scalar or vector, got"):
         PowerOfTwo(3, top)
 
 

@@ -28,7 +28,7 @@ def test_each_is_octavos_and_the_built_in_it_refines(name: str) -> None:
     for other in set(BUILT_IN) - {name}:
         assert not issubclass(error, getattr(errors, other))
     for caught in (errors.OctavoError, BUILT_IN[name]):
-        with pytest.raises(caught, match="^conv1: what came$"):
+        with pytest.raises(caught, match=r"^conv1: what came$"):
             raise error("conv1: what came")
 
 

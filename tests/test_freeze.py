@@ -95,7 +95,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, *, cli
         optimizer.zero_grad()
         with torch.autocast("cpu", **context) if context else torch.enable_grad():
             loss = F.cross_entropy(model(image(step)), torch.arange(6) % 5)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
@@ -175,7 +175,7 @@ def test_the_gradient_is_the_plain_one_and_exactly_zero_where_frozen() -> None:
         plain.conv.weight.copy_(case.seen()["conv"])
         plain.fc.weight.copy_(case.seen()["fc"])
     for net in (plain, model):
-        F.cross_entropy(net(image()), torch.arange(6) % 5).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(net(image()), torch.arange(6) % 5).backward()
     for name, layer in case.layers.items():
         expected, found, mask = plain.get_submodule(name).weight.grad, layer.weight.grad, case.masks[name]
         assert found is not None
@@ -397,7 +397,8 @@ def test_released_it_is_plain_again(make: Callable[[], nn.Module]) -> None:
 
 
 def test_a_released_recurrent_layer_uses_its_weights() -> None:
-    model, x = Recurrent(), torch.randn(2, 3, 3)
+    model: Any = Recurrent()
+    x = torch.randn(2, 3, 3)
     case = Case(model)
     held = model(x)
     release(case.layers.values())
@@ -420,7 +421,7 @@ def test_the_memory_format_stays() -> None:
 
 
 def test_tied_weights_are_held_at_every_place() -> None:
-    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    model: Any = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     model[1].weight = model[0].weight
     case = Case(model)
     ((name, layer),) = case.layers.items()

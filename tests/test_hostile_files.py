@@ -1,4 +1,4 @@
-"""Files that are damaged, forged or not ours: always a FormatError that says where, never another exception, never much memory."""
+"""Files that are damaged, forged or not ours: always a FormatError that says where, and never much memory."""
 
 import copy
 import io
@@ -131,9 +131,9 @@ def test_the_writer_of_these_tests_writes_good_files() -> None:
 
 def test_every_cut_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
-    for length in [*range(0, len(DATA), 50), *range(0, 30), *range(len(DATA) - 10, len(DATA))]:
+    for length in [*range(0, len(DATA), 50), *range(30), *range(len(DATA) - 10, len(DATA))]:
         path.write_bytes(DATA[:length])
-        with pytest.raises(FormatError, match="cut|truncated|damaged") as caught:
+        with pytest.raises(FormatError, match=r"cut|truncated|damaged") as caught:
             Packed.load(path)
         assert str(caught.value).startswith(f"{path}: ")
 
@@ -221,8 +221,19 @@ def test_a_wrong_checksum_is_named() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0", b"\0" * 8, b"\0" * 200, b"PK\3\4" + b"x" * 100, b"{}", b"\xff" * 64, struct.pack("<Q", 2) + b"{}"]
-    + [struct.pack("<Q", 1 << 62) + b"{}", struct.pack("<Q", 1 << 63) + b"{" * 100, b"# a text\n" * 20],
+    [
+        b"",
+        b"\x00",
+        b"\x00" * 8,
+        b"\x00" * 200,
+        b"PK\x03\x04" + b"x" * 100,
+        b"{}",
+        b"\xff" * 64,
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 1 << 62) + b"{}",
+        struct.pack("<Q", 1 << 63) + b"{" * 100,
+        b"# a text\n" * 20,
+    ],
 )
 def test_what_is_no_safetensors_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
@@ -241,9 +252,27 @@ def test_another_safetensors_file_is_not_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "entry",
-    ["", "x", "[]", "3", "null", '"version"', "{}", '{"version": null}', '{"version": "1"}', '{"version": 1}', "[" * 10**5]
-    + ['{"version": 1, "manifest_crc32": "x"}', '{"version": 1, "manifest_crc32": null}', "1" * 5000, '{"version": 1e999}']
-    + ['{"version": {"version": 1}}', '{"version": [1]}', '{"version": 0}', '{"version": -7}'],
+    [
+        "",
+        "x",
+        "[]",
+        "3",
+        "null",
+        '"version"',
+        "{}",
+        '{"version": null}',
+        '{"version": "1"}',
+        '{"version": 1}',
+        "[" * 10**5,
+        '{"version": 1, "manifest_crc32": "x"}',
+        '{"version": 1, "manifest_crc32": null}',
+        "1" * 5000,
+        '{"version": 1e999}',
+        '{"version": {"version": 1}}',
+        '{"version": [1]}',
+        '{"version": 0}',
+        '{"version": -7}',
+    ],
 )
 def test_headers_that_say_nothing(entry: str) -> None:
     with pytest.raises(FormatError):
@@ -310,12 +339,14 @@ JUNK = [None, True, "", "x", 0, -1, 1, 1.5, 2**40, 10**40, math.nan, [], ["x"], 
 def check_junk(rows: str, key: str, junk: Any) -> None:
     for place in range(2):
         with little_memory(4 << 20):
+            data = forged(lambda m, _, p=place: m[rows][p].update({key: copy.deepcopy(junk)}))  # type: ignore[misc]
             try:
-                layers, floats = unpack(forged(lambda m, _, p=place: m[rows][p].update({key: copy.deepcopy(junk)})))  # type: ignore[misc]
+                layers, floats = unpack(data)
             except FormatError as error:
-                assert "\n" not in str(error)
-                continue
-            assert usable(layers, floats)
+                message = str(error)
+            else:
+                message = "one line" if usable(layers, floats) else "neither refused\nnor usable"
+            assert "\n" not in message
 
 
 def known(key: str, junk: Any) -> bool:
@@ -359,8 +390,21 @@ def test_rows_that_are_none(rows: str, junk: Any) -> None:
 
 @pytest.mark.parametrize(
     "manifest",
-    [b"", b"x", b"{}", b"[]", b"null", b"3", b'"layers"', b"[" * 100_000, b'{"layers":' * 50_000, b"\xff\xfe\xfd", b"\0" * 10]
-    + [b'{"layers": ' + b"1" * 5000 + b"}", b'{"layers": [], "floats": []} x'],
+    [
+        b"",
+        b"x",
+        b"{}",
+        b"[]",
+        b"null",
+        b"3",
+        b'"layers"',
+        b"[" * 100000,
+        b'{"layers":' * 50000,
+        b"\xff\xfe\xfd",
+        b"\x00" * 10,
+        b'{"layers": ' + b"1" * 5000 + b"}",
+        b'{"layers": [], "floats": []} x',
+    ],
 )
 def test_manifests_that_are_none(manifest: bytes) -> None:
     with pytest.raises(FormatError, match="manifest") as caught:
@@ -371,11 +415,11 @@ def test_manifests_that_are_none(manifest: bytes) -> None:
 def test_rows_that_are_left_out_or_come_twice() -> None:
     for rows in ("layers", "floats"):
         for place in (0, -1):
-            with pytest.raises(FormatError, match="codes|exponents|floats|conv|up|norm"):
+            with pytest.raises(FormatError, match=r"codes|exponents|floats|conv|up|norm"):
                 unpack(forged(lambda m, _, r=rows, p=place: m[r].pop(p)))  # type: ignore[misc]
-            with pytest.raises(FormatError, match="codes|floats"):
+            with pytest.raises(FormatError, match=r"codes|floats"):
                 unpack(forged(lambda m, _, r=rows, p=place: m[r].append(m[r][p])))  # type: ignore[misc]
-        with pytest.raises(FormatError, match="checksum|codes|exponents"):
+        with pytest.raises(FormatError, match=r"checksum|codes|exponents"):
             unpack(forged(lambda m, _, r=rows: m[r].reverse()))  # type: ignore[misc]
 
 
@@ -397,10 +441,10 @@ def test_names_that_come_twice(edit: Callable[[Any], None]) -> None:
 
 @pytest.mark.parametrize("bits", [0, 1, 9, 255, -3, 4, 5, 3.0, True])
 def test_bits_out_of_range(bits: Any) -> None:
-    with pytest.raises(FormatError, match="codes|bits"):
+    with pytest.raises(FormatError, match=r"codes|bits"):
         unpack(forged(lambda m, _: m["layers"][0].update(bits=bits)))
-    with pytest.raises(FormatError, match="codes|bits"):
-        unpack(forged(lambda m, s: (m["layers"][0].update(bits=bits), s.update({f"codes.{bits}": s["codes.3"]}))))
+    with pytest.raises(FormatError, match=r"codes|bits"):
+        unpack(forged(lambda m, s: m["layers"][0].update(bits=bits) or s.update({f"codes.{bits}": s["codes.3"]})))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 24, -4, 2**40])
@@ -411,7 +455,7 @@ def test_another_number_of_exponents(count: int) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"\0" * 12, b"\0" * 13, b"\0" * 15, b"\0" * 16, b"\0" * 10_000])
 def test_exponents_that_are_too_few_or_too_many(content: bytes) -> None:
-    with pytest.raises(FormatError, match="exponents|conv|manifest"):
+    with pytest.raises(FormatError, match=r"exponents|conv|manifest"):
         unpack(forged(lambda m, s: s.update(exponents=squeeze(content))))
 
 
@@ -520,9 +564,9 @@ def test_codes_that_grow() -> None:
 
 @pytest.mark.xfail(reason="defect: 64 MB of JSON are legal whatever the file's size; as objects they take a gigabyte or more")
 def test_a_manifest_of_many_empty_lists() -> None:
-    data = signed(strings_of(DATA), b"[" + b"[]," * (1 << 20) + b"[]]")
-    assert len(data) < 1 << 12
-    with little_memory(32 << 20), pytest.raises(FormatError):
+    data = signed(strings_of(DATA), b"[" + b"[]," * (1 << 17) + b"[]]")
+    assert len(data) < 1 << 11
+    with little_memory(4 << 20), pytest.raises(FormatError):
         unpack(data)
 
 

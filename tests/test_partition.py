@@ -180,11 +180,24 @@ def test_the_known_orders(order: str) -> None:
 
 @pytest.mark.parametrize(
     "portions",
-    [(), (0.5,), (0.5, 0.9), (0.5, 0.5, 1.0), (0.7, 0.5, 1.0), (0.0, 1.0), (-0.1, 1.0), (0.5, 1.0, 1.5), (1.0, 1.0)]
-    + [(math.nan, 1.0), (0.5, math.nan), (0.5, 0.99999999999), (math.inf,)],
+    [
+        (),
+        (0.5,),
+        (0.5, 0.9),
+        (0.5, 0.5, 1.0),
+        (0.7, 0.5, 1.0),
+        (0.0, 1.0),
+        (-0.1, 1.0),
+        (0.5, 1.0, 1.5),
+        (1.0, 1.0),
+        (math.nan, 1.0),
+        (0.5, math.nan),
+        (0.5, 0.99999999999),
+        (math.inf,),
+    ],
 )
 def test_impossible_portions(portions: tuple[float, ...]) -> None:
-    with pytest.raises(PlanError, match="^portions: expected shares that rise strictly from above 0 to exactly 1, got"):
+    with pytest.raises(PlanError, match=r"^portions: expected shares that rise strictly from above 0 to exactly 1, got"):
         check_portions(portions)
 
 

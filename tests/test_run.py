@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo.errors import FormatError, OctavoError, PlanError, RecipeError, TrainingError
+from octavo.incremental import Incremental
 from octavo.packed import Packed
 from octavo.recipe import Recipe, make_recipe
 from octavo.run import publish, run
 from octavo.task import Batch
-from octavo.train import Progress
+from octavo.train import Progress, retrain
 
 EPOCH, ROWS, INPUTS, CLASSES = 4, 8, 5, 3
 
@@ -199,8 +200,6 @@ def test_without_labels_the_result_says_so_and_the_tasks_loss_is_never_called(fo
 
 def test_the_control_is_trained_just_as_long_in_the_same_way(folder: Path) -> None:
     """Against a control made by hand: the same seeds, the whole float network, stage by stage."""
-    from octavo.train import retrain
-
     settings, task, watcher = recipe(), Tiny(), Watcher()
     result = run(settings, folder, watcher)
     model, teacher = task.model(), task.model().requires_grad_(False)
@@ -209,6 +208,24 @@ def test_the_control_is_trained_just_as_long_in_the_same_way(folder: Path) -> No
         retrain(model, task, epochs, settings.retraining, teacher=teacher)
     assert result["control_score"] == task.score(model) != result["float_score"]
     assert len(watcher.steps) == 2 * (6 + 4 + 2)
+
+
+@pytest.mark.parametrize("setting", [{"order": "random"}, {"fit": "max"}, {"per": "layer"}, {"seed": 3, "order": "random"}])
+def test_every_setting_reaches_the_quantization(setting: dict[str, Any], folder: Path) -> None:
+    """Against the same stages made by hand, and against the defaults, which must not give the same network."""
+    settings, task = recipe(control=False, **setting), Tiny()
+    run(settings, folder, Watcher())
+    model, teacher, seed = task.model(), task.model().requires_grad_(False), setting.get("seed", 0)
+    names = {key: value for key, value in setting.items() if key != "seed"}
+    incremental = Incremental(model, {"0": 3, "3": 3}, portions=(0.5, 0.8, 1.0), seed=seed, **names)
+    for stage, epochs in zip(incremental, (1.5, 1.0, 0.5), strict=True):
+        torch.manual_seed((seed << 16) + stage.index)
+        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    incremental.finish().save("by-hand")
+    network = (folder / "packed.safetensors").read_bytes()
+    assert network == Path("by-hand").read_bytes()
+    run(recipe(control=False), folder.with_name("defaults"), Watcher())
+    assert network != (folder.with_name("defaults") / "packed.safetensors").read_bytes()
 
 
 WHOLE = 2 * (6 + 4 + 2)  # steps of the network and its control
@@ -478,3 +495,13 @@ def test_damaged_json_is_named_in_one_line(which: str, text: str, folder: Path) 
     with pytest.raises(FormatError, match=rf"^{path}: damaged, ") as caught:
         run(recipe(), folder, Watcher())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"score": "high"}'])
+def test_a_control_without_a_score_is_damaged(text: str, folder: Path) -> None:
+    run(recipe(), folder, Watcher())
+    (path,) = folder.parent.glob("control-*/result.json")
+    path.write_text(text)
+    (folder / "result.json").unlink()
+    with pytest.raises(FormatError, match=rf"^{path}: damaged, expected a number called score, got "):
+        run(recipe(), folder, Watcher())

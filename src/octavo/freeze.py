@@ -3,10 +3,10 @@
 Masking gradients does not hold a weight: momentum and weight decay still move it. Here each quantized parameter gets a
 parametrization: the forward pass sees the frozen value where a weight is frozen and the trained one elsewhere.
 
-Free weights are bounded too. Left alone, the last few free weights grow far beyond the largest level while they make up
-for all the others, and rounding them in the end undoes the network (at 2 bits it fell from 88 to 23 per cent). So the
-network sees them bounded to the range that the codebook divides, up to the outer edge of its largest level's cell. The
-paper bounds nothing; with its own ``n1``, every weight starts inside of that range.
+Free weights are bounded too. Left alone, the last few of them grow far beyond the largest level while they make up for all
+the others, and rounding them in the end undoes the network. So the network sees them within a bound that closes, as the
+free share falls, on the range that the codebook divides: up to the outer edge of its largest level's cell. The paper bounds
+nothing; with its own ``n1``, every weight starts inside of that range.
 """
 
 import math
@@ -23,6 +23,7 @@ from octavo.layers import Layer, channels_back, channels_first
 __all__ = ["Held", "hold", "release"]
 
 EDGE = 1.5  # the outer edge of the largest level's cell, in units of that level (INQ, eq. 4)
+ROOM = 3.0  # how far beyond it the bound lies, times the free share
 
 
 class Held(nn.Module):
@@ -69,7 +70,7 @@ class Held(nn.Module):
         """Freeze the weights under ``mask`` that are still free, at ``codes``; both of the weight's own shape."""
         grown = torch.where(mask & ~self.frozen, codes, self.codes)
         self.codes = torch.empty_like(self.codes).copy_(grown)  # a new tensor: snapshots stay what they are
-        self.edge.fill_(EDGE)
+        self.edge.fill_(EDGE + ROOM * (1 - float(self.frozen.double().mean())))
 
 
 class _Hold(torch.autograd.Function):

@@ -158,7 +158,7 @@ def test_weights_are_loaded_strictly(data: str, tmp_path: Path) -> None:
     [
         ({"calibration_size": 0}, "calibration_size: expected at least 1"),
         ({"split": "valid"}, "split: expected 'test' or 'holdout'"),
-        ({"dept": 20}, r"got 'dept' \(did you mean 'depth'\?\)"),
+        ({"dept": 20}, r"got 'dept' \(the nearest is 'depth'\)"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], cause: str) -> None:

@@ -278,7 +278,7 @@ def test_evaluate_and_verify_print_the_figures(octavo: Octavo, packed: Path) -> 
     [
         (["run", "none.yaml"], "none.yaml: not a readable recipe: "),
         (["run", "tiny.py"], "tiny.py: not a readable recipe: "),
-        (["run", "r.yaml", "--set", "epoch=3"], "r.yaml: unknown key 'epoch'; the nearest is 'epochs'"),
+        (["run", "r.yaml", "--set", "epoch=3"], "r.yaml: unknown key 'epoch' (the nearest is 'epochs')"),
         (["run", "r.yaml", "--set", "epochs"], "--set epochs: expected key=value"),
         (["run", "r.yaml", "--set", "seed=["], "--set seed=[: not a YAML value"),
         (["run", "r.yaml", "--set", "portions=[0.5, 0.4]"], "r.yaml: portions: expected shares that rise strictly"),
@@ -286,7 +286,7 @@ def test_evaluate_and_verify_print_the_figures(octavo: Octavo, packed: Path) -> 
         (["run", "r.yaml", "--set", "task=digit"], "task: expected one of digits, cifar10, package.module:Class or"),
         (
             ["run", "r.yaml", "--set", "task=tiny.py:Tinny"],
-            "task 'tiny.py:Tinny': tiny.py has no class 'Tinny' (did you mean 'Tiny'?)",
+            "task 'tiny.py:Tinny': tiny.py has no class 'Tinny' (the nearest is 'Tiny')",
         ),
         (["run", "r.yaml", "--set", "task=tiny.py:Normed"], "BatchNorm1d: expected a model with layers that can be quantized"),
         (["run", "r.yaml", "--set", "task=tiny.py:Lacking"], "task 'tiny.py:Lacking': expected the methods model, calibration,"),

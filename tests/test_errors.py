@@ -17,7 +17,8 @@ BUILT_IN = {
 
 def test_all_are_listed_here() -> None:
     found = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
-    assert found == set(errors.__all__) == {"OctavoError", *BUILT_IN}
+    assert found == {"OctavoError", *BUILT_IN}
+    assert set(errors.__all__) == {*found, "nearest"}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -41,3 +42,12 @@ def test_they_cross_processes(name: str) -> None:
     error = getattr(errors, name)("conv1: what came")
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (type(error), "conv1: what came")
+
+
+@pytest.mark.parametrize(
+    ("word", "at_least", "end"),
+    [("epoch", 0.0, " (the nearest is 'epochs')"), ("epoch", 0.6, " (the nearest is 'epochs')"), ("xyz", 0.6, "")],
+)
+def test_the_nearest_word(word: str, at_least: float, end: str) -> None:
+    assert errors.nearest(word, iter(["bits", "epochs", "portions"]), at_least=at_least) == end
+    assert errors.nearest(word, [], at_least=at_least) == ""

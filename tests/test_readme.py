@@ -25,7 +25,8 @@ def blocks(language: str) -> list[str]:
 
 def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    layers = nn.Conv2d(1, 4, 3), nn.Linear(16, 2)
+    model = nn.Sequential(layers[0], nn.BatchNorm2d(4), nn.Flatten(), layers[1])
     fresh = copy.deepcopy(model)
     calls: list[nn.Module] = []
     quantize, reload, _ = blocks("python")
@@ -33,7 +34,7 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
     assert calls == [model] * 4
     exec(reload, {"model": fresh})
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True))
-    weights = torch.cat([model[0].weight.flatten(), model[3].weight.flatten()]).abs()
+    weights = torch.cat([layer.weight.flatten() for layer in layers]).abs()
     assert set(torch.frexp(weights[weights > 0]).mantissa.tolist()) == {0.5}
 
 

@@ -1,6 +1,9 @@
 """The exceptions a user may catch; each is also the built-in exception that it refines."""
 
-__all__ = ["BudgetError", "FormatError", "OctavoError", "PlanError", "RecipeError", "TrainingError"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["BudgetError", "FormatError", "OctavoError", "PlanError", "RecipeError", "TrainingError", "nearest"]
 
 
 class OctavoError(Exception):
@@ -25,3 +28,9 @@ class FormatError(OctavoError, ValueError):
 
 class TrainingError(OctavoError, RuntimeError):
     """Retraining that cannot go on; the message names the step."""
+
+
+def nearest(word: str, known: Iterable[str], *, at_least: float = 0.0) -> str:
+    """The end of a message about an unknown word: `` (the nearest is 'x')``, or nothing where none is alike enough (0 to 1)."""
+    near = difflib.get_close_matches(word, list(known), 1, at_least)
+    return f" (the nearest is {near[0]!r})" if near else ""

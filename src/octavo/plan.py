@@ -1,6 +1,5 @@
 """Plan: how many bits each layer gets, as plain data; Budget: what it may cost."""
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import yaml
 from torch import nn
 
 from octavo.codebook import check_bits
-from octavo.errors import BudgetError, PlanError
+from octavo.errors import BudgetError, PlanError, nearest
 from octavo.layers import Layer, Skipped, find_layers
 
 __all__ = ["Budget", "Cost", "Plan", "matching_plan", "planned_layers"]
@@ -75,7 +74,7 @@ class Plan(MutableMapping[str, int]):
             raise PlanError(f"{type(model).__name__}: expected a model with layers that can be quantized, found none")
         for pattern in [include, *exclude]:
             if not any(fnmatchcase(name, pattern) for name in layers):
-                raise PlanError(f"{pattern!r} matches no layer of {type(model).__name__}{_nearest(pattern, list(layers))}")
+                raise PlanError(f"{pattern!r} matches no layer of {type(model).__name__}{nearest(pattern, layers)}")
         chosen = [n for n in layers if fnmatchcase(n, include) and not any(fnmatchcase(n, out) for out in exclude)]
         return cls(dict.fromkeys(chosen, bits), weights=layers)
 
@@ -230,9 +229,4 @@ def _why_unknown(name: str, layers: Sequence[Layer], skipped: Sequence[Skipped])
     for layer in layers:
         if any(full in names for full, *_ in layer.tied):
             return f"is tied to {layer.name}, plan that one: it is no layer by itself"
-    return f"is no layer{_nearest(name, [layer.name for layer in layers])}, and no tensor that can be quantized"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1, 0)
-    return f" (the nearest is {close[0]!r})" if close else ""
+    return f"is no layer{nearest(name, (layer.name for layer in layers))}, and no tensor that can be quantized"

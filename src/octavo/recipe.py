@@ -1,6 +1,5 @@
 """A run described as data: what ``octavo run`` reads."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -9,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from octavo.codebook import Fit, Per
-from octavo.errors import OctavoError, RecipeError
+from octavo.errors import OctavoError, RecipeError, nearest
 from octavo.partition import Order, check_portions
 from octavo.train import Retraining
 
@@ -158,7 +157,6 @@ def _explain(error: ValidationError) -> str:
     where = ".".join(str(part) for part in (key, *inner[key in UNIONS :]))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = Retraining.__dataclass_fields__ if inner else Recipe.model_fields
-        close = difflib.get_close_matches(where.rpartition(".")[2], known, 1, 0)
-        return f"unknown key {where!r}; the nearest is {close[0]!r}"
+        return f"unknown key {where!r}{nearest(where.rpartition('.')[2], known)}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"  # our own say what they got
     return f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1) + got

@@ -1,7 +1,6 @@
 """The one boundary with a user's model and data: what a task is, and how one is loaded by its name."""
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -13,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from torch import Tensor, nn
 
-from octavo.errors import OctavoError, RecipeError
+from octavo.errors import OctavoError, RecipeError, nearest
 
 __all__ = ["Batch", "Inputs", "Task", "call", "evaluating", "load_task"]
 
@@ -107,7 +106,7 @@ def _split(name: str) -> tuple[str, str]:
         return place, attribute
     raise RecipeError(
         f"task: expected one of {', '.join(BUILT_IN)}, package.module:Class or path/to/file.py:Class, "
-        f"got {name!r}{_nearest(name, BUILT_IN)}"
+        f"got {name!r}{nearest(name, BUILT_IN, at_least=0.6)}"
     )
 
 
@@ -122,7 +121,7 @@ def _maker(name: str, place: str, attribute: str) -> Callable[..., object]:
     maker: object = getattr(module, attribute, None)
     if callable(maker):
         return maker
-    near = _nearest(attribute, [key for key, value in vars(module).items() if isinstance(value, type)])
+    near = nearest(attribute, [key for key, value in vars(module).items() if isinstance(value, type)], at_least=0.6)
     raise RecipeError(f"task {name!r}: {place} has no class {attribute!r}{near}")
 
 
@@ -162,16 +161,10 @@ def _check_options(name: str, maker: Callable[..., object], options: Mapping[str
     for key in options:
         if key not in named and not takes_any:
             known = f"the options {', '.join(named)}" if named else "no options"
-            raise RecipeError(f"task {name!r}: expected {known}, got {key!r}{_nearest(str(key), named)}")
+            raise RecipeError(f"task {name!r}: expected {known}, got {key!r}{nearest(str(key), named, at_least=0.6)}")
     missing = [key for key, p in named.items() if p.default is p.empty and key not in options]
     if missing:
         raise RecipeError(f"task {name!r}: expected a value for each of the options {', '.join(missing)}; got none")
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the known word nearest to this one, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _brief(error: Exception) -> str:

@@ -444,9 +444,31 @@ def test_another_parametrization_of_the_same_module_stays() -> None:
 
     model = nn.Linear(3, 4)
     parametrize.register_parametrization(model, "bias", Double())
-    bias = model.bias.detach().clone()
-    release(Case(model).layers.values())
+    other = copy.deepcopy(model)
+    bias, plain = model.bias.detach().clone(), other(torch.ones(1, 3))
+    case = Case(model)
+    seen = case.seen()["weight"]
+    assert torch.equal(other(torch.ones(1, 3)), plain)
+    release(case.layers.values())
+    assert torch.equal(other(torch.ones(1, 3)), plain)
+    assert type(model.weight) is nn.Parameter
+    assert torch.equal(model.weight, seen)
+    assert torch.equal(model(torch.ones(1, 3)), F.linear(torch.ones(1, 3), seen, bias))
     assert parametrize.is_parametrized(model, "bias")
     assert not parametrize.is_parametrized(model, "weight")
     assert torch.equal(model.bias, bias)
     assert not any(isinstance(module, Held) for module in model.modules())
+
+
+@pytest.mark.parametrize(("make", "x"), [(Net, image()), (Recurrent, torch.ones(2, 3, 3))])
+def test_a_copy_outlives_the_release_of_the_original(make: Callable[[], nn.Module], x: Tensor) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    case = Case(model)
+    average, copied = AveragedModel(model), copy.deepcopy(model)
+    y = copied(x)
+    release(case.layers.values())
+    assert torch.equal(copied(x), y)
+    assert torch.equal(average(x), y)
+    copied(x).sum().backward()
+    case.check_still(copied)

@@ -127,7 +127,10 @@ def _remember(module: nn.Module) -> None:
     hooks = []
     if isinstance(module, nn.RNNBase):
         hooks = [module.register_forward_pre_hook(_show_weights), module.register_forward_hook(_hide_weights)]
-    object.__setattr__(module, "_before_hold", (type(module), list(module._parameters), hooks))
+    kind = type(module)
+    if parametrize.is_parametrized(module):  # it has a class made for its parametrizations, to which ours would be added
+        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+    object.__setattr__(module, "_before_hold", (kind, list(module._parameters), hooks))
 
 
 def _restore(module: nn.Module) -> None:
@@ -143,7 +146,7 @@ def _restore(module: nn.Module) -> None:
         del lists[attribute]
     if not lists:
         del module.parametrizations
-        module.__class__ = kind
+    module.__class__ = kind
     module._parameters.update(originals)
     for name in order:
         module._parameters[name] = module._parameters.pop(name)

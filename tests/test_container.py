@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from octavo.codebook import PowerOfTwo
-from octavo.container import DTYPES, VERSION, Floats, Quantized, pack, to_file, unpack
+from octavo.container import VERSION, Floats, Quantized, pack, to_file, unpack
 from octavo.errors import FormatError
 from octavo.layers import find_layers
+from octavo.manifest import DTYPES
 
 # The second reader. It knows docs/format.md, and nothing of octavo.
 

@@ -1,6 +1,7 @@
 """Frozen weights stand still and get no gradient, whatever trains the network; released, it is plain again."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -161,6 +162,30 @@ def test_what_is_frozen_cannot_be_frozen_again_or_thawed() -> None:
         seen = case.seen()[name]
         assert torch.equal(seen[~case.masks[name]], torch.zeros(int((~case.masks[name]).sum())))
     case.check_still()
+
+
+def test_the_reach_of_free_weights_closes_on_the_cells_of_the_levels_as_they_become_few() -> None:
+    module = nn.Linear(64, 2, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.linspace(-1, 1, 64).repeat(2, 1) * torch.tensor([[5.9], [1000.0]]))
+    initial = module.weight.detach().clone()
+    held = hold(find_layers(module)[0][0], PowerOfTwo(3, torch.tensor([2, -1])))
+    assert torch.equal(module.weight, initial)  # nothing is bound before the first portion
+    outer, reaches = torch.tensor([[6.0], [0.75]]), []  # the outer edge of the largest level's cell, 1.5 * 2^n1
+    for count in (8, 32, 48, 60, 63):
+        mask = torch.zeros(2, 64, dtype=torch.bool)
+        mask[:, :count] = True
+        held.freeze(torch.full_like(held.codes, 2), mask)
+        free = module.weight.detach()[~mask].view(2, -1)
+        assert torch.equal(free[0], initial[0, count:])  # inside of its cell a weight is what it was trained to
+        assert bool((free[1] / initial[1, count:] > 0).all())
+        reaches.append(float(free[1].abs().max() / outer[1]))
+    assert all(a > b for a, b in itertools.pairwise(reaches))
+    assert 1 <= reaches[-1] < 1.1 < 2 < reaches[0]
+    module.weight.sum().backward()
+    gradient = next(module.parameters()).grad
+    assert gradient is not None
+    assert torch.equal(gradient[~mask], torch.ones(2))  # what is bound can be trained back
 
 
 # Gradients.

@@ -17,6 +17,7 @@ FLOORS = (
     "plan",
     "freeze",
     "files",
+    "manifest",
     "container",
     "packed",
     "incremental",

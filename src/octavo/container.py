@@ -19,27 +19,15 @@ import zstandard
 from torch import Tensor
 
 from octavo import coding
-from octavo.codebook import PowerOfTwo
+from octavo.codebook import LARGEST, SMALLEST, PowerOfTwo
 from octavo.errors import FormatError
 from octavo.layers import Layer, channels_back
+from octavo.manifest import DTYPES, FloatRow, LayerRow, Manifest, checksum, raw_bytes, read_manifest
 
-__all__ = ["DTYPES", "VERSION", "Quantized", "pack", "to_file", "unpack"]
+__all__ = ["VERSION", "Quantized", "pack", "to_file", "unpack"]
 
 VERSION = 1
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.int64,
-        torch.int32,
-        torch.uint8,
-        torch.bool,
-    )
-}
-LARGEST_MANIFEST = 1 << 26  # bytes; a manifest takes about 100 bytes a tensor
+SMALL_MANIFEST, RATIO = 1 << 16, 64  # a manifest may expand to so many bytes, and to so many times its size
 
 Floats = list[tuple[tuple[str, ...], Tensor]]
 Json = dict[str, Any]
@@ -75,16 +63,16 @@ class Quantized:
 
 def pack(layers: Mapping[str, Quantized], floats: Floats) -> dict[str, bytes]:
     """The file's byte strings by name."""
-    manifest = {
-        "layers": [_describe_layer(name, layer) for name, layer in layers.items()],
-        "floats": [_describe_float(names, value) for names, value in floats],
-    }
-    blobs = {"manifest": _squeeze(json.dumps(manifest, separators=(",", ":")).encode())}
+    manifest = Manifest(
+        layers=[_layer_row(name, layer) for name, layer in layers.items()],
+        floats=[_float_row(names, value) for names, value in floats],
+    )
+    blobs = {"manifest": _squeeze(manifest.model_dump_json().encode())}
     for bits in sorted({layer.codebook.bits for layer in layers.values()}):
         same = [layer.codes.reshape(-1) for layer in layers.values() if layer.codebook.bits == bits]
         blobs[f"codes.{bits}"] = coding.compress(torch.cat(same), bits)
-    blobs["exponents"] = _squeeze(b"".join(_raw(layer.codebook.top.to(torch.int16)) for layer in layers.values()))
-    blobs["floats"] = b"".join(_raw(value) for _, value in floats)
+    blobs["exponents"] = _squeeze(b"".join(raw_bytes(layer.codebook.top.to(torch.int16)) for layer in layers.values()))
+    blobs["floats"] = b"".join(raw_bytes(value) for _, value in floats)
     return blobs
 
 
@@ -106,16 +94,13 @@ def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats]:
     squeezed = blobs.get("manifest", b"")
     if zlib.crc32(squeezed) != head.get("manifest_crc32"):
         raise FormatError("manifest: its checksum does not match: the file is damaged or was altered")
+    manifest = _read_manifest(squeezed)
     try:
-        manifest = json.loads(_expand(squeezed, LARGEST_MANIFEST, "manifest"))
-        layers = _read_layers(manifest["layers"], blobs)
-        floats = _read_floats(manifest["floats"], blobs.get("floats", b""))
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
-        if isinstance(error, FormatError):
-            raise
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise FormatError(f"manifest: not as the format says: {cause}") from error
-    return layers, floats
+        return _read_layers(manifest.layers, blobs), _read_floats(manifest.floats, blobs.get("floats", b""))
+    except FormatError:
+        raise
+    except (OverflowError, MemoryError, RuntimeError, ValueError) as error:
+        raise FormatError(f"manifest: its tensors do not fit: {type(error).__name__}: {error}") from error
 
 
 def _open(data: bytes) -> tuple[dict[str, bytes], Json]:
@@ -140,39 +125,46 @@ def _open(data: bytes) -> tuple[dict[str, bytes], Json]:
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items() if tensor.dtype == torch.uint8}, head
 
 
-def _describe_layer(name: str, layer: Quantized) -> Json:
+def _layer_row(name: str, layer: Quantized) -> LayerRow:
     top = layer.codebook.top
-    return {
-        "name": name,
-        "names": layer.names,
-        "shape": list(layer.codes.shape),
-        "bits": layer.codebook.bits,
-        "groups": layer.groups,
-        "exponents": top.numel() if top.dim() else 0,
-        "crc32": _crc(layer.codes, top.to(torch.int16)),
-    }
+    return LayerRow(
+        name=name,
+        names=list(layer.names),
+        shape=list(layer.codes.shape),
+        bits=layer.codebook.bits,
+        groups=layer.groups,
+        exponents=top.numel() if top.dim() else 0,
+        crc32=checksum(layer.codes, top.to(torch.int16)),
+    )
 
 
-def _describe_float(names: tuple[str, ...], value: Tensor) -> Json:
+def _float_row(names: tuple[str, ...], value: Tensor) -> FloatRow:
     dtype = str(value.dtype).removeprefix("torch.")
-    return {"names": names, "shape": list(value.shape), "dtype": dtype, "crc32": _crc(value)}
+    return FloatRow(names=list(names), shape=list(value.shape), dtype=dtype, crc32=checksum(value))
 
 
-def _read_layers(rows: Sequence[Json], blobs: Mapping[str, bytes]) -> dict[str, Quantized]:
+def _read_manifest(squeezed: bytes) -> Manifest:
+    text = _expand(squeezed, SMALL_MANIFEST + RATIO * len(squeezed), "manifest")
+    return read_manifest(text)
+
+
+def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[str, Quantized]:
     streams = {}
-    for bits in {row["bits"] for row in rows}:
-        count = sum(prod(_shape(row)) for row in rows if row["bits"] == bits)
+    for bits in {row.bits for row in rows}:
+        count = sum(prod(row.shape) for row in rows if row.bits == bits)
         name = f"codes.{bits}"
         streams[bits] = _Stream(name, _decompress(_blob(blobs, name), count, bits, name))
-    size = 2 * sum(_exponents(row) for row in rows)
+    size = 2 * sum(max(1, row.exponents) for row in rows)
     tops = _Stream("exponents", _tensor(_expand(_blob(blobs, "exponents"), size, "exponents"), torch.int16))
     layers = {}
     for row in rows:
-        codes = streams[row["bits"]].take(prod(_shape(row))).view(_shape(row))
-        top = tops.take(_exponents(row))
-        _check_crc(row["name"], row, codes, top)
-        codebook = PowerOfTwo(row["bits"], (top if row["exponents"] else top[0]).int())
-        layers[row["name"]] = Quantized(_names(row), codebook, codes, row["groups"])
+        codes = streams[row.bits].take(prod(row.shape)).view(row.shape)
+        top = tops.take(max(1, row.exponents))
+        row.check(codes, top)
+        if not bool(((top >= SMALLEST) & (top <= LARGEST)).all()):
+            raise FormatError(f"{row.name}: expected exponents from {SMALLEST} to {LARGEST}, got {top.min()} to {top.max()}")
+        codebook = PowerOfTwo(row.bits, (top if row.exponents else top[0]).int())
+        layers[row.name] = Quantized(tuple(row.names), codebook, codes, row.groups)
     for stream in (*streams.values(), tops):
         stream.close()
     return layers
@@ -185,14 +177,14 @@ def _decompress(data: bytes, count: int, bits: int, name: str) -> Tensor:
         raise FormatError(f"{name}: {error}") from error
 
 
-def _read_floats(rows: Sequence[Json], data: bytes) -> Floats:
+def _read_floats(rows: Sequence[FloatRow], data: bytes) -> Floats:
     stream, floats = _Stream("floats", _tensor(data, torch.uint8)), []
     for row in rows:
-        dtype = DTYPES[row["dtype"]]
-        raw = stream.take(prod(_shape(row)) * dtype.itemsize)
-        value = _tensor(raw.numpy().tobytes(), dtype).view(_shape(row))
-        _check_crc(row["names"][0], row, value)
-        floats.append((_names(row), value))
+        dtype = DTYPES[row.dtype]
+        raw = stream.take(prod(row.shape) * dtype.itemsize)
+        value = _tensor(raw.numpy().tobytes(), dtype).view(row.shape)
+        row.check(value)
+        floats.append((tuple(row.names), value))
     stream.close()
     return floats
 
@@ -217,46 +209,10 @@ class _Stream:
             raise FormatError(f"{self.name}: {len(self.values) - self.position} values belong to no tensor of the manifest")
 
 
-def _shape(row: Json) -> list[int]:
-    shape: list[int] = row["shape"]
-    if not all(isinstance(size, int) and 0 <= size < 1 << 40 for size in shape):
-        raise FormatError(f"{row['names'][0]}: expected a shape of sizes, got {shape}")
-    return shape
-
-
-def _exponents(row: Json) -> int:
-    """How many exponents a layer has: one per output channel, or one (written as 0) for the layer."""
-    count, shape = row["exponents"], _shape(row)
-    if count != 0 and (not shape or count != shape[0]):
-        raise FormatError(f"{row['name']}: expected 0 or {shape[:1]} exponents, got {count}")
-    return max(1, int(count))
-
-
-def _names(row: Json) -> tuple[str, ...]:
-    names = tuple(row["names"])
-    if not names or not all(isinstance(name, str) for name in names):
-        raise FormatError(f"manifest: expected the names of a tensor, got {names}")
-    return names
-
-
 def _blob(blobs: Mapping[str, bytes], name: str) -> bytes:
     if name not in blobs:
         raise FormatError(f"{name}: missing in the file")
     return blobs[name]
-
-
-def _check_crc(name: str, row: Json, *tensors: Tensor) -> None:
-    if _crc(*tensors) != row["crc32"]:
-        raise FormatError(f"{name}: its checksum does not match: the file is damaged or was altered")
-
-
-def _crc(*tensors: Tensor) -> int:
-    return zlib.crc32(b"".join(_raw(tensor) for tensor in tensors))
-
-
-def _raw(tensor: Tensor) -> bytes:
-    """A tensor's values as little-endian bytes."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _tensor(data: bytes, dtype: torch.dtype) -> Tensor:

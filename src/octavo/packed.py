@@ -12,6 +12,7 @@ from octavo import container
 from octavo.container import Quantized
 from octavo.errors import FormatError, PlanError
 from octavo.files import write_atomically
+from octavo.manifest import DTYPES
 from octavo.plan import Plan
 
 __all__ = ["Packed", "check_state", "pack", "verify"]
@@ -145,7 +146,7 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
 def check_state(model: nn.Module) -> None:
     """Raise PlanError unless a packed file can hold every entry of the model's state dict."""
     for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor) or value.dtype not in container.DTYPES.values():
+        if not isinstance(value, Tensor) or value.dtype not in DTYPES.values():
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise PlanError(f"{name}: expected a tensor of a plain type in the state dict, got {got}")
 

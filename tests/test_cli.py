@@ -393,21 +393,21 @@ def test_the_demo_from_a_fresh_folder_to_its_table(octavo: Octavo) -> None:
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if line.startswith("│")]
     table = {name: values for name, *values in rows}
     assert list(table) == [
-        "score (accuracy in per cent)",
-        "nominal bits per weight",
-        "stored bits per weight",
+        "score (accuracy, %)",
+        "nominal bits, a weight",
+        "stored bits, a weight",
         "bytes",
         "times smaller",
         "time",
     ]
-    before, control, after = map(float, table["score (accuracy in per cent)"])
+    before, control, after = map(float, table["score (accuracy, %)"])
     assert min(before, control, after) > 95
     assert before - after < 3
-    assert table["nominal bits per weight"][-1] == "3.00"
-    assert float(table["stored bits per weight"][-1]) < 2.4
+    assert table["nominal bits, a weight"][-1] == "3.00"
+    assert float(table["stored bits, a weight"][-1]) < 2.4
     assert table["bytes"][-1] == f"{Path('runs/demo/packed.safetensors').stat().st_size:,}"
     assert float(table["times smaller"][-1]) > 10
     assert done.stdout.index("│ time") < done.stdout.index("the network: runs/demo/packed.safetensors")
     assert octavo("verify", "runs/demo/packed.safetensors").status == 0
     evaluated = octavo("evaluate", "runs/demo/packed.safetensors", "--task", "digits", "--json")
-    assert f"{json.loads(evaluated.out)['score']:.2f}" == table["score (accuracy in per cent)"][-1]
+    assert f"{json.loads(evaluated.out)['score']:.2f}" == table["score (accuracy, %)"][-1]

@@ -14,13 +14,14 @@ __all__ = ["inspection_table", "packed_rows", "result_table", "skipped_table"]
 
 def result_table(result: Mapping[str, Any]) -> Table:
     """The result of a run: what was reached against what it cost."""
-    table = Table(title="full precision against powers of two", title_justify="left")
-    for column in ("", "full precision", "control, trained equally long", "quantized"):
+    caption = "control: the full-precision network trained equally long"
+    table = Table(title="full precision against powers of two", caption=caption, title_justify="left", caption_justify="left")
+    for column in ("", "full precision", "control", "quantized"):
         table.add_column(column, justify="left" if not column else "right")
     control = f"{result['control_score']:.2f}" if "control_score" in result else "not run"
-    table.add_row("score (accuracy in per cent)", f"{result['float_score']:.2f}", control, f"[bold]{result['score']:.2f}[/]")
-    table.add_row("nominal bits per weight", "32", "32", f"{result['nominal_bits']:.2f}")
-    table.add_row("stored bits per weight", "32", "32", f"{result['stored_bits']:.2f}")
+    table.add_row("score (accuracy, %)", f"{result['float_score']:.2f}", control, f"[bold]{result['score']:.2f}[/]")
+    table.add_row("nominal bits, a weight", "32", "32", f"{result['nominal_bits']:.2f}")
+    table.add_row("stored bits, a weight", "32", "32", f"{result['stored_bits']:.2f}")
     whole = f"{result['float_bytes']:,}"
     table.add_row("bytes", whole, whole, f"{result['file_bytes']:,}")
     table.add_row("times smaller", "1.0", "1.0", f"[bold]{result['ratio']:.1f}[/]")

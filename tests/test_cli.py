@@ -160,8 +160,8 @@ def test_inspect_prints_what_can_be_quantized(octavo: Octavo) -> None:
     said = octavo("inspect", "tiny.py:Tiny", "-O", "width=7")
     assert said.status == 0
     assert [line.split()[1:10:2] for line in said.out.splitlines() if "linear" in line] == [
-        ["0", "linear", "7x5", "35", "280"],
-        ["2", "linear", "3x7", "21", "168"],
+        ["0", "linear", "7x5", "35", "35"],
+        ["2", "linear", "3x7", "21", "21"],
     ]
     assert "biases stay in float" in said.out
     assert "feasible: 2 to 8 bits, 14 to 56 nominal bytes" in said.out
@@ -170,7 +170,7 @@ def test_inspect_prints_what_can_be_quantized(octavo: Octavo) -> None:
 def test_inspect_as_json(octavo: Octavo) -> None:
     said = octavo("inspect", "tiny.py:Tiny", "--json")
     found = json.loads(said.out)
-    assert [(row["name"], row["shape"], row["macs"]) for row in found["rows"]] == [("0", [6, 5], 240), ("2", [3, 6], 144)]
+    assert [(row["name"], row["shape"], row["macs"]) for row in found["rows"]] == [("0", [6, 5], 30), ("2", [3, 6], 18)]
     assert {skip["name"] for skip in found["skipped"]} == {"0.bias", "2.bias"}
     assert (found["cheapest"]["bytes"], found["dearest"]["bytes"]) == (12, 48)
 

@@ -244,6 +244,17 @@ def test_all_that_is_not_codes_is_small() -> None:
     assert len(data) < 1.02 * ideal + 4 * 10 + 2000
 
 
+def test_a_manifest_that_compresses_well_is_read_all_the_same() -> None:
+    prefix = ".".join(["a_rather_long_name_of_a_module"] * 5)
+    floats: Floats = [((f"{prefix}.{n}.num_batches_tracked",), torch.tensor(0)) for n in range(1500)]
+    book, codes = PowerOfTwo(3, torch.tensor(0)), torch.full((2, 2), 2, dtype=torch.uint8)
+    layers = {f"{prefix}.{n}": Quantized((f"{prefix}.{n}.weight",), book, codes) for n in range(1500)}
+    data = to_file(pack(layers, floats))
+    assert len(data) < 40_000
+    found, others = unpack(data)
+    assert (list(found), [names for names, _ in others]) == (list(layers), [names for names, _ in floats])
+
+
 def test_layouts_of_memory_do_not_matter() -> None:
     codes = torch.randint(0, 5, (4, 6, 3, 3), dtype=torch.uint8)
     value = torch.randn(4, 6)

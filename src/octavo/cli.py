@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from torch import Tensor
 
 from octavo.errors import OctavoError, RecipeError
 from octavo.inspection import inspect as inspect_model
@@ -69,7 +70,8 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
     Example: `octavo inspect cifar10 -O depth=56`
     """
     loaded = load_task(task, _options(option))
-    found = inspect_model(loaded.model(), next(iter(loaded.calibration()), None))
+    batch = next(iter(loaded.calibration()), None)
+    found = inspect_model(loaded.model(), batch[:1] if isinstance(batch, Tensor) else batch)  # what one input costs
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
         return

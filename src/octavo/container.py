@@ -27,7 +27,7 @@ from octavo.manifest import DTYPES, FloatRow, LayerRow, Manifest, checksum, raw_
 __all__ = ["VERSION", "Quantized", "pack", "to_file", "unpack"]
 
 VERSION = 1
-SMALL_MANIFEST, RATIO = 1 << 16, 64  # a manifest may expand to so many bytes, and to so many times its size
+SMALL_MANIFEST, RATIO = 1 << 16, 1 << 10  # a manifest may expand to so many bytes and so many times its size; seen: 130
 
 Floats = list[tuple[tuple[str, ...], Tensor]]
 Json = dict[str, Any]

@@ -309,7 +309,10 @@ def test_evaluate_and_verify_print_the_figures(octavo: Octavo, packed: Path) -> 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_and_leaves_nothing(words: list[str], said: str, octavo: Octavo) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(
+    words: list[str], said: str, octavo: Octavo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # one line, however narrow the terminal
     assert refused(octavo, *words).startswith(said)
 
 

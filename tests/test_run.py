@@ -375,6 +375,14 @@ def test_a_network_without_layers(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert not folder.exists()
 
 
+def test_a_task_that_hands_out_one_network_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Tiny().model()  # its own teacher and its own control, if nobody looked
+    monkeypatch.setattr(Tiny, "model", lambda _: one)
+    with pytest.raises(RecipeError, match=r"^task '.*:Tiny': expected a new copy of the network from every call of model\(\)"):
+        run(recipe(), folder, Watcher())
+    assert not folder.exists()
+
+
 def test_a_stage_that_diverged_goes_on_with_a_lower_learning_rate(folder: Path) -> None:
     Tiny.spoil_at = 8  # the second step of the second stage
     with pytest.raises(TrainingError, match=r"^quantized, stage 2, step 2 of 4: the loss is nan; .*\(stage 1 is kept in .*pt\)$"):

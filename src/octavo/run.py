@@ -89,19 +89,19 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
 
     """
     _check_folder(folder, recipe)
-    done = _finished(folder, recipe)
-    if done:
+    if done := _finished(folder, recipe):
         observer.note(f"{folder} is complete: nothing to do")
         return done
     started = time.monotonic()
     task = load_task(recipe.task, recipe.options)
-    incremental = _incremental(recipe, task.model())
+    model, copy = _two_models(task, recipe.task)
+    incremental = _incremental(recipe, model)
     _write_json(folder / "recipe.json", recipe.model_dump(mode="json"))  # now that the recipe is known to fit the network
     result: Json = {
         "recipe": recipe.model_dump(mode="json"),
         "environment": environment(),
         "labels_used": recipe.retraining.labels > 0,
-        "float_score": float(task.score(task.model())),
+        "float_score": float(task.score(copy)),
     }
     observer.note(f"full precision: {result['float_score']:.2f}")
     track = _Track("quantized", incremental.model, incremental, folder / "quantized.pt")
@@ -171,6 +171,13 @@ def _read_json(path: Path) -> Json:
 
 def _write_json(path: Path, content: Json) -> None:
     write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+
+
+def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
+    model, copy = task.model(), task.model()
+    if copy is model:  # it would be its own teacher and its own control
+        raise RecipeError(f"task {name!r}: expected a new copy of the network from every call of model(), got one twice")
+    return model, copy
 
 
 def _incremental(recipe: Recipe, model: nn.Module) -> Incremental:

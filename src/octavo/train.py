@@ -85,8 +85,7 @@ def retrain(
         The mean loss.
 
     Raises:
-        TrainingError: the loss or its gradient is NaN or infinite, and the message names the step; or there is nothing to
-            train on, or no parameter to train.
+        TrainingError: the loss or its gradient is not finite (the message names the step), or there is nothing to train.
 
     """
     length = _batches_per_epoch(task)
@@ -98,8 +97,7 @@ def retrain(
     with _training(model):
         for step, batch in enumerate(_stream(task, steps, _device(model)), 1):
             loss = loss_of(batch)
-            value = loss.item()
-            _check_finite("loss", value, step, steps)
+            _check_finite("loss", value := loss.item(), step, steps)
             _check_finite("gradient's norm", update(loss), step, steps)
             total += value
             observe(Progress(step, steps, step / length, total / step, step / max(time.monotonic() - started, 1e-9)))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import RecipeError
-from octavo.tasks.images import Epoch, accuracy, check_options, device_of, normalise, random_crop
+from octavo.task import device_of
+from octavo.tasks.images import Epoch, accuracy, check_options, normalise, random_crop
 
 
 def images(n: int, size: int = 6, channels: int = 3) -> Tensor:

@@ -11,11 +11,10 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from octavo.errors import OctavoError, RecipeError
+from octavo.errors import OctavoError
 from octavo.inspection import inspect as inspect_model
 from octavo.packed import Packed
-from octavo.packed import verify as verify_file
-from octavo.recipe import Recipe, load_recipe, make_recipe, override, yaml_value
+from octavo.recipe import Recipe, key_value, load_recipe, make_recipe, override
 from octavo.report.progress import Display
 from octavo.report.tables import inspection_table, packed_rows, result_table, skipped_table
 from octavo.run import publish
@@ -117,8 +116,8 @@ def verify(file: File, as_json: AsJson = False) -> None:
 
     Example: `octavo verify runs/demo/packed.safetensors`
     """
-    verify_file(file)
-    _print({"verified": str(file), **packed_rows(Packed.load(file))}, as_json)
+    packed = Packed.load(file)  # which checks all of it, as octavo.verify does
+    _print({"verified": str(file), **packed_rows(packed)}, as_json)
 
 
 def main() -> None:
@@ -150,13 +149,7 @@ def _run(path: Path, recipe: Recipe, folder: Path, as_json: bool) -> None:
 
 
 def _options(pairs: list[str] | None) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"--option {pair}: expected key=value")
-        options[key] = yaml_value(value, f"--option {pair}")
-    return options
+    return dict(key_value(pair, "--option") for pair in pairs or ())
 
 
 def _print(figures: dict[str, Any], as_json: bool) -> None:

@@ -94,7 +94,7 @@ def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats]:
     squeezed = blobs.get("manifest", b"")
     if zlib.crc32(squeezed) != head.get("manifest_crc32"):
         raise FormatError("manifest: its checksum does not match: the file is damaged or was altered")
-    manifest = _read_manifest(squeezed)
+    manifest = read_manifest(_expand(squeezed, SMALL_MANIFEST + RATIO * len(squeezed), "manifest"))
     try:
         return _read_layers(manifest.layers, blobs), _read_floats(manifest.floats, blobs.get("floats", b""))
     except FormatError:
@@ -141,11 +141,6 @@ def _layer_row(name: str, layer: Quantized) -> LayerRow:
 def _float_row(names: tuple[str, ...], value: Tensor) -> FloatRow:
     dtype = str(value.dtype).removeprefix("torch.")
     return FloatRow(names=list(names), shape=list(value.shape), dtype=dtype, crc32=checksum(value))
-
-
-def _read_manifest(squeezed: bytes) -> Manifest:
-    text = _expand(squeezed, SMALL_MANIFEST + RATIO * len(squeezed), "manifest")
-    return read_manifest(text)
 
 
 def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[str, Quantized]:

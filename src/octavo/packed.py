@@ -54,7 +54,7 @@ class Packed:
         weights = sum(4 * layer.codes.numel() for layer in self.layers.values())
         return weights + sum(value.numel() * value.element_size() for _, value in self.floats)
 
-    @property
+    @cached_property
     def file_bytes(self) -> int:
         """Bytes of the file that ``save`` writes."""
         return len(container.to_file(self._blobs))

@@ -12,11 +12,11 @@ from octavo.errors import OctavoError, RecipeError, nearest
 from octavo.partition import Order, check_portions
 from octavo.train import Retraining
 
-__all__ = ["Recipe", "load_recipe", "make_recipe", "override", "yaml_value"]
+__all__ = ["Recipe", "key_value", "load_recipe", "make_recipe", "override", "yaml_value"]
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
 Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=1 << 32)]  # the seeds of a run's parts are drawn from the 64 bits that torch takes
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 UNIONS = ("bits", "epochs")  # keys with a value of several forms: pydantic puts the form's name after the key
 
@@ -105,17 +105,23 @@ def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
     """
     for pair in overrides:
-        path, equals, text = pair.partition("=")
-        if not equals or not path:
-            raise RecipeError(f"--set {pair}: expected key=value")
+        path, value = key_value(pair, "--set")
         inner: Any = content
         *parents, last = path.split(".")
         for parent in parents:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
                 raise RecipeError(f"--set {pair}: {parent} is not a mapping")
-        inner[last] = yaml_value(text, f"--set {pair}")
+        inner[last] = value
     return content
+
+
+def key_value(pair: str, flag: str) -> tuple[str, Any]:
+    """The two sides of ``key=value``, the value read as YAML; ``flag`` is what errors call its place."""
+    key, equals, text = pair.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{flag} {pair}: expected key=value")
+    return key, yaml_value(text, f"{flag} {pair}")
 
 
 def yaml_value(text: str, where: str) -> Any:

@@ -247,12 +247,13 @@ def _score_reloaded(task: Task, file: Path) -> float:
 
 def _sizes(packed: Packed) -> Json:
     entropy = sum(coding.entropy_bytes(layer.codes, layer.codebook.bits) for layer in packed.layers.values())
+    weights = sum(packed.plan.weights.values())
     return {
-        "weights": sum(layer.codes.numel() for layer in packed.layers.values()),
+        "weights": weights,
         "nominal_bits": packed.nominal_bits,
         "stored_bits": packed.stored_bits,
         "entropy_bytes": round(entropy),
-        "other_bytes": sum(value.numel() * value.element_size() for _, value in packed.floats),
+        "other_bytes": packed.float_bytes - 4 * weights,
         "file_bytes": packed.file_bytes,
         "float_bytes": packed.float_bytes,
         "ratio": packed.ratio,

@@ -4,17 +4,19 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 
 from octavo.errors import OctavoError, RecipeError, nearest
 
-__all__ = ["Batch", "Inputs", "Task", "call", "evaluating", "load_task"]
+__all__ = ["Batch", "Inputs", "Task", "call", "device_of", "evaluating", "in_mode", "load_task"]
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Batch: TypeAlias = tuple[Inputs, Any]
@@ -60,15 +62,26 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode for a while; afterwards each of its modules is in the mode it came in."""
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put the model into training or evaluation mode for a while; afterwards each of its modules is in the mode it came in."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Put the model into evaluation mode for a while: see :func:`in_mode`."""
+    return in_mode(model, training=False)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer lives; the CPU for a model without any."""
+    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:

@@ -1,6 +1,5 @@
 """The default retraining loop between INQ's stages: SGD, a cosine a stage, the full-precision network as the teacher."""
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sized
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo.errors import TrainingError
-from octavo.task import Batch, Task, call
+from octavo.task import Batch, Task, call, device_of, in_mode
 
 __all__ = ["Progress", "Retraining", "distillation", "retrain"]
 
@@ -94,26 +93,14 @@ def retrain(
         return 0.0
     update, loss_of = _optimizer(model, settings, steps), distillation(model, task, settings, teacher)
     started, total = time.monotonic(), 0.0
-    with _training(model):
-        for step, batch in enumerate(_stream(task, steps, _device(model)), 1):
+    with in_mode(model, training=True):
+        for step, batch in enumerate(_stream(task, steps, device_of(model)), 1):
             loss = loss_of(batch)
             _check_finite("loss", value := loss.item(), step, steps)
             _check_finite("gradient's norm", update(loss), step, steps)
             total += value
             observe(Progress(step, steps, step / length, total / step, step / max(time.monotonic() - started, 1e-9)))
     return total / steps
-
-
-@contextlib.contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """Put the model into training mode for a while; afterwards each of its modules is in the mode it came in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _check_finite(what: str, value: float, step: int, steps: int) -> None:
@@ -209,7 +196,7 @@ def _form(outputs: Any) -> str:
 
 
 def _autocast(model: nn.Module, settings: Retraining) -> torch.autocast:
-    return torch.autocast(_device(model).type, torch.bfloat16, enabled=settings.bfloat16)
+    return torch.autocast(device_of(model).type, torch.bfloat16, enabled=settings.bfloat16)
 
 
 def _batches_per_epoch(task: Task) -> int:
@@ -242,7 +229,3 @@ def _moved(value: Any, device: torch.device) -> Any:
     if hasattr(value, "_fields"):  # a named tuple takes its items one by one
         return type(value)(*(_moved(item, device) for item in value))
     return type(value)(_moved(item, device) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

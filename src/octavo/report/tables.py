@@ -56,7 +56,7 @@ def packed_rows(packed: Packed) -> dict[str, Any]:
     """The figures of a packed file."""
     return {
         "layers": len(packed.layers),
-        "weights": sum(layer.codes.numel() for layer in packed.layers.values()),
+        "weights": sum(packed.plan.weights.values()),
         "nominal_bits": round(packed.nominal_bits, 3),
         "stored_bits": round(packed.stored_bits, 3),
         "file_bytes": packed.file_bytes,

@@ -1,6 +1,5 @@
 """What the image tasks share: an epoch of augmented batches, random crops and accuracy, all vectorised."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.errors import RecipeError
-from octavo.task import evaluating
+from octavo.task import device_of, evaluating
 
-__all__ = ["Epoch", "accuracy", "check_options", "device_of", "normalise", "random_crop"]
+__all__ = ["Epoch", "accuracy", "check_options", "normalise", "random_crop"]
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -73,12 +72,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, transform: Transf
             guess = model(transform(some).to(device)).argmax(1).cpu()
             right += int((guess == truth).sum())
     return 100 * right / len(labels)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lives; the CPU for a model without any."""
-    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def check_options(*, batch: int, split: str) -> None:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from octavo.calling import device_of
 from octavo.errors import RecipeError
-from octavo.task import device_of
 from octavo.tasks.images import Epoch, accuracy, check_options, normalise, random_crop
 
 

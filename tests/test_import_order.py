@@ -10,9 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "src" / "octavo"
 # Lowest first. An entry stands for a module, or for a package and all in it; the longest entry that fits counts.
 FLOORS = (
     "errors",
+    "seeds",
     "codebook",
     "coding",
     "partition",
+    "calling",
     "layers",
     "plan",
     "freeze",
@@ -39,7 +41,7 @@ FLOORS = (
     "cli",
     "__main__",
 )
-NUMBERS = ("errors", "codebook", "coding", "partition")
+NUMBERS = ("errors", "seeds", "codebook", "coding", "partition")
 OPTIONAL = {"sklearn", "torchvision", "datasets", "constriction"}
 STRANGERS = {("search", "incremental"), ("tasks", "tasks")}  # the search is handed a function; tasks know no other task
 

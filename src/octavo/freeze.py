@@ -26,6 +26,11 @@ EDGE = 1.5  # the outer edge of the largest level's cell, in units of that level
 ROOM = 3.0  # how far beyond it the bound lies, times the free share
 
 
+FREE = 255  # the code of a weight that is free
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers as wide as a float of so many bytes
+SIGN, ONE, MANTISSA = -(1 << 31), 127, 23  # of float32's bits: the sign, the exponent field of 1, how far up it lies
+
+
 class Held(nn.Module):
     """A parametrization that replaces the frozen weights by the levels of their codes.
 
@@ -35,7 +40,6 @@ class Held(nn.Module):
     codes: Tensor  # uint8, the weight's own shape
     scale: Tensor  # 2^n1, broadcastable to the weight
     edge: Tensor  # the bound of free weights in units of the scale; infinite until the first weight is frozen
-    unit: Tensor  # the level of each code for n1 = 0, and one entry more, for the code of a weight that is free
 
     def __init__(self, weight: Tensor, codebook: PowerOfTwo, groups: int = 0) -> None:
         super().__init__()
@@ -43,27 +47,25 @@ class Held(nn.Module):
         scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))
         if groups and len(scale) > 1:
             scale = channels_back(scale.expand(-1, rows.shape[1], *scale.shape[2:]), groups)
-        unit = nn.functional.pad(codebook.unit_levels(), (0, 1))
-        self.free = len(unit) - 1
-        self.register_buffer("codes", torch.full_like(weight, self.free, dtype=torch.uint8))
+        self.exponents = codebook.exponents
+        self.register_buffer("codes", torch.full_like(weight, FREE, dtype=torch.uint8))
         self.register_buffer("scale", scale.to(weight.device))
         self.register_buffer("edge", torch.full((), math.inf, device=weight.device))
-        self.register_buffer("unit", unit.to(weight.device), persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as the network shall see it, same shape and type."""
-        result: Tensor = _Hold.apply(weight, self.codes, self.unit, self.scale, self.edge)  # type: ignore[no-untyped-call]
+        result: Tensor = _Hold.apply(weight, self.codes, self.exponents, self.scale, self.edge)  # type: ignore[no-untyped-call]
         return result
 
     @property
     def frozen(self) -> Tensor:
         """Which weights are frozen: bool, the weight's own shape."""
-        return self.codes != self.free
+        return self.codes != FREE
 
     def snapshot(self) -> Callable[[], Tensor]:
         """What makes the mask of the weights that are frozen now, whenever it is called; it takes no memory of its own."""
         codes = self.codes
-        return lambda: codes != self.free
+        return lambda: codes != FREE
 
     @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
@@ -73,27 +75,73 @@ class Held(nn.Module):
         self.edge.fill_(EDGE + ROOM * (1 - float(self.frozen.double().mean())))
 
 
+# The functions below work on the bits of floats. Masks in bool and look-ups by index cost ten times as much per weight, which
+# is what would make a step with frozen weights slower than a plain one.
+
+
 class _Hold(torch.autograd.Function):
     """``where(free, clamp(weight), level)``; the gradient passes the clamp, and saves only the codes, which are kept anyway."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, codes: Tensor, unit: Tensor, scale: Tensor, edge: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, codes: Tensor, exponents: int, scale: Tensor, edge: Tensor) -> Tensor:
         ctx.save_for_backward(codes)
-        ctx.free = len(unit) - 1
-        level = unit[codes.int()].mul_(scale).to(weight.dtype)
+        level = _unit_levels(codes, exponents).mul_(scale).to(weight.dtype)
         bound = (edge * scale).to(weight.dtype)
-        return torch.where(codes == ctx.free, weight.minimum(bound).maximum(-bound), level)
+        result = weight.minimum(bound).maximum(-bound)
+        wide = BITS[weight.element_size()]
+        bits, others = result.view(wide), level.view(wide)
+        bits ^= others
+        bits &= _free_bits(codes, wide)
+        bits ^= others
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (codes,), (gradient,) = ctx.saved_tensors, gradients
         if gradient.is_sparse:  # an embedding's, of the rows that were looked up
             rows = gradient.coalesce()
-            values = rows.values().masked_fill(codes[rows.indices()[0]] != ctx.free, 0)
+            values = _OnlyFree.apply(rows.values(), codes[rows.indices()[0]])  # type: ignore[no-untyped-call]
             masked = torch.sparse_coo_tensor(rows.indices(), values, rows.shape, is_coalesced=True, check_invariants=False)
         else:
-            masked = gradient.masked_fill(codes != ctx.free, 0)
+            masked = _OnlyFree.apply(gradient, codes)  # type: ignore[no-untyped-call]
         return masked, None, None, None, None
+
+
+class _OnlyFree(torch.autograd.Function):
+    """``where(free, values, 0)``: exactly 0, whatever the values are. It is its own derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, codes: Tensor) -> Tensor:
+        ctx.save_for_backward(codes)
+        wide = BITS[values.element_size()]
+        return (values.view(wide) & _free_bits(codes, wide)).view(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        masked: Tensor = _OnlyFree.apply(gradients[0], *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return masked, None
+
+
+def _free_bits(codes: Tensor, wide: torch.dtype) -> Tensor:
+    """Integers with all bits set where a weight is free, none where it is frozen."""
+    bits = codes.to(wide)
+    bits += 1
+    bits >>= 8
+    return bits.neg_()
+
+
+def _unit_levels(codes: Tensor, exponents: int) -> Tensor:
+    """The level of each code for n1 = 0, float32; of weights that are free, anything."""
+    rank = codes.int()
+    rank -= exponents
+    sign = rank & SIGN
+    rank.abs_()
+    nonzero = rank.clamp(max=1)
+    rank += ONE - exponents
+    rank <<= MANTISSA
+    rank *= nonzero
+    rank |= sign
+    return rank.view(torch.float32)
 
 
 def hold(layer: Layer, codebook: PowerOfTwo) -> Held:

@@ -1,6 +1,5 @@
 """INQ, incremental network quantization, over the user's own training loop (arXiv 1702.03044, section 2.2, algorithm 1)."""
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from octavo.layers import Layer, channels_back, channels_first
 from octavo.packed import Packed, check_state, pack
 from octavo.partition import Order, check_order, check_portions, grow, score
 from octavo.plan import planned_layers
+from octavo.seeds import seed_of
 
 __all__ = ["Incremental", "Stage"]
 
@@ -141,8 +141,7 @@ class Incremental:
         while self._done < len(self.portions):
             index, portion = self._done, self.portions[self._done]
             for number, slot in enumerate(self._slots):
-                seed = zlib.crc32(f"{self.seed} {index} {number}".encode())  # torch's generator takes 32 bits of any seed
-                generator = torch.Generator().manual_seed(seed)
+                generator = torch.Generator().manual_seed(seed_of(self.seed, index, number))
                 slot.freeze(portion, self.order, generator)
             self._done += 1
             frozen = _Masks({slot.layer.name: slot.held.snapshot() for slot in self._slots})

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from octavo.calling import call, evaluating
 from octavo.layers import Layer, Skipped, count_macs, find_layers
 from octavo.plan import Cost, Plan
-from octavo.task import call, evaluating
 
 __all__ = ["Inspection", "Row", "inspect"]
 

@@ -22,6 +22,7 @@ from octavo.incremental import Incremental
 from octavo.packed import Packed
 from octavo.plan import matching_plan
 from octavo.recipe import Recipe, make_recipe
+from octavo.seeds import seed_of
 from octavo.task import Task, load_task
 from octavo.train import Progress, retrain
 
@@ -216,7 +217,7 @@ def _train(track: _Track, recipe: Recipe, task: Task, observer: Observer) -> Non
     track.resume()
     stages = iter(track.incremental) if track.incremental else repeat(None)
     for index in range(len(track.log), len(recipe.portions)):
-        torch.manual_seed((recipe.seed << 16) + index)
+        torch.manual_seed(seed_of(recipe.seed, index))
         epochs, started = recipe.stage_epochs[index], time.monotonic()
         if epochs:
             observer.stage(track.name, index, len(recipe.portions))

@@ -1,24 +1,21 @@
 """The one boundary with a user's model and data: what a task is, and how one is loaded by its name."""
 
-import contextlib
 import importlib
 import importlib.util
 import inspect
-import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, cast
 
-import torch
 from torch import Tensor, nn
 
+from octavo.calling import Inputs
 from octavo.errors import OctavoError, RecipeError, nearest
 
-__all__ = ["Batch", "Inputs", "Task", "call", "device_of", "evaluating", "in_mode", "load_task"]
+__all__ = ["Batch", "Task", "load_task"]
 
-Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Batch: TypeAlias = tuple[Inputs, Any]
 
 BUILT_IN = {
@@ -31,7 +28,7 @@ METHODS = ("model", "calibration", "train_batches", "loss", "score")
 class Task(Protocol):
     """A network, its data and its measure of success: the only user code that octavo's commands load.
 
-    Inputs are a tensor, or a tuple or dict that is handed to the model as arguments (see `call`); a batch is a pair
+    Inputs are a tensor, or a tuple or dict of arguments of the model (see `octavo.calling.call`); a batch is a pair
     ``(inputs, targets)``.
     """
 
@@ -52,36 +49,6 @@ class Task(Protocol):
 
     def score(self, model: nn.Module) -> float:
         """How good the model is, higher is better; an accuracy in per cent. Leaves the model as it was."""
-
-
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's outputs: ``model(x)`` for a tensor, ``model(*x)`` for a tuple or list, ``model(**x)`` for a dict."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
-
-
-@contextlib.contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put the model into training or evaluation mode for a while; afterwards each of its modules is in the mode it came in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Put the model into evaluation mode for a while: see :func:`in_mode`."""
-    return in_mode(model, training=False)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lives; the CPU for a model without any."""
-    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:

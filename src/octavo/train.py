@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from octavo.calling import call, device_of, in_mode
 from octavo.errors import TrainingError
-from octavo.task import Batch, Task, call, device_of, in_mode
+from octavo.task import Batch, Task
 
 __all__ = ["Progress", "Retraining", "distillation", "retrain"]
 

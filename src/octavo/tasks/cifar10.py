@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from octavo.calling import call
 from octavo.errors import FormatError, OctavoError, RecipeError
 from octavo.files import write_atomically
-from octavo.task import Batch, call
+from octavo.task import Batch
 from octavo.tasks.images import Epoch, accuracy, check_options, normalise, random_crop
 from octavo.tasks.resnet import resnet
 

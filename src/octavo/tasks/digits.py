@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octavo.calling import call
 from octavo.errors import OctavoError
-from octavo.task import Batch, call
+from octavo.task import Batch
 from octavo.tasks.images import Epoch, accuracy, check_options, normalise, random_crop
 
 __all__ = ["Digits"]

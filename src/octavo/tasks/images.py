@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octavo.calling import device_of, evaluating
 from octavo.errors import RecipeError
-from octavo.task import device_of, evaluating
 
 __all__ = ["Epoch", "accuracy", "check_options", "normalise", "random_crop"]
 

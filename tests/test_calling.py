@@ -1,0 +1,31 @@
+"""How a model is called: arguments of every form, and modes that are put back."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from octavo.calling import call, evaluating
+
+
+class Sum(nn.Module):
+    def forward(self, a: Tensor, b: Tensor | float = 0.0) -> Tensor:
+        return a + 2 * b
+
+
+def test_call_hands_over_tensors_tuples_and_dicts() -> None:
+    a, b = torch.tensor([1.0]), torch.tensor([10.0])
+    assert [float(call(Sum(), x)) for x in (a, (a, b), [a, b], {"b": a, "a": b}, (a,))] == [1, 21, 21, 12, 1]
+
+
+def test_evaluating_restores_each_module_even_after_an_error() -> None:
+    inner = nn.BatchNorm1d(2).eval()
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(inner))
+
+    class Observer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert not any(module.training for module in model.modules())
+            raise ArithmeticError("inside")
+
+    with pytest.raises(ArithmeticError, match="inside"), evaluating(model):
+        Observer()(torch.zeros(1))
+    assert [module.training for module in model.modules()] == [True, True, True, False]

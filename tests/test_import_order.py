@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "octavo"
 # Lowest first. An entry stands for a module, or for a package and all in it; the longest entry that fits counts.
 FLOORS = (
     "errors",
+    "yamls",
     "seeds",
     "codebook",
     "coding",

@@ -114,6 +114,13 @@ def test_overrides(folder: Path) -> None:
     assert (recipe.options, recipe.teacher) == ({"depth": 20, "name": "a=b"}, {"new": {"deep": [1, 2]}})
 
 
+def test_layers_whose_names_look_like_numbers(folder: Path) -> None:
+    path = write("r.yaml", "task: digits\nbits: {0: 3, 1.10: 4, '2': 5}")
+    assert load_recipe(path).bits == {"0": 3, "1.10": 4, "2": 5}
+    assert load_recipe(path, ["bits={0: 2}", "options.classes={1: one}"]).bits == {"0": 2}
+    assert load_recipe(path, ["bits.0=2"]).bits == {"0": 2, "1.10": 4, "2": 5}
+
+
 def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, pairs)
@@ -130,7 +137,9 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
         ("retrainings: {}", "unknown key 'retrainings' (the nearest is 'retraining')"),
         ("retraining: {learning_rat: 1}", "unknown key 'retraining.learning_rat' (the nearest is 'learning_rate')"),
         ("retraining: {weigth_decay: 1}", "unknown key 'retraining.weigth_decay' (the nearest is 'weight_decay')"),
-        ("3: 1", "3: Keys should be strings, got 3"),
+        ("3: 1", "unknown key '3' (the nearest is "),
+        ("bit: 3", "unknown key 'bit' (the nearest is 'bits')"),  # and not that bits are missing
+        ("task: 3\nretraining: {clip: x, momentun: 1}", "unknown key 'retraining.momentun' (the nearest is 'momentum')"),
         ("bits: 9", "bits: Input should be less than or equal to 8, got 9"),
         ("bits: 1", "bits: Input should be greater than or equal to 2, got 1"),
         ("bits: 3.5", "bits: Input should be a valid integer, got 3.5"),
@@ -164,7 +173,7 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
 )
 def test_a_value_that_does_not_fit_is_named_with_its_file_and_key(text: str, said: str, folder: Path) -> None:
     keys = text.partition(":")[0]
-    path = write("sub/r.yaml", "\n".join([text, *(line for line in GOOD.splitlines() if not line.startswith(f"{keys}:"))]))
+    path = write("sub/r.yaml", "\n".join([text, *(line for line in GOOD.splitlines() if not line.startswith(keys))]))
     message = refusal(path)
     head, _, tail = said.partition(".*")
     assert message.startswith(f"sub/r.yaml: {head}")
@@ -188,6 +197,8 @@ def test_missing_keys(folder: Path) -> None:
         ("task: 2001-99-99", "not a readable recipe: month must be in 1..12"),
         ("[" * 1000, "not a readable recipe: maximum recursion depth exceeded"),
         ("!!python/object/apply:os.getcwd []", "not a readable recipe: could not determine a constructor"),
+        ("seed: 1\nbits: 3\nseed: 2", "not a readable recipe: line 3: the key 'seed' comes twice; keep one of the two"),
+        ("bits: {conv1: 3, conv1: 4}", "not a readable recipe: line 1: the key 'conv1' comes twice; keep one of the two"),
     ],
 )
 def test_what_is_no_recipe_at_all(text: str, said: str, folder: Path) -> None:
@@ -220,8 +231,9 @@ def test_a_base_that_cannot_be_read_or_leads_back(folder: Path) -> None:
         ("seed", "--set seed: expected key=value"),
         ("=1", "--set =1: expected key=value"),
         ("", "--set : expected key=value"),
-        ("seed=[", "--set seed=[: not a YAML value"),
-        ("seed=2001-99-99", "--set seed=2001-99-99: not a YAML value"),
+        ("seed=[", "--set seed=[: not a YAML value: while parsing a flow node expected .*"),
+        ("seed=2001-99-99", "--set seed=2001-99-99: not a YAML value: month must be in 1..12.*"),
+        ("bits={a: 3, a: 4}", "--set bits={a: 3, a: 4}: not a YAML value: line 1: the key 'a' comes twice; keep one of the two"),
         ("bits.conv1=3", "--set bits.conv1=3: bits is not a mapping"),
         ("retraining.clip.x=3", "--set retraining.clip.x=3: clip is not a mapping"),
         ("sed=1", "r.yaml: unknown key 'sed' (the nearest is 'seed')"),
@@ -231,7 +243,8 @@ def test_a_base_that_cannot_be_read_or_leads_back(folder: Path) -> None:
     ],
 )
 def test_overrides_that_do_not_fit(pair: str, said: str, folder: Path) -> None:
-    assert refusal(write("r.yaml", GOOD + "retraining: {clip: 1}"), (pair,)) == said
+    message = refusal(write("r.yaml", GOOD + "retraining: {clip: 1}"), (pair,))
+    assert message.startswith(said.removesuffix(".*")) if said.endswith(".*") else message == said
 
 
 def test_plain_data_makes_a_recipe_and_keeps_its_name_in_errors() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from octavo.codebook import check_bits
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.layers import Layer, Skipped, find_layers
+from octavo.yamls import read_yaml
 
 __all__ = ["Budget", "Cost", "Plan", "matching_plan", "planned_layers"]
 
@@ -132,9 +133,9 @@ class Plan(MutableMapping[str, int]):
 
         """
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise PlanError(f"{path}: not a readable plan: {' '.join(str(error).split())}") from error
+            content = read_yaml(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PlanError(f"{path}: not a readable plan: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("bits"), dict):
             raise PlanError(f"{path}: expected a mapping with the key 'bits', from layer names to bits")
         unknown = set(content) - {"bits", "weights", "macs"}
@@ -142,7 +143,7 @@ class Plan(MutableMapping[str, int]):
         if unknown or not all(isinstance(count, dict) for count in counts):
             raise PlanError(f"{path}: expected mappings named bits, weights and macs, got {', '.join(map(str, content))}")
         try:
-            return cls({str(name): bits for name, bits in content["bits"].items()}, weights=counts[0], macs=counts[1])
+            return cls(content["bits"], weights=counts[0], macs=counts[1])
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
 

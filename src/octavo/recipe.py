@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from octavo.codebook import Fit, Per
 from octavo.errors import OctavoError, RecipeError, nearest
 from octavo.partition import Order, check_portions
 from octavo.train import Retraining
+from octavo.yamls import read_yaml
 
 __all__ = ["Recipe", "key_value", "load_recipe", "make_recipe", "override", "yaml_value"]
 
@@ -19,6 +19,7 @@ Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 UNIONS = ("bits", "epochs")  # keys with a value of several forms: pydantic puts the form's name after the key
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of the error
 
 
 class Recipe(BaseModel):
@@ -77,11 +78,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe; ``base: other.yaml`` in it names one whose keys it takes over.
 
     Args:
-        path: a YAML file.
+        path: a YAML file; its keys are text, also inside of ``options``.
         overrides: ``key=value`` each, the value in YAML; ``retraining.learning_rate=0.02`` reaches inside.
 
     Raises:
-        RecipeError: not readable, an unknown key (with the nearest known one), or a value that does not fit.
+        RecipeError: not readable, a key that comes twice, an unknown key (with the nearest known one), or a value that
+            does not fit.
 
     """
     return make_recipe(override(_read(Path(path), ()), overrides), str(path))
@@ -127,18 +129,18 @@ def key_value(pair: str, flag: str) -> tuple[str, Any]:
 def yaml_value(text: str, where: str) -> Any:
     """The value that ``text`` is in YAML; ``where`` is what the error calls it."""
     try:
-        return yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RecipeError(f"{where}: not a YAML value") from error
+        return read_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"{where}: not a YAML value: {error}") from error
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise RecipeError(f"{path}: is its own base")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # an impossible date is a ValueError
-        raise RecipeError(f"{path}: not a readable recipe: {' '.join(str(error).split())}") from error
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: not a readable recipe: {error}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a mapping of keys to values, got {type(content).__name__}")
     base = content.pop("base", None)
@@ -156,12 +158,15 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line; of a value with several forms, where it came nearest to one."""
-    errors = error.errors()
+    """The first thing that is wrong, in one line; of a value with several forms, where it came nearest to one.
+
+    Unknown keys come first: a key that is misspelt is missing too.
+    """
+    errors = sorted(error.errors(), key=lambda one: one["type"] not in UNKNOWN)
     first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
     key, *inner = first["loc"] or ("",)
     where = ".".join(str(part) for part in (key, *inner[key in UNIONS :]))
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in UNKNOWN:
         known = Retraining.__dataclass_fields__ if inner else Recipe.model_fields
         return f"unknown key {where!r}{nearest(where.rpartition('.')[2], known)}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"  # our own say what they got

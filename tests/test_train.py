@@ -85,8 +85,15 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> float:
     return float((p * np.log(p / q)).sum(1).mean() * temperature**2)
 
 
+def rows(logits: Tensor) -> Tensor:
+    """Logits with the classes last; of images, a row for each pixel, picked one by one."""
+    if logits.dim() < 4:
+        return logits
+    return torch.stack([image[:, *place] for image in logits for place in np.ndindex(*image.shape[1:])])
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-@pytest.mark.parametrize("shape", [(7, 3), (2, 5, 4)], ids=["rows", "sequences"])
+@pytest.mark.parametrize("shape", [(7, 3), (2, 5, 4), (2, 3, 4, 5), (2, 3, 4, 5, 2), (2, 3, 4, 1)])
 def test_the_divergence_is_its_definition(temperature: float, shape: tuple[int, ...]) -> None:
     student, teacher = (3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     frozen = linear(0)
@@ -94,7 +101,7 @@ def test_the_divergence_is_its_definition(temperature: float, shape: tuple[int, 
     model = linear(0)
     model.forward = lambda _: student  # type: ignore[method-assign, assignment]
     loss = distillation(model, Toy(), Retraining(temperature=temperature), frozen)((student, None))
-    assert loss.item() == pytest.approx(divergence(student, teacher, temperature), rel=1e-5)
+    assert loss.item() == pytest.approx(divergence(rows(student), rows(teacher), temperature), rel=1e-5)
 
 
 def reference(settings: Retraining, steps: int, student: nn.Linear, teacher: nn.Linear) -> list[Array]:
@@ -336,8 +343,9 @@ class Returns(nn.Linear):
         (linear(1), nn.Linear(INPUTS, 2), r"got shape \(6, 3\) and shape \(6, 2\)"),
         (Returns(lambda y: y[:, 0]), Returns(lambda y: y[:, 0]), r"got shape \(6,\) and shape \(6,\)"),
         (nn.Linear(INPUTS, 1), nn.Linear(INPUTS, 1), r"got shape \(6, 1\) and shape \(6, 1\)"),
+        (Returns(lambda y: y[:, None, None]), Returns(lambda y: y[:, None, None]), r"got shape \(6, 1, 1, 3\) and .*"),
     ],
-    ids=["tuple", "dict", "shapes", "no classes", "one class"],
+    ids=["tuple", "dict", "shapes", "no classes", "one class", "one class of pixels"],
 )
 @pytest.mark.parametrize("labels", [0.0, 0.5])
 def test_outputs_that_have_no_divergence(model: nn.Module, teacher: nn.Module, got: str, labels: float) -> None:

@@ -136,7 +136,9 @@ def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[
 def distillation(model: nn.Module, task: Task, settings: Retraining, teacher: nn.Module | None) -> Callable[[Batch], Tensor]:
     """The loss of a batch: KL divergence from the teacher's outputs, mixed with the task's own loss by ``settings.labels``.
 
-    The divergence is the mean over the rows of logits, times the squared temperature (Hinton et al., 1503.02531).
+    The divergence is the mean over the rows of logits, times the squared temperature (Hinton et al., 1503.02531). Rows lie
+    along the last dimension of outputs with 2 or 3 dimensions, ``(N, C)`` or ``(N, L, C)``, and along the second of those
+    with more, ``(N, C, H, W)``, where torch's cross entropy has its classes.
     """
     if teacher is None and settings.labels < 1:
         raise TrainingError("expected a teacher network, or labels: 1 for the task's own loss alone; got neither")
@@ -180,16 +182,20 @@ def _divergence(outputs: Any, taught: Any, temperature: float) -> Tensor:
             "expected the model and its teacher to return logits of one shape, rows of two classes or more, got "
             f"{_form(outputs)} and {_form(taught)}; set labels: 1 to train by the task's own loss"
         )
-    student = F.log_softmax(outputs.float().flatten(0, -2) / temperature, -1)
-    target = F.log_softmax(taught.float().flatten(0, -2) / temperature, -1)
+    student, target = (F.log_softmax(_rows(logits).float() / temperature, -1) for logits in (outputs, taught))
     return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """Logits with one dimension for their classes, the last, and one for all else."""
+    return logits.movedim(1 if logits.dim() > 3 else -1, -1).flatten(0, -2)
 
 
 def _comparable(outputs: Any, taught: Any) -> bool:
     """Whether both are logits of one shape; a softmax over a single class is 1 whatever it is given, and teaches nothing."""
     if not isinstance(outputs, Tensor) or not isinstance(taught, Tensor):
         return False
-    return outputs.shape == taught.shape and outputs.dim() > 1 and outputs.shape[-1] > 1
+    return outputs.shape == taught.shape and outputs.dim() > 1 and _rows(outputs).shape[-1] > 1
 
 
 def _form(outputs: Any) -> str:

@@ -89,7 +89,9 @@ class Incremental:
         packed = incremental.finish()
 
     Any optimizer will do, made before or after; reset its learning rate at each stage, as the paper does. The model's
-    parameters stay the same objects; its state dict has the parametrized names until ``finish``.
+    parameters stay the same objects; its state dict has the parametrized names until ``finish``. Average it by torch's
+    ``AveragedModel`` with ``use_buffers=False``, its default, only: frozen weights are codes in buffers, and the mean of
+    two codes is the code of an unrelated level.
 
     Args:
         model: the trained network; it is changed in place.

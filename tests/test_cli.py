@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +138,15 @@ def test_each_command_shows_an_example_in_its_help(command: str, octavo: Octavo)
     assert said.err == ""
 
 
+def test_the_version(octavo: Octavo) -> None:
+    assert octavo("--version") == (0, f"octavo {version('octavo')}\n", "")
+
+
+def test_the_demo_says_where_its_folder_is(octavo: Octavo) -> None:
+    assert "[default: runs/demo]" in octavo("demo", "--help").out
+    assert "default: runs/ and the recipe's name" in octavo("run", "--help").out
+
+
 def test_without_a_command_all_of_them_are_listed(octavo: Octavo) -> None:
     said = octavo("--help")
     for command in COMMANDS:
@@ -183,6 +193,8 @@ def test_inspect_does_without_an_example(octavo: Octavo) -> None:
 def test_inspect_says_why_nothing_can_be_quantized(octavo: Octavo) -> None:
     said = octavo("inspect", "tiny.py:Normed")
     assert said.status == 0
+    assert said.out.startswith("no layer can be quantized\n")
+    assert "multiply-accumulates" not in said.out
     assert "norms stay in float" in said.out
     assert "feasible" not in said.out
 
@@ -254,6 +266,15 @@ def test_quantize_again_with_other_settings_is_another_run(octavo: Octavo) -> No
         assert set(Packed.load("net.safetensors").plan.values()) == {int(bits)}
 
 
+def test_quantize_does_not_hand_out_the_run_of_other_weights(octavo: Octavo) -> None:
+    words = ("quantize", "tiny.py:Tiny", "-o", "net.safetensors", "--set", "epochs=0")
+    assert octavo(*words).status == 0
+    Path("tiny.py").write_text(TASK.replace("manual_seed(0)", "manual_seed(77)", 1))
+    said = refused(octavo, *words)
+    assert said.startswith("runs/quantize-net-")
+    assert said.endswith("the task's weights have changed since: delete it or choose another --folder")
+
+
 def test_evaluate_and_verify_print_the_figures(octavo: Octavo, packed: Path) -> None:
     network, task = Packed.load(packed), load_task("tiny.py:Tiny")
     model = task.model()
@@ -276,7 +297,8 @@ def test_evaluate_and_verify_print_the_figures(octavo: Octavo, packed: Path) -> 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run", "none.yaml"], "none.yaml: not a readable recipe: "),
+        (["run", "none.yaml"], "none.yaml: no such file, nor one of the recipes that come with octavo: digits"),
+        (["run", "."], ".: not a readable recipe: "),
         (["run", "tiny.py"], "tiny.py: not a readable recipe: "),
         (["run", "r.yaml", "--set", "epoch=3"], "r.yaml: unknown key 'epoch' (the nearest is 'epochs')"),
         (["run", "r.yaml", "--set", "epochs"], "--set epochs: expected key=value"),
@@ -292,7 +314,11 @@ def test_evaluate_and_verify_print_the_figures(octavo: Octavo, packed: Path) -> 
         (["run", "r.yaml", "--set", "task=tiny.py:Lacking"], "task 'tiny.py:Lacking': expected the methods model, calibration,"),
         (["run", "r.yaml", "--set", "options.widht=3"], "task 'tiny.py:Tiny': expected the options width, name, got 'widht'"),
         (["run", "r.yaml", "--folder", "tiny.py"], "[Errno "),
-        (["run", "r.yaml", "--json", "--set", "task=tiny.py:NoFile"], "[Errno 2] No such file or directory: 'weights.pt'"),
+        (
+            ["run", "r.yaml", "--json", "--set", "task=tiny.py:NoFile"],
+            "task 'tiny.py:NoFile': its model() failed: FileNotFoundError: [Errno 2] No such file or directory: 'weights.pt'",
+        ),
+        (["inspect", "tiny.py:NoFile"], "task 'tiny.py:NoFile': its model() failed: FileNotFoundError: "),
         (["inspect", "tiny.py:Lacking"], "task 'tiny.py:Lacking': expected the methods"),
         (["inspect", "nothing.py:Tiny"], "task: there is no file nothing.py"),
         (["inspect", "tiny.py:Tiny", "-O", "width"], "--option width: expected key=value"),
@@ -396,14 +422,14 @@ def test_the_demo_from_a_fresh_folder_to_its_table(octavo: Octavo) -> None:
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if line.startswith("│")]
     table = {name: values for name, *values in rows}
     assert list(table) == [
-        "score (accuracy, %)",
+        "score",
         "nominal bits, a weight",
         "stored bits, a weight",
         "bytes",
         "times smaller",
         "time",
     ]
-    before, control, after = map(float, table["score (accuracy, %)"])
+    before, control, after = map(float, table["score"])
     assert min(before, control, after) > 95
     assert before - after < 3
     assert table["nominal bits, a weight"][-1] == "3.00"
@@ -413,4 +439,4 @@ def test_the_demo_from_a_fresh_folder_to_its_table(octavo: Octavo) -> None:
     assert done.stdout.index("│ time") < done.stdout.index("the network: runs/demo/packed.safetensors")
     assert octavo("verify", "runs/demo/packed.safetensors").status == 0
     evaluated = octavo("evaluate", "runs/demo/packed.safetensors", "--task", "digits", "--json")
-    assert f"{json.loads(evaluated.out)['score']:.2f}" == table["score (accuracy, %)"][-1]
+    assert f"{json.loads(evaluated.out)['score']:.2f}" == table["score"][-1]

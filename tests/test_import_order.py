@@ -37,6 +37,7 @@ FLOORS = (
     "train",
     "recipe",
     "recipes",
+    "folder",
     "report",
     "run",
     "cli",

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo.errors import FormatError, OctavoError, PlanError, RecipeError, TrainingError
+from octavo.folder import digest_of
 from octavo.incremental import Incremental
 from octavo.packed import Packed
 from octavo.recipe import Recipe, make_recipe
-from octavo.run import publish, run
+from octavo.run import model_of, publish, run
 from octavo.task import Batch
 from octavo.train import Progress, retrain
 
@@ -175,6 +176,7 @@ def test_the_result_says_what_was_reached_and_what_it_cost(folder: Path) -> None
     assert result["recipe"]["bits"] == {"0": 3, "3": 5}
     assert make_recipe(result["recipe"], "again") == recipe(bits={"0": 3, "3": 5})
     assert result["environment"]["torch"] == torch.__version__
+    assert result["float_digest"] == digest_of(Tiny().model())
     assert result["labels_used"] is True
     assert isinstance(result["control_score"], float)
 
@@ -286,12 +288,12 @@ def test_a_crash_while_the_checkpoint_is_written_leaves_the_one_before(folder: P
 
 def test_a_complete_run_does_nothing_the_second_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(recipe(), folder, Watcher())
-    before, made = files(folder.parent), len(Tiny.made)
+    before = files(folder.parent)
     monkeypatch.setattr("octavo.files.os.replace", None)
     watcher = Watcher()
     assert run(recipe(publish="elsewhere"), folder, watcher) == result
     assert watcher.notes == [f"{folder} is complete: nothing to do"]
-    assert (files(folder.parent), len(Tiny.made), watcher.steps) == (before, made, [])
+    assert (files(folder.parent), watcher.steps) == (before, [])
 
 
 def test_a_complete_run_is_not_passed_off_as_one_with_other_retraining(folder: Path) -> None:
@@ -300,6 +302,46 @@ def test_a_complete_run_is_not_passed_off_as_one_with_other_retraining(folder: P
     with pytest.raises(RecipeError, match=r"holds a complete run with Retraining\(learning_rate=0.05.*choose another --folder$"):
         run(recipe(retraining={"learning_rate": 0.01}), folder, Watcher())
     assert files(folder.parent) == before
+
+
+def other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on the task gives a network whose weights are others, with everything else as it was."""
+    model = Tiny(shift=0.5).model()
+    monkeypatch.setattr(Tiny, "model", lambda _: copy.deepcopy(model))
+
+
+def test_a_complete_run_is_not_passed_off_as_one_of_other_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(recipe(), folder, Watcher())
+    before = files(folder.parent)
+    other_weights(monkeypatch)
+    said = rf"^{folder} holds a complete run, the task's weights have changed since: delete it or choose another --folder$"
+    for control in (True, False):
+        with pytest.raises(RecipeError, match=said):
+            run(recipe(control=control), folder, Watcher())
+    assert files(folder.parent) == before
+
+
+def test_half_a_run_does_not_go_on_with_other_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Tiny.fail_at = 8
+    with pytest.raises(Cut):
+        run(recipe(control=False), folder, Watcher())
+    before = files(folder)
+    other_weights(monkeypatch)
+    with pytest.raises(FormatError, match=r"quantized.pt: .* \(RecipeError: the task's weights have changed since\); delete it"):
+        run(recipe(control=False), folder, Watcher())
+    assert files(folder) == before
+    (folder / "quantized.pt").unlink()
+    fresh = run(recipe(control=False), folder.with_name("fresh"), Watcher())
+    assert timeless(run(recipe(control=False), folder, Watcher())) == timeless(fresh)
+
+
+def test_other_weights_have_another_control(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(recipe(), folder, Watcher())
+    other_weights(monkeypatch)
+    watcher = Watcher()
+    run(recipe(), folder.with_name("two"), watcher)
+    assert watcher.stages[3:] == ["control 1/3", "control 2/3", "control 3/3"]
+    assert len(list(folder.parent.glob("control-*"))) == 2
 
 
 def test_a_control_that_was_left_out_can_be_had_later(folder: Path) -> None:
@@ -382,6 +424,33 @@ def test_a_task_that_hands_out_one_network_twice(folder: Path, monkeypatch: pyte
     with pytest.raises(RecipeError, match=r"^task '.*:Tiny': expected a new copy of the network from every call of model\(\)"):
         run(recipe(), folder, Watcher())
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("call", range(1, 6))  # for the network, its teacher, the packed file, the control and its teacher
+def test_a_model_that_fails_is_named_with_its_task(call: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls, error = Tiny.model, list[int](), ZeroDivisionError("two\nlines")
+
+    def fail(task: Tiny) -> nn.Module:
+        calls.append(1)
+        if len(calls) == call:
+            raise error
+        return model(task)
+
+    monkeypatch.setattr(Tiny, "model", fail)
+    with pytest.raises(RecipeError, match=r"^task '.*:Tiny': its model\(\) failed: ZeroDivisionError: two lines$") as caught:
+        run(recipe(), folder, Watcher())
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [OctavoError("no data"), FormatError("damaged"), Cut("stop")])
+def test_what_octavo_refuses_in_a_model_passes_unchanged(error: BaseException) -> None:
+    class Refuses(Tiny):
+        def model(self) -> nn.Module:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        model_of(Refuses(), "refuses")
+    assert caught.value is error
 
 
 def test_a_stage_that_diverged_goes_on_with_a_lower_learning_rate(folder: Path) -> None:
@@ -489,7 +558,9 @@ def test_a_checkpoint_of_another_network_is_refused(folder: Path, monkeypatch: p
     Tiny.fail_at = 8
     with pytest.raises(Cut):
         run(recipe(), folder, Watcher())
+    saved = torch.load(folder / "quantized.pt", weights_only=True)
     wide = Tiny(width=9).model()
+    torch.save(saved | {"digest": digest_of(wide)}, folder / "quantized.pt")
     monkeypatch.setattr(Tiny, "model", lambda _: copy.deepcopy(wide))
     with pytest.raises(FormatError, match=r"quantized.pt: .* of another network .*size mismatch"):
         run(recipe(), folder, Watcher())

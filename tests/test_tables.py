@@ -41,7 +41,7 @@ RESULT = {
 def test_the_result_beside_what_it_started_from_and_its_control() -> None:
     assert cells(result_table(RESULT)) == [
         ["", "full precision", "control", "quantized"],
-        ["score (accuracy, %)", "91.73", "92.00", "91.50"],
+        ["score", "91.73", "92.00", "91.50"],
         ["nominal bits, a weight", "32", "32", "3.00"],
         ["stored bits, a weight", "32", "32", "2.31"],
         ["bytes", "1,089,000", "1,089,000", "88,123"],
@@ -52,7 +52,7 @@ def test_the_result_beside_what_it_started_from_and_its_control() -> None:
 
 def test_a_control_that_was_not_run_is_not_a_zero() -> None:
     without = {key: value for key, value in RESULT.items() if key != "control_score"}
-    assert cells(result_table(without))[1] == ["score (accuracy, %)", "91.73", "not run", "91.50"]
+    assert cells(result_table(without))[1] == ["score", "91.73", "not run", "91.50"]
 
 
 class Net(nn.Module):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +12,13 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, RecipeError
 from octavo.inspection import inspect as inspect_model
 from octavo.packed import Packed
 from octavo.recipe import Recipe, key_value, load_recipe, make_recipe, override
 from octavo.report.progress import Display
 from octavo.report.tables import inspection_table, packed_rows, result_table, skipped_table
-from octavo.run import publish
+from octavo.run import model_of, publish
 from octavo.run import run as run_recipe
 from octavo.task import load_task
 
@@ -36,18 +37,26 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a k
 File = Annotated[Path, typer.Argument(help="A packed network.", show_default=False)]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"octavo {version('octavo')}")
+        raise typer.Exit
+
+
 @app.callback()
-def root(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def root(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+         version: Annotated[bool, typer.Option("--version", help="Show the version.", callback=_show_version)] = False,
+         ) -> None:  # fmt: skip
     """Octavo folds trained neural networks into powers of two."""
 
 
 @app.command()
-def demo(folder: Folder = None, as_json: AsJson = False) -> None:
+def demo(folder: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"), as_json: AsJson = False) -> None:
     """Train a small network on handwritten digits, quantize it, and show what it cost.
 
     Example: `octavo demo`
     """
-    _run(RECIPES / "digits.yaml", load_recipe(RECIPES / "digits.yaml"), folder or Path("runs/demo"), as_json)
+    _run(RECIPES / "digits.yaml", load_recipe(RECIPES / "digits.yaml"), folder, as_json)
 
 
 @app.command()
@@ -57,8 +66,7 @@ def run(recipe: Annotated[Path, typer.Argument(help="A YAML file, or the name of
 
     Example: `octavo run benchmarks/resnet20-inq.yaml --set seed=1 --folder runs/seed1`
     """
-    built_in = RECIPES / f"{recipe}.yaml"
-    path = built_in if not recipe.is_file() and built_in.exists() else recipe
+    path = _recipe_path(recipe)
     _run(path, load_recipe(path, overrides or ()), folder or Path("runs") / path.stem, as_json)
 
 
@@ -70,11 +78,11 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
     """
     loaded = load_task(task, _options(option))
     batch = next(iter(loaded.calibration()), None)
-    found = inspect_model(loaded.model(), batch[:1] if isinstance(batch, Tensor) else batch)  # what one input costs
+    found = inspect_model(model_of(loaded, task), batch[:1] if isinstance(batch, Tensor) else batch)  # what one input costs
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
         return
-    out.print(inspection_table(found), skipped_table(found))
+    out.print(inspection_table(found) if found.rows else "no layer can be quantized", skipped_table(found))
     if found.cheapest and found.dearest:
         low, high = found.cheapest, found.dearest
         out.print(f"feasible: {low.average_bits:g} to {high.average_bits:g} bits, {low.bytes:,} to {high.bytes:,} nominal bytes")
@@ -105,7 +113,7 @@ def evaluate(file: File, task: TaskOption, option: Options = None, as_json: AsJs
     Example: `octavo evaluate runs/demo/packed.safetensors --task digits`
     """
     packed, loaded = Packed.load(file), load_task(task, _options(option))
-    model = loaded.model()
+    model = model_of(loaded, task)
     packed.apply(model)
     _print({"score": loaded.score(model), **packed_rows(packed)}, as_json)
 
@@ -134,6 +142,15 @@ def main() -> None:
             raise
         err.print(f"octavo: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False)
         sys.exit(2)
+
+
+def _recipe_path(recipe: Path) -> Path:
+    """Where a recipe is: its own file, or that of the recipe of this name that comes with octavo."""
+    known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    path = recipe if recipe.is_file() else known.get(str(recipe), recipe)
+    if not path.exists():
+        raise RecipeError(f"{recipe}: no such file, nor one of the recipes that come with octavo: {', '.join(known)}")
+    return path
 
 
 def _run(path: Path, recipe: Recipe, folder: Path, as_json: bool) -> None:

@@ -9,26 +9,25 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 from octavo import coding
-from octavo.errors import FormatError, RecipeError, TrainingError
+from octavo.errors import FormatError, OctavoError, RecipeError, TrainingError
 from octavo.files import write_atomically
+from octavo.folder import Json, check_folder, digest_of, finished, read_json, write_json
 from octavo.incremental import Incremental
 from octavo.packed import Packed
 from octavo.plan import matching_plan
-from octavo.recipe import Recipe, make_recipe
+from octavo.recipe import Recipe
 from octavo.seeds import seed_of
 from octavo.task import Task, load_task
 from octavo.train import Progress, retrain
 
-__all__ = ["Observer", "environment", "publish", "run"]
-
-Json = dict[str, Any]
+__all__ = ["Observer", "environment", "model_of", "publish", "run"]
 
 
 class Observer(Protocol):
@@ -52,6 +51,7 @@ class _Track:
     model: nn.Module
     incremental: Incremental | None
     path: Path
+    digest: str  # of the float network that it starts from
     log: list[Json] = field(default_factory=list)
     earlier: float = 0.0  # seconds that its stages took before this process
 
@@ -61,20 +61,22 @@ class _Track:
             return
         try:
             saved = torch.load(self.path, weights_only=True)
+            if saved["digest"] != self.digest:
+                raise RecipeError("the task's weights have changed since")
             (self.incremental or self.model).load_state_dict(saved["state"])
             self.log = saved["log"]
             self.earlier = sum(entry["seconds"] for entry in self.log)
         except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError) as error:
-            cause = " ".join(str(error).split())[:120]
             raise FormatError(
                 f"{self.path}: expected the last whole stage of this task's network, got a file that is damaged or of another "
-                f"network ({type(error).__name__}: {cause}); delete it to start over"
+                f"network ({_cause(error)}); delete it to start over"
             ) from error
 
     def save(self) -> None:
         """Keep the stage that has just ended."""
         state = (self.incremental or self.model).state_dict()
-        write_atomically(self.path, lambda file: torch.save({"state": state, "log": self.log}, file))
+        whole = {"state": state, "log": self.log, "digest": self.digest}
+        write_atomically(self.path, lambda file: torch.save(whole, file))
 
 
 def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
@@ -84,39 +86,56 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
         What ``result.json`` in the folder holds.
 
     Raises:
-        RecipeError: the folder holds the run of another recipe, or the task cannot be loaded.
+        RecipeError: the folder holds the run of another recipe or of other weights, or the task cannot be loaded.
         TrainingError: retraining failed; the last whole stage is kept.
-        FormatError: a file of the folder is damaged.
+        FormatError: a file of the folder is damaged, or half a run of other weights.
 
     """
-    _check_folder(folder, recipe)
-    if done := _finished(folder, recipe):
-        observer.note(f"{folder} is complete: nothing to do")
-        return done
+    check_folder(folder, recipe)
     started = time.monotonic()
     task = load_task(recipe.task, recipe.options)
     model, copy = _two_models(task, recipe.task)
-    incremental = _incremental(recipe, model)
-    _write_json(folder / "recipe.json", recipe.model_dump(mode="json"))  # now that the recipe is known to fit the network
+    incremental, digest = _incremental(recipe, model), digest_of(copy)
+    if done := finished(folder, recipe, digest):
+        observer.note(f"{folder} is complete: nothing to do")
+        return done
+    write_json(folder / "recipe.json", recipe.model_dump(mode="json"))  # now that the recipe is known to fit the network
     result: Json = {
         "recipe": recipe.model_dump(mode="json"),
         "environment": environment(),
+        "float_digest": digest,
         "labels_used": recipe.retraining.labels > 0,
         "float_score": float(task.score(copy)),
     }
     observer.note(f"full precision: {result['float_score']:.2f}")
-    track = _Track("quantized", incremental.model, incremental, folder / "quantized.pt")
+    track = _Track("quantized", incremental.model, incremental, folder / "quantized.pt", digest)
     _train(track, recipe, task, observer)
     packed, result["stages"] = incremental.finish(), track.log
     file = folder / "packed.safetensors"
     packed.save(file)
-    result["score"] = _score_reloaded(task, file)
+    result["score"] = _score_reloaded(recipe, task, file)
     observer.note(f"quantized, packed and loaded again: {result['score']:.2f}")
     if recipe.control:
-        result["control_score"] = _control(recipe, task, folder, observer)
+        result["control_score"] = _control(recipe, task, folder, digest, observer)
     result |= _sizes(packed) | {"seconds": round(track.earlier + time.monotonic() - started, 1)}
-    _write_json(folder / "result.json", result)
+    write_json(folder / "result.json", result)
     return result
+
+
+def model_of(task: Task, name: str) -> nn.Module:
+    """A new copy of a task's network; ``name`` is what the task is called.
+
+    Raises:
+        RecipeError: the task failed to make it.
+        OctavoError: what the task itself raises, such as missing data.
+
+    """
+    try:
+        return task.model()
+    except OctavoError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"task {name!r}: its model() failed: {_cause(error)}") from error
 
 
 def publish(recipe: Recipe, recipe_path: Path, folder: Path) -> list[Path]:
@@ -134,48 +153,8 @@ def publish(recipe: Recipe, recipe_path: Path, folder: Path) -> list[Path]:
     return [target for _, target in pairs]
 
 
-def _check_folder(folder: Path, recipe: Recipe) -> None:
-    """Make sure that the run that is in the folder, if any, is this recipe's.
-
-    How to retrain and where to publish may differ: that is how a run that diverged goes on with a lower learning rate.
-    """
-    path, free = folder / "recipe.json", {"retraining", "publish", "control"}
-    if not path.exists():
-        return
-    there = make_recipe(_read_json(path), str(path)).model_dump(mode="json")
-    for key, now in recipe.model_dump(mode="json").items():
-        if key not in free and there[key] != now:
-            raise RecipeError(f"{folder} holds a run with {key} {there[key]!r}, the recipe says {now!r}: choose another --folder")
-
-
-def _finished(folder: Path, recipe: Recipe) -> Json | None:
-    """The result of a run that has nothing left to do."""
-    path = folder / "result.json"
-    if not path.exists():
-        return None
-    result = _read_json(path)
-    was, now = make_recipe(result.get("recipe", {}), str(path)).retraining, recipe.retraining
-    if was != now:
-        raise RecipeError(f"{folder} holds a complete run with {was}, the recipe says {now}: choose another --folder")
-    return result if "control_score" in result or not recipe.control else None
-
-
-def _read_json(path: Path) -> Json:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: damaged, not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise FormatError(f"{path}: damaged, expected a JSON object, got {type(content).__name__}")
-    return content
-
-
-def _write_json(path: Path, content: Json) -> None:
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
-
-
 def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
-    model, copy = task.model(), task.model()
+    model, copy = model_of(task, name), model_of(task, name)
     if copy is model:  # it would be its own teacher and its own control
         raise RecipeError(f"task {name!r}: expected a new copy of the network from every call of model(), got one twice")
     return model, copy
@@ -193,18 +172,19 @@ def _incremental(recipe: Recipe, model: nn.Module) -> Incremental:
     )
 
 
-def _control(recipe: Recipe, task: Task, folder: Path, observer: Observer) -> float:
+def _control(recipe: Recipe, task: Task, folder: Path, digest: str, observer: Observer) -> float:
     """Score of the full-precision network trained just as long and in the same way; recipes that differ in bits share it."""
     keys = {"task", "options", "teacher", "retraining", "seed"}
-    same = recipe.model_dump(mode="json", include=keys) | {"epochs": [epochs for epochs in recipe.stage_epochs if epochs]}
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
-    place = folder.parent / f"control-{digest}"
+    same = recipe.model_dump(mode="json", include=keys) | {"float_digest": digest}
+    same["epochs"] = [epochs for epochs in recipe.stage_epochs if epochs]
+    key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
+    place = folder.parent / f"control-{key}"
     done = place / "result.json"
     if not done.exists():
-        track = _Track("control", task.model(), None, place / "control.pt")
+        track = _Track("control", model_of(task, recipe.task), None, place / "control.pt", digest)
         _train(track, recipe, task, observer)
-        _write_json(done, same | {"score": float(task.score(track.model)), "stages": track.log})
-    score = _read_json(done).get("score")
+        write_json(done, same | {"score": float(task.score(track.model)), "stages": track.log})
+    score = read_json(done).get("score")
     if not isinstance(score, float):
         raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
     observer.note(f"control, full precision trained equally long: {score:.2f}")
@@ -236,12 +216,12 @@ def _teacher(recipe: Recipe, task: Task) -> nn.Module | None:
     if recipe.retraining.labels == 1:
         return None
     source = load_task(recipe.task, recipe.options | recipe.teacher) if recipe.teacher else task
-    return source.model().eval().requires_grad_(False)
+    return model_of(source, recipe.task).eval().requires_grad_(False)
 
 
-def _score_reloaded(task: Task, file: Path) -> float:
+def _score_reloaded(recipe: Recipe, task: Task, file: Path) -> float:
     """Score of a fresh network that the file was applied to: what its user will get."""
-    model = task.model()
+    model = model_of(task, recipe.task)
     Packed.load(file).apply(model)
     return float(task.score(model))
 
@@ -259,6 +239,11 @@ def _sizes(packed: Packed) -> Json:
         "float_bytes": packed.float_bytes,
         "ratio": packed.ratio,
     }
+
+
+def _cause(error: Exception) -> str:
+    """The kind of error and what it says, in one line that is not too long."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def environment() -> Json:

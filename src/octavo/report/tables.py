@@ -19,7 +19,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     for column in ("", "full precision", "control", "quantized"):
         table.add_column(column, justify="left" if not column else "right")
     control = f"{result['control_score']:.2f}" if "control_score" in result else "not run"
-    table.add_row("score (accuracy, %)", f"{result['float_score']:.2f}", control, f"[bold]{result['score']:.2f}[/]")
+    table.add_row("score", f"{result['float_score']:.2f}", control, f"[bold]{result['score']:.2f}[/]")
     table.add_row("nominal bits, a weight", "32", "32", f"{result['nominal_bits']:.2f}")
     table.add_row("stored bits, a weight", "32", "32", f"{result['stored_bits']:.2f}")
     whole = f"{result['float_bytes']:,}"

@@ -13,10 +13,15 @@ FLOORS = (
     "yamls",
     "seeds",
     "codebook",
+    "compensate",
     "coding",
     "partition",
     "calling",
     "layers",
+    "recurrent",
+    "moments",
+    "walk",
+    "solve",
     "plan",
     "freeze",
     "files",
@@ -24,6 +29,7 @@ FLOORS = (
     "container",
     "packed",
     "incremental",
+    "forward_order",
     "oneshot",
     "activations",
     "prune",
@@ -43,7 +49,7 @@ FLOORS = (
     "cli",
     "__main__",
 )
-NUMBERS = ("errors", "seeds", "codebook", "coding", "partition")
+NUMBERS = ("errors", "seeds", "codebook", "compensate", "coding", "partition")
 OPTIONAL = {"sklearn", "torchvision", "datasets", "constriction"}
 STRANGERS = {("search", "incremental"), ("tasks", "tasks")}  # the search is handed a function; tasks know no other task
 

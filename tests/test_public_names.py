@@ -13,7 +13,7 @@ import octavo
 
 PUBLIC = {
     "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan", "PlanError",
-    "PowerOfTwo", "RecipeError", "Stage", "TrainingError", "inspect", "power_of_two", "verify",
+    "PowerOfTwo", "RecipeError", "Stage", "TrainingError", "calibrate", "inspect", "power_of_two", "verify",
 }  # fmt: skip
 MODULES = sorted(module.name for module in pkgutil.walk_packages(octavo.__path__, "octavo."))
 

@@ -4,6 +4,7 @@ from octavo.codebook import PowerOfTwo, power_of_two
 from octavo.errors import BudgetError, FormatError, OctavoError, PlanError, RecipeError, TrainingError
 from octavo.incremental import Incremental, Stage
 from octavo.inspection import Inspection, inspect
+from octavo.oneshot import calibrate
 from octavo.packed import Packed, verify
 from octavo.plan import Budget, Cost, Plan
 
@@ -11,5 +12,5 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan", "PlanError",
-    "PowerOfTwo", "RecipeError", "Stage", "TrainingError", "inspect", "power_of_two", "verify",
+    "PowerOfTwo", "RecipeError", "Stage", "TrainingError", "calibrate", "inspect", "power_of_two", "verify",
 ]  # fmt: skip

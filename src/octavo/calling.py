@@ -2,13 +2,15 @@
 
 import contextlib
 import itertools
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["Inputs", "call", "device_of", "evaluating", "in_mode"]
+__all__ = ["Inputs", "call", "device_of", "evaluating", "in_mode", "observing", "on_device", "where_raised"]
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -37,7 +39,40 @@ def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     return in_mode(model, training=False)
 
 
+@contextlib.contextmanager
+def observing(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, and every module really called: torch's fused path for transformers calls no hooks."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with evaluating(model), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer lives; the CPU for a model without any."""
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """``value`` with every tensor inside its tuples, lists and dicts on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, PackedSequence):
+        return value.to(device)  # type: ignore[arg-type]  # torch's stub is narrower than its method
+    if isinstance(value, Mapping):
+        return {key: on_device(item, device) for key, item in value.items()}
+    if hasattr(value, "_fields"):  # a named tuple takes its items one by one
+        return type(value)(*(on_device(item, device) for item in value))
+    return type(value)(on_device(item, device) for item in value) if isinstance(value, list | tuple) else value
+
+
+def where_raised(model: nn.Module, error: BaseException) -> str:
+    """The name of the innermost module of ``model`` in whose code ``error`` was raised, or ""."""
+    names, found = {id(module): name for name, module in model.named_modules()}, ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        found = names.get(id(frame.f_locals.get("self")), found)
+    return found

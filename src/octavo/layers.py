@@ -1,6 +1,6 @@
 """Which tensors of a model can be quantized, how they are laid out, which are tied, and which are skipped and why."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["Layer", "Skipped", "channels_back", "channels_first", "count_macs", "find_layers"]
+__all__ = [
+    "EMBEDDINGS",
+    "ONE_WEIGHT",
+    "TRANSPOSED",
+    "Layer",
+    "Skipped",
+    "calling_modules",
+    "channels_back",
+    "channels_first",
+    "count_macs",
+    "find_layers",
+]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -162,6 +173,18 @@ def _why_float(module: nn.Module, attribute: str) -> str:
 
 def _size(parameter: Tensor) -> int:
     return 0 if isinstance(parameter, nn.UninitializedParameter) else parameter.numel()
+
+
+def calling_modules(model: nn.Module, layers: Iterable[Layer]) -> dict[nn.Module, list[Layer]]:
+    """The layers by the module whose calls show their inputs: every place of a tied layer; the attention itself for the weight
+    of its output projection, which it reads without calling that module.
+    """
+    attention: dict[nn.Module, nn.Module] = {m.out_proj: m for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    found: dict[nn.Module, list[Layer]] = {}
+    for layer in layers:
+        for module in dict.fromkeys(module for module, _ in layer.places):
+            found.setdefault(attention.get(module, module), []).append(layer)
+    return found
 
 
 def count_macs(layers: list[Layer], run: Callable[[], object]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo.calling import call, device_of, in_mode
+from octavo.calling import call, device_of, in_mode, on_device
 from octavo.errors import TrainingError
 from octavo.task import Batch, Task
 
@@ -219,20 +219,9 @@ def _stream(task: Task, steps: int, device: torch.device) -> Iterator[Batch]:
     while steps > 0:
         before = steps
         for batch in task.train_batches():
-            yield _moved(batch, device)
+            yield on_device(batch, device)
             steps -= 1
             if not steps:
                 return
         if steps == before:
             raise TrainingError("the task's train_batches() gave nothing when asked again: it must give a new epoch every time")
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """``value`` with every tensor inside its tuples, lists and dicts on ``device``."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: _moved(item, device) for key, item in value.items()}
-    if hasattr(value, "_fields"):  # a named tuple takes its items one by one
-        return type(value)(*(_moved(item, device) for item in value))
-    return type(value)(_moved(item, device) for item in value) if isinstance(value, list | tuple) else value

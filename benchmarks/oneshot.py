@@ -1,0 +1,92 @@
+"""Accuracy of the closed form on CIFAR-10 test images, without labels and without training.
+
+    python benchmarks/oneshot.py                       # ResNet-20 and ResNet-56, every bit-width, order and correction: an hour
+    python benchmarks/oneshot.py --only resnet20/3     # rows whose names begin so
+
+Each row is the mean of 3 seeds: 3 sets of 1,024 unlabelled training images without an image in common. Rows are written as
+they come and skipped where they are there. Writes benchmarks/results/oneshot.json.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo import Incremental, Packed, Plan, calibrate
+from octavo.run import environment
+from octavo.tasks.cifar10 import Cifar10
+
+RESULT = Path(__file__).parent / "results" / "oneshot.json"
+IMAGES, SEEDS = 1024, 3
+WAYS: dict[str, dict[str, Any]] = {
+    "gptq": {},
+    "gptq, uncorrected": {"correct": False},
+    "gptq, float inputs": {"sequential": False},
+    "gptq, per layer": {"per": "layer"},
+    "random": {"order": "random"},
+    "magnitude": {"order": "magnitude"},
+    "distance": {"order": "distance"},
+}
+
+
+def rows() -> dict[str, tuple[int, int, dict[str, Any] | None]]:
+    """Name to depth, bits and arguments of calibrate; None for plain rounding."""
+    found: dict[str, tuple[int, int, dict[str, Any] | None]] = {}
+    for bits in (5, 4, 3, 2):
+        found[f"resnet20/{bits}/nearest"] = (20, bits, None)
+        for name, arguments in WAYS.items():
+            if "order" not in arguments or bits <= 3:
+                found[f"resnet20/{bits}/{name}"] = (20, bits, arguments)
+    for bits in (5, 4, 3, 2):
+        found[f"resnet56/{bits}/nearest"] = (56, bits, None)
+        found[f"resnet56/{bits}/gptq"] = (56, bits, {})
+    return found
+
+
+def task(depth: int) -> Cifar10:
+    return Cifar10(depth=depth, weights=f"~/.cache/octavo/resnet{depth}-cifar10.safetensors", calibration_size=IMAGES * SEEDS)
+
+
+def score(cifar: Cifar10, model: nn.Module, bits: int, arguments: dict[str, Any] | None, images: list[Tensor]) -> float:
+    plan = Plan.uniform(model, bits)
+    packed = nearest(model, plan) if arguments is None else calibrate(model, plan, images, **arguments)
+    quantized = cifar.model()
+    packed.apply(quantized)
+    return cifar.score(quantized)
+
+
+def nearest(model: nn.Module, plan: Plan) -> Packed:
+    """INQ with a single portion and no retraining is rounding to the nearest level."""
+    incremental = Incremental(copy.deepcopy(model), plan, portions=(1.0,))
+    next(iter(incremental))
+    return incremental.finish()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="")
+    only = parser.parse_args().only
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
+    result |= {"environment": environment(), "images": IMAGES, "seeds": list(range(SEEDS))}
+    for name, (depth, bits, arguments) in rows().items():
+        if name in result["rows"] or not name.startswith(only):
+            continue
+        cifar = task(depth)
+        model = cifar.model()
+        before = result.setdefault("float", {}).setdefault(f"resnet{depth}", None) or cifar.score(model)
+        result["float"][f"resnet{depth}"] = before
+        images = torch.cat(list(cifar.calibration())).split(IMAGES)
+        seeds = range(SEEDS if arguments is not None else 1)
+        scores = [score(cifar, model, bits, arguments, list(images[seed].split(128))) for seed in seeds]
+        result["rows"][name] = {"bits": bits, "mean": round(statistics.mean(scores), 2), "scores": scores}
+        print(name, result["rows"][name])
+        RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

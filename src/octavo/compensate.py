@@ -1,0 +1,148 @@
+"""Freezing in closed form: each weight that is frozen is made up for by the weights that are still free.
+
+One layer computes ``W X``. With the second moment ``H = X X^T`` of its inputs, freezing ``w_j`` at the level ``q`` and adding
+``-(w_j - q) / [H^-1]_jj * [H^-1]_j`` to the free weights of its row is the exact least-squares make-up (Optimal Brain Surgeon;
+quantized: OBQ, arXiv 2208.11580, and GPTQ, arXiv 2210.17323). Everything here is for many independent problems of one size at
+once: ``weight`` has the shape (problems, rows, columns), ``hessian`` (problems, columns, columns).
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from octavo.errors import PlanError
+
+__all__ = ["FreezeOrder", "check_freeze_order", "compensate", "damped", "output_error", "rounded"]
+
+FreezeOrder = Literal["gptq", "distance", "magnitude", "random"]
+
+BLOCK = 64  # columns that are frozen before the columns beyond are touched
+CHUNK = 1 << 21  # numbers in the inverses that are worked on at once where each row has its own: they stay in the caches
+LEAST_DAMP, SAFE_DAMP = 1e-6, 1e-3  # from the latter on, no rounding of a sum in float32 makes a hessian indefinite
+
+
+def compensate(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder) -> Tensor:
+    """Codes that make ``levels[codes] @ X`` close to ``weight @ X``: uint8, shape of ``weight``.
+
+    ``gptq`` freezes the columns of all rows in one order, largest ``H_jj`` first, ``random`` in a random one. In the others
+    each row has its own order: ``distance`` freezes the weight next that costs least, ``(w - q)^2 / [H^-1]_jj`` (OBQ; DNQ's
+    criterion, weighted), ``magnitude`` the largest (INQ's).
+
+    Args:
+        weight: (problems, rows, columns).
+        hessian: (problems, columns, columns), positive definite: see :func:`damped`.
+        levels: the levels that each weight may take, ascending.
+        order: which weights freeze first.
+
+    """
+    check_freeze_order(order)
+    if order in ("distance", "magnitude"):
+        return _each_row_in_its_order(weight, hessian, levels, order)
+    columns = hessian.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True)
+    if order == "random":
+        shuffled = torch.randperm(columns.shape[1], generator=torch.Generator().manual_seed(0))
+        columns = shuffled.to(columns.device).expand_as(columns)
+    return _all_rows_in_one_order(weight, hessian, levels, columns)
+
+
+def check_freeze_order(order: str) -> None:
+    """Raise PlanError unless ``order`` is known."""
+    if order not in get_args(FreezeOrder):
+        raise PlanError(f"order: expected one of {', '.join(get_args(FreezeOrder))}, got {order!r}")
+
+
+def damped(hessian: Tensor, damp: float) -> Tensor:
+    """``hessian`` in float64 with ``damp`` times its mean diagonal added to the diagonal, or as much more as it needs.
+
+    An input that never was anything but zero, or that others determine, makes a hessian singular; it needs the damping.
+    """
+    hessian = hessian.double()
+    mean = hessian.diagonal(dim1=1, dim2=2).mean(1)
+    unit = torch.where(mean > 0, mean, 1).view(-1, 1, 1) * torch.eye(hessian.shape[1], dtype=hessian.dtype, device=hessian.device)
+    while damp < SAFE_DAMP and bool(torch.linalg.cholesky_ex(hessian + damp * unit).info.any()):
+        damp = max(10 * damp, LEAST_DAMP)
+    return hessian + damp * unit
+
+
+def rounded(weight: Tensor, levels: Tensor) -> Tensor:
+    """The index of the level nearest to each weight, a tie going to the larger one (INQ, eq. 4); uint8."""
+    return torch.bucketize(weight, _edges(levels), right=True).to(torch.uint8)
+
+
+def output_error(error: Tensor, hessian: Tensor) -> Tensor:
+    """``|error @ X|^2`` of each row: (problems, rows)."""
+    return ((error @ hessian) * error).sum(-1)
+
+
+def _edges(levels: Tensor) -> Tensor:
+    """What divides the levels; on the negative side just above the middle, as there the tie goes down."""
+    middle = (levels[1:] + levels[:-1]) / 2
+    return torch.where(middle < 0, torch.nextafter(middle, torch.zeros_like(middle)), middle)
+
+
+def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, columns: Tensor) -> Tensor:
+    """GPTQ: with one order for all rows, the rows of the inverse's Cholesky factor are all that its steps need."""
+    factor = _inverse_factor(hessian, columns).to(weight.dtype)
+    edges, width = _edges(levels), weight.shape[2]
+    free = weight.gather(2, columns.unsqueeze(1).expand_as(weight)).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
+    codes = torch.empty(free.shape, dtype=torch.int32, device=weight.device)
+    for start in range(0, width, BLOCK):
+        end = min(start + BLOCK, width)
+        pull = (factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(2))[:, start:end, start:].permute(1, 2, 0).contiguous()
+        errors = free[start:end]
+        for i in range(end - start):
+            torch.bucketize(errors[i], edges, right=True, out_int32=True, out=codes[start + i])
+            errors[i] -= levels[codes[start + i]]
+            errors[i + 1 :].addcmul_(pull[i, i + 1 : end - start].unsqueeze(2), errors[i], value=-1)
+        free[end:] -= torch.einsum("icp,ipr->cpr", pull[:, end - start :], errors)
+    result = torch.empty_like(weight, dtype=torch.uint8)
+    return result.scatter_(2, columns.unsqueeze(1).expand_as(weight), codes.permute(1, 2, 0).to(torch.uint8))
+
+
+def _inverse_factor(hessian: Tensor, columns: Tensor) -> Tensor:
+    """The upper U with ``U^T U = H^-1``, rows and columns of H taken in the order of ``columns``.
+
+    With H in the reverse order it is the inverse of a Cholesky factor, so H itself is never inverted.
+    """
+    back = columns.flip(1)
+    turned = hessian.gather(1, back.unsqueeze(2).expand_as(hessian)).gather(2, back.unsqueeze(1).expand_as(hessian))
+    lower = torch.linalg.cholesky(turned)
+    unit = torch.eye(hessian.shape[1], dtype=hessian.dtype, device=hessian.device).expand_as(hessian)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, unit, upper=False)
+    return inverse.flip(1, 2)
+
+
+def _each_row_in_its_order(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder) -> Tensor:
+    """OBQ: every row has an inverse of its own, of the weights that it has left."""
+    problems, rows, columns = weight.shape
+    inverse = torch.linalg.inv(hessian.double()).to(weight.dtype)
+    problem = torch.arange(problems, device=weight.device).repeat_interleave(rows)
+    flat = weight.reshape(-1, columns)
+    chunks = torch.arange(len(flat), device=weight.device).split(max(1, CHUNK // columns**2))
+    codes = [_rows_in_their_order(flat[some].clone(), inverse[problem[some]], levels, order) for some in chunks]
+    return torch.cat(codes).view(weight.shape)
+
+
+def _rows_in_their_order(weight: Tensor, inverse: Tensor, levels: Tensor, order: FreezeOrder) -> Tensor:
+    """Both arguments are used up. Whenever a quarter of the weights has been frozen, only what the others need is kept."""
+    row = torch.arange(len(weight), device=weight.device)
+    free = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)  # each row's columns that are left
+    edges, result = _edges(levels), torch.zeros_like(weight, dtype=torch.int64)
+    while free.shape[1]:
+        frozen = torch.zeros_like(weight, dtype=torch.bool)
+        for _ in range(math.ceil(free.shape[1] / 4)):
+            codes = torch.bucketize(weight, edges, right=True)
+            error = weight - levels[codes]
+            cost = error.square() / inverse.diagonal(dim1=1, dim2=2) if order == "distance" else -weight.abs()
+            j = cost.masked_fill_(frozen, torch.inf).argmin(1)
+            frozen[row, j], result[row, free[row, j]] = True, codes[row, j]
+            pull = inverse[row, j]
+            unit = pull / pull[row, j].unsqueeze(1)
+            weight.addcmul_(error[row, j].unsqueeze(1), unit, value=-1)
+            inverse.baddbmm_(unit.unsqueeze(2), pull.unsqueeze(1), alpha=-1)
+        kept = (~frozen).nonzero()[:, 1].view(len(weight), -1)
+        free, weight = free.gather(1, kept), weight.gather(1, kept)
+        inverse = inverse[row.view(-1, 1, 1), kept.unsqueeze(2), kept.unsqueeze(1)]
+    return result.to(torch.uint8)

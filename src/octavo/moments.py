@@ -1,0 +1,184 @@
+"""What a layer's weight is multiplied with, and its second moments, for every kind of layer.
+
+A layer is seen as independent problems ``weight (rows, columns) @ X (columns, n)``: one problem, or one for each group of a
+convolution or each third of an attention's fused projection. The ``n`` columns of ``X`` are output positions, time steps, rows.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from octavo.layers import EMBEDDINGS, TRANSPOSED, Layer
+from octavo.recurrent import cell_inputs, recurrent_inputs
+
+Pieces: TypeAlias = Iterator[tuple[slice, Tensor]]
+
+__all__ = ["Moments", "layer_inputs", "layer_outputs", "problem_count"]
+
+CHUNK = 1 << 24  # numbers of X that are laid out at a time
+
+
+class Moments:
+    """Sums over a layer's calibration inputs: constant in memory, whatever their number.
+
+    Attributes:
+        hessian: ``X X^T``, (problems, columns, columns), float32.
+        drift: ``D X^T``, (problems, rows, columns), where ``D`` is what the layer's full-precision output has beyond ``W X``
+            because the layers ahead of it are quantized; zero where the inputs are the full-precision ones.
+        mean_input: (problems, columns), mean_drift: (problems, rows): the means of ``X`` and ``D``.
+
+    """
+
+    def __init__(self, problems: int, rows: int, columns: int, device: torch.device) -> None:
+        self.hessian = torch.zeros(problems, columns, columns, device=device)
+        self.drift = torch.zeros(problems, rows, columns, device=device)
+        self._inputs = torch.zeros(problems, columns, device=device)
+        self._drifts = torch.zeros(problems, rows, device=device)
+        self._seen = torch.zeros(problems, 1, device=device)
+
+    @classmethod
+    def of(cls, layer: Layer) -> "Moments":
+        """None seen yet, in the sizes that ``layer`` takes."""
+        problems = problem_count(layer)
+        rows = layer.weight.shape[1] * layer.groups if layer.groups else layer.weight.shape[0]
+        return cls(problems, rows // problems, layer.weight.numel() // rows, layer.weight.device)
+
+    def add(self, problem: slice, inputs: Tensor, drift: Tensor | None = None) -> None:
+        """Add inputs (problems, n, columns), and with them the drift (problems, n, rows), of some of the problems."""
+        self.hessian[problem].baddbmm_(inputs.mT, inputs)
+        self._inputs[problem] += inputs.sum(1)
+        self._seen[problem] += inputs.shape[1]
+        if drift is not None:
+            self.drift[problem].baddbmm_(drift.mT, inputs)
+            self._drifts[problem] += drift.sum(1)
+
+    @property
+    def seen(self) -> int:
+        """How many columns of ``X`` every problem has had at least."""
+        return int(self._seen.min())
+
+    @property
+    def mean_input(self) -> Tensor:
+        """Mean of ``X``: (problems, columns)."""
+        return self._inputs / self._seen
+
+    @property
+    def mean_drift(self) -> Tensor:
+        """Mean of ``D``: (problems, rows)."""
+        return self._drifts / self._seen
+
+
+def problem_count(layer: Layer) -> int:
+    """How many independent problems a layer is."""
+    if isinstance(layer.module, nn.MultiheadAttention) and layer.attribute == "in_proj_weight":
+        return 3
+    return getattr(layer.module, "groups", 1)
+
+
+def layer_inputs(
+    layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[slice, Tensor]]:
+    """``X`` of one call of ``module``, in pieces: (which problems, float32 of shape (problems, n, columns)).
+
+    ``module`` is the one whose call shows the layer's inputs: its own, or for an attention's output projection the attention.
+    """
+    everything = slice(None)
+    if isinstance(module, nn.MultiheadAttention):
+        yield from _attention_inputs(layer, module, args, kwargs)
+        return
+    given = args[0] if args else next(iter(kwargs.values()))
+    state = args[1] if len(args) > 1 else kwargs.get("hx", kwargs.get("output_size"))
+    if isinstance(module, nn.RNNBase):
+        yield everything, recurrent_inputs(module, layer.attribute, given, state).float().unsqueeze(0)
+    elif isinstance(module, nn.RNNCellBase):
+        yield everything, cell_inputs(module, layer.attribute, given, state).float().unsqueeze(0)
+    elif isinstance(module, EMBEDDINGS):
+        # A row is looked up and nothing else: every weight of it counts by itself.
+        width = module.embedding_dim
+        scale = math.sqrt(given.numel() / module.num_embeddings)
+        yield everything, scale * torch.eye(width, device=module.weight.device).unsqueeze(0)
+    elif isinstance(module, nn.Linear):
+        yield everything, given.reshape(1, -1, given.shape[-1]).float()
+    else:
+        yield from ((everything, piece) for piece in _convolution_inputs(module, given.float(), output_size=state))
+
+
+def layer_outputs(module: nn.Module, output: Any) -> Tensor | None:
+    """A layer's outputs as (problems, n, rows), float32, in the order of its inputs; None where they are not linear in these."""
+    if isinstance(module, nn.Linear):
+        return output.reshape(1, -1, output.shape[-1]).float()  # type: ignore[no-any-return]
+    kernel = getattr(module, "kernel_size", None)
+    if kernel is None:
+        return None
+    output = output if output.dim() == len(kernel) + 2 else output.unsqueeze(0)
+    grouped = output.float().unflatten(1, (module.groups, -1)).flatten(3)
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2)  # type: ignore[no-any-return]
+
+
+def _convolution_inputs(module: Any, given: Tensor, output_size: Any) -> Iterator[Tensor]:
+    """The patches that the kernel meets; a transposed convolution is a plain one on its input set apart by its stride."""
+    dimensions = len(module.kernel_size)
+    given = given if given.dim() == dimensions + 2 else given.unsqueeze(0)
+    if isinstance(module, TRANSPOSED):
+        given, stride = _set_apart(module, given, output_size), (1,) * dimensions
+    else:
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        given, stride = F.pad(given, module._reversed_padding_repeated_twice, mode=mode), module.stride
+    positions = [
+        (size - d * (k - 1) - 1) // s + 1
+        for size, k, s, d in zip(given.shape[2:], module.kernel_size, stride, module.dilation, strict=True)
+    ]
+    columns = given.shape[1] * math.prod(module.kernel_size)
+    for some in given.split(max(1, CHUNK // (columns * math.prod(positions)))):
+        steps = [size * s for size, s in zip(some.stride()[2:], stride, strict=True)]
+        reach = [size * d for size, d in zip(some.stride()[2:], module.dilation, strict=True)]
+        shape, strides = (*some.shape[:2], *positions, *module.kernel_size), (*some.stride()[:2], *steps, *reach)
+        patches = some.as_strided(shape, strides).unflatten(1, (module.groups, -1))
+        if isinstance(module, TRANSPOSED):
+            patches = patches.flip(tuple(range(-dimensions, 0)))
+        places, kernel = range(3, 3 + dimensions), range(3 + dimensions, 3 + 2 * dimensions)
+        yield patches.permute(1, 0, *places, 2, *kernel).reshape(module.groups, -1, columns // module.groups)
+
+
+def _set_apart(module: Any, given: Tensor, output_size: Any) -> Tensor:
+    """A transposed convolution's input with ``stride - 1`` zeros between its pixels, padded to one patch for each output."""
+    dimensions, added = len(module.kernel_size), module.output_padding
+    if output_size is not None:
+        names = (module.stride, module.padding, module.kernel_size, dimensions, module.dilation)
+        added = module._output_padding(given, output_size, *names)
+    sizes = [(size - 1) * s + 1 for size, s in zip(given.shape[2:], module.stride, strict=True)]
+    apart = given.new_zeros(*given.shape[:2], *sizes)
+    every: list[Any] = [slice(None, None, s) for s in module.stride]
+    apart[(..., *every)] = given
+    edges = [d * (k - 1) - p for d, k, p in zip(module.dilation, module.kernel_size, module.padding, strict=True)]
+    pairs = [(edge, edge + more) for edge, more in zip(edges, added, strict=True)]
+    return F.pad(apart, [size for pair in reversed(pairs) for size in pair])
+
+
+def _attention_inputs(
+    layer: Layer, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[slice, Tensor]]:
+    given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+    order = ("query", "key", "value")
+    if layer.attribute == "in_proj_weight":
+        for i, name in enumerate(order):
+            yield slice(i, i + 1), given[name].reshape(1, -1, given[name].shape[-1]).float()
+    elif layer.attribute.endswith("_proj_weight"):
+        tensor = given[next(name for name in order if name[0] == layer.attribute[0])]
+        yield slice(None), tensor.reshape(1, -1, tensor.shape[-1]).float()
+    else:  # the output projection, which attention reads without calling it: see what the identity in its place lets through
+        through = copy.copy(module)
+        through._modules = {**module._modules, "out_proj": _identity(module.out_proj)}
+        heads = through.forward(*args, **kwargs)[0]
+        yield slice(None), heads.reshape(1, -1, heads.shape[-1]).float()
+
+
+def _identity(linear: nn.Linear) -> nn.Linear:
+    same = copy.copy(linear)
+    same._parameters = {"weight": nn.Parameter(torch.eye(linear.in_features).to(linear.weight)), "bias": None}
+    return same

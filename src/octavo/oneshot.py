@@ -1,0 +1,170 @@
+"""Closed form: quantize from a few hundred unlabelled inputs, without labels and without training.
+
+Layers freeze in forward order. Each is fitted to the outputs that it had in full precision, from the inputs that it has now
+that the layers ahead of it are quantized: the full-precision and the quantized network run side by side and stop at each
+layer, so that all of it costs two forward passes and the linear algebra (octavo.compensate). Biases and batch norms, which
+stay in float, are fitted to the outputs on the way.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.calling import Inputs, call, device_of, observing, on_device, where_raised
+from octavo.codebook import Fit, Per
+from octavo.compensate import FreezeOrder
+from octavo.container import Quantized
+from octavo.errors import OctavoError, PlanError
+from octavo.forward_order import count_calls, freeze_in_forward_order
+from octavo.layers import Layer, calling_modules
+from octavo.moments import Moments, layer_inputs
+from octavo.packed import Packed, check_state, pack
+from octavo.plan import planned_layers
+from octavo.solve import Settings, solve
+
+__all__ = ["LayerError", "calibrate", "float_moments"]
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """A layer that was just solved: its relative output errors (see ``octavo.solve.Solution``), and how many layers are done."""
+
+    name: str
+    bits: int
+    nearest: float
+    compensated: float
+    done: int
+    layers: int
+
+
+def calibrate(
+    model: nn.Module,
+    plan: Mapping[str, int],
+    inputs: Iterable[Inputs],
+    *,
+    order: FreezeOrder = "gptq",
+    fit: Fit = "mse",
+    per: Per = "channel",
+    damp: float = 0.01,
+    sequential: bool = True,
+    correct: bool = True,
+    observe: Callable[[LayerError], None] = lambda _: None,
+) -> Packed:
+    """Quantize ``model`` in closed form; the model is left as it was.
+
+    Args:
+        model: the trained network.
+        plan: layer name to bits: a ``Plan`` or a dict. Layers that it does not name stay in float.
+        inputs: batches that the model is called with, unlabelled: tensors, or tuples or dicts of arguments.
+        order: which weights freeze first: ``"gptq"``, one order for all rows of a layer; ``"distance"``, the cheapest weight of
+            each row first (OBQ; DNQ's criterion, weighted); or ``"magnitude"`` or ``"random"``, to compare with.
+        fit: how n1 is chosen: the paper's ``"max"``, or ``"mse"``, by squared error of the layer's outputs.
+        per: one n1 for a ``"layer"`` or for each output ``"channel"``.
+        damp: share of the mean diagonal that is added to the diagonal of the inputs' second moment.
+        sequential: each layer sees the layers ahead of it quantized; else every layer sees full-precision inputs. The first
+            is better, and keeps what all inputs have become at one layer in memory; the second streams them.
+        correct: fit biases and batch norms to the full-precision outputs too, where ``sequential``.
+        observe: called after each layer.
+
+    Raises:
+        PlanError: an unknown layer, no inputs, inputs that the model does not take or that are not finite, or a layer that
+            no input reaches; the message names the layer.
+
+    """
+    settings = Settings(order=order, fit=fit, per=per, damp=damp)
+    check_state(model)
+    planned_layers(model, plan)
+    batches = _batches(model, inputs)
+    quantized = copy.deepcopy(model)
+    layers = {layer.name: (layer, bits) for layer, bits in planned_layers(quantized, plan)}
+    frozen: dict[str, Quantized] = {}
+
+    def freeze(layer: Layer, moments: Moments) -> None:
+        solution = solve(layer, moments, bits := layers[layer.name][1], settings)
+        frozen[layer.name] = Quantized.of(layer, solution.codebook, solution.codes.cpu())
+        with torch.no_grad():
+            layer.weight.copy_(frozen[layer.name].weight())
+        observe(LayerError(layer.name, bits, solution.nearest, solution.compensated, len(frozen), len(layers)))
+
+    with observing(model), observing(quantized), _naming_errors(quantized):
+        rest, by_module = [layer for layer, _ in layers.values()], {}
+        if sequential:
+            by_module = _called_once(quantized, rest, batches[0])
+            once = {layer.name for some in by_module.values() for layer in some}
+            rest = [layer for layer in rest if layer.name not in once]
+        for name, moments in float_moments(quantized, batches, rest).items():
+            freeze(layers[name][0], moments)
+        if sequential:
+            freeze_in_forward_order(model, quantized, by_module, batches, freeze, correct=correct)
+    for name in layers:
+        _check_reached(name, reached=name in frozen)
+    return pack(quantized, {name: frozen[name] for name in layers})
+
+
+def float_moments(model: nn.Module, inputs: Iterable[Inputs], layers: Iterable[Layer]) -> dict[str, Moments]:
+    """Moments of the layers' inputs, by name, in one pass of the model as it is; memory does not grow with the inputs.
+
+    Raises:
+        PlanError: the model does not take the inputs, or a layer is reached by none of them.
+
+    """
+    by_module = calling_modules(model, layers)
+    moments = {layer.name: Moments.of(layer) for some in by_module.values() for layer in some}
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for layer in by_module[module]:
+            for problem, rows in layer_inputs(layer, module, args, kwargs):
+                moments[layer.name].add(problem, rows)
+
+    hooks = [module.register_forward_pre_hook(see, with_kwargs=True) for module in by_module]
+    try:
+        with observing(model), _naming_errors(model):
+            for batch in inputs if by_module else ():
+                call(model, on_device(batch, device_of(model)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, one in moments.items():
+        _check_reached(name, reached=one.seen > 0)
+    return moments
+
+
+def _called_once(model: nn.Module, layers: Iterable[Layer], batch: Inputs) -> dict[nn.Module, list[Layer]]:
+    """The layers, by the module whose call shows their inputs, that have one such call in a forward pass.
+
+    A weight that is used more than once has no one place in the forward order.
+    """
+    by_module = calling_modules(model, layers)
+    counts = count_calls(model, by_module, batch)
+    shared = {layer.name for module, some in by_module.items() for layer in some if layer.tied or counts[module] > 1}
+    return {module: some for module, some in by_module.items() if not shared & {layer.name for layer in some}}
+
+
+def _batches(model: nn.Module, inputs: Iterable[Inputs]) -> list[Inputs]:
+    batches = [on_device(batch, device_of(model)) for batch in inputs]
+    if not batches:
+        raise PlanError("inputs: expected at least one batch of calibration inputs, got none")
+    return batches
+
+
+def _check_reached(name: str, *, reached: bool) -> None:
+    if not reached:
+        raise PlanError(f"{name}: no calibration input reaches this layer; leave it out of the plan, or give inputs that do")
+
+
+@contextmanager
+def _naming_errors(model: nn.Module) -> Iterator[None]:
+    """Say at which layer the calibration inputs went wrong."""
+    try:
+        yield
+    except OctavoError:
+        raise
+    except Exception as error:
+        cause = " ".join(str(error).split())[:200]
+        place = where_raised(model, error) or type(model).__name__
+        raise PlanError(f"{place}: the model does not take these calibration inputs: {type(error).__name__}: {cause}") from error

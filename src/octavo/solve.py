@@ -1,0 +1,139 @@
+"""One layer at one bit-width in closed form: which exponents, which codes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.codebook import LARGEST, SMALLEST, Fit, Per, PowerOfTwo, power_of_two
+from octavo.compensate import FreezeOrder, check_freeze_order, compensate, damped, output_error, rounded
+from octavo.errors import PlanError
+from octavo.layers import Layer, channels_first
+from octavo.moments import Moments
+
+__all__ = ["Settings", "Solution", "solve"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a layer is solved.
+
+    Attributes:
+        order: which weights freeze first: see ``octavo.compensate.compensate``.
+        fit: ``"max"`` is the paper's n1; ``"mse"`` tries the n1 of least squared error and its neighbours under the hessian.
+        per: one n1 for the ``"layer"`` or one per output ``"channel"``.
+        damp: share of the hessian's mean diagonal that is added to its diagonal.
+
+    """
+
+    order: FreezeOrder = "gptq"
+    fit: Fit = "mse"
+    per: Per = "channel"
+    damp: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_freeze_order(self.order)
+        if isinstance(self.damp, bool) or not isinstance(self.damp, int | float) or not 0 <= self.damp < math.inf:
+            raise PlanError(f"damp: expected a number of at least 0, got {self.damp!r}")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A layer's codes, output channels first, and how far its outputs are off: ``|error| / |output|`` over the inputs.
+
+    ``nearest`` is that of every weight at its nearest level, ``compensated`` that of the codes.
+    """
+
+    codebook: PowerOfTwo
+    codes: Tensor
+    nearest: float
+    compensated: float
+
+
+def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solution:
+    """The codes of ``layer`` that keep its full-precision outputs best; never worse than rounding to the nearest level.
+
+    Raises:
+        PlanError: the layer's weights or its inputs are not finite.
+
+    """
+    if not bool(moments.hessian.isfinite().all() & moments.drift.isfinite().all()):
+        raise PlanError(f"{layer.name}: expected finite calibration inputs, got some that are NaN or infinite")
+    rows = channels_first(layer.weight.detach().float(), layer.groups)
+    problem = _Problem.of(rows, moments, bits, settings.damp)
+    plain = power_of_two(rows, bits, fit=settings.fit, per=settings.per, name=layer.name).top
+    tops = [plain] if settings.fit == "max" else [plain, *problem.fitted_tops(settings.per)]
+    nearest = problem.candidate(plain, rounded(problem.scaled(problem.weight, plain), problem.levels))
+    found = problem.best([problem.compensated(top, "gptq") for top in tops], settings.per)
+    if settings.order != "gptq":
+        found = problem.compensated(found.top, settings.order)
+    chosen = problem.best([nearest, found], settings.per)
+    return Solution(
+        PowerOfTwo(bits, chosen.top),
+        chosen.codes.reshape(rows.shape),
+        problem.relative(nearest),
+        problem.relative(chosen),
+    )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    top: Tensor  # as the codebook has it
+    codes: Tensor  # (problems, rows, columns)
+    error: Tensor  # (problems, rows): squared error of the outputs
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """All tensors (problems, rows, columns) or (problems, columns, columns), float64."""
+
+    weight: Tensor
+    target: Tensor  # what the weights should be if no grid bound them, on the inputs as they are now
+    hessian: Tensor
+    damped: Tensor
+    levels: Tensor  # for n1 = 0, float32
+    bits: int
+
+    @classmethod
+    def of(cls, rows: Tensor, moments: Moments, bits: int, damp: float) -> "_Problem":
+        hessian = damped(moments.hessian, damp)
+        weight = rows.reshape(len(hessian), -1, hessian.shape[1]).double()
+        target = weight + torch.linalg.solve(hessian, moments.drift.double().mT).mT
+        levels = PowerOfTwo(bits, torch.zeros((), dtype=torch.int32, device=rows.device)).unit_levels()
+        return cls(weight, target, moments.hessian.double(), hessian, levels, bits)
+
+    def fitted_tops(self, per: Per) -> list[Tensor]:
+        """The n1 of least error if the inputs did not depend on each other, and its neighbours."""
+        rows = self.target.flatten(0, 1)
+        importance = self.hessian.diagonal(dim1=1, dim2=2).unsqueeze(1).expand_as(self.target).reshape(rows.shape)
+        top = power_of_two(rows, self.bits, fit="mse", per=per, importance=importance).top
+        return [(top + step).clamp(SMALLEST, LARGEST) for step in (0, 1, -1)]
+
+    def scaled(self, weight: Tensor, top: Tensor) -> Tensor:
+        """``weight`` in units of each row's largest level, float32."""
+        return torch.ldexp(weight, -self._by_row(top)).float()
+
+    def compensated(self, top: Tensor, order: FreezeOrder) -> _Candidate:
+        return self.candidate(top, compensate(self.scaled(self.target, top), self.damped, self.levels, order))
+
+    def candidate(self, top: Tensor, codes: Tensor) -> _Candidate:
+        level = torch.ldexp(self.levels.double()[codes.int()], self._by_row(top))
+        return _Candidate(top, codes, output_error(self.target - level, self.hessian).clamp(min=0))
+
+    def best(self, candidates: list[_Candidate], per: Per) -> _Candidate:
+        """The one of least error, or row by row where each row has its own n1; of equals, the first."""
+        best = candidates[0]
+        for other in candidates[1:]:
+            better = other.error < best.error if per == "channel" else other.error.sum() < best.error.sum()
+            top = torch.where(better.flatten() if per == "channel" else better, other.top, best.top)
+            codes = torch.where(better[..., None] if per == "channel" else better, other.codes, best.codes)
+            best = _Candidate(top, codes, torch.where(better, other.error, best.error))
+        return best
+
+    def relative(self, candidate: _Candidate) -> float:
+        whole = float(output_error(self.target, self.hessian).sum())
+        return math.sqrt(float(candidate.error.sum()) / whole) if whole > 0 else 0.0
+
+    def _by_row(self, top: Tensor) -> Tensor:
+        return top.expand(self.weight.shape[0] * self.weight.shape[1]).view(self.weight.shape[0], -1, 1)

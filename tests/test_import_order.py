@@ -44,6 +44,7 @@ FLOORS = (
     "recipe",
     "recipes",
     "folder",
+    "stages",
     "report",
     "run",
     "cli",

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from octavo.oneshot import LayerError
 from octavo.report.progress import Display
 from octavo.train import Progress
 
@@ -112,3 +113,19 @@ def test_hours_are_hours(pipe: Console) -> None:
     monitor.step(seen[0])
     assert isinstance(pipe.file, StringIO)
     assert pipe.file.getvalue().endswith("0.1 steps/s  2:46:40 left\n")
+
+
+def test_the_closed_form_shows_each_layer(terminal: Console, pipe: Console) -> None:
+    errors = [LayerError(name, 3, 0.25, 0.1, i, 2) for i, name in ((1, "conv1"), (2, "[a]"))]
+    for console in (terminal, pipe):
+        with Display(console) as display:
+            for error in errors:
+                display.layer(error)
+    assert isinstance(pipe.file, StringIO)
+    assert isinstance(terminal.file, StringIO)
+    assert pipe.file.getvalue().splitlines() == [
+        "closed form, layer 1/2  conv1  off by 10.0%, 25.0% at the nearest levels",
+        "closed form, layer 2/2  [a]  off by 10.0%, 25.0% at the nearest levels",
+    ]
+    assert "closed form, layer 2/2  [a]  off by 10.0%" in terminal.file.getvalue()
+    assert "nearest levels" not in terminal.file.getvalue()

@@ -7,7 +7,7 @@ import pytest
 
 from octavo import cli
 from octavo.errors import OctavoError, RecipeError
-from octavo.recipe import load_recipe, make_recipe, yaml_value
+from octavo.recipe import OneShot, load_recipe, make_recipe, yaml_value
 from octavo.train import Retraining
 
 GOOD = "task: digits\nbits: 3\n"
@@ -32,6 +32,9 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "options": {},
         "teacher": {},
         "bits": 3,
+        "method": "inq",
+        "start": "float",
+        "oneshot": {"order": "gptq", "damp": 0.01, "sequential": True, "correct": True},
         "portions": (0.5, 0.75, 0.875, 1.0),
         "order": "magnitude",
         "fit": "mse",
@@ -51,6 +54,9 @@ task: a.b:C
 options: {depth: 20}
 teacher: {depth: 56}
 bits: {"*": 3, "conv?": 5}
+method: oneshot
+start: oneshot
+oneshot: {order: distance, damp: 0, sequential: false, correct: false}
 portions: [0.25, 1]
 order: far
 fit: max
@@ -65,6 +71,8 @@ publish: out/here
     assert (recipe.task, recipe.options, recipe.teacher) == ("a.b:C", {"depth": 20}, {"depth": 56})
     assert isinstance(recipe.bits, dict)
     assert list(recipe.bits.items()) == [("*", 3), ("conv?", 5)]  # in order: the last pattern that matches counts
+    assert (recipe.method, recipe.start) == ("oneshot", "oneshot")
+    assert recipe.oneshot == OneShot(order="distance", damp=0, sequential=False, correct=False)
     assert (recipe.portions, recipe.order, recipe.fit, recipe.per) == ((0.25, 1.0), "far", "max", "layer")
     assert (recipe.epochs, recipe.stage_epochs) == ((2.0, 0.5), (2.0, 0.5))
     assert recipe.retraining == Retraining(learning_rate=0.001, labels=0.5, bfloat16=True)
@@ -136,6 +144,10 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
         ("Seed: 1", "unknown key 'Seed' (the nearest is 'seed')"),
         ("retrainings: {}", "unknown key 'retrainings' (the nearest is 'retraining')"),
         ("retraining: {learning_rat: 1}", "unknown key 'retraining.learning_rat' (the nearest is 'learning_rate')"),
+        ("oneshot: {dump: 1}", "unknown key 'oneshot.dump' (the nearest is 'damp')"),
+        ("oneshot: {order: far}", "oneshot.order: Input should be 'gptq', 'distance', 'magnitude' or 'random', got 'far'"),
+        ("oneshot: {damp: -1}", "oneshot.damp: Input should be greater than or equal to 0, got -1"),
+        ("method: dnq", "method: Input should be 'inq' or 'oneshot', got 'dnq'"),
         ("retraining: {weigth_decay: 1}", "unknown key 'retraining.weigth_decay' (the nearest is 'weight_decay')"),
         ("3: 1", "unknown key '3' (the nearest is "),
         ("bit: 3", "unknown key 'bit' (the nearest is 'bits')"),  # and not that bits are missing

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from octavo.errors import FormatError, OctavoError, PlanError, RecipeError, TrainingError
 from octavo.folder import digest_of
 from octavo.incremental import Incremental
+from octavo.oneshot import LayerError, calibrate
 from octavo.packed import Packed
 from octavo.recipe import Recipe, make_recipe
-from octavo.run import model_of, publish, run
-from octavo.task import Batch
+from octavo.run import publish, run
+from octavo.task import Batch, model_of
 from octavo.train import Progress, retrain
 
 EPOCH, ROWS, INPUTS, CLASSES = 4, 8, 5, 3
@@ -96,6 +97,7 @@ class Watcher:
         self.notes: list[str] = []
         self.stages: list[str] = []
         self.steps: list[Progress] = []
+        self.layers: list[LayerError] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -105,6 +107,9 @@ class Watcher:
 
     def step(self, progress: Progress) -> None:
         self.steps.append(progress)
+
+    def layer(self, error: LayerError) -> None:
+        self.layers.append(error)
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +196,34 @@ def test_the_observer_sees_every_stage_and_step(folder: Path) -> None:
         "quantized, packed and loaded again",
         "control, full precision trained equally long",
     ]
+
+
+def test_the_closed_form_neither_trains_nor_has_a_control(folder: Path) -> None:
+    watcher, task = Watcher(), Tiny()
+    settings: dict[str, Any] = {"order": "distance", "damp": 0.1, "sequential": False, "correct": False}
+    result = run(recipe(method="oneshot", oneshot=settings, fit="max", per="layer"), folder, watcher)
+    assert set(files(folder.parent)) == {f"one/{name}" for name in ("recipe.json", "packed.safetensors", "result.json")}
+    assert (Tiny.losses, watcher.steps, result["labels_used"]) == (0, [], False)
+    assert not {"control_score", "stages"} & set(result)
+    assert result["layers"] == [
+        {"name": error.name, "bits": error.bits, "nearest": error.nearest, "compensated": error.compensated}
+        for error in watcher.layers
+    ]
+    assert [error.name for error in watcher.layers] == ["0", "3"]
+    by_hand = calibrate(task.model(), {"0": 3, "3": 3}, task.calibration(), fit="max", per="layer", **settings)
+    by_hand.save(folder / "by_hand")
+    assert files(folder)["by_hand"] == files(folder)["packed.safetensors"]
+    assert run(recipe(method="oneshot", oneshot=settings, fit="max", per="layer"), folder, Watcher()) == result
+
+
+def test_retraining_can_start_from_the_closed_form(folder: Path) -> None:
+    result = run(recipe(start="oneshot", epochs=0, control=False), folder, Watcher())
+    Packed.load(folder / "packed.safetensors").save(folder / "again")
+    closed = folder.with_name("closed")
+    run(recipe(method="oneshot"), closed, Watcher())
+    a, b = (Packed.load(place / "packed.safetensors") for place in (folder, closed))
+    assert all(torch.equal(a.layers[name].weight(), b.layers[name].weight()) for name in ("0", "3"))
+    assert [layer["name"] for layer in result["layers"]] == ["0", "3"]
 
 
 def test_without_labels_the_result_says_so_and_the_tasks_loss_is_never_called(folder: Path) -> None:

@@ -17,10 +17,10 @@ from octavo.inspection import inspect as inspect_model
 from octavo.packed import Packed
 from octavo.recipe import Recipe, key_value, load_recipe, make_recipe, override
 from octavo.report.progress import Display
-from octavo.report.tables import inspection_table, packed_rows, result_table, skipped_table
-from octavo.run import model_of, publish
+from octavo.report.tables import inspection_table, layers_table, packed_rows, result_table, skipped_table
+from octavo.run import publish
 from octavo.run import run as run_recipe
-from octavo.task import load_task
+from octavo.task import load_task, model_of
 
 __all__ = ["app", "main"]
 
@@ -90,13 +90,15 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
 
 @app.command()
 def quantize(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o", help="The packed file to write.")],
-             bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of every layer.")] = 3, option: Options = None,
+             bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of every layer.")] = 3,
+             method: Annotated[str, typer.Option(help="inq, or oneshot: in closed form, without training.")] = "inq",
+             option: Options = None,
              overrides: Overrides = None, as_json: AsJson = False) -> None:  # fmt: skip
-    """Quantize a task's network by INQ with octavo's default settings and write the packed file.
+    """Quantize a task's network with octavo's default settings and write the packed file.
 
-    Example: `octavo quantize digits --bits 4 -o digits.safetensors`
+    Example: `octavo quantize digits --bits 4 --method oneshot -o digits.safetensors`
     """
-    content = {"task": task, "options": _options(option), "bits": bits, "control": False}
+    content = {"task": task, "options": _options(option), "bits": bits, "method": method, "control": False}
     recipe = make_recipe(override(content, overrides or ()), "quantize")
     digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
     folder = Path("runs") / f"quantize-{output.stem}-{digest}"  # other settings, another run
@@ -160,6 +162,8 @@ def _run(path: Path, recipe: Recipe, folder: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
+    if "layers" in result:
+        out.print(layers_table(result["layers"]))
     out.print(result_table(result))
     files = f"the network: {folder / 'packed.safetensors'}   the figures: {folder / 'result.json'}"
     out.print("\n".join([files, *(f"published: {copy}" for copy in published)]), soft_wrap=True, markup=False)

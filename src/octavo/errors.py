@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["BudgetError", "FormatError", "OctavoError", "PlanError", "RecipeError", "TrainingError", "nearest"]
+__all__ = ["BudgetError", "FormatError", "OctavoError", "PlanError", "RecipeError", "TrainingError", "brief", "nearest"]
 
 
 class OctavoError(Exception):
@@ -34,3 +34,8 @@ def nearest(word: str, known: Iterable[str], *, at_least: float = 0.0) -> str:
     """The end of a message about an unknown word: `` (the nearest is 'x')``, or nothing where none is alike enough (0 to 1)."""
     near = difflib.get_close_matches(word, list(known), 1, at_least)
     return f" (the nearest is {near[0]!r})" if near else ""
+
+
+def brief(error: BaseException) -> str:
+    """The kind of an error that is not ours and what it says, in one line that is not too long."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": ")

@@ -27,6 +27,8 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
         FormatError: the folder's recipe is damaged.
 
     """
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"{folder}: expected a folder for the run, or nothing yet, got a file")
     path, free = folder / "recipe.json", {"retraining", "publish", "control"}
     if not path.exists():
         return
@@ -55,7 +57,7 @@ def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
         raise RecipeError(
             f"{folder} holds a complete run, the task's weights have changed since: delete it or choose another --folder"
         )
-    return result if "control_score" in result or not recipe.control else None
+    return result if "control_score" in result or not recipe.controlled else None
 
 
 def read_json(path: Path) -> Json:

@@ -60,6 +60,7 @@ def freeze_in_forward_order(
             answers: Sequence[Tensor | None] = [None] * len(here)
             if place in norms:
                 answers = _fit_norm(place, here)
+                norms.remove(place)  # once: passes that come later must not undo the fit for these
             for layer in waiting.pop(place, ()):
                 _freeze(layer, here, freeze, correct=correct)
             for pair, answer in zip(here, answers, strict=True):
@@ -125,6 +126,8 @@ def _freeze(layer: Layer, here: Sequence[_Pair], freeze: Freeze, *, correct: boo
         for problem, rows in layer_inputs(layer, stop.module, stop.args, stop.kwargs):
             moments.add(problem, rows, None if drift is None else drift[:, seen : seen + rows.shape[1]])
             seen += rows.shape[1]
+    if not moments.seen:  # called without a row: as good as not reached
+        return
     before = channels_first(layer.weight.detach(), layer.groups).clone()
     freeze(layer, moments)
     bias = getattr(layer.module, "bias", None)

@@ -91,7 +91,7 @@ def layer_inputs(
     if isinstance(module, nn.MultiheadAttention):
         yield from _attention_inputs(layer, module, args, kwargs)
         return
-    given = args[0] if args else next(iter(kwargs.values()))
+    given = args[0] if args else kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))
     state = args[1] if len(args) > 1 else kwargs.get("hx", kwargs.get("output_size"))
     if isinstance(module, nn.RNNBase):
         yield everything, recurrent_inputs(module, layer.attribute, given, state).float().unsqueeze(0)
@@ -150,7 +150,7 @@ def _set_apart(module: Any, given: Tensor, output_size: Any) -> Tensor:
     dimensions, added = len(module.kernel_size), module.output_padding
     if output_size is not None:
         names = (module.stride, module.padding, module.kernel_size, dimensions, module.dilation)
-        added = module._output_padding(given, output_size, *names)
+        added = module._output_padding(given, list(output_size)[-dimensions:], *names)
     sizes = [(size - 1) * s + 1 for size, s in zip(given.shape[2:], module.stride, strict=True)]
     apart = given.new_zeros(*given.shape[:2], *sizes)
     every: list[Any] = [slice(None, None, s) for s in module.stride]

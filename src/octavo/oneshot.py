@@ -19,7 +19,7 @@ from octavo.calling import Inputs, call, device_of, observing, on_device, where_
 from octavo.codebook import Fit, Per
 from octavo.compensate import FreezeOrder
 from octavo.container import Quantized
-from octavo.errors import OctavoError, PlanError
+from octavo.errors import OctavoError, PlanError, brief
 from octavo.forward_order import count_calls, freeze_in_forward_order
 from octavo.layers import Layer, calling_modules
 from octavo.moments import Moments, layer_inputs
@@ -165,6 +165,5 @@ def _naming_errors(model: nn.Module) -> Iterator[None]:
     except OctavoError:
         raise
     except Exception as error:
-        cause = " ".join(str(error).split())[:200]
         place = where_raised(model, error) or type(model).__name__
-        raise PlanError(f"{place}: the model does not take these calibration inputs: {type(error).__name__}: {cause}") from error
+        raise PlanError(f"{place}: the model does not take these calibration inputs: {brief(error)}") from error

@@ -1,18 +1,20 @@
 """A run described as data: what ``octavo run`` reads."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from octavo.codebook import Fit, Per
+from octavo.compensate import FreezeOrder
 from octavo.errors import OctavoError, RecipeError, nearest
 from octavo.partition import Order, check_portions
 from octavo.train import Retraining
 from octavo.yamls import read_yaml
 
-__all__ = ["Recipe", "key_value", "load_recipe", "make_recipe", "override", "yaml_value"]
+__all__ = ["OneShot", "Recipe", "key_value", "load_recipe", "make_recipe", "override", "yaml_value"]
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
 Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -22,8 +24,21 @@ UNIONS = ("bits", "epochs")  # keys with a value of several forms: pydantic puts
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of the error
 
 
+@dataclass(frozen=True, kw_only=True)
+class OneShot:
+    """Settings of the closed form: see ``octavo.calibrate``."""
+
+    order: FreezeOrder = "gptq"
+    damp: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    sequential: bool = True
+    correct: bool = True
+
+
+SECTIONS: dict[Any, Any] = {"retraining": Retraining, "oneshot": OneShot}
+
+
 class Recipe(BaseModel):
-    """One run of INQ.
+    """One run: INQ, or the closed form alone.
 
     Attributes:
         task: name of a task, see ``octavo.task.load_task``.
@@ -31,6 +46,9 @@ class Recipe(BaseModel):
         teacher: the task's options that differ for the network whose outputs retraining imitates; none: the same network.
         bits: bits for every layer, or for layer names and shell patterns; the last that matches counts, the others stay
             in float.
+        method: ``inq`` freezes portion by portion and retrains; ``oneshot`` is the closed form, without training.
+        start: where INQ starts from: the network as it is (``float``), or as the closed form leaves it (``oneshot``).
+        oneshot: settings of the closed form.
         portions: accumulated shares of frozen weights.
         order: which weights freeze first.
         fit: choice of n1.
@@ -49,6 +67,9 @@ class Recipe(BaseModel):
     options: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
     bits: Bits | dict[str, Bits]
+    method: Literal["inq", "oneshot"] = "inq"
+    start: Literal["float", "oneshot"] = "float"
+    oneshot: OneShot = OneShot()
     portions: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0)
     order: Order = "magnitude"
     fit: Fit = "mse"
@@ -65,6 +86,16 @@ class Recipe(BaseModel):
         if isinstance(self.epochs, tuple) and len(self.epochs) != len(self.portions):
             raise ValueError(f"epochs: expected one number, or {len(self.portions)}, one a portion; got {len(self.epochs)}")
         return self
+
+    @property
+    def retrains(self) -> bool:
+        """Whether the method retrains."""
+        return self.method == "inq"
+
+    @property
+    def controlled(self) -> bool:
+        """Whether there is a control to train."""
+        return self.control and self.retrains
 
     @property
     def stage_epochs(self) -> tuple[float, ...]:
@@ -167,7 +198,7 @@ def _explain(error: ValidationError) -> str:
     key, *inner = first["loc"] or ("",)
     where = ".".join(str(part) for part in (key, *inner[key in UNIONS :]))
     if first["type"] in UNKNOWN:
-        known = Retraining.__dataclass_fields__ if inner else Recipe.model_fields
+        known = SECTIONS[key].__dataclass_fields__ if inner else Recipe.model_fields
         return f"unknown key {where!r}{nearest(where.rpartition('.')[2], known)}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"  # our own say what they got
     return f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1) + got

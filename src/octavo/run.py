@@ -1,82 +1,44 @@
-"""One run of a recipe, resumable: float score, INQ's stages, control, packed file, score of the reloaded network."""
+"""One run of a recipe, resumable: float score, quantization, control, packed file, score of the reloaded network."""
 
-import hashlib
-import json
-import pickle
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import repeat
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 from octavo import coding
-from octavo.errors import FormatError, OctavoError, RecipeError, TrainingError
+from octavo.errors import RecipeError
 from octavo.files import write_atomically
-from octavo.folder import Json, check_folder, digest_of, finished, read_json, write_json
+from octavo.folder import Json, check_folder, digest_of, finished, write_json
 from octavo.incremental import Incremental
-from octavo.packed import Packed
-from octavo.plan import matching_plan
+from octavo.oneshot import LayerError, calibrate
+from octavo.packed import Packed, check_state
+from octavo.plan import Plan, matching_plan
 from octavo.recipe import Recipe
-from octavo.seeds import seed_of
-from octavo.task import Task, load_task
-from octavo.train import Progress, retrain
+from octavo.stages import Observer, Track, control_score, train
+from octavo.task import Task, load_task, model_of
 
-__all__ = ["Observer", "environment", "model_of", "publish", "run"]
-
-
-class Observer(Protocol):
-    """Who watches a run."""
-
-    def note(self, text: str) -> None:
-        """Something was done."""
-
-    def stage(self, name: str, index: int, stages: int) -> None:
-        """A stage of retraining begins."""
-
-    def step(self, progress: Progress) -> None:
-        """A step of it was made."""
+__all__ = ["environment", "publish", "run"]
 
 
-@dataclass
-class _Track:
-    """One network on its way through the stages: the one that is quantized, or the control, which is not."""
+@dataclass(frozen=True)
+class _Job:
+    """What a run is made of; ``digest`` is of the float network."""
 
-    name: str
-    model: nn.Module
-    incremental: Incremental | None
-    path: Path
-    digest: str  # of the float network that it starts from
-    log: list[Json] = field(default_factory=list)
-    earlier: float = 0.0  # seconds that its stages took before this process
+    recipe: Recipe
+    task: Task
+    plan: Plan
+    folder: Path
+    digest: str
+    observer: Observer
 
-    def resume(self) -> None:
-        """Take up where the last whole stage was saved."""
-        if not self.path.exists():
-            return
-        try:
-            saved = torch.load(self.path, weights_only=True)
-            if saved["digest"] != self.digest:
-                raise RecipeError("the task's weights have changed since")
-            (self.incremental or self.model).load_state_dict(saved["state"])
-            self.log = saved["log"]
-            self.earlier = sum(entry["seconds"] for entry in self.log)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError) as error:
-            raise FormatError(
-                f"{self.path}: expected the last whole stage of this task's network, got a file that is damaged or of another "
-                f"network ({_cause(error)}); delete it to start over"
-            ) from error
-
-    def save(self) -> None:
-        """Keep the stage that has just ended."""
-        state = (self.incremental or self.model).state_dict()
-        whole = {"state": state, "log": self.log, "digest": self.digest}
-        write_atomically(self.path, lambda file: torch.save(whole, file))
+    def begin(self) -> None:
+        """Note down in the folder whose run this is, once the recipe is known to fit the network."""
+        write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
 
 
 def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
@@ -87,6 +49,7 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
 
     Raises:
         RecipeError: the folder holds the run of another recipe or of other weights, or the task cannot be loaded.
+        PlanError: the network does not fit the recipe, or the calibration inputs do not fit the network.
         TrainingError: retraining failed; the last whole stage is kept.
         FormatError: a file of the folder is damaged, or half a run of other weights.
 
@@ -95,47 +58,32 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     started = time.monotonic()
     task = load_task(recipe.task, recipe.options)
     model, copy = _two_models(task, recipe.task)
-    incremental, digest = _incremental(recipe, model), digest_of(copy)
+    plan, digest = matching_plan(model, recipe.bits), digest_of(copy)
+    check_state(model)
     if done := finished(folder, recipe, digest):
         observer.note(f"{folder} is complete: nothing to do")
         return done
-    write_json(folder / "recipe.json", recipe.model_dump(mode="json"))  # now that the recipe is known to fit the network
     result: Json = {
         "recipe": recipe.model_dump(mode="json"),
         "environment": environment(),
         "float_digest": digest,
-        "labels_used": recipe.retraining.labels > 0,
+        "labels_used": recipe.retrains and recipe.retraining.labels > 0,
         "float_score": float(task.score(copy)),
     }
     observer.note(f"full precision: {result['float_score']:.2f}")
-    track = _Track("quantized", incremental.model, incremental, folder / "quantized.pt", digest)
-    _train(track, recipe, task, observer)
-    packed, result["stages"] = incremental.finish(), track.log
+    job = _Job(recipe, task, plan, folder, digest, observer)
+    packed, how = _by_retraining(job, model) if recipe.retrains else _in_closed_form(job, model)
+    job.begin()
     file = folder / "packed.safetensors"
     packed.save(file)
-    result["score"] = _score_reloaded(recipe, task, file)
+    result |= how | {"score": _score_reloaded(recipe, task, file)}
     observer.note(f"quantized, packed and loaded again: {result['score']:.2f}")
-    if recipe.control:
-        result["control_score"] = _control(recipe, task, folder, digest, observer)
-    result |= _sizes(packed) | {"seconds": round(track.earlier + time.monotonic() - started, 1)}
+    if recipe.controlled:
+        result["control_score"] = control_score(recipe, task, folder, digest, observer)
+    earlier = result.pop("earlier", 0.0)
+    result |= _sizes(packed) | {"seconds": round(earlier + time.monotonic() - started, 1)}
     write_json(folder / "result.json", result)
     return result
-
-
-def model_of(task: Task, name: str) -> nn.Module:
-    """A new copy of a task's network; ``name`` is what the task is called.
-
-    Raises:
-        RecipeError: the task failed to make it.
-        OctavoError: what the task itself raises, such as missing data.
-
-    """
-    try:
-        return task.model()
-    except OctavoError:
-        raise
-    except Exception as error:
-        raise RecipeError(f"task {name!r}: its model() failed: {_cause(error)}") from error
 
 
 def publish(recipe: Recipe, recipe_path: Path, folder: Path) -> list[Path]:
@@ -160,63 +108,39 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
     return model, copy
 
 
-def _incremental(recipe: Recipe, model: nn.Module) -> Incremental:
-    return Incremental(
+def _by_retraining(job: _Job, model: nn.Module) -> tuple[Packed, Json]:
+    """INQ's stages, from the network as it is or as the closed form leaves it."""
+    recipe, how = job.recipe, Json()
+    if recipe.start == "oneshot":
+        packed, how = _in_closed_form(job, model)
+        packed.apply(model)
+    incremental = Incremental(
         model,
-        matching_plan(model, recipe.bits),
+        job.plan,
         portions=recipe.portions,
         order=recipe.order,
         fit=recipe.fit,
         per=recipe.per,
         seed=recipe.seed,
     )
+    job.begin()
+    track = Track("quantized", incremental.model, incremental, job.folder / "quantized.pt", job.digest)
+    train(track, recipe, job.task, job.observer)
+    return incremental.finish(), how | {"stages": track.log, "earlier": track.earlier}
 
 
-def _control(recipe: Recipe, task: Task, folder: Path, digest: str, observer: Observer) -> float:
-    """Score of the full-precision network trained just as long and in the same way; recipes that differ in bits share it."""
-    keys = {"task", "options", "teacher", "retraining", "seed"}
-    same = recipe.model_dump(mode="json", include=keys) | {"float_digest": digest}
-    same["epochs"] = [epochs for epochs in recipe.stage_epochs if epochs]
-    key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
-    place = folder.parent / f"control-{key}"
-    done = place / "result.json"
-    if not done.exists():
-        track = _Track("control", model_of(task, recipe.task), None, place / "control.pt", digest)
-        _train(track, recipe, task, observer)
-        write_json(done, same | {"score": float(task.score(track.model)), "stages": track.log})
-    score = read_json(done).get("score")
-    if not isinstance(score, float):
-        raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
-    observer.note(f"control, full precision trained equally long: {score:.2f}")
-    return score
+def _in_closed_form(job: _Job, model: nn.Module) -> tuple[Packed, Json]:
+    """Layer by layer, from the task's calibration inputs."""
+    recipe, errors = job.recipe, list[LayerError]()
 
+    def observe(error: LayerError) -> None:
+        errors.append(error)
+        job.observer.layer(error)
 
-def _train(track: _Track, recipe: Recipe, task: Task, observer: Observer) -> None:
-    """All stages of one track that are not done yet."""
-    teacher = _teacher(recipe, task)
-    track.resume()
-    stages = iter(track.incremental) if track.incremental else repeat(None)
-    for index in range(len(track.log), len(recipe.portions)):
-        torch.manual_seed(seed_of(recipe.seed, index))
-        epochs, started = recipe.stage_epochs[index], time.monotonic()
-        if epochs:
-            observer.stage(track.name, index, len(recipe.portions))
-        try:
-            next(stages)
-            loss = retrain(track.model, task, epochs, recipe.retraining, teacher=teacher, observe=observer.step)
-        except TrainingError as error:
-            kept = f"stage {index} is kept in {track.path}" if index else "no stage was done yet"
-            raise TrainingError(f"{track.name}, stage {index + 1}, {error} ({kept})") from error
-        entry = {"portion": recipe.portions[index], "epochs": epochs, "learning_rate": recipe.retraining.learning_rate}
-        track.log.append(entry | {"loss": round(loss, 5), "seconds": round(time.monotonic() - started, 1)})
-        track.save()
-
-
-def _teacher(recipe: Recipe, task: Task) -> nn.Module | None:
-    if recipe.retraining.labels == 1:
-        return None
-    source = load_task(recipe.task, recipe.options | recipe.teacher) if recipe.teacher else task
-    return model_of(source, recipe.task).eval().requires_grad_(False)
+    inputs, settings = job.task.calibration(), asdict(recipe.oneshot)
+    packed = calibrate(model, job.plan, inputs, fit=recipe.fit, per=recipe.per, observe=observe, **settings)
+    shown = ("name", "bits", "nearest", "compensated")
+    return packed, {"layers": [{key: getattr(error, key) for key in shown} for error in errors]}
 
 
 def _score_reloaded(recipe: Recipe, task: Task, file: Path) -> float:
@@ -239,11 +163,6 @@ def _sizes(packed: Packed) -> Json:
         "float_bytes": packed.float_bytes,
         "ratio": packed.ratio,
     }
-
-
-def _cause(error: Exception) -> str:
-    """The kind of error and what it says, in one line that is not too long."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def environment() -> Json:

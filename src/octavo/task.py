@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeAlias, cast
 from torch import Tensor, nn
 
 from octavo.calling import Inputs
-from octavo.errors import OctavoError, RecipeError, nearest
+from octavo.errors import OctavoError, RecipeError, brief, nearest
 
-__all__ = ["Batch", "Task", "load_task"]
+__all__ = ["Batch", "Task", "load_task", "model_of"]
 
 Batch: TypeAlias = tuple[Inputs, Any]
 
@@ -72,11 +72,27 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     except OctavoError:
         raise
     except Exception as error:
-        raise RecipeError(f"task {name!r}: making it failed: {_brief(error)}") from error
+        raise RecipeError(f"task {name!r}: making it failed: {brief(error)}") from error
     missing = [method for method in METHODS if not callable(getattr(task, method, None))]
     if missing:
         raise RecipeError(f"task {name!r}: expected the methods {', '.join(METHODS)}; {', '.join(missing)} missing")
     return cast("Task", task)
+
+
+def model_of(task: Task, name: str) -> nn.Module:
+    """A new copy of a task's network; ``name`` is what the task is called.
+
+    Raises:
+        RecipeError: the task failed to make it.
+        OctavoError: what the task itself raises, such as missing data.
+
+    """
+    try:
+        return task.model()
+    except OctavoError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"task {name!r}: its model() failed: {brief(error)}") from error
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -97,7 +113,7 @@ def _maker(name: str, place: str, attribute: str) -> Callable[..., object]:
     except OctavoError:
         raise
     except Exception as error:
-        raise RecipeError(f"task {name!r}: importing {place} failed: {_brief(error)}") from error
+        raise RecipeError(f"task {name!r}: importing {place} failed: {brief(error)}") from error
     maker: object = getattr(module, attribute, None)
     if callable(maker):
         return maker
@@ -145,8 +161,3 @@ def _check_options(name: str, maker: Callable[..., object], options: Mapping[str
     missing = [key for key, p in named.items() if p.default is p.empty and key not in options]
     if missing:
         raise RecipeError(f"task {name!r}: expected a value for each of the options {', '.join(missing)}; got none")
-
-
-def _brief(error: Exception) -> str:
-    """The kind of error and the first line of what it says."""
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -54,11 +54,13 @@ def walk(model: nn.Module, inputs: Inputs) -> Generator[Stop, Any, None]:
     """
     stops: SimpleQueue[Stop | BaseException | None] = SimpleQueue()
     answers: SimpleQueue[Any] = SimpleQueue()
+    inference = torch.is_inference_mode_enabled()  # each thread has its own
 
     def pause(stop: Stop) -> Any:
         stops.put(stop)
         answer = answers.get()
         if answer is _Ended:
+            answers.put(_Ended)  # for the next stop: what unwinds may call modules too
             raise _Ended
         return answer
 
@@ -66,7 +68,7 @@ def walk(model: nn.Module, inputs: Inputs) -> Generator[Stop, Any, None]:
         _thread.pause = pause
         try:
             if answers.get() is not _Ended:
-                with torch.no_grad():
+                with torch.inference_mode(inference), torch.no_grad():
                     call(model, inputs)
             stops.put(None)
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever drives the walk

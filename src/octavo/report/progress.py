@@ -8,6 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from octavo.oneshot import LayerError
 from octavo.train import Progress as Step
 
 __all__ = ["Display"]
@@ -41,10 +42,17 @@ class Display:
 
     def stage(self, name: str, index: int, stages: int) -> None:
         """Start the bar of a stage."""
-        self._label = f"{name}, stage {index + 1}/{stages}"
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(self._label)
+        self._begin(f"{name}, stage {index + 1}/{stages}")
+
+    def layer(self, error: LayerError) -> None:
+        """Move the bar of the closed form by a layer, or print a line."""
+        if error.done == 1:
+            self._begin("closed form")
+        line = f"closed form, layer {error.done}/{error.layers}  {error.name}  off by {error.compensated:.1%}"
+        if self._live and self._task is not None:
+            self._bar.update(self._task, description=line, total=error.layers, completed=error.done)
+        else:
+            self.note(f"{line}, {error.nearest:.1%} at the nearest levels")
 
     def step(self, progress: Step) -> None:
         """Move the bar, or now and then print a line."""
@@ -56,3 +64,9 @@ class Display:
         elif progress.step == progress.steps or time.monotonic() - self._said > QUIET:
             self._said = time.monotonic()
             self.note(f"{self._label}  step {progress.step}/{progress.steps}  {state}")
+
+    def _begin(self, label: str) -> None:
+        self._label = label
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(label)

@@ -1,6 +1,6 @@
 """Results as tables that a person understands."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -9,7 +9,7 @@ from rich.table import Table
 from octavo.inspection import Inspection
 from octavo.packed import Packed
 
-__all__ = ["inspection_table", "packed_rows", "result_table", "skipped_table"]
+__all__ = ["inspection_table", "layers_table", "packed_rows", "result_table", "skipped_table"]
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
@@ -26,6 +26,17 @@ def result_table(result: Mapping[str, Any]) -> Table:
     table.add_row("bytes", whole, whole, f"{result['file_bytes']:,}")
     table.add_row("times smaller", "1.0", "1.0", f"[bold]{result['ratio']:.1f}[/]")
     table.add_row("time", "", "", f"{result['seconds']:.0f} s in all")
+    return table
+
+
+def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
+    """What the closed form reached, layer by layer."""
+    caption = "error of the outputs on the calibration inputs, relative to the outputs"
+    table = Table("layer", title="closed form", caption=caption, title_justify="left", caption_justify="left")
+    for column in ("bits", "nearest levels", "compensated"):
+        table.add_column(column, justify="right")
+    for layer in layers:
+        table.add_row(escape(layer["name"]), str(layer["bits"]), f"{layer['nearest']:.1%}", f"{layer['compensated']:.1%}")
     return table
 
 

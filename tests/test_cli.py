@@ -313,7 +313,7 @@ def test_evaluate_and_verify_print_the_figures(octavo: Octavo, packed: Path) -> 
         (["run", "r.yaml", "--set", "task=tiny.py:Normed"], "BatchNorm1d: expected a model with layers that can be quantized"),
         (["run", "r.yaml", "--set", "task=tiny.py:Lacking"], "task 'tiny.py:Lacking': expected the methods model, calibration,"),
         (["run", "r.yaml", "--set", "options.widht=3"], "task 'tiny.py:Tiny': expected the options width, name, got 'widht'"),
-        (["run", "r.yaml", "--folder", "tiny.py"], "[Errno "),
+        (["run", "r.yaml", "--folder", "tiny.py"], "tiny.py: expected a folder for the run, or nothing yet, got a file"),
         (
             ["run", "r.yaml", "--json", "--set", "task=tiny.py:NoFile"],
             "task 'tiny.py:NoFile': its model() failed: FileNotFoundError: [Errno 2] No such file or directory: 'weights.pt'",

@@ -10,6 +10,7 @@ from torch import nn
 from octavo.errors import FormatError, RecipeError
 from octavo.files import write_atomically
 from octavo.manifest import raw_bytes
+from octavo.packed import check_state
 from octavo.recipe import Recipe, make_recipe
 
 __all__ = ["Json", "check_folder", "digest_of", "finished", "read_json", "write_json"]
@@ -82,7 +83,13 @@ def write_json(path: Path, content: Json) -> None:
 
 
 def digest_of(model: nn.Module) -> str:
-    """What tells a network's weights and buffers from all others: 12 hexadecimal digits."""
+    """What tells a network's weights and buffers from all others: 12 hexadecimal digits.
+
+    Raises:
+        PlanError: an entry of its state dict is not a plain tensor.
+
+    """
+    check_state(model)
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + raw_bytes(tensor))

@@ -123,9 +123,9 @@ def _freeze(layer: Layer, here: Sequence[_Pair], freeze: Freeze, *, correct: boo
             continue
         if linear and pair.partner is not None:
             drift = _drift(stop, pair.partner)
-        for problem, rows in layer_inputs(layer, stop.module, stop.args, stop.kwargs):
-            moments.add(problem, rows, None if drift is None else drift[:, seen : seen + rows.shape[1]])
-            seen += rows.shape[1]
+        for problem, columns in layer_inputs(layer, stop.module, stop.args, stop.kwargs):
+            moments.add(problem, columns, None if drift is None else drift[..., seen : seen + columns.shape[-1]])
+            seen += columns.shape[-1]
     if not moments.seen:  # called without a row: as good as not reached
         return
     before = channels_first(layer.weight.detach(), layer.groups).clone()

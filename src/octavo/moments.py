@@ -49,13 +49,13 @@ class Moments:
         return cls(problems, rows // problems, layer.weight.numel() // rows, layer.weight.device)
 
     def add(self, problem: slice, inputs: Tensor, drift: Tensor | None = None) -> None:
-        """Add inputs (problems, n, columns), and with them the drift (problems, n, rows), of some of the problems."""
-        self.hessian[problem].baddbmm_(inputs.mT, inputs)
-        self._inputs[problem] += inputs.sum(1)
-        self._seen[problem] += inputs.shape[1]
+        """Add inputs (problems, columns, n), and with them the drift (problems, rows, n), of some of the problems."""
+        self.hessian[problem].baddbmm_(inputs, inputs.mT)
+        self._inputs[problem] += inputs.sum(2)
+        self._seen[problem] += inputs.shape[2]
         if drift is not None:
-            self.drift[problem].baddbmm_(drift.mT, inputs)
-            self._drifts[problem] += drift.sum(1)
+            self.drift[problem].baddbmm_(drift, inputs.mT)
+            self._drifts[problem] += drift.sum(2)
 
     @property
     def seen(self) -> int:
@@ -83,7 +83,7 @@ def problem_count(layer: Layer) -> int:
 def layer_inputs(
     layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[slice, Tensor]]:
-    """``X`` of one call of ``module``, in pieces: (which problems, float32 of shape (problems, n, columns)).
+    """``X`` of one call of ``module``, in pieces: (which problems, float32 of shape (problems, columns, n)).
 
     ``module`` is the one whose call shows the layer's inputs: its own, or for an attention's output projection the attention.
     """
@@ -94,30 +94,34 @@ def layer_inputs(
     given = args[0] if args else kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))
     state = args[1] if len(args) > 1 else kwargs.get("hx", kwargs.get("output_size"))
     if isinstance(module, nn.RNNBase):
-        yield everything, recurrent_inputs(module, layer.attribute, given, state).float().unsqueeze(0)
+        yield everything, _as_columns(recurrent_inputs(module, layer.attribute, given, state))
     elif isinstance(module, nn.RNNCellBase):
-        yield everything, cell_inputs(module, layer.attribute, given, state).float().unsqueeze(0)
+        yield everything, _as_columns(cell_inputs(module, layer.attribute, given, state))
     elif isinstance(module, EMBEDDINGS):
         # A row is looked up and nothing else: every weight of it counts by itself.
         width = module.embedding_dim
         scale = math.sqrt(given.numel() / module.num_embeddings)
         yield everything, scale * torch.eye(width, device=module.weight.device).unsqueeze(0)
     elif isinstance(module, nn.Linear):
-        yield everything, given.reshape(1, -1, given.shape[-1]).float()
+        yield everything, _as_columns(given)
     else:
         yield from ((everything, piece) for piece in _convolution_inputs(module, given.float(), output_size=state))
 
 
 def layer_outputs(module: nn.Module, output: Any) -> Tensor | None:
-    """A layer's outputs as (problems, n, rows), float32, in the order of its inputs; None where they are not linear in these."""
+    """A layer's outputs as (problems, rows, n), float32, in the order of its inputs; None where they are not linear in these."""
     if isinstance(module, nn.Linear):
-        return output.reshape(1, -1, output.shape[-1]).float()  # type: ignore[no-any-return]
+        return _as_columns(output)
     kernel = getattr(module, "kernel_size", None)
     if kernel is None:
         return None
     output = output if output.dim() == len(kernel) + 2 else output.unsqueeze(0)
-    grouped = output.float().unflatten(1, (module.groups, -1)).flatten(3)
-    return grouped.permute(1, 0, 3, 2).flatten(1, 2)  # type: ignore[no-any-return]
+    return output.float().transpose(0, 1).reshape(module.groups, output.shape[1] // module.groups, -1)  # type: ignore[no-any-return]
+
+
+def _as_columns(rows: Tensor) -> Tensor:
+    """Rows of whatever leading shape as (1, columns, n), float32."""
+    return rows.reshape(1, -1, rows.shape[-1]).float().mT
 
 
 def _convolution_inputs(module: Any, given: Tensor, output_size: Any) -> Iterator[Tensor]:
@@ -134,15 +138,15 @@ def _convolution_inputs(module: Any, given: Tensor, output_size: Any) -> Iterato
         for size, k, s, d in zip(given.shape[2:], module.kernel_size, stride, module.dilation, strict=True)
     ]
     columns = given.shape[1] * math.prod(module.kernel_size)
+    given = given.contiguous()  # so that a piece copies whole lines of pixels
     for some in given.split(max(1, CHUNK // (columns * math.prod(positions)))):
         steps = [size * s for size, s in zip(some.stride()[2:], stride, strict=True)]
         reach = [size * d for size, d in zip(some.stride()[2:], module.dilation, strict=True)]
-        shape, strides = (*some.shape[:2], *positions, *module.kernel_size), (*some.stride()[:2], *steps, *reach)
-        patches = some.as_strided(shape, strides).unflatten(1, (module.groups, -1))
+        shape = (some.shape[1], *module.kernel_size, some.shape[0], *positions)
+        patches = some.as_strided(shape, (some.stride(1), *reach, some.stride(0), *steps), some.storage_offset())
         if isinstance(module, TRANSPOSED):
-            patches = patches.flip(tuple(range(-dimensions, 0)))
-        places, kernel = range(3, 3 + dimensions), range(3 + dimensions, 3 + 2 * dimensions)
-        yield patches.permute(1, 0, *places, 2, *kernel).reshape(module.groups, -1, columns // module.groups)
+            patches = patches.flip(tuple(range(1, 1 + dimensions)))
+        yield patches.reshape(module.groups, columns // module.groups, -1)
 
 
 def _set_apart(module: Any, given: Tensor, output_size: Any) -> Tensor:
@@ -167,15 +171,15 @@ def _attention_inputs(
     order = ("query", "key", "value")
     if layer.attribute == "in_proj_weight":
         for i, name in enumerate(order):
-            yield slice(i, i + 1), given[name].reshape(1, -1, given[name].shape[-1]).float()
+            yield slice(i, i + 1), _as_columns(given[name])
     elif layer.attribute.endswith("_proj_weight"):
         tensor = given[next(name for name in order if name[0] == layer.attribute[0])]
-        yield slice(None), tensor.reshape(1, -1, tensor.shape[-1]).float()
+        yield slice(None), _as_columns(tensor)
     else:  # the output projection, which attention reads without calling it: see what the identity in its place lets through
         through = copy.copy(module)
         through._modules = {**module._modules, "out_proj": _identity(module.out_proj)}
         heads = through.forward(*args, **kwargs)[0]
-        yield slice(None), heads.reshape(1, -1, heads.shape[-1]).float()
+        yield slice(None), _as_columns(heads)
 
 
 def _identity(linear: nn.Linear) -> nn.Linear:

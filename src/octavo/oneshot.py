@@ -118,8 +118,8 @@ def float_moments(model: nn.Module, inputs: Iterable[Inputs], layers: Iterable[L
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for layer in by_module[module]:
-            for problem, rows in layer_inputs(layer, module, args, kwargs):
-                moments[layer.name].add(problem, rows)
+            for problem, columns in layer_inputs(layer, module, args, kwargs):
+                moments[layer.name].add(problem, columns)
 
     hooks = [module.register_forward_pre_hook(see, with_kwargs=True) for module in by_module]
     try:

@@ -65,9 +65,9 @@ def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solu
     plain = power_of_two(rows, bits, fit=settings.fit, per=settings.per, name=layer.name).top
     tops = [plain] if settings.fit == "max" else [plain, *problem.fitted_tops(settings.per)]
     nearest = problem.candidate(plain, rounded(problem.scaled(problem.weight, plain), problem.levels))
-    found = problem.best([problem.compensated(top, "gptq") for top in tops], settings.per)
+    found = problem.best(problem.compensated(tops, "gptq"), settings.per)
     if settings.order != "gptq":
-        found = problem.compensated(found.top, settings.order)
+        (found,) = problem.compensated([found.top], settings.order)
     chosen = problem.best([nearest, found], settings.per)
     return Solution(
         PowerOfTwo(bits, chosen.top),
@@ -114,8 +114,11 @@ class _Problem:
         """``weight`` in units of each row's largest level, float32."""
         return torch.ldexp(weight, -self._by_row(top)).float()
 
-    def compensated(self, top: Tensor, order: FreezeOrder) -> _Candidate:
-        return self.candidate(top, compensate(self.scaled(self.target, top), self.damped, self.levels, order))
+    def compensated(self, tops: list[Tensor], order: FreezeOrder) -> list[_Candidate]:
+        """One candidate for each choice of n1; they share the linear algebra, as so many rows more."""
+        stacked = torch.cat([self.scaled(self.target, top) for top in tops], 1)
+        codes = compensate(stacked, self.damped, self.levels, order).chunk(len(tops), 1)
+        return [self.candidate(top, some) for top, some in zip(tops, codes, strict=True)]
 
     def candidate(self, top: Tensor, codes: Tensor) -> _Candidate:
         level = torch.ldexp(self.levels.double()[codes.int()], self._by_row(top))

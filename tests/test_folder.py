@@ -1,8 +1,10 @@
 """What a run leaves in its folder; most of it is tested by running."""
 
+import pytest
 import torch
 from torch import nn
 
+from octavo.errors import PlanError
 from octavo.folder import digest_of
 
 
@@ -32,3 +34,12 @@ def test_the_digest_sees_every_weight_and_buffer_and_its_name() -> None:
     renamed.add_module("conv1", net().get_submodule("conv"))
     renamed.add_module("norm", net().get_submodule("norm"))
     assert len({digest_of(model) for model in (net(), net(bias=True), moved, counted, renamed, swapped)}) == 6
+
+
+def test_a_state_that_is_no_tensor_has_no_digest() -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> object:
+            return {"version": 1}
+
+    with pytest.raises(PlanError, match=r"^_extra_state: expected a tensor of a plain type in the state dict, got dict$"):
+        digest_of(Extra(2, 2))

@@ -78,6 +78,39 @@ def speed() -> str:
     return markdown(["what", "ratio"], rows)
 
 
+def oneshot() -> str:
+    """The closed form beside nearest levels and full precision."""
+    result = load("oneshot")
+    rows = []
+    for network, before in result["float"].items():
+        for bits in (5, 4, 3, 2):
+            row = {way: result["rows"].get(f"{network}/{bits}/{way}") for way in ("nearest", "gptq")}
+            if all(row.values()):
+                spread = max(row["gptq"]["scores"]) - min(row["gptq"]["scores"])
+                name = network.replace("resnet", "ResNet-")
+                figures = [f"{before:.2f}", f"{row['nearest']['mean']:.2f}", f"**{row['gptq']['mean']:.2f}**", f"{spread:.2f}"]
+                rows.append([name, f"{bits}", *figures])
+    return markdown(["network", "bits", "full precision", "nearest levels", "closed form", "spread of 3"], rows)
+
+
+def ways() -> str:
+    """The closed form's orders and settings on ResNet-20."""
+    found = load("oneshot")["rows"]
+    names = [name.split("/", 2)[2] for name in found if name.startswith("resnet20/3/")]
+    cells = {(name, bits): found.get(f"resnet20/{bits}/{name}") for name in names for bits in (5, 4, 3, 2)}
+    rows = [[name, *(f"{cells[name, b]['mean']:.2f}" if cells[name, b] else "" for b in (5, 4, 3, 2))] for name in names]
+    return markdown(["way", "5 bits", "4 bits", "3 bits", "2 bits"], rows)
+
+
+def oneshot_cost() -> str:
+    rows = [
+        [name.replace("resnet", "ResNet-"), f"{r['calibrate_s']:.1f}", f"{r['forward_s']:.2f}", f"{r['solver_ratio']:.2f}"]
+        for name, r in load("oneshot_cost")["rows"].items()
+    ]
+    head = ["network", "`calibrate`, s", "one forward pass, s", "its solver / GPTQ's bare linear algebra"]
+    return markdown(head, rows)
+
+
 def fill(page: Path, name: str, text: str) -> None:
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, _, rest = page.read_text().partition(start)
@@ -87,6 +120,10 @@ def fill(page: Path, name: str, text: str) -> None:
 
 def main() -> None:
     fill(HERE.parent / "README.md", "accuracy", accuracy())
+    fill(HERE.parent / "README.md", "oneshot", oneshot())
+    fill(HERE / "README.md", "oneshot", oneshot())
+    fill(HERE / "README.md", "ways", ways())
+    fill(HERE / "README.md", "oneshot cost", oneshot_cost())
     fill(HERE / "README.md", "accuracy", accuracy())
     fill(HERE / "README.md", "orders", orders())
     fill(HERE / "README.md", "speed", speed())

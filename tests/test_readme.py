@@ -29,18 +29,21 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
     model = nn.Sequential(layers[0], nn.BatchNorm2d(4), nn.Flatten(), layers[1])
     fresh = copy.deepcopy(model)
     calls: list[nn.Module] = []
-    quantize, reload, _ = blocks("python")
+    quantize, reload, calibrate, _ = blocks("python")
     exec(quantize, {"model": model, "retrain": calls.append})
     assert calls == [model] * 4
     exec(reload, {"model": fresh})
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True))
     weights = torch.cat([layer.weight.flatten() for layer in layers]).abs()
     assert set(torch.frexp(weights[weights > 0]).mantissa.tolist()) == {0.5}
+    closed: dict[str, Any] = {"model": fresh, "inputs": [torch.randn(8, 1, 4, 4)]}
+    exec(calibrate, closed)
+    assert closed["packed"].nominal_bits == 4
 
 
 def test_the_task_has_the_methods_that_a_task_needs() -> None:
     namespace: dict[str, Any] = {}
-    exec(blocks("python")[2], namespace)
+    exec(blocks("python")[3], namespace)
     assert set(METHODS) == {name for name in vars(namespace["MyTask"]) if not name.startswith("_")}
 
 
@@ -50,11 +53,20 @@ def test_the_recipe_shows_every_key_with_its_default() -> None:
     assert set(content) == set(Recipe.model_fields)
     assert shown == Recipe(task=shown.task, bits=shown.bits)
     assert set(content["retraining"]) == set(vars(shown.retraining))
+    assert set(content["oneshot"]) == set(vars(shown.oneshot))
 
 
 def test_the_commands(tmp_path: Path) -> None:
     commands = [line.partition("#")[0] for line in blocks("sh")[1].splitlines()]
-    assert [command.split()[1] for command in commands] == ["demo", "inspect", "run", "quantize", "verify", "evaluate"]
+    assert [command.split()[1] for command in commands] == [
+        "demo",
+        "inspect",
+        "run",
+        "quantize",
+        "quantize",
+        "verify",
+        "evaluate",
+    ]
     for command in commands[1:]:  # the demo has its own test
         program = "import sys; from octavo.cli import main; main()"
         words = [sys.executable, "-c", program, *shlex.split(command)[1:]]

@@ -33,6 +33,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "teacher": {},
         "bits": 3,
         "method": "inq",
+        "warmup": 0.0,
         "start": "float",
         "oneshot": {"order": "gptq", "damp": 0.01, "sequential": True, "correct": True},
         "portions": (0.5, 0.75, 0.875, 1.0),
@@ -45,7 +46,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "publish": None,
     }
     assert recipe.retraining == Retraining()
-    assert recipe.stage_epochs == (1.0, 1.0, 1.0, 0.0)
+    assert [epochs for _, epochs in recipe.schedule] == [1.0, 1.0, 1.0, 0.0]
 
 
 def test_every_key_is_read(folder: Path) -> None:
@@ -55,6 +56,7 @@ options: {depth: 20}
 teacher: {depth: 56}
 bits: {"*": 3, "conv?": 5}
 method: oneshot
+warmup: 1.5
 start: oneshot
 oneshot: {order: distance, damp: 0, sequential: false, correct: false}
 portions: [0.25, 1]
@@ -74,14 +76,14 @@ publish: out/here
     assert (recipe.method, recipe.start) == ("oneshot", "oneshot")
     assert recipe.oneshot == OneShot(order="distance", damp=0, sequential=False, correct=False)
     assert (recipe.portions, recipe.order, recipe.fit, recipe.per) == ((0.25, 1.0), "far", "max", "layer")
-    assert (recipe.epochs, recipe.stage_epochs) == ((2.0, 0.5), (2.0, 0.5))
+    assert (recipe.epochs, recipe.schedule, recipe.warmup) == ((2.0, 0.5), ((0.25, 2.0), (1.0, 0.5)), 1.5)
     assert recipe.retraining == Retraining(learning_rate=0.001, labels=0.5, bfloat16=True)
     assert (recipe.control, recipe.seed, recipe.publish) == (False, 7, "out/here")
 
 
 @pytest.mark.parametrize("path", sorted(cli.RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_that_come_with_it_are_valid(path: Path) -> None:
-    assert load_recipe(path).stage_epochs
+    assert load_recipe(path).schedule
 
 
 def test_a_base_is_taken_over_from_its_own_folder(folder: Path) -> None:

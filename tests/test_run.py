@@ -226,6 +226,23 @@ def test_retraining_can_start_from_the_closed_form(folder: Path) -> None:
     assert [layer["name"] for layer in result["layers"]] == ["0", "3"]
 
 
+def test_a_warm_up_in_full_precision_comes_first_and_is_shared(folder: Path) -> None:
+    task, settings = Tiny(), recipe().retraining
+    result = run(recipe(warmup=2, epochs=0), folder, Watcher())
+    warm, teacher = task.model(), task.model().requires_grad_(False)
+    torch.manual_seed(zlib.crc32(b"0 -1"))
+    retrain(warm, task, 2, settings, teacher=teacher)
+    assert result["control_score"] == task.score(warm)  # its stages have no epochs
+    assert [(stage["portion"], stage["epochs"]) for stage in result["stages"]] == [(0, 2), (0.5, 0), (0.8, 0), (1, 0)]
+    incremental = Incremental(warm, {"0": 3, "3": 3}, portions=(0.5, 0.8, 1.0))
+    list(incremental)
+    incremental.finish().save(folder / "by_hand")
+    assert files(folder)["by_hand"] == files(folder)["packed.safetensors"]
+    done = Tiny.losses
+    run(recipe(warmup=2, epochs=0, bits=2, start="oneshot"), folder.with_name("two"), Watcher())
+    assert Tiny.losses == done
+
+
 def test_without_labels_the_result_says_so_and_the_tasks_loss_is_never_called(folder: Path) -> None:
     result = run(recipe(retraining={}, control=False), folder, Watcher())
     assert result["labels_used"] is False

@@ -47,6 +47,7 @@ class Recipe(BaseModel):
         bits: bits for every layer, or for layer names and shell patterns; the last that matches counts, the others stay
             in float.
         method: ``inq`` freezes portion by portion and retrains; ``oneshot`` is the closed form, without training.
+        warmup: epochs of retraining in full precision before the first weight freezes.
         start: where INQ starts from: the network as it is (``float``), or as the closed form leaves it (``oneshot``).
         oneshot: settings of the closed form.
         portions: accumulated shares of frozen weights.
@@ -68,6 +69,7 @@ class Recipe(BaseModel):
     teacher: dict[str, Any] = {}
     bits: Bits | dict[str, Bits]
     method: Literal["inq", "oneshot"] = "inq"
+    warmup: Epochs = 0.0
     start: Literal["float", "oneshot"] = "float"
     oneshot: OneShot = OneShot()
     portions: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0)
@@ -98,11 +100,10 @@ class Recipe(BaseModel):
         return self.control and self.retrains
 
     @property
-    def stage_epochs(self) -> tuple[float, ...]:
-        """Epochs of retraining after each portion."""
-        if isinstance(self.epochs, tuple):
-            return self.epochs
-        return (*[self.epochs] * (len(self.portions) - 1), 0.0)
+    def schedule(self) -> tuple[tuple[float, float], ...]:
+        """Of each stage, the portion that is frozen and the epochs of retraining after that."""
+        epochs = self.epochs if isinstance(self.epochs, tuple) else (*[self.epochs] * (len(self.portions) - 1), 0.0)
+        return tuple(zip(self.portions, epochs, strict=True))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

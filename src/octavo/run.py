@@ -17,9 +17,9 @@ from octavo.folder import Json, check_folder, digest_of, finished, write_json
 from octavo.incremental import Incremental
 from octavo.oneshot import LayerError, calibrate
 from octavo.packed import Packed, check_state
-from octavo.plan import Plan, matching_plan
+from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.recipe import Recipe
-from octavo.stages import Observer, Track, control_score, train
+from octavo.stages import Observer, Track, control_score, train, warm_up
 from octavo.task import Task, load_task, model_of
 
 __all__ = ["environment", "publish", "run"]
@@ -60,6 +60,7 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     model, copy = _two_models(task, recipe.task)
     plan, digest = matching_plan(model, recipe.bits), digest_of(copy)
     check_state(model)
+    planned_layers(model, plan)
     if done := finished(folder, recipe, digest):
         observer.note(f"{folder} is complete: nothing to do")
         return done
@@ -111,6 +112,8 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
 def _by_retraining(job: _Job, model: nn.Module) -> tuple[Packed, Json]:
     """INQ's stages, from the network as it is or as the closed form leaves it."""
     recipe, how = job.recipe, Json()
+    job.begin()
+    log = warm_up(model, recipe, job.task, job.folder, job.digest, job.observer)
     if recipe.start == "oneshot":
         packed, how = _in_closed_form(job, model)
         packed.apply(model)
@@ -123,10 +126,9 @@ def _by_retraining(job: _Job, model: nn.Module) -> tuple[Packed, Json]:
         per=recipe.per,
         seed=recipe.seed,
     )
-    job.begin()
-    track = Track("quantized", incremental.model, incremental, job.folder / "quantized.pt", job.digest)
+    track = Track("quantized", incremental.model, incremental, job.folder / "quantized.pt", job.digest, recipe.schedule)
     train(track, recipe, job.task, job.observer)
-    return incremental.finish(), how | {"stages": track.log, "earlier": track.earlier}
+    return incremental.finish(), how | {"stages": log + track.log, "earlier": track.earlier}
 
 
 def _in_closed_form(job: _Job, model: nn.Module) -> tuple[Packed, Json]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -22,7 +23,7 @@ from octavo.seeds import seed_of
 from octavo.task import Task, load_task, model_of
 from octavo.train import Progress, retrain
 
-__all__ = ["Observer", "Track", "control_score", "train"]
+__all__ = ["Observer", "Track", "control_score", "train", "warm_up"]
 
 
 class Observer(Protocol):
@@ -49,7 +50,8 @@ class Track:
     model: nn.Module
     incremental: Incremental | None
     path: Path
-    digest: str  # of the float network that it starts from
+    digest: str  # of the task's float network
+    schedule: Sequence[tuple[float, float]]  # of each stage: the portion that is frozen, and the epochs
     log: list[Json] = field(default_factory=list)
     earlier: float = 0.0  # seconds that its stages took before this process
 
@@ -77,18 +79,28 @@ class Track:
         write_atomically(self.path, lambda file: torch.save(whole, file))
 
 
+def warm_up(model: nn.Module, recipe: Recipe, task: Task, folder: Path, digest: str, observer: Observer) -> list[Json]:
+    """Retrain ``model`` in full precision before its first weight freezes; recipes that differ in bits share it. What it took."""
+    if not recipe.warmup:
+        return []
+    place = _shared_folder("warmup", folder, _shared(recipe, digest) | {"epochs": [recipe.warmup]})
+    track = Track("warm-up", model, None, place / "warmup.pt", digest, [(0.0, recipe.warmup)])
+    train(track, recipe, task, observer)
+    return track.log
+
+
 def control_score(recipe: Recipe, task: Task, folder: Path, digest: str, observer: Observer) -> float:
     """Score of the full-precision network trained just as long and in the same way; recipes that differ in bits share it."""
-    keys = {"task", "options", "teacher", "retraining", "seed"}
-    same = recipe.model_dump(mode="json", include=keys) | {"float_digest": digest}
-    same["epochs"] = [epochs for epochs in recipe.stage_epochs if epochs]
-    key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
-    place = folder.parent / f"control-{key}"
+    schedule = [(portion, epochs) for portion, epochs in recipe.schedule if epochs]
+    same = _shared(recipe, digest) | {"epochs": [recipe.warmup, *(epochs for _, epochs in schedule)]}
+    place = _shared_folder("control", folder, same)
     done = place / "result.json"
     if not done.exists():
-        track = Track("control", model_of(task, recipe.task), None, place / "control.pt", digest)
+        model = model_of(task, recipe.task)
+        log = warm_up(model, recipe, task, folder, digest, observer)
+        track = Track("control", model, None, place / "control.pt", digest, recipe.schedule)
         train(track, recipe, task, observer)
-        write_json(done, same | {"score": float(task.score(track.model)), "stages": track.log})
+        write_json(done, same | {"score": float(task.score(model)), "stages": log + track.log})
     score = read_json(done).get("score")
     if not isinstance(score, float):
         raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
@@ -101,20 +113,33 @@ def train(track: Track, recipe: Recipe, task: Task, observer: Observer) -> None:
     teacher = _teacher(recipe, task)
     track.resume()
     stages = iter(track.incremental) if track.incremental else repeat(None)
-    for index in range(len(track.log), len(recipe.portions)):
-        torch.manual_seed(seed_of(recipe.seed, index))
-        epochs, started = recipe.stage_epochs[index], time.monotonic()
+    for index in range(len(track.log), len(track.schedule)):
+        portion, epochs = track.schedule[index]
+        torch.manual_seed(seed_of(recipe.seed, index if portion else -1))  # the warm-up has its own
+        started = time.monotonic()
         if epochs:
-            observer.stage(track.name, index, len(recipe.portions))
+            observer.stage(track.name, index, len(track.schedule))
         try:
             next(stages)
             loss = retrain(track.model, task, epochs, recipe.retraining, teacher=teacher, observe=observer.step)
         except TrainingError as error:
             kept = f"stage {index} is kept in {track.path}" if index else "no stage was done yet"
             raise TrainingError(f"{track.name}, stage {index + 1}, {error} ({kept})") from error
-        entry = {"portion": recipe.portions[index], "epochs": epochs, "learning_rate": recipe.retraining.learning_rate}
+        entry = {"portion": portion, "epochs": epochs, "learning_rate": recipe.retraining.learning_rate}
         track.log.append(entry | {"loss": round(loss, 5), "seconds": round(time.monotonic() - started, 1)})
         track.save()
+
+
+def _shared(recipe: Recipe, digest: str) -> Json:
+    """What full-precision retraining depends on."""
+    keys = {"task", "options", "teacher", "retraining", "seed"}
+    return recipe.model_dump(mode="json", include=keys) | {"float_digest": digest}
+
+
+def _shared_folder(name: str, folder: Path, content: Json) -> Path:
+    """The folder, beside the run's, of what runs with the same ``content`` share."""
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return folder.parent / f"{name}-{key}"
 
 
 def _teacher(recipe: Recipe, task: Task) -> nn.Module | None:

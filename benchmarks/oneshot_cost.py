@@ -1,0 +1,91 @@
+"""Time of the closed form: the whole of it, and its solver against the bare linear algebra of GPTQ.
+
+    python benchmarks/oneshot_cost.py
+
+ResNet-20 and ResNet-56, 3 bits, 1,024 CIFAR-10 images. The linear algebra alone: for each layer one Cholesky factorization, the
+inverse of that factor, and the column-by-column and block updates of its rows, with no rounding, no choice of n1 and no checks.
+Both are timed in turn on the same layers, median of several. Writes benchmarks/results/oneshot_cost.json.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from octavo import Plan, calibrate
+from octavo.calling import observing
+from octavo.compensate import BLOCK, damped
+from octavo.layers import Layer, channels_first, find_layers
+from octavo.moments import Moments
+from octavo.oneshot import float_moments
+from octavo.run import environment
+from octavo.solve import Settings, solve
+from octavo.tasks.cifar10 import Cifar10
+
+RESULT = Path(__file__).parent / "results" / "oneshot_cost.json"
+REPEATS, BITS = 5, 3
+
+
+def linear_algebra(weight: Tensor, hessian: Tensor) -> None:
+    """GPTQ's own: see Frantar et al., arXiv 2210.17323, algorithm 1, with a quantizer that changes nothing but a tenth."""
+    factor = torch.linalg.cholesky(damped(hessian, 0.01).flip(1, 2))
+    unit = torch.eye(factor.shape[1], dtype=factor.dtype).expand_as(factor)
+    upper = torch.linalg.solve_triangular(factor, unit, upper=False).flip(1, 2).float()
+    free, width = weight.permute(2, 0, 1).contiguous(), weight.shape[2]
+    for start in range(0, width, BLOCK):
+        end = min(start + BLOCK, width)
+        pull = (upper / upper.diagonal(dim1=1, dim2=2).unsqueeze(2))[:, start:end, start:].permute(1, 2, 0).contiguous()
+        errors = free[start:end]
+        for i in range(end - start):
+            errors[i] *= 0.1
+            errors[i + 1 :].addcmul_(pull[i, i + 1 : end - start].unsqueeze(2), errors[i], value=-1)
+        free[end:] -= torch.einsum("icp,ipr->cpr", pull[:, end - start :], errors)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def solver_ratio(layers: list[Layer], moments: dict[str, Moments]) -> dict[str, float]:
+    def solver() -> None:
+        for layer in layers:
+            solve(layer, moments[layer.name], BITS, Settings())
+
+    def bare() -> None:
+        for layer in layers:
+            hessian = moments[layer.name].hessian
+            rows = channels_first(layer.weight.detach(), layer.groups)
+            linear_algebra(rows.reshape(len(hessian), -1, hessian.shape[1]), hessian)
+
+    pairs = [(seconds(solver), seconds(bare)) for _ in range(REPEATS)]
+    return {
+        "solver_s": round(statistics.median(a for a, _ in pairs), 3),
+        "linear_algebra_s": round(statistics.median(b for _, b in pairs), 3),
+        "solver_ratio": round(statistics.median(a / b for a, b in pairs), 2),
+    }
+
+
+def main() -> None:
+    rows = {}
+    for depth in (20, 56):
+        task = Cifar10(depth=depth, weights=f"~/.cache/octavo/resnet{depth}-cifar10.safetensors")
+        model, images = task.model(), list(task.calibration())
+        layers = find_layers(model)[0]
+        with observing(model):
+            forward = statistics.median(seconds(lambda m=model, i=images: [m(x) for x in i]) for _ in range(3))  # type: ignore[misc]
+        whole = seconds(lambda m=model, i=images: calibrate(m, Plan.uniform(m, BITS), i))  # type: ignore[misc]
+        row = {"calibrate_s": round(whole, 1), "forward_s": round(forward, 2)}
+        with torch.no_grad():
+            rows[f"resnet{depth}"] = row | solver_ratio(layers, float_moments(model, images, layers))
+        print(depth, rows[f"resnet{depth}"])
+    RESULT.write_text(json.dumps({"bits": BITS, "images": 1024, "environment": environment(), "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

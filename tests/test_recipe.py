@@ -34,7 +34,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "bits": 3,
         "method": "inq",
         "warmup": 0.0,
-        "start": "float",
+        "start": "oneshot",
         "oneshot": {"order": "gptq", "damp": 0.01, "sequential": True, "correct": True},
         "portions": (0.5, 0.75, 0.875, 1.0),
         "order": "magnitude",
@@ -57,7 +57,7 @@ teacher: {depth: 56}
 bits: {"*": 3, "conv?": 5}
 method: oneshot
 warmup: 1.5
-start: oneshot
+start: float
 oneshot: {order: distance, damp: 0, sequential: false, correct: false}
 portions: [0.25, 1]
 order: far
@@ -73,7 +73,7 @@ publish: out/here
     assert (recipe.task, recipe.options, recipe.teacher) == ("a.b:C", {"depth": 20}, {"depth": 56})
     assert isinstance(recipe.bits, dict)
     assert list(recipe.bits.items()) == [("*", 3), ("conv?", 5)]  # in order: the last pattern that matches counts
-    assert (recipe.method, recipe.start) == ("oneshot", "oneshot")
+    assert (recipe.method, recipe.start) == ("oneshot", "float")
     assert recipe.oneshot == OneShot(order="distance", damp=0, sequential=False, correct=False)
     assert (recipe.portions, recipe.order, recipe.fit, recipe.per) == ((0.25, 1.0), "far", "max", "layer")
     assert (recipe.epochs, recipe.schedule, recipe.warmup) == ((2.0, 0.5), ((0.25, 2.0), (1.0, 0.5)), 1.5)

@@ -126,6 +126,7 @@ def recipe(**changes: Any) -> Recipe:
     content: dict[str, Any] = {
         "task": f"{__name__}:Tiny",
         "bits": 3,
+        "start": "float",
         "portions": [0.5, 0.8, 1.0],
         "epochs": [1.5, 1, 0.5],
         "retraining": {"learning_rate": 0.05, "labels": 0.5},

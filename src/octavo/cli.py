@@ -162,7 +162,7 @@ def _run(path: Path, recipe: Recipe, folder: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
-    if "layers" in result:
+    if "stages" not in result:  # the closed form is the whole story
         out.print(layers_table(result["layers"]))
     out.print(result_table(result))
     files = f"the network: {folder / 'packed.safetensors'}   the figures: {folder / 'result.json'}"

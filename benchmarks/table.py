@@ -97,9 +97,9 @@ def ways() -> str:
     """The closed form's orders and settings on ResNet-20."""
     found = load("oneshot")["rows"]
     names = [name.split("/", 2)[2] for name in found if name.startswith("resnet20/3/")]
-    cells = {(name, bits): found.get(f"resnet20/{bits}/{name}") for name in names for bits in (5, 4, 3, 2)}
-    rows = [[name, *(f"{cells[name, b]['mean']:.2f}" if cells[name, b] else "" for b in (5, 4, 3, 2))] for name in names]
-    return markdown(["way", "5 bits", "4 bits", "3 bits", "2 bits"], rows)
+    cells = {(name, bits): found.get(f"resnet20/{bits}/{name}") for name in names for bits in (3, 2)}
+    rows = [[name, *(f"{cells[name, b]['mean']:.2f}" if cells[name, b] else "" for b in (3, 2))] for name in names]
+    return markdown(["way", "3 bits", "2 bits"], rows)
 
 
 def oneshot_cost() -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from octavo.calling import call, evaluating
+from octavo.calling import call, observing
 from octavo.layers import Layer, Skipped, count_macs, find_layers
 from octavo.plan import Cost, Plan
 
@@ -73,7 +73,7 @@ def _row(layer: Layer, macs: int | None) -> Row:
 
 def _forward(model: nn.Module, example: Any) -> Callable[[], object]:
     def forward() -> object:
-        with evaluating(model):
+        with observing(model):
             return call(model, example)
 
     return forward

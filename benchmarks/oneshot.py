@@ -24,7 +24,7 @@ from octavo.tasks.cifar10 import Cifar10
 RESULT = Path(__file__).parent / "results" / "oneshot.json"
 IMAGES, SEEDS = 1024, 3
 WAYS: dict[str, dict[str, Any]] = {
-    "gptq, uncorrected": {"correct": False},
+    "gptq, corrected": {"correct": True},
     "gptq, float inputs": {"sequential": False},
     "gptq, per layer": {"per": "layer"},
     "random": {"order": "random"},

@@ -35,7 +35,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "method": "inq",
         "warmup": 0.0,
         "start": "oneshot",
-        "oneshot": {"order": "gptq", "damp": 0.01, "sequential": True, "correct": True},
+        "oneshot": {"order": "gptq", "damp": 0.01, "sequential": True, "correct": False},
         "portions": (0.5, 0.75, 0.875, 1.0),
         "order": "magnitude",
         "fit": "mse",
@@ -58,7 +58,7 @@ bits: {"*": 3, "conv?": 5}
 method: oneshot
 warmup: 1.5
 start: float
-oneshot: {order: distance, damp: 0, sequential: false, correct: false}
+oneshot: {order: distance, damp: 0, sequential: false, correct: true}
 portions: [0.25, 1]
 order: far
 fit: max
@@ -74,7 +74,7 @@ publish: out/here
     assert isinstance(recipe.bits, dict)
     assert list(recipe.bits.items()) == [("*", 3), ("conv?", 5)]  # in order: the last pattern that matches counts
     assert (recipe.method, recipe.start) == ("oneshot", "float")
-    assert recipe.oneshot == OneShot(order="distance", damp=0, sequential=False, correct=False)
+    assert recipe.oneshot == OneShot(order="distance", damp=0, sequential=False, correct=True)
     assert (recipe.portions, recipe.order, recipe.fit, recipe.per) == ((0.25, 1.0), "far", "max", "layer")
     assert (recipe.epochs, recipe.schedule, recipe.warmup) == ((2.0, 0.5), ((0.25, 2.0), (1.0, 0.5)), 1.5)
     assert recipe.retraining == Retraining(learning_rate=0.001, labels=0.5, bfloat16=True)

@@ -3,7 +3,7 @@
 Layers freeze in forward order. Each is fitted to the outputs that it had in full precision, from the inputs that it has now
 that the layers ahead of it are quantized: the full-precision and the quantized network run side by side and stop at each
 layer, so that all of it costs two forward passes and the linear algebra (octavo.compensate). Biases and batch norms, which
-stay in float, are fitted to the outputs on the way.
+stay in float, can be fitted to the outputs on the way.
 """
 
 import copy
@@ -52,7 +52,7 @@ def calibrate(
     per: Per = "channel",
     damp: float = 0.01,
     sequential: bool = True,
-    correct: bool = True,
+    correct: bool = False,
     observe: Callable[[LayerError], None] = lambda _: None,
 ) -> Packed:
     """Quantize ``model`` in closed form; the model is left as it was.
@@ -68,7 +68,8 @@ def calibrate(
         damp: share of the mean diagonal that is added to the diagonal of the inputs' second moment.
         sequential: each layer sees the layers ahead of it quantized; else every layer sees full-precision inputs. The first
             is better, and keeps what all inputs have become at one layer in memory; the second streams them.
-        correct: fit biases and batch norms to the full-precision outputs too, where ``sequential``.
+        correct: fit biases and batch norms to the full-precision outputs too, where ``sequential``; on the reference networks it
+            makes no difference.
         observe: called after each layer.
 
     Raises:

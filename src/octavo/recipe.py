@@ -31,7 +31,7 @@ class OneShot:
     order: FreezeOrder = "gptq"
     damp: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     sequential: bool = True
-    correct: bool = True
+    correct: bool = False
 
 
 SECTIONS: dict[Any, Any] = {"retraining": Retraining, "oneshot": OneShot}

@@ -114,6 +114,7 @@ def test_linear_inputs_of_every_shape(shape: tuple[int, ...], dtype: torch.dtype
     check_sums(layer, module, [found], x)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # it is slower, that is all
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 @pytest.mark.parametrize("pieces", [False, True])
 def test_convolutions_multiply_their_patches(kind: str, pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,15 @@ def ways() -> str:
     return markdown(["way", "3 bits", "2 bits"], rows)
 
 
+def starts() -> str:
+    result = load("start")
+    rows = [
+        [f"{r['bits']}", r["start"], f"{r['mean']:.2f}", f"{min(r['scores']):.2f}", f"{result['float']:.2f}"]
+        for r in result["rows"]
+    ]
+    return markdown(["bits", "start", "mean of 5 seeds", "worst", "full precision"], rows)
+
+
 def oneshot_cost() -> str:
     rows = [
         [name.replace("resnet", "ResNet-"), f"{r['calibrate_s']:.1f}", f"{r['forward_s']:.2f}", f"{r['solver_ratio']:.2f}"]
@@ -124,6 +133,7 @@ def main() -> None:
     fill(HERE / "README.md", "oneshot", oneshot())
     fill(HERE / "README.md", "ways", ways())
     fill(HERE / "README.md", "oneshot cost", oneshot_cost())
+    fill(HERE / "README.md", "start", starts())
     fill(HERE / "README.md", "accuracy", accuracy())
     fill(HERE / "README.md", "orders", orders())
     fill(HERE / "README.md", "speed", speed())

@@ -165,6 +165,6 @@ def _fit_norm(norm: Any, here: Sequence[_Pair]) -> list[Tensor | None]:
 
 def _channel_sums(own: Tensor, full: Tensor) -> Tensor:
     """Count, and sums of both outputs, of the first's square and of their product, for each channel: (5, channels), float64."""
-    own, full = (output.transpose(0, 1).flatten(1).float() for output in (own, full))
+    own, full = (output.transpose(0, 1).flatten(1).double() for output in (own, full))
     count = torch.full_like(own[:, 0], own.shape[1])
-    return torch.stack([count, own.sum(1), full.sum(1), own.square().sum(1), (own * full).sum(1)]).double()
+    return torch.stack([count, own.sum(1), full.sum(1), own.square().sum(1), (own * full).sum(1)])

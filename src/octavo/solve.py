@@ -139,4 +139,5 @@ class _Problem:
         return math.sqrt(float(candidate.error.sum()) / whole) if whole > 0 else 0.0
 
     def _by_row(self, top: Tensor) -> Tensor:
-        return top.expand(self.weight.shape[0] * self.weight.shape[1]).view(self.weight.shape[0], -1, 1)
+        # In float64, as torch.ldexp may compute its power of two in the type of the exponent.
+        return top.double().expand(self.weight.shape[0] * self.weight.shape[1]).view(self.weight.shape[0], -1, 1)

@@ -18,7 +18,7 @@ BUILT_IN = {
 def test_all_are_listed_here() -> None:
     found = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     assert found == {"OctavoError", *BUILT_IN}
-    assert set(errors.__all__) == {*found, "nearest"}
+    assert set(errors.__all__) == {*found, "brief", "nearest"}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -51,3 +51,9 @@ def test_they_cross_processes(name: str) -> None:
 def test_the_nearest_word(word: str, at_least: float, end: str) -> None:
     assert errors.nearest(word, iter(["bits", "epochs", "portions"]), at_least=at_least) == end
     assert errors.nearest(word, [], at_least=at_least) == ""
+
+
+def test_brief_is_one_line_that_is_not_too_long() -> None:
+    assert errors.brief(ValueError("a\n  b")) == "ValueError: a b"
+    assert errors.brief(KeyError()) == "KeyError"
+    assert len(errors.brief(RuntimeError("x" * 999))) < 200

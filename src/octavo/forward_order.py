@@ -48,14 +48,15 @@ def freeze_in_forward_order(
     norms = [module for module, count in calls.items() if count == 1] if correct else []
     names, full = {module: name for name, module in quantized.named_modules()}, dict(model.named_modules())
     partners = [full[names[module]] for module in (*layers, *norms)]
-    waiting = dict(layers)
+    waiting, order = dict(layers), {module: i for i, module in enumerate(quantized.modules())}
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping(before=layers, after=norms))
         stack.enter_context(stopping(before=(), after=partners))
         pairs = [_Pair(walk(model, batch), walk(quantized, batch), dict(zip(partners, (*layers, *norms), strict=True)), stack)
                  for batch in batches]  # fmt: skip
         while moving := [pair for pair in pairs if pair.stop]:
-            place = Counter(pair.place for pair in moving).most_common(1)[0][0]
+            # Of several places the one that was registered first: from there, passes may still come to the others.
+            place = min((pair.place for pair in moving), key=order.__getitem__)
             here = [pair for pair in moving if pair.place is place]
             answers: Sequence[Tensor | None] = [None] * len(here)
             if place in norms:

@@ -92,7 +92,7 @@ def calibrate(
             layer.weight.copy_(frozen[layer.name].weight())
         observe(LayerError(layer.name, bits, solution.nearest, solution.compensated, len(frozen), len(layers)))
 
-    with observing(model), observing(quantized), _naming_errors(quantized):
+    with observing(model), observing(quantized), _naming_errors(quantized, model):
         rest, by_module = [layer for layer, _ in layers.values()], {}
         if sequential:
             by_module = _called_once(quantized, rest, batches[0])
@@ -159,12 +159,12 @@ def _check_reached(name: str, *, reached: bool) -> None:
 
 
 @contextmanager
-def _naming_errors(model: nn.Module) -> Iterator[None]:
+def _naming_errors(*models: nn.Module) -> Iterator[None]:
     """Say at which layer the calibration inputs went wrong."""
     try:
         yield
     except OctavoError:
         raise
     except Exception as error:
-        place = where_raised(model, error) or type(model).__name__
+        place = next(filter(None, (where_raised(model, error) for model in models)), type(models[0]).__name__)
         raise PlanError(f"{place}: the model does not take these calibration inputs: {brief(error)}") from error

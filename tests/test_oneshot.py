@@ -398,15 +398,15 @@ def test_plans_inputs_and_settings_that_are_none() -> None:
     refused(model, {"fc": 3}, batches, "fc: expected fit", fit="best")
 
 
-def test_an_interruption_leaves_the_model_as_it_was() -> None:
-    model, batches = make("convolutions")
-    before, done = snapshot(model), list[int]()
+@pytest.mark.parametrize("kind", ["convolutions", "tied lstm"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ArithmeticError])
+def test_what_the_observer_raises_is_not_the_inputs_fault(kind: str, error: type[BaseException]) -> None:
+    model, batches = make(kind)
+    before = snapshot(model)
 
-    def interrupt(error: LayerError) -> None:
-        done.append(error.done)
-        raise KeyboardInterrupt
+    def fail(layer: LayerError) -> None:
+        raise error(layer.done)
 
-    with pytest.raises(KeyboardInterrupt):
-        calibrate(model, Plan.uniform(model, 3), batches, observe=interrupt)
-    assert done == [1]
+    with pytest.raises(error, match=r"^1$"):
+        calibrate(model, Plan.uniform(model, 3), batches, observe=fail)
     assert snapshot(model) == before

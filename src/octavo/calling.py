@@ -70,9 +70,10 @@ def on_device(value: Any, device: torch.device) -> Any:
     return type(value)(on_device(item, device) for item in value) if isinstance(value, list | tuple) else value
 
 
-def where_raised(model: nn.Module, error: BaseException) -> str:
-    """The name of the innermost module of ``model`` in whose code ``error`` was raised, or ""."""
-    names, found = {id(module): name for name, module in model.named_modules()}, ""
+def where_raised(model: nn.Module, error: BaseException) -> str | None:
+    """The name of the innermost module of ``model`` in whose call ``error`` was raised; None where it was in no such call."""
+    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+    found: str | None = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         found = names.get(id(frame.f_locals.get("self")), found)
     return found

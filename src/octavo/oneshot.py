@@ -166,5 +166,8 @@ def _naming_errors(*models: nn.Module) -> Iterator[None]:
     except OctavoError:
         raise
     except Exception as error:
-        place = next(filter(None, (where_raised(model, error) for model in models)), type(models[0]).__name__)
+        places = [place for model in models if (place := where_raised(model, error)) is not None]
+        if not places:  # not the inputs' fault
+            raise
+        place = places[0] or type(models[0]).__name__
         raise PlanError(f"{place}: the model does not take these calibration inputs: {brief(error)}") from error

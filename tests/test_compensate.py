@@ -12,7 +12,7 @@ from torch import Tensor
 
 import octavo.compensate
 from octavo.codebook import PowerOfTwo
-from octavo.compensate import compensate, damped, output_error, rounded
+from octavo.compensate import compensate, damped, output_error
 from octavo.errors import PlanError
 
 LEVELS = [-1.0, -0.5, 0.0, 0.5, 1.0]
@@ -29,6 +29,12 @@ def problems(count: int, rows: int, columns: int, seed: int = 0) -> tuple[Tensor
     weight = 0.6 * torch.randn(count, rows, columns, generator=generator, dtype=torch.float64)
     mixing = torch.randn(count, columns, columns, generator=generator, dtype=torch.float64)
     return weight, mixing @ torch.randn(count, columns, 2 * columns + 3, generator=generator, dtype=torch.float64)
+
+
+def rounded(weight: Tensor, levels: Tensor) -> Tensor:
+    """Each weight by itself, as a problem of one column: no other makes up for it."""
+    alone = torch.ones(weight.numel(), 1, 1, dtype=torch.float64)
+    return compensate(weight.reshape(-1, 1, 1), alone, levels, "gptq").view(weight.shape)
 
 
 def nearest(value: float) -> float:

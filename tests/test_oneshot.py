@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,23 @@ def test_a_branch_counts_the_batches_that_take_it() -> None:
 
 
 # Moments of the network as it is.
+
+
+def test_full_precision_inputs_are_streamed() -> None:
+    """Of six batches, no more than the one at work and the next are ever in memory."""
+    model, batches = make("convolutions")
+    alive: list[weakref.ref[Tensor]] = []
+
+    def stream() -> Iterator[Tensor]:
+        for _ in range(6):
+            assert sum(one() is not None for one in alive) <= 1
+            batch = batches[0].clone()
+            alive.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    calibrate(model, Plan.uniform(model, 3), stream(), sequential=False)
+    assert len(alive) == 6
 
 
 def test_a_module_that_is_called_twice_is_solved_for_both_calls() -> None:

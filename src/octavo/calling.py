@@ -3,14 +3,15 @@
 import contextlib
 import itertools
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Inputs", "call", "device_of", "evaluating", "in_mode", "observing", "on_device", "where_raised"]
+__all__ = ["Inputs", "call", "device_of", "evaluating", "hooked", "in_mode", "observing", "on_device", "where_raised"]
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -49,6 +50,17 @@ def observing(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextlib.contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Take hooks, which were just registered, off again in the end."""
+    handles = list(handles)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def device_of(model: nn.Module) -> torch.device:

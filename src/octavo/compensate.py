@@ -14,7 +14,7 @@ from torch import Tensor
 
 from octavo.errors import PlanError
 
-__all__ = ["FreezeOrder", "check_freeze_order", "compensate", "damped", "output_error", "rounded"]
+__all__ = ["FreezeOrder", "check_freeze_order", "compensate", "damped", "output_error"]
 
 FreezeOrder = Literal["gptq", "distance", "magnitude", "random"]
 
@@ -66,18 +66,13 @@ def damped(hessian: Tensor, damp: float) -> Tensor:
     return hessian + damp * unit
 
 
-def rounded(weight: Tensor, levels: Tensor) -> Tensor:
-    """The index of the level nearest to each weight, a tie going to the larger one (INQ, eq. 4); uint8."""
-    return torch.bucketize(weight, _edges(levels), right=True).to(torch.uint8)
-
-
 def output_error(error: Tensor, hessian: Tensor) -> Tensor:
     """``|error @ X|^2`` of each row: (problems, rows)."""
     return ((error @ hessian) * error).sum(-1)
 
 
 def _edges(levels: Tensor) -> Tensor:
-    """What divides the levels; on the negative side just above the middle, as there the tie goes down."""
+    """What divides the levels: a tie goes to the larger one (INQ, eq. 4), so below zero it lies just above the middle."""
     middle = (levels[1:] + levels[:-1]) / 2
     return torch.where(middle < 0, torch.nextafter(middle, torch.zeros_like(middle)), middle)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from octavo import coding
 from octavo.codebook import LARGEST, SMALLEST, PowerOfTwo
-from octavo.errors import FormatError
+from octavo.errors import FormatError, brief
 from octavo.layers import Layer, channels_back
 from octavo.manifest import DTYPES, FloatRow, LayerRow, Manifest, checksum, raw_bytes, read_manifest
 
@@ -100,7 +100,7 @@ def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats]:
     except FormatError:
         raise
     except (OverflowError, MemoryError, RuntimeError, ValueError) as error:
-        raise FormatError(f"manifest: its tensors do not fit: {type(error).__name__}: {error}") from error
+        raise FormatError(f"manifest: its tensors do not fit: {brief(error)}") from error
 
 
 def _open(data: bytes) -> tuple[dict[str, bytes], Json]:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.calling import Inputs, call
+from octavo.calling import Inputs, call, hooked
 from octavo.layers import ONE_WEIGHT, Layer, channels_first
 from octavo.moments import Moments, layer_inputs, layer_outputs
 from octavo.walk import Stop, stopping, walk
 
-__all__ = ["count_calls", "freeze_in_forward_order"]
+__all__ = ["Freeze", "count_calls", "freeze_in_forward_order"]
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 Freeze = Callable[[Layer, Moments], object]  # freezes a layer's weight in place
@@ -44,16 +44,15 @@ def freeze_in_forward_order(
         correct: whether to fit biases and batch norms too.
 
     """
-    calls = count_calls(quantized, [m for m in quantized.modules() if isinstance(m, NORMS) and m.affine], batches[0])
-    norms = [module for module, count in calls.items() if count == 1] if correct else []
-    names, full = {module: name for name, module in quantized.named_modules()}, dict(model.named_modules())
-    partners = [full[names[module]] for module in (*layers, *norms)]
+    norms = _norms_called_once(quantized, batches[0]) if correct else []
+    own = {module: name for name, module in quantized.named_modules()}
+    full = dict(model.named_modules())
+    partners = {full[own[module]]: module for module in (*layers, *norms)}
     waiting, order = dict(layers), {module: i for i, module in enumerate(quantized.modules())}
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping(before=layers, after=norms))
         stack.enter_context(stopping(before=(), after=partners))
-        pairs = [_Pair(walk(model, batch), walk(quantized, batch), dict(zip(partners, (*layers, *norms), strict=True)), stack)
-                 for batch in batches]  # fmt: skip
+        pairs = [_Pair(walk(model, batch), walk(quantized, batch), partners, stack) for batch in batches]
         while moving := [pair for pair in pairs if pair.stop]:
             # Of several places the one that was registered first: from there, passes may still come to the others.
             place = min((pair.place for pair in moving), key=order.__getitem__)
@@ -71,13 +70,14 @@ def freeze_in_forward_order(
 def count_calls(model: nn.Module, modules: Collection[nn.Module], batch: Inputs) -> Counter[nn.Module]:
     """How often each of the modules is called in one forward pass."""
     counts: Counter[nn.Module] = Counter()
-    hooks = [module.register_forward_pre_hook(lambda m, _: counts.update([m])) for module in modules]
-    try:
+    with hooked(module.register_forward_pre_hook(lambda m, _: counts.update([m])) for module in modules):
         call(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return counts
+
+
+def _norms_called_once(model: nn.Module, batch: Inputs) -> list[nn.Module]:
+    norms = [module for module in model.modules() if isinstance(module, NORMS) and module.affine]
+    return [module for module, count in count_calls(model, norms, batch).items() if count == 1]
 
 
 class _Pair:
@@ -156,12 +156,13 @@ def _fit_norm(norm: Any, here: Sequence[_Pair]) -> list[Tensor | None]:
     shift = full - scale * own
     norm.weight.data.mul_(scale)
     norm.bias.data.mul_(scale).add_(shift)
-    by_channel = [pair.stop.output.dim() - 2 for pair in here if pair.stop]
-    return [
-        pair.stop.output * scale.to(pair.stop.output).view(-1, *[1] * more) + shift.to(pair.stop.output).view(-1, *[1] * more)
-        for pair, more in zip(here, by_channel, strict=True)
-        if pair.stop
-    ]
+    return [_affine(pair.stop.output, scale, shift) for pair in here if pair.stop]
+
+
+def _affine(output: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``output`` scaled and shifted channel by channel, its dimension 1."""
+    scale, shift = (values.to(output).view(-1, *[1] * (output.dim() - 2)) for values in (scale, shift))
+    return output * scale + shift
 
 
 def _channel_sums(own: Tensor, full: Tensor) -> Tensor:

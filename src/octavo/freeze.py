@@ -17,18 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from octavo.codebook import PowerOfTwo
+from octavo.codebook import SIGN, PowerOfTwo
 from octavo.layers import Layer, channels_back, channels_first
 
 __all__ = ["Held", "hold", "release"]
 
 EDGE = 1.5  # the outer edge of the largest level's cell, in units of that level (INQ, eq. 4)
 ROOM = 3.0  # how far beyond it the bound lies, times the free share
-
-
 FREE = 255  # the code of a weight that is free
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers as wide as a float of so many bytes
-SIGN, ONE, MANTISSA = -(1 << 31), 127, 23  # of float32's bits: the sign, the exponent field of 1, how far up it lies
+ONE, MANTISSA = 127, 23  # of float32's bits: the exponent field of 1, how far up it lies
 
 
 class Held(nn.Module):

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
+from octavo.calling import hooked
+
 __all__ = [
     "EMBEDDINGS",
     "ONE_WEIGHT",
@@ -202,13 +204,8 @@ def count_macs(layers: list[Layer], run: Callable[[], object]) -> dict[str, int]
             if id(weight) in named:
                 counts[named[id(weight)]] += macs
 
-    hooks = [module.register_forward_hook(count, with_kwargs=True) for module in modules]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(module.register_forward_hook(count, with_kwargs=True) for module in modules), torch.no_grad():
+        run()
     return counts
 
 

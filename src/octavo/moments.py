@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from octavo.layers import EMBEDDINGS, TRANSPOSED, Layer
 from octavo.recurrent import cell_inputs, recurrent_inputs
 
-Pieces: TypeAlias = Iterator[tuple[slice, Tensor]]
-
 __all__ = ["Moments", "layer_inputs", "layer_outputs", "problem_count"]
+
+Pieces: TypeAlias = Iterator[tuple[slice, Tensor]]  # of X: which problems, and their (problems, columns, n)
 
 CHUNK = 1 << 24  # numbers of X that are laid out at a time
 
@@ -80,9 +80,7 @@ def problem_count(layer: Layer) -> int:
     return getattr(layer.module, "groups", 1)
 
 
-def layer_inputs(
-    layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[tuple[slice, Tensor]]:
+def layer_inputs(layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pieces:
     """``X`` of one call of ``module``, in pieces: (which problems, float32 of shape (problems, columns, n)).
 
     ``module`` is the one whose call shows the layer's inputs: its own, or for an attention's output projection the attention.
@@ -164,9 +162,7 @@ def _set_apart(module: Any, given: Tensor, output_size: Any) -> Tensor:
     return F.pad(apart, [size for pair in reversed(pairs) for size in pair])
 
 
-def _attention_inputs(
-    layer: Layer, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[tuple[slice, Tensor]]:
+def _attention_inputs(layer: Layer, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pieces:
     given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
     order = ("query", "key", "value")
     if layer.attribute == "in_proj_weight":

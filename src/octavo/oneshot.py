@@ -7,7 +7,7 @@ stay in float, can be fitted to the outputs on the way.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.calling import Inputs, call, device_of, observing, on_device, where_raised
+from octavo.calling import Inputs, call, device_of, hooked, observing, on_device, where_raised
 from octavo.codebook import Fit, Per
 from octavo.compensate import FreezeOrder
 from octavo.container import Quantized
 from octavo.errors import OctavoError, PlanError, brief
-from octavo.forward_order import count_calls, freeze_in_forward_order
+from octavo.forward_order import Freeze, count_calls, freeze_in_forward_order
 from octavo.layers import Layer, calling_modules
 from octavo.moments import Moments, layer_inputs
 from octavo.packed import Packed, check_state, pack
@@ -79,8 +79,7 @@ def calibrate(
     """
     settings = Settings(order=order, fit=fit, per=per, damp=damp)
     check_state(model)
-    planned_layers(model, plan)
-    batches = _batches(model, inputs)
+    planned_layers(model, plan)  # before anything is copied or read
     quantized = copy.deepcopy(model)
     layers = {layer.name: (layer, bits) for layer, bits in planned_layers(quantized, plan)}
     frozen: dict[str, Quantized] = {}
@@ -92,16 +91,12 @@ def calibrate(
             layer.weight.copy_(frozen[layer.name].weight())
         observe(LayerError(layer.name, bits, solution.nearest, solution.compensated, len(frozen), len(layers)))
 
+    planned = [layer for layer, _ in layers.values()]
     with observing(model), observing(quantized), _naming_errors(quantized, model):
-        rest, by_module = [layer for layer, _ in layers.values()], {}
         if sequential:
-            by_module = _called_once(quantized, rest, batches[0])
-            once = {layer.name for some in by_module.values() for layer in some}
-            rest = [layer for layer in rest if layer.name not in once]
-        for name, moments in float_moments(quantized, batches, rest).items():
-            freeze(layers[name][0], moments)
-        if sequential:
-            freeze_in_forward_order(model, quantized, by_module, batches, freeze, correct=correct)
+            _freeze_sequentially(model, quantized, planned, inputs, freeze, correct=correct)
+        else:
+            _freeze_from_float(quantized, planned, inputs, freeze)
     for name in layers:
         _check_reached(name, reached=name in frozen)
     return pack(quantized, {name: frozen[name] for name in layers})
@@ -123,34 +118,48 @@ def float_moments(model: nn.Module, inputs: Iterable[Inputs], layers: Iterable[L
                 moments[layer.name].add(problem, columns)
 
     hooks = [module.register_forward_pre_hook(see, with_kwargs=True) for module in by_module]
-    try:
-        with observing(model), _naming_errors(model):
-            for batch in inputs if by_module else ():
-                call(model, on_device(batch, device_of(model)))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    given = False
+    with hooked(hooks), observing(model), _naming_errors(model):
+        for batch in inputs:
+            given = True
+            call(model, on_device(batch, device_of(model)))
+    _check_given(given=given)
     for name, one in moments.items():
         _check_reached(name, reached=one.seen > 0)
     return moments
 
 
-def _called_once(model: nn.Module, layers: Iterable[Layer], batch: Inputs) -> dict[nn.Module, list[Layer]]:
-    """The layers, by the module whose call shows their inputs, that have one such call in a forward pass.
+def _freeze_from_float(model: nn.Module, layers: Sequence[Layer], inputs: Iterable[Inputs], freeze: Freeze) -> None:
+    """Each layer from full-precision inputs: all moments first, as freezing changes the model."""
+    moments = float_moments(model, inputs, layers)
+    for layer in layers:
+        freeze(layer, moments[layer.name])
 
-    A weight that is used more than once has no one place in the forward order.
-    """
+
+def _freeze_sequentially(
+    model: nn.Module, quantized: nn.Module, layers: Sequence[Layer], inputs: Iterable[Inputs], freeze: Freeze, *, correct: bool
+) -> None:
+    """In forward order, but for layers that are used more than once: these have no one place in it, and come first."""
+    batches = [on_device(batch, device_of(model)) for batch in inputs]
+    _check_given(given=bool(batches))
+    by_module = _called_once(quantized, layers, batches[0])
+    once = {layer.name for some in by_module.values() for layer in some}
+    if others := [layer for layer in layers if layer.name not in once]:
+        _freeze_from_float(quantized, others, batches, freeze)
+    freeze_in_forward_order(model, quantized, by_module, batches, freeze, correct=correct)
+
+
+def _called_once(model: nn.Module, layers: Iterable[Layer], batch: Inputs) -> dict[nn.Module, list[Layer]]:
+    """The layers, by the module whose call shows their inputs, that have one such call in a forward pass."""
     by_module = calling_modules(model, layers)
     counts = count_calls(model, by_module, batch)
     shared = {layer.name for module, some in by_module.items() for layer in some if layer.tied or counts[module] > 1}
     return {module: some for module, some in by_module.items() if not shared & {layer.name for layer in some}}
 
 
-def _batches(model: nn.Module, inputs: Iterable[Inputs]) -> list[Inputs]:
-    batches = [on_device(batch, device_of(model)) for batch in inputs]
-    if not batches:
+def _check_given(*, given: bool) -> None:
+    if not given:
         raise PlanError("inputs: expected at least one batch of calibration inputs, got none")
-    return batches
 
 
 def _check_reached(name: str, *, reached: bool) -> None:

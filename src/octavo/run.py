@@ -2,7 +2,7 @@
 
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,26 +19,10 @@ from octavo.oneshot import LayerError, calibrate
 from octavo.packed import Packed, check_state
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.recipe import Recipe
-from octavo.stages import Observer, Track, control_score, train, warm_up
+from octavo.stages import Job, Observer, Track, control_score, train, warm_up
 from octavo.task import Task, load_task, model_of
 
 __all__ = ["environment", "publish", "run"]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a run is made of; ``digest`` is of the float network."""
-
-    recipe: Recipe
-    task: Task
-    plan: Plan
-    folder: Path
-    digest: str
-    observer: Observer
-
-    def begin(self) -> None:
-        """Note down in the folder whose run this is, once the recipe is known to fit the network."""
-        write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
 
 
 def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
@@ -72,15 +56,15 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
         "float_score": float(task.score(copy)),
     }
     observer.note(f"full precision: {result['float_score']:.2f}")
-    job = _Job(recipe, task, plan, folder, digest, observer)
-    packed, how = _by_retraining(job, model) if recipe.retrains else _in_closed_form(job, model)
-    job.begin()
+    job = Job(recipe, task, folder, digest, observer)
+    packed, how = _by_retraining(job, model, plan) if recipe.retrains else _in_closed_form(job, model, plan)
+    _begin(job)
     file = folder / "packed.safetensors"
     packed.save(file)
     result |= how | {"score": _score_reloaded(recipe, task, file)}
     observer.note(f"quantized, packed and loaded again: {result['score']:.2f}")
     if recipe.controlled:
-        result["control_score"] = control_score(recipe, task, folder, digest, observer)
+        result["control_score"] = control_score(job)
     earlier = result.pop("earlier", 0.0)
     result |= _sizes(packed) | {"seconds": round(earlier + time.monotonic() - started, 1)}
     write_json(folder / "result.json", result)
@@ -109,17 +93,22 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
     return model, copy
 
 
-def _by_retraining(job: _Job, model: nn.Module) -> tuple[Packed, Json]:
+def _begin(job: Job) -> None:
+    """Note down in the folder whose run this is, once the recipe is known to fit the network."""
+    write_json(job.folder / "recipe.json", job.recipe.model_dump(mode="json"))
+
+
+def _by_retraining(job: Job, model: nn.Module, plan: Plan) -> tuple[Packed, Json]:
     """INQ's stages, from the network as it is or as the closed form leaves it."""
     recipe, how = job.recipe, Json()
-    job.begin()
-    log = warm_up(model, recipe, job.task, job.folder, job.digest, job.observer)
+    _begin(job)
+    log = warm_up(model, job)
     if recipe.start == "oneshot":
-        packed, how = _in_closed_form(job, model)
+        packed, how = _in_closed_form(job, model, plan)
         packed.apply(model)
     incremental = Incremental(
         model,
-        job.plan,
+        plan,
         portions=recipe.portions,
         order=recipe.order,
         fit=recipe.fit,
@@ -127,11 +116,11 @@ def _by_retraining(job: _Job, model: nn.Module) -> tuple[Packed, Json]:
         seed=recipe.seed,
     )
     track = Track("quantized", incremental.model, incremental, job.folder / "quantized.pt", job.digest, recipe.schedule)
-    train(track, recipe, job.task, job.observer)
+    train(track, job)
     return incremental.finish(), how | {"stages": log + track.log, "earlier": track.earlier}
 
 
-def _in_closed_form(job: _Job, model: nn.Module) -> tuple[Packed, Json]:
+def _in_closed_form(job: Job, model: nn.Module, plan: Plan) -> tuple[Packed, Json]:
     """Layer by layer, from the task's calibration inputs."""
     recipe, errors = job.recipe, list[LayerError]()
 
@@ -140,7 +129,7 @@ def _in_closed_form(job: _Job, model: nn.Module) -> tuple[Packed, Json]:
         job.observer.layer(error)
 
     inputs, settings = job.task.calibration(), asdict(recipe.oneshot)
-    packed = calibrate(model, job.plan, inputs, fit=recipe.fit, per=recipe.per, observe=observe, **settings)
+    packed = calibrate(model, plan, inputs, fit=recipe.fit, per=recipe.per, observe=observe, **settings)
     shown = ("name", "bits", "nearest", "compensated")
     return packed, {"layers": [{key: getattr(error, key) for key in shown} for error in errors]}
 

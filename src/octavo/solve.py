@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo.codebook import LARGEST, SMALLEST, Fit, Per, PowerOfTwo, power_of_two
-from octavo.compensate import FreezeOrder, check_freeze_order, compensate, damped, output_error, rounded
+from octavo.compensate import FreezeOrder, check_freeze_order, compensate, damped, output_error
 from octavo.errors import PlanError
 from octavo.layers import Layer, channels_first
 from octavo.moments import Moments
@@ -64,11 +64,11 @@ def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solu
     problem = _Problem.of(rows, moments, bits, settings.damp)
     plain = power_of_two(rows, bits, fit=settings.fit, per=settings.per, name=layer.name).top
     tops = [plain] if settings.fit == "max" else [plain, *problem.fitted_tops(settings.per)]
-    nearest = problem.candidate(plain, rounded(problem.scaled(problem.weight, plain), problem.levels))
-    found = problem.best(problem.compensated(tops, "gptq"), settings.per)
+    nearest = problem.candidate(plain, PowerOfTwo(bits, plain).encode(rows).view(problem.target.shape))
+    found = _best(problem.compensated(tops, "gptq"))
     if settings.order != "gptq":
         (found,) = problem.compensated([found.top], settings.order)
-    chosen = problem.best([nearest, found], settings.per)
+    chosen = _best([nearest, found])
     return Solution(
         PowerOfTwo(bits, chosen.top),
         chosen.codes.reshape(rows.shape),
@@ -88,7 +88,6 @@ class _Candidate:
 class _Problem:
     """All tensors (problems, rows, columns) or (problems, columns, columns), float64."""
 
-    weight: Tensor
     target: Tensor  # what the weights should be if no grid bound them, on the inputs as they are now
     hessian: Tensor
     damped: Tensor
@@ -101,7 +100,7 @@ class _Problem:
         weight = rows.reshape(len(hessian), -1, hessian.shape[1]).double()
         target = weight + torch.linalg.solve(hessian, moments.drift.double().mT).mT
         levels = PowerOfTwo(bits, torch.zeros((), dtype=torch.int32, device=rows.device)).unit_levels()
-        return cls(weight, target, moments.hessian.double(), hessian, levels, bits)
+        return cls(target, moments.hessian.double(), hessian, levels, bits)
 
     def fitted_tops(self, per: Per) -> list[Tensor]:
         """The n1 of least error if the inputs did not depend on each other, and its neighbours."""
@@ -110,13 +109,9 @@ class _Problem:
         top = power_of_two(rows, self.bits, fit="mse", per=per, importance=importance).top
         return [(top + step).clamp(SMALLEST, LARGEST) for step in (0, 1, -1)]
 
-    def scaled(self, weight: Tensor, top: Tensor) -> Tensor:
-        """``weight`` in units of each row's largest level, float32."""
-        return torch.ldexp(weight, -self._by_row(top)).float()
-
     def compensated(self, tops: list[Tensor], order: FreezeOrder) -> list[_Candidate]:
         """One candidate for each choice of n1; they share the linear algebra, as so many rows more."""
-        stacked = torch.cat([self.scaled(self.target, top) for top in tops], 1)
+        stacked = torch.cat([torch.ldexp(self.target, -self._by_row(top)).float() for top in tops], 1)
         codes = compensate(stacked, self.damped, self.levels, order).chunk(len(tops), 1)
         return [self.candidate(top, some) for top, some in zip(tops, codes, strict=True)]
 
@@ -124,20 +119,22 @@ class _Problem:
         level = torch.ldexp(self.levels.double()[codes.int()], self._by_row(top))
         return _Candidate(top, codes, output_error(self.target - level, self.hessian).clamp(min=0))
 
-    def best(self, candidates: list[_Candidate], per: Per) -> _Candidate:
-        """The one of least error, or row by row where each row has its own n1; of equals, the first."""
-        best = candidates[0]
-        for other in candidates[1:]:
-            better = other.error < best.error if per == "channel" else other.error.sum() < best.error.sum()
-            top = torch.where(better.flatten() if per == "channel" else better, other.top, best.top)
-            codes = torch.where(better[..., None] if per == "channel" else better, other.codes, best.codes)
-            best = _Candidate(top, codes, torch.where(better, other.error, best.error))
-        return best
-
     def relative(self, candidate: _Candidate) -> float:
         whole = float(output_error(self.target, self.hessian).sum())
         return math.sqrt(float(candidate.error.sum()) / whole) if whole > 0 else 0.0
 
     def _by_row(self, top: Tensor) -> Tensor:
         # In float64, as torch.ldexp may compute its power of two in the type of the exponent.
-        return top.double().expand(self.weight.shape[0] * self.weight.shape[1]).view(self.weight.shape[0], -1, 1)
+        return top.double().expand(self.target.shape[0] * self.target.shape[1]).view(self.target.shape[0], -1, 1)
+
+
+def _best(candidates: list[_Candidate]) -> _Candidate:
+    """The one of least error, or row by row where each row has its own n1; of equals, the first."""
+    best = candidates[0]
+    for other in candidates[1:]:
+        by_row = best.top.dim() > 0
+        better = other.error < best.error if by_row else (other.error.sum() < best.error.sum()).expand_as(best.error)
+        top = torch.where(better.flatten() if by_row else better.all(), other.top, best.top)
+        codes = torch.where(better.unsqueeze(2), other.codes, best.codes)
+        best = _Candidate(top, codes, torch.where(better, other.error, best.error))
+    return best

@@ -23,7 +23,7 @@ from octavo.seeds import seed_of
 from octavo.task import Task, load_task, model_of
 from octavo.train import Progress, retrain
 
-__all__ = ["Observer", "Track", "control_score", "train", "warm_up"]
+__all__ = ["Job", "Observer", "Track", "control_score", "train", "warm_up"]
 
 
 class Observer(Protocol):
@@ -40,6 +40,17 @@ class Observer(Protocol):
 
     def layer(self, error: LayerError) -> None:
         """A layer was quantized in closed form."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is made of."""
+
+    recipe: Recipe
+    task: Task
+    folder: Path
+    digest: str  # of the task's float network
+    observer: Observer
 
 
 @dataclass
@@ -79,38 +90,39 @@ class Track:
         write_atomically(self.path, lambda file: torch.save(whole, file))
 
 
-def warm_up(model: nn.Module, recipe: Recipe, task: Task, folder: Path, digest: str, observer: Observer) -> list[Json]:
+def warm_up(model: nn.Module, job: Job) -> list[Json]:
     """Retrain ``model`` in full precision before its first weight freezes; recipes that differ in bits share it. What it took."""
-    if not recipe.warmup:
+    epochs = job.recipe.warmup
+    if not epochs:
         return []
-    place = _shared_folder("warmup", folder, _shared(recipe, digest) | {"epochs": [recipe.warmup]})
-    track = Track("warm-up", model, None, place / "warmup.pt", digest, [(0.0, recipe.warmup)])
-    train(track, recipe, task, observer)
+    place = _shared_folder("warmup", job.folder, _shared(job) | {"epochs": [epochs]})
+    track = Track("warm-up", model, None, place / "warmup.pt", job.digest, [(0.0, epochs)])
+    train(track, job)
     return track.log
 
 
-def control_score(recipe: Recipe, task: Task, folder: Path, digest: str, observer: Observer) -> float:
+def control_score(job: Job) -> float:
     """Score of the full-precision network trained just as long and in the same way; recipes that differ in bits share it."""
-    schedule = [(portion, epochs) for portion, epochs in recipe.schedule if epochs]
-    same = _shared(recipe, digest) | {"epochs": [recipe.warmup, *(epochs for _, epochs in schedule)]}
-    place = _shared_folder("control", folder, same)
+    schedule = job.recipe.schedule
+    same = _shared(job) | {"epochs": [job.recipe.warmup, *(epochs for _, epochs in schedule if epochs)]}
+    place = _shared_folder("control", job.folder, same)
     done = place / "result.json"
     if not done.exists():
-        model = model_of(task, recipe.task)
-        log = warm_up(model, recipe, task, folder, digest, observer)
-        track = Track("control", model, None, place / "control.pt", digest, recipe.schedule)
-        train(track, recipe, task, observer)
-        write_json(done, same | {"score": float(task.score(model)), "stages": log + track.log})
+        model = model_of(job.task, job.recipe.task)
+        log = warm_up(model, job)
+        track = Track("control", model, None, place / "control.pt", job.digest, schedule)
+        train(track, job)
+        write_json(done, same | {"score": float(job.task.score(model)), "stages": log + track.log})
     score = read_json(done).get("score")
     if not isinstance(score, float):
         raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
-    observer.note(f"control, full precision trained equally long: {score:.2f}")
+    job.observer.note(f"control, full precision trained equally long: {score:.2f}")
     return score
 
 
-def train(track: Track, recipe: Recipe, task: Task, observer: Observer) -> None:
+def train(track: Track, job: Job) -> None:
     """All stages of one track that are not done yet."""
-    teacher = _teacher(recipe, task)
+    recipe, observer, teacher = job.recipe, job.observer, _teacher(job.recipe, job.task)
     track.resume()
     stages = iter(track.incremental) if track.incremental else repeat(None)
     for index in range(len(track.log), len(track.schedule)):
@@ -121,7 +133,7 @@ def train(track: Track, recipe: Recipe, task: Task, observer: Observer) -> None:
             observer.stage(track.name, index, len(track.schedule))
         try:
             next(stages)
-            loss = retrain(track.model, task, epochs, recipe.retraining, teacher=teacher, observe=observer.step)
+            loss = retrain(track.model, job.task, epochs, recipe.retraining, teacher=teacher, observe=observer.step)
         except TrainingError as error:
             kept = f"stage {index} is kept in {track.path}" if index else "no stage was done yet"
             raise TrainingError(f"{track.name}, stage {index + 1}, {error} ({kept})") from error
@@ -130,10 +142,10 @@ def train(track: Track, recipe: Recipe, task: Task, observer: Observer) -> None:
         track.save()
 
 
-def _shared(recipe: Recipe, digest: str) -> Json:
+def _shared(job: Job) -> Json:
     """What full-precision retraining depends on."""
     keys = {"task", "options", "teacher", "retraining", "seed"}
-    return recipe.model_dump(mode="json", include=keys) | {"float_digest": digest}
+    return job.recipe.model_dump(mode="json", include=keys) | {"float_digest": job.digest}
 
 
 def _shared_folder(name: str, folder: Path, content: Json) -> Path:

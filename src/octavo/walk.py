@@ -6,7 +6,7 @@ A pass runs in a thread of its own, of which only one moves at a time; so the mo
 import contextlib
 import contextvars
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.calling import Inputs, call
+from octavo.calling import Inputs, call, hooked
 
 __all__ = ["Stop", "stopping", "walk"]
 
@@ -35,16 +35,10 @@ class _Ended(BaseException):
     """Unwinds a forward pass that nobody waits for any more; user code that catches exceptions must not catch it."""
 
 
-@contextlib.contextmanager
-def stopping(before: Iterable[nn.Module], after: Iterable[nn.Module]) -> Iterator[None]:
+def stopping(before: Iterable[nn.Module], after: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:
     """While this lasts, every walk stops before and after calls of these modules."""
-    hooks = [module.register_forward_pre_hook(_stop_before, with_kwargs=True) for module in before]
-    hooks += [module.register_forward_hook(_stop_after, with_kwargs=True) for module in after]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    first = [module.register_forward_pre_hook(_stop_before, with_kwargs=True) for module in before]
+    return hooked(first + [module.register_forward_hook(_stop_after, with_kwargs=True) for module in after])
 
 
 def walk(model: nn.Module, inputs: Inputs) -> Generator[Stop, Any, None]:

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from octavo.errors import PlanError
 
-__all__ = ["FreezeOrder", "check_freeze_order", "compensate", "damped", "output_error"]
+__all__ = ["FreezeOrder", "check_freeze_order", "compensate", "damped", "make_up", "output_error", "wanted"]
 
 FreezeOrder = Literal["gptq", "distance", "magnitude", "random"]
 
 BLOCK = 64  # columns that are frozen before the columns beyond are touched
 CHUNK = 1 << 21  # numbers in the inverses that are worked on at once where each row has its own: they stay in the caches
+STEPS = 15  # of conjugate gradients: they start from a good guess, and come within a few per cent of the least error
+TINY = torch.finfo(torch.float32).tiny
 LEAST_DAMP, SAFE_DAMP = 1e-6, 1e-3  # from the latter on, no rounding of a sum in float32 makes a hessian indefinite
 
 
@@ -47,6 +49,46 @@ def compensate(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrd
     return _all_rows_in_one_order(weight, hessian, levels, columns)
 
 
+def wanted(weight: Tensor, hessian: Tensor, drift: Tensor) -> Tensor:
+    """What the weights should be if no grid bound them: the same, and what makes up for the drift of their inputs.
+
+    Args:
+        weight: (problems, rows, columns).
+        hessian: (problems, columns, columns), positive definite, float64.
+        drift: ``D X^T``, shape of ``weight``: see ``octavo.moments.Moments``.
+
+    """
+    if not bool(drift.any()):
+        return weight.double()
+    return weight.double() + torch.cholesky_solve(drift.double().mT, torch.linalg.cholesky(hessian)).mT
+
+
+def make_up(weight: Tensor, target: Tensor, hessian: Tensor, free: Tensor) -> Tensor:
+    """``weight`` with its free entries changed so that ``|(weight - target) X|^2`` nears its least.
+
+    By conjugate gradients, all rows at once: each row has other entries free, so a factorization would be needed for each.
+
+    Args:
+        weight: (problems, rows, columns).
+        target: what it should be, same shape.
+        hessian: (problems, columns, columns), positive definite.
+        free: bool, shape of ``weight``.
+
+    """
+    diagonal = hessian.diagonal(dim1=1, dim2=2).unsqueeze(1)
+    slope = ((target - weight) @ hessian).mul_(free)
+    preconditioned = slope / diagonal
+    direction, decrease = preconditioned, (slope * preconditioned).sum(2, keepdim=True)
+    for _ in range(STEPS):
+        bend = (direction @ hessian).mul_(free)
+        step = decrease / (direction * bend).sum(2, keepdim=True).clamp(min=TINY)
+        weight, slope = weight + step * direction, slope - step * bend
+        preconditioned = slope / diagonal
+        before, decrease = decrease, (slope * preconditioned).sum(2, keepdim=True)
+        direction = preconditioned + decrease / before.clamp(min=TINY) * direction
+    return weight
+
+
 def check_freeze_order(order: str) -> None:
     """Raise PlanError unless ``order`` is known."""
     if order not in get_args(FreezeOrder):
@@ -59,11 +101,17 @@ def damped(hessian: Tensor, damp: float) -> Tensor:
     An input that never was anything but zero, or that others determine, makes a hessian singular; it needs the damping.
     """
     hessian = hessian.double()
-    mean = hessian.diagonal(dim1=1, dim2=2).mean(1)
-    unit = torch.where(mean > 0, mean, 1).view(-1, 1, 1) * torch.eye(hessian.shape[1], dtype=hessian.dtype, device=hessian.device)
-    while damp < SAFE_DAMP and bool(torch.linalg.cholesky_ex(hessian + damp * unit).info.any()):
+    mean = hessian.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    unit = torch.where(mean > 0, mean, 1)
+    while damp < SAFE_DAMP and bool(torch.linalg.cholesky_ex(_raised(hessian, damp * unit)).info.any()):
         damp = max(10 * damp, LEAST_DAMP)
-    return hessian + damp * unit
+    return _raised(hessian, damp * unit)
+
+
+def _raised(hessian: Tensor, diagonal: Tensor) -> Tensor:
+    raised = hessian.clone()
+    raised.diagonal(dim1=1, dim2=2).add_(diagonal)
+    return raised
 
 
 def output_error(error: Tensor, hessian: Tensor) -> Tensor:
@@ -78,35 +126,35 @@ def _edges(levels: Tensor) -> Tensor:
 
 
 def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, columns: Tensor) -> Tensor:
-    """GPTQ: with one order for all rows, the rows of the inverse's Cholesky factor are all that its steps need."""
-    factor = _inverse_factor(hessian, columns).to(weight.dtype)
+    """GPTQ's steps without the inverse that it starts from.
+
+    With ``H = M M^T``, M upper triangular, ``|e X|^2`` is the sum of the squares of ``e M``; so each weight makes up for all
+    that froze before it by ``sum_k e_k M_ki / M_ii`` (Babai's nearest plane: the same codes, see arXiv 2507.18553).
+    """
     edges, width = _edges(levels), weight.shape[2]
-    free = weight.gather(2, columns.unsqueeze(1).expand_as(weight)).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
-    codes = torch.empty(free.shape, dtype=torch.int32, device=weight.device)
+    factor = _factor(hessian, columns)
+    pull = (factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(1)).to(weight.dtype).permute(1, 2, 0).contiguous()
+    errors = weight.gather(2, columns.unsqueeze(1).expand_as(weight)).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
+    free = errors.clone()
+    codes = torch.empty(errors.shape, dtype=torch.int64, device=weight.device)
+    steps = list(zip(free, codes, errors, pull.unsqueeze(3), strict=True))
     for start in range(0, width, BLOCK):
         end = min(start + BLOCK, width)
-        pull = (factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(2))[:, start:end, start:].permute(1, 2, 0).contiguous()
-        errors = free[start:end]
-        for i in range(end - start):
-            torch.bucketize(errors[i], edges, right=True, out_int32=True, out=codes[start + i])
-            errors[i] -= levels[codes[start + i]]
-            errors[i + 1 :].addcmul_(pull[i, i + 1 : end - start].unsqueeze(2), errors[i], value=-1)
-        free[end:] -= torch.einsum("icp,ipr->cpr", pull[:, end - start :], errors)
+        for i, (value, code, error, row) in enumerate(steps[start:end], start):
+            torch.bucketize(value, edges, right=True, out=code)
+            error.sub_(levels[code])
+            free[i + 1 : end].addcmul_(row[i + 1 : end], error)
+        free[end:] += torch.einsum("icp,ipr->cpr", pull[start:end, end:], errors[start:end])
     result = torch.empty_like(weight, dtype=torch.uint8)
     return result.scatter_(2, columns.unsqueeze(1).expand_as(weight), codes.permute(1, 2, 0).to(torch.uint8))
 
 
-def _inverse_factor(hessian: Tensor, columns: Tensor) -> Tensor:
-    """The upper U with ``U^T U = H^-1``, rows and columns of H taken in the order of ``columns``.
-
-    With H in the reverse order it is the inverse of a Cholesky factor, so H itself is never inverted.
-    """
+def _factor(hessian: Tensor, columns: Tensor) -> Tensor:
+    """The upper triangular M with ``M M^T = H``, rows and columns of H taken in the order of ``columns``."""
     back = columns.flip(1)
     turned = hessian.gather(1, back.unsqueeze(2).expand_as(hessian)).gather(2, back.unsqueeze(1).expand_as(hessian))
-    lower = torch.linalg.cholesky(turned)
-    unit = torch.eye(hessian.shape[1], dtype=hessian.dtype, device=hessian.device).expand_as(hessian)
-    inverse: Tensor = torch.linalg.solve_triangular(lower, unit, upper=False)
-    return inverse.flip(1, 2)
+    factor: Tensor = torch.linalg.cholesky(turned).flip(1, 2)
+    return factor
 
 
 def _each_row_in_its_order(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder) -> Tensor:

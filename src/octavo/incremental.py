@@ -1,23 +1,31 @@
 """INQ, incremental network quantization, over the user's own training loop (arXiv 1702.03044, section 2.2, algorithm 1)."""
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from octavo.calling import Inputs, observing
 from octavo.codebook import Fit, Per, PowerOfTwo, power_of_two
+from octavo.compensate import damped, make_up, wanted
 from octavo.container import Quantized
 from octavo.errors import PlanError, TrainingError
 from octavo.freeze import Held, hold, release
 from octavo.layers import Layer, channels_back, channels_first
+from octavo.moments import Moments
+from octavo.oneshot import calibrate, freeze_sequentially
 from octavo.packed import Packed, check_state, pack
 from octavo.partition import Order, check_order, check_portions, grow, score
 from octavo.plan import planned_layers
 from octavo.seeds import seed_of
 
 __all__ = ["Incremental", "Stage"]
+
+DAMP = 0.01  # as in the closed form
+PIECES = 8  # in which a portion freezes where it is made up for
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,26 @@ class _Slot:
             self.held.freeze(codes, grow(self.held.frozen, ranking, portion))
             self.layer.weight.copy_(self.held(self.layer.weight))
 
+    def freeze_made_up(self, portions: Sequence[float], moments: Moments, order: Order, generator: torch.Generator) -> None:
+        """Freeze up to each of the portions in turn; before and after, the weights that are free make up for the others."""
+        hessian, start = damped(moments.hessian, DAMP), self._rows(self.held(self.layer.weight.detach()), moments)
+        target = wanted(start, hessian, moments.drift).float()
+        self._make_up(moments, target, hessian.float())
+        for portion in portions:
+            self.freeze(portion, order, generator)
+            self._make_up(moments, target, hessian.float())
+
+    @torch.no_grad()
+    def _make_up(self, moments: Moments, target: Tensor, hessian: Tensor) -> None:
+        rows = self._rows(self.held(self.layer.weight), moments)
+        made_up = make_up(rows.float(), target, hessian, self._rows(~self.held.frozen, moments))
+        first = channels_first(self.layer.weight, self.layer.groups)
+        self.layer.weight.copy_(self.held(channels_back(made_up.view(first.shape), self.layer.groups).to(first)))
+
+    def _rows(self, values: Tensor, moments: Moments) -> Tensor:
+        """(problems, rows, columns), as the moments have them."""
+        return channels_first(values, self.layer.groups).reshape(moments.drift.shape)
+
 
 class Incremental:
     """INQ over your own loop: each step of the iteration freezes a portion of every planned layer, then you retrain.
@@ -101,6 +129,8 @@ class Incremental:
         fit: how n1 is chosen: see ``octavo.codebook.power_of_two``.
         per: one n1 for a ``"layer"`` or for each output ``"channel"``.
         seed: of the random order.
+        inputs: batches that the model is called with, unlabelled, as for ``calibrate``. With them n1 is the closed form's, and
+            as each portion freezes, the weights that stay free make up for it: layer by layer, in closed form.
 
     Raises:
         PlanError: an unknown layer, impossible portions, an unknown order; the message names it.
@@ -117,6 +147,7 @@ class Incremental:
         fit: Fit = "mse",
         per: Per = "channel",
         seed: int = 0,
+        inputs: Iterable[Inputs] | None = None,
     ) -> None:
         check_portions(portions)
         check_order(order)
@@ -131,23 +162,46 @@ class Incremental:
             "seed": seed,
         }
         self._done = 0
+        self._inputs = None if inputs is None else list(inputs)
         planned = planned_layers(model, plan)
-        books = [
-            power_of_two(channels_first(layer.weight, layer.groups), bits, fit=fit, per=per, name=layer.name)
-            for layer, bits in planned
-        ]
+        if self._inputs is None:
+            rows = [(layer, channels_first(layer.weight, layer.groups), bits) for layer, bits in planned]
+            books = [power_of_two(weight, bits, fit=fit, per=per, name=layer.name) for layer, weight, bits in rows]
+        else:
+            packed = calibrate(model, plan, self._inputs, fit=fit, per=per)
+            books = [packed.layers[layer.name].codebook for layer, _ in planned]
         self._slots = [_Slot(layer, book, hold(layer, book)) for (layer, _), book in zip(planned, books, strict=True)]
 
     def __iter__(self) -> Iterator[Stage]:
         """Freeze the next portion and yield its stage, from where the last iteration or ``load_state_dict`` left off."""
         while self._done < len(self.portions):
-            index, portion = self._done, self.portions[self._done]
-            for number, slot in enumerate(self._slots):
-                generator = torch.Generator().manual_seed(seed_of(self.seed, index, number))
-                slot.freeze(portion, self.order, generator)
+            self._freeze(self._done)
             self._done += 1
             frozen = _Masks({slot.layer.name: slot.held.snapshot() for slot in self._slots})
-            yield Stage(index, portion, self._done == len(self.portions), frozen)
+            yield Stage(self._done - 1, self.portions[self._done - 1], self._done == len(self.portions), frozen)
+
+    def _freeze(self, index: int) -> None:
+        """Freeze the portion of a stage in every layer."""
+        before, portion = (0.0, *self.portions)[index : index + 2]
+        numbers = {slot.layer.name: number for number, slot in enumerate(self._slots)}
+
+        def generator(slot: _Slot) -> torch.Generator:
+            return torch.Generator().manual_seed(seed_of(self.seed, index, numbers[slot.layer.name]))
+
+        if self._inputs is None:
+            for slot in self._slots:
+                slot.freeze(portion, self.order, generator(slot))
+            return
+        pieces = [before + (portion - before) * piece / PIECES for piece in range(1, PIECES)]
+
+        def freeze(layer: Layer, moments: Moments) -> None:
+            slot = self._slots[numbers[layer.name]]
+            slot.freeze_made_up([*pieces, portion], moments, self.order, generator(slot))
+
+        full = copy.deepcopy(self.model)
+        layers = [slot.layer for slot in self._slots]
+        with observing(full), observing(self.model):
+            freeze_sequentially(full, self.model, layers, self._inputs, freeze, correct=False)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to resume between stages, the model's own state dict included. Take it after retraining."""

@@ -27,7 +27,7 @@ from octavo.packed import Packed, check_state, pack
 from octavo.plan import planned_layers
 from octavo.solve import Settings, solve
 
-__all__ = ["LayerError", "calibrate", "float_moments"]
+__all__ = ["LayerError", "calibrate", "float_moments", "freeze_sequentially"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def calibrate(
     planned = [layer for layer, _ in layers.values()]
     with observing(model), observing(quantized), _naming_errors(quantized, model):
         if sequential:
-            _freeze_sequentially(model, quantized, planned, inputs, freeze, correct=correct)
+            freeze_sequentially(model, quantized, planned, inputs, freeze, correct=correct)
         else:
             _freeze_from_float(quantized, planned, inputs, freeze)
     for name in layers:
@@ -136,7 +136,7 @@ def _freeze_from_float(model: nn.Module, layers: Sequence[Layer], inputs: Iterab
         freeze(layer, moments[layer.name])
 
 
-def _freeze_sequentially(
+def freeze_sequentially(
     model: nn.Module, quantized: nn.Module, layers: Sequence[Layer], inputs: Iterable[Inputs], freeze: Freeze, *, correct: bool
 ) -> None:
     """In forward order, but for layers that are used more than once: these have no one place in it, and come first."""

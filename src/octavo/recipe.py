@@ -48,7 +48,8 @@ class Recipe(BaseModel):
             in float.
         method: ``inq`` freezes portion by portion and retrains; ``oneshot`` is the closed form, without training.
         warmup: epochs of retraining in full precision before the first weight freezes.
-        start: where INQ starts: from the closed form (``oneshot``), or from the network as it is (``float``).
+        start: where INQ starts: from the closed form (``oneshot``), from the network as it is (``float``), or from the network
+            as it is with every portion made up for in closed form by the weights that are still free (``compensated``).
         oneshot: settings of the closed form.
         portions: accumulated shares of frozen weights.
         order: which weights freeze first.
@@ -70,7 +71,7 @@ class Recipe(BaseModel):
     bits: Bits | dict[str, Bits]
     method: Literal["inq", "oneshot"] = "inq"
     warmup: Epochs = 0.0
-    start: Literal["oneshot", "float"] = "oneshot"
+    start: Literal["compensated", "oneshot", "float"] = "oneshot"
     oneshot: OneShot = OneShot()
     portions: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0)
     order: Order = "magnitude"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo.codebook import LARGEST, SMALLEST, Fit, Per, PowerOfTwo, power_of_two
-from octavo.compensate import FreezeOrder, check_freeze_order, compensate, damped, output_error
+from octavo.compensate import FreezeOrder, check_freeze_order, compensate, damped, output_error, wanted
 from octavo.errors import PlanError
 from octavo.layers import Layer, channels_first
 from octavo.moments import Moments
@@ -63,7 +63,7 @@ def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solu
     rows = channels_first(layer.weight.detach().float(), layer.groups)
     problem = _Problem.of(rows, moments, bits, settings.damp)
     plain = power_of_two(rows, bits, fit=settings.fit, per=settings.per, name=layer.name).top
-    tops = [plain] if settings.fit == "max" else [plain, *problem.fitted_tops(settings.per)]
+    tops = [plain] if settings.fit == "max" else problem.fitted_tops(settings.per)
     nearest = problem.candidate(plain, PowerOfTwo(bits, plain).encode(rows).view(problem.target.shape))
     found = _best(problem.compensated(tops, "gptq"))
     if settings.order != "gptq":
@@ -97,10 +97,9 @@ class _Problem:
     @classmethod
     def of(cls, rows: Tensor, moments: Moments, bits: int, damp: float) -> "_Problem":
         hessian = damped(moments.hessian, damp)
-        weight = rows.reshape(len(hessian), -1, hessian.shape[1]).double()
-        target = weight + torch.linalg.solve(hessian, moments.drift.double().mT).mT
+        target = wanted(rows.reshape(moments.drift.shape), hessian, moments.drift)
         levels = PowerOfTwo(bits, torch.zeros((), dtype=torch.int32, device=rows.device)).unit_levels()
-        return cls(target, moments.hessian.double(), hessian, levels, bits)
+        return cls(target, moments.hessian, hessian, levels, bits)
 
     def fitted_tops(self, per: Per) -> list[Tensor]:
         """The n1 of least error if the inputs did not depend on each other, and its neighbours."""
@@ -117,11 +116,15 @@ class _Problem:
 
     def candidate(self, top: Tensor, codes: Tensor) -> _Candidate:
         level = torch.ldexp(self.levels.double()[codes.int()], self._by_row(top))
-        return _Candidate(top, codes, output_error(self.target - level, self.hessian).clamp(min=0))
+        return _Candidate(top, codes, self._error(self.target - level))
 
     def relative(self, candidate: _Candidate) -> float:
-        whole = float(output_error(self.target, self.hessian).sum())
+        whole = float(self._error(self.target).sum())
         return math.sqrt(float(candidate.error.sum()) / whole) if whole > 0 else 0.0
+
+    def _error(self, lost: Tensor) -> Tensor:
+        unit = lost.abs().max().clamp(min=torch.finfo(lost.dtype).tiny)  # so that float32, which is faster, has room for squares
+        return output_error((lost / unit).float(), self.hessian).clamp(min=0).double() * unit.square()
 
     def _by_row(self, top: Tensor) -> Tensor:
         # In float64, as torch.ldexp may compute its power of two in the type of the exponent.

@@ -4,6 +4,7 @@ import copy
 import inspect
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
+import octavo.incremental
+from octavo.calling import call, observing
 from octavo.errors import PlanError, TrainingError
+from octavo.freeze import Held
 from octavo.incremental import Incremental, Stage
+from octavo.oneshot import calibrate
 from octavo.packed import Packed
 from octavo.plan import Plan
 
@@ -666,3 +671,465 @@ def test_a_finished_model_can_be_quantized_again_at_no_loss() -> None:
         list(incremental)
         incremental.finish()
     assert all(torch.equal(value, before[name]) for name, value in seen(model).items())
+
+
+# Made up for by the weights that stay free.
+
+
+class First(nn.Module):
+    """Of what a recurrent layer or an attention returns, the outputs."""
+
+    def forward(self, outputs: tuple[Tensor, ...]) -> Tensor:
+        return outputs[0]
+
+
+class Attending(nn.Module):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(8, 2, batch_first=True, **settings), nn.Linear(8, 4)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.last(self.attention(query, key, value, need_weights=False)[0])  # type: ignore[no-any-return]
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared, self.last = nn.Linear(9, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.shared(self.shared(self.first(x)).relu()))  # type: ignore[no-any-return]
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.mid, self.out = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9)
+        self.out.weight = self.emb.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.mid(self.emb(tokens)).relu())  # type: ignore[no-any-return]
+
+
+class Gated(nn.Module):
+    """The branch is taken only while the gate, which no optimizer moves, is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.branch, self.last = nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(9, 4)
+        self.open = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.branch(x) if self.open else x)  # type: ignore[no-any-return]
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, groups=2)),
+        *(nn.Dropout(0.5), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Linear(6, 4),
+    )
+
+
+def transposed() -> nn.Module:
+    return nn.Sequential(nn.ConvTranspose1d(4, 6, 3, stride=2), nn.ReLU(), nn.ConvTranspose1d(6, 4, 3, groups=2))
+
+
+def correlated(*shape: int) -> Tensor:
+    """Inputs of which each tells something about the next, or no weight could make up for another."""
+    independent = torch.randn(shape)
+    return independent + 0.7 * independent.roll(1, -1)
+
+
+def recurrent(kind: Any, **settings: Any) -> nn.Module:
+    width = (settings.get("proj_size") or 8) * (2 if settings.get("bidirectional") else 1)
+    return nn.Sequential(kind(5, 8, **settings), First(), nn.Linear(width, 4))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
+    "linear": (lambda: nn.Linear(9, 4), lambda: correlated(20, 9)),
+    "convolutions": (convolutions, lambda: correlated(8, 3, 7, 7)),
+    "transposed": (transposed, lambda: correlated(8, 4, 7)),
+    "embedding": (lambda: nn.Sequential(nn.Embedding(9, 8, padding_idx=2), nn.Linear(8, 4)), lambda: torch.randint(9, (6, 5))),
+    "lstm": (lambda: recurrent(nn.LSTM), lambda: correlated(6, 5, 5)),
+    "deep lstm": (lambda: recurrent(nn.LSTM, num_layers=2, proj_size=6), lambda: correlated(6, 5, 5)),
+    "gru": (lambda: recurrent(nn.GRU), lambda: correlated(6, 5, 5)),
+    "cell": (lambda: nn.Sequential(nn.GRUCell(9, 8), nn.Linear(8, 4)), lambda: correlated(20, 9)),
+    "attention": (Attending, lambda: dict.fromkeys(("query", "key", "value"), correlated(4, 5, 8))),
+    "cross attention": (
+        lambda: Attending(kdim=6, vdim=7),
+        lambda: (correlated(4, 5, 8), correlated(4, 6, 6), correlated(4, 6, 7)),
+    ),
+    "encoder": (lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), lambda: correlated(4, 6, 8)),
+    "tied": (Tied, lambda: torch.randint(9, (6, 5))),
+    "called twice": (Twice, lambda: correlated(20, 9)),
+}
+
+
+def network(kind: str, seed: int = 0) -> tuple[nn.Module, list[Any]]:
+    """A network whose norms have something to do, and three batches of its inputs."""
+    torch.manual_seed(seed)
+    model, give = NETWORKS[kind]
+    made = model()
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1, 0.2)
+            nn.init.normal_(module.running_mean, std=0.2)  # type: ignore[arg-type]
+    return made, [give() for _ in range(3)]
+
+
+def outputs(model: nn.Module, batches: list[Any]) -> Tensor:
+    """Of every batch, in evaluation mode, which is left again."""
+    with observing(model):
+        return torch.cat([call(model, batch).flatten() for batch in batches])
+
+
+def disturb(model: nn.Module, seed: int) -> None:
+    """In place of retraining, what an optimizer with weight decay might do: every parameter moves, frozen weights or not."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.99).add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
+
+
+def weight_of(model: nn.Module, name: str) -> Tensor:
+    """A planned layer's weight as the network sees it."""
+    owner, _, attribute = name.rpartition(".")
+    try:
+        value = model.get_submodule(name).weight
+    except AttributeError:
+        value = getattr(model.get_submodule(owner), attribute)
+    assert isinstance(value, Tensor)
+    return value.detach().clone()
+
+
+def ways(model: nn.Module) -> list[Any]:
+    """What stages must leave as it is: modes, hooks, flags, gradients, buffers, and torch's own switches."""
+    modules = [module for module in model.modules() if not isinstance(module, parametrize.ParametrizationList | Held)]
+    kept = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in modules]
+    buffers = [(name, b.tolist()) for name, b in model.named_buffers() if "parametrizations" not in name]
+    flags = [(id(p), p.requires_grad, p.grad) for p in model.parameters()]
+    switches = [torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled(), torch.random.get_rng_state().tolist()]
+    return [kept, buffers, flags, switches, threading.active_count()]
+
+
+@pytest.fixture
+def _few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does not depend on them: in fewer pieces a stage takes less time."""
+    monkeypatch.setattr(octavo.incremental, "PIECES", 2)
+
+
+@pytest.mark.usefixtures("_few_pieces")
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_every_network_is_made_up_for_stage_by_stage(kind: str) -> None:
+    """Counts are exact, what is frozen stays whatever happens to it, and all but the weights is as it was after each stage."""
+    model, batches = network(kind)
+    for module in list(model.modules())[::3]:
+        module.training = False
+    next(model.parameters()).requires_grad_(False)
+    plan, types, state = Plan.uniform(model, 3), [type(module) for module in model.modules()], list(model.state_dict())
+    incremental = Incremental(model, plan, portions=(0.5, 1.0), inputs=batches)
+    before, values = ways(model), dict[str, tuple[Tensor, Tensor]]()
+    for stage in incremental:
+        assert ways(model) == before
+        assert list(stage.frozen) == list(plan)
+        for name, mask in stage.frozen.items():
+            assert int(mask.sum()) == round(stage.portion * mask.numel()), name
+            weight = weight_of(model, name)
+            old, earlier = values.get(name, (weight, torch.zeros_like(mask)))
+            assert bool(mask[earlier].all())
+            assert torch.equal(weight[earlier], old[earlier])
+        disturb(model, stage.index)
+        for name, mask in stage.frozen.items():
+            values[name] = weight_of(model, name), mask
+    packed, last = incremental.finish(), outputs(model, batches)
+    assert bool(last.isfinite().all())
+    assert [type(module) for module in model.modules()] == types
+    assert list(model.state_dict()) == state
+    for name, layer in packed.layers.items():
+        assert torch.equal(layer.weight(), values[name][0])
+    other, _ = network(kind, seed=9)
+    packed.apply(other)
+    assert torch.allclose(outputs(other, batches), last, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_made_up_for_every_network_is_nearer_to_what_it_was(kind: str) -> None:
+    errors = {True: torch.zeros(2), False: torch.zeros(2)}
+    for seed, given in itertools.product(range(2), errors):
+        model, batches = network(kind, seed)
+        whole = outputs(model, batches)
+        incremental = Incremental(model, Plan.uniform(model, 3), portions=(0.5, 1.0), inputs=batches if given else None)
+        for stage in incremental:
+            errors[given][stage.index] += (outputs(model, batches) - whole).square().sum()
+    assert bool((errors[True] < 0.97 * errors[False]).all())
+
+
+def test_within_one_portion_too_the_last_weights_make_up_for_the_first() -> None:
+    """With the paper's n1, the same grid with and without inputs: frozen all at once, it would be plain rounding."""
+    errors = {True: 0.0, False: 0.0}
+    for seed, given in itertools.product(range(3), errors):
+        model, batches = network("linear", seed)
+        whole = outputs(model, batches)
+        incremental = Incremental(model, {"weight": 3}, portions=(1.0,), fit="max", inputs=batches if given else None)
+        assert [stage.last for stage in incremental] == [True]
+        errors[given] += float((outputs(model, batches) - whole).square().sum())
+    assert errors[True] < 0.8 * errors[False]
+
+
+def test_a_portion_freezes_in_eight_equal_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    freeze, counts = Held.freeze, list[int]()
+
+    def count(held: Held, codes: Tensor, mask: Tensor) -> None:
+        freeze(held, codes, mask)
+        counts.append(int(held.frozen.sum()))
+
+    monkeypatch.setattr(Held, "freeze", count)
+    torch.manual_seed(0)
+    list(Incremental(nn.Linear(16, 8), {"weight": 3}, portions=(0.25, 1.0), inputs=[torch.randn(40, 16)]))
+    assert counts == [*range(4, 33, 4), *range(44, 129, 12)]
+
+
+LINEAR: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "linear": (lambda: nn.Linear(9, 4), lambda: correlated(40, 9)),
+    "conv1d": (lambda: nn.Conv1d(3, 5, 3, stride=2, padding=1), lambda: correlated(20, 3, 9)),
+    "grouped": (lambda: nn.Conv2d(4, 6, 2, groups=2), lambda: correlated(9, 4, 5, 5)),
+    "depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4), lambda: correlated(9, 4, 5, 5)),
+    "transposed": (lambda: nn.ConvTranspose1d(3, 5, 3, stride=2), lambda: correlated(20, 3, 9)),
+    "transposed grouped": (lambda: nn.ConvTranspose2d(4, 6, 2, groups=2), lambda: correlated(9, 4, 5, 5)),
+}
+
+
+def design(model: nn.Module, batches: list[Tensor], weight: nn.Parameter) -> Tensor:
+    """What each weight adds to the outputs: (outputs, weights), float64. A weight at a time, everything else zero."""
+    alone: Any = copy.deepcopy(model).double()
+    columns = []
+    for k in range(weight.numel()):
+        values = torch.zeros(weight.numel(), dtype=torch.float64)
+        values[k] = 1
+        alone.weight.data, alone.bias.data = values.view(weight.shape), torch.zeros_like(alone.bias)
+        columns.append(outputs(alone, [batch.double() for batch in batches]))
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+@pytest.mark.parametrize("order", ["magnitude", "random"])
+def test_free_weights_are_the_least_squares_solution_given_the_frozen_ones(
+    kind: str, order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the layer as a linear map of all its weights, found one by one."""
+    monkeypatch.setattr(octavo.incremental, "DAMP", 0.0)
+    torch.manual_seed(0)
+    model: Any = LINEAR[kind][0]()
+    batches = [LINEAR[kind][1]() for _ in range(2)]
+    A = design(model, batches, model.weight)
+    before = weight_of(model, "weight").double().flatten()
+    for stage in Incremental(model, {"weight": 3}, portions=(0.3, 0.6, 1.0), order=order, inputs=batches):
+        found, frozen = weight_of(model, "weight").double().flatten(), stage.frozen["weight"].flatten()
+        expected = found.clone()
+        if not stage.last:
+            rest = A @ before - A[:, frozen] @ found[frozen]
+            expected[~frozen] = torch.linalg.lstsq(A[:, ~frozen], rest.unsqueeze(1)).solution.squeeze(1)
+            assert not torch.allclose(expected, before, atol=0.03)
+        assert torch.allclose(found, expected, atol=2e-4, rtol=0)
+        before = found  # the next stage starts from here, as after retraining
+
+
+@pytest.mark.parametrize("kind", ["convolutions", "embedding", "lstm", "deep lstm", "cell", "attention", "cross attention"])
+def test_the_last_layer_makes_up_for_the_layers_ahead_as_they_are_now(kind: str) -> None:
+    """Its free weights against least squares to the outputs before the stage, from what now reaches it, a little damped."""
+    model, batches = network(kind)
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    name = next(name for name, module in model.named_modules() if module is last)
+    met: list[Tensor] = []
+    last.register_forward_pre_hook(lambda module, args: met.append(args[0].detach().double().flatten(0, -2)))
+    before = last.weight.detach().double()
+    incremental = Incremental(model, Plan.uniform(model, 3), portions=(0.5, 1.0), inputs=batches)
+    met.clear()
+    whole = outputs(model, batches).double().view(-1, len(before)) - last.bias.detach().double()
+    stage = next(iter(incremental))
+    met.clear()
+    outputs(model, batches)
+    X = torch.cat(met)
+    damp = (0.01 * X.square().sum(0).mean()).sqrt() * torch.eye(X.shape[1]).double()  # rows that keep the weights as they were
+    A, Y = torch.cat([X, damp]), torch.cat([whole, damp @ before.T]).T
+    found = weight_of(model, name).double()
+    for row, frozen, wished in zip(found, stage.frozen[name], Y, strict=True):
+        rest = wished - A[:, frozen] @ row[frozen]
+        expected = torch.linalg.lstsq(A[:, ~frozen], rest.unsqueeze(1)).solution.squeeze(1)
+        assert torch.allclose(row[~frozen], expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(found[~stage.frozen[name]], before[~stage.frozen[name]], atol=0.03)
+
+
+@pytest.mark.usefixtures("_few_pieces")
+@pytest.mark.parametrize("order", ["magnitude", "distance", "far", "random"])
+@pytest.mark.parametrize("portions", [(1.0,), (0.5, 0.75, 0.875, 1.0)])
+def test_with_inputs_all_orders_and_portions_finish(order: Any, portions: tuple[float, ...]) -> None:
+    model = net()
+    incremental = Incremental(model, {"first": 3, "last": 2}, portions=portions, order=order, inputs=[batch(0), batch(1)])
+    for stage in incremental:
+        assert {name: int(mask.sum()) for name, mask in stage.frozen.items()} == {
+            "first": round(stage.portion * 97),
+            "last": round(stage.portion * 5),
+        }
+        train(model, seed=stage.index)
+    assert dict(incremental.finish().plan) == {"first": 3, "last": 2}
+
+
+@pytest.mark.usefixtures("_few_pieces")
+def test_orders_differ_with_inputs_too_and_a_seed_is_a_seed() -> None:
+    def codes(order: Any, seed: int = 0) -> list[int]:
+        incremental = Incremental(net(), {"first": 3}, order=order, seed=seed, inputs=[batch(0)])
+        list(incremental)
+        return incremental.finish().layers["first"].codes.flatten().tolist()
+
+    found = [codes("magnitude"), codes("distance"), codes("far"), codes("random"), codes("random", seed=1)]
+    assert all(a != b for a, b in itertools.combinations(found, 2))
+    assert codes("random", seed=1) == found[-1]
+
+
+@pytest.mark.usefixtures("_few_pieces")
+@pytest.mark.parametrize("settings", [{}, {"fit": "max"}, {"per": "layer"}, {"fit": "max", "per": "layer"}])
+def test_with_inputs_n1_is_that_of_the_closed_form(settings: dict[str, Any]) -> None:
+    model, batches = network("convolutions")
+    expected = calibrate(model, Plan.uniform(model, 3), batches, **settings)
+    incremental = Incremental(model, Plan.uniform(model, 3), portions=(0.5, 1.0), inputs=batches, **settings)
+    for stage in incremental:
+        disturb(model, stage.index)
+    for name, layer in incremental.finish().layers.items():
+        assert torch.equal(layer.codebook.top, expected.layers[name].codebook.top), name
+
+
+@pytest.mark.usefixtures("_few_pieces")
+def test_inputs_that_can_be_read_only_once_serve_every_stage() -> None:
+    finished = []
+    for once in (False, True):
+        model, batches = network("convolutions")
+        inputs = (one for one in batches) if once else batches
+        incremental = Incremental(model, Plan.uniform(model, 3), portions=(0.5, 1.0), inputs=inputs)
+        for stage in incremental:
+            disturb(model, stage.index)
+        finished.append(incremental.finish())
+    for name, layer in finished[0].layers.items():
+        assert torch.equal(layer.codes, finished[1].layers[name].codes)
+
+
+@pytest.mark.usefixtures("_few_pieces")
+@pytest.mark.parametrize(("kind", "order"), [("convolutions", "random"), ("lstm", "magnitude"), ("tied", "distance")])
+def test_resumed_with_inputs_a_run_ends_bit_for_bit_as_the_whole_one(kind: str, order: Any, tmp_path: Path) -> None:
+    def start(seed: int) -> Incremental:
+        model, _ = network(kind, seed)
+        plan, inputs = Plan.uniform(model, 3), network(kind)[1]
+        return Incremental(model, plan, portions=(0.3, 0.6, 1.0), order=order, seed=5, inputs=inputs)
+
+    def finished(incremental: Incremental, folder: Path | None = None) -> Packed:
+        for stage in incremental:
+            disturb(incremental.model, stage.index)
+            if folder:
+                torch.save(incremental.state_dict(), folder / f"{stage.index}.pt")
+        return incremental.finish()
+
+    whole = finished(start(0), tmp_path)
+    for stop in (0, 1):
+        resumed = start(3)  # of other weights
+        resumed.load_state_dict(torch.load(tmp_path / f"{stop}.pt", weights_only=True))
+        packed = finished(resumed)
+        assert list(packed.layers) == list(whole.layers)
+        for name, layer in whole.layers.items():
+            assert torch.equal(layer.codes, packed.layers[name].codes)
+            assert torch.equal(layer.codebook.top, packed.layers[name].codebook.top)
+        for (names, value), (others, other) in zip(whole.floats, packed.floats, strict=True):
+            assert names == others
+            assert torch.equal(value, other)
+
+
+@pytest.mark.usefixtures("_few_pieces")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_with_inputs_other_types_of_floats(dtype: torch.dtype) -> None:
+    errors = []
+    for given in (True, False):
+        model, batches = network("convolutions")
+        model, batches = model.to(dtype), [b.to(dtype) for b in batches]
+        whole = outputs(model, batches)
+        incremental = Incremental(model, Plan.uniform(model, 3), portions=(0.5, 1.0), inputs=batches if given else None)
+        list(incremental)
+        packed = incremental.finish()
+        assert {value.dtype for value in model.state_dict().values()} == {dtype, torch.int64}
+        assert torch.equal(packed.layers["0"].weight(), weight_of(model, "0").float())
+        errors.append(float((outputs(model, batches) - whole).double().square().sum()))
+    assert errors[0] < 0.9 * errors[1]
+
+
+@pytest.mark.usefixtures("_few_pieces")
+def test_layers_outside_the_plan_stay_to_the_bit() -> None:
+    model, batches = network("convolutions")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    incremental = Incremental(model, {"3": 3}, inputs=batches)
+    list(incremental)
+    incremental.finish()
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["3.weight"]
+
+
+def test_a_layer_that_inputs_no_longer_reach_freezes_all_the_same() -> None:
+    torch.manual_seed(0)
+    model, given = Gated(), [torch.randn(20, 9)]
+    incremental = Incremental(model, Plan.uniform(model, 3), inputs=given)
+    for stage in incremental:
+        model.open = stage.index == 1
+        assert all(int(mask.sum()) == round(stage.portion * mask.numel()) for mask in stage.frozen.values())
+    assert dict(incremental.finish().plan) == {"first": 3, "branch": 3, "last": 3}
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ("last.bias", "^last: its inputs or outputs became NaN or infinite in retraining; lower the learning rate$"),
+        ("norm.bias", "^last: its inputs or outputs became NaN"),
+        ("first.parametrizations.weight.original", "^first: its weights became NaN or infinite in retraining"),
+    ],
+)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_with_inputs_what_diverges_is_named_and_no_layer_takes_it_over(spoilt: str, message: str, bad: float) -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential()
+    for name, module in (("first", nn.Linear(9, 8)), ("norm", nn.BatchNorm1d(8)), ("last", nn.Linear(8, 4))):
+        model.add_module(name, module)
+    incremental = Incremental(model, Plan.uniform(model, 3), inputs=[torch.randn(20, 9)])
+    next(iter(incremental))
+    model.get_parameter(spoilt).data.fill_(bad)
+    before = {name: value.clone() for name, value in model.last.state_dict().items()}
+    with pytest.raises(TrainingError, match=message):
+        next(iter(incremental))
+    assert all(torch.equal(value, before[name]) or "bias" in name for name, value in model.last.state_dict().items())
+    assert not model.first.parametrizations.weight.original.isnan().any() or spoilt.startswith("first")
+    with pytest.raises(PlanError, match="still free"):
+        incremental.finish()
+
+
+def test_inputs_that_do_not_fit_leave_the_model_as_it_was() -> None:
+    model, batches = network("convolutions")
+    closed = Gated()
+    closed.open = False
+    spoilt = batches[0].clone()
+    spoilt[0, 0, 0, 0] = math.nan
+    refused: list[tuple[nn.Module, Any, str]] = [
+        (model, [], "^inputs: expected at least one batch of calibration inputs, got none$"),
+        (model, iter(()), "^inputs: expected at least one batch"),
+        (model, [torch.randn(2, 4, 7, 7)], "^0: the model does not take these calibration inputs: RuntimeError"),
+        (model, [*batches, torch.randn(2, 3, 8, 8, 8)], "^0: the model does not take these calibration inputs: RuntimeError"),
+        (model, [torch.randn(2, 3, 2, 2)], "^3: the model does not take these calibration inputs: RuntimeError"),
+        (model, [{"y": 1}], "^Sequential: the model does not take these calibration inputs: TypeError"),
+        (model, [batches[0][:0]], "^0: no calibration input reaches this layer"),
+        (model, [spoilt], "^0: expected finite calibration inputs"),
+        (closed, [torch.randn(4, 9)], "^branch: no calibration input reaches this layer"),
+    ]
+    for network_, inputs, message in refused:
+        before = {name: value.clone() for name, value in network_.state_dict().items()}, ways(network_)
+        plan = Plan.uniform(network_, 3)
+        with pytest.raises(PlanError, match=message):
+            Incremental(network_, plan, inputs=inputs)
+        assert not any(parametrize.is_parametrized(module) for module in network_.modules())
+        torch.testing.assert_close(dict(network_.state_dict()), before[0], rtol=0, atol=0)
+        assert ways(network_) == before[1]

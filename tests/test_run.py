@@ -227,6 +227,37 @@ def test_retraining_can_start_from_the_closed_form(folder: Path) -> None:
     assert [layer["name"] for layer in result["layers"]] == ["0", "3"]
 
 
+def test_stages_can_be_made_up_for_from_the_tasks_calibration_inputs(folder: Path) -> None:
+    """Against the same stages made by hand; cut off, it ends the same; without inputs, it is another network."""
+    settings, task = recipe(start="compensated", warmup=1, control=False), Tiny()
+    result = run(settings, folder, Watcher())
+    model, teacher = task.model(), task.model().requires_grad_(False)
+    torch.manual_seed(zlib.crc32(b"0 -1"))
+    retrain(model, task, 1, settings.retraining, teacher=teacher)
+    plan = {"0": 3, "3": 3}
+    incremental = Incremental(model, plan, portions=(0.5, 0.8, 1.0), inputs=task.calibration())
+    for stage, epochs in zip(incremental, (1.5, 1.0, 0.5), strict=True):
+        torch.manual_seed(zlib.crc32(f"0 {stage.index}".encode()))
+        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    incremental.finish().save("by-hand")
+    network = (folder / "packed.safetensors").read_bytes()
+    assert network == Path("by-hand").read_bytes()
+    assert "layers" not in result  # these are the closed form's, whose weights are not taken
+    assert [stage["portion"] for stage in result["stages"]] == [0, 0.5, 0.8, 1]
+    run(recipe(start="float", warmup=1, control=False), folder.with_name("float"), Watcher())
+    assert network != (folder.with_name("float") / "packed.safetensors").read_bytes()
+    for at in (8, 13):  # in the second stage and in the third, of 4, 6, 4 and 2 steps
+        place = folder.with_name(f"cut at {at}")
+        shared = Tiny.losses
+        Tiny.fail_at = shared + at - 4  # the warm-up is shared
+        with pytest.raises(Cut):
+            run(settings, place, Watcher())
+        Tiny.fail_at = None
+        torch.manual_seed(99)
+        run(settings, place, Watcher())
+        assert network == (place / "packed.safetensors").read_bytes()
+
+
 def test_a_warm_up_in_full_precision_comes_first_and_is_shared(folder: Path) -> None:
     task, settings = Tiny(), recipe().retraining
     result = run(recipe(warmup=2, epochs=0), folder, Watcher())

@@ -73,12 +73,8 @@ class _Slot:
     def freeze(self, portion: float, order: Order, generator: torch.Generator) -> None:
         """Freeze free weights, in ``order``, until ``portion`` of the layer is frozen."""
         with torch.no_grad():
-            weight = self.held(self.layer.weight)
-            if not bool((self.layer.weight.isfinite() | self.held.frozen).all()):
-                raise TrainingError(
-                    f"{self.layer.name}: its weights became NaN or infinite in retraining; lower the learning rate"
-                )
-            rows = channels_first(weight, self.layer.groups)
+            self._check_finite("weights", self.layer.weight.isfinite() | self.held.frozen)
+            rows = channels_first(self.held(self.layer.weight), self.layer.groups)
             ranking = channels_back(score(rows, self.codebook, order, generator=generator), self.layer.groups)
             codes = channels_back(self.codebook.encode(rows), self.layer.groups)
             self.held.freeze(codes, grow(self.held.frozen, ranking, portion))
@@ -86,6 +82,8 @@ class _Slot:
 
     def freeze_made_up(self, portions: Sequence[float], moments: Moments, order: Order, generator: torch.Generator) -> None:
         """Freeze up to each of the portions in turn; before and after, the weights that are free make up for the others."""
+        self._check_finite("weights", self.layer.weight.isfinite() | self.held.frozen)
+        self._check_finite("inputs or outputs", moments.hessian.isfinite().all() & moments.drift.isfinite().all())
         hessian, start = damped(moments.hessian, DAMP), self._rows(self.held(self.layer.weight.detach()), moments)
         target = wanted(start, hessian, moments.drift).float()
         self._make_up(moments, target, hessian.float())
@@ -99,6 +97,10 @@ class _Slot:
         made_up = make_up(rows.float(), target, hessian, self._rows(~self.held.frozen, moments))
         first = channels_first(self.layer.weight, self.layer.groups)
         self.layer.weight.copy_(self.held(channels_back(made_up.view(first.shape), self.layer.groups).to(first)))
+
+    def _check_finite(self, what: str, finite: Tensor) -> None:
+        if not bool(finite.all()):
+            raise TrainingError(f"{self.layer.name}: its {what} became NaN or infinite in retraining; lower the learning rate")
 
     def _rows(self, values: Tensor, moments: Moments) -> Tensor:
         """(problems, rows, columns), as the moments have them."""
@@ -188,20 +190,32 @@ class Incremental:
         def generator(slot: _Slot) -> torch.Generator:
             return torch.Generator().manual_seed(seed_of(self.seed, index, numbers[slot.layer.name]))
 
-        if self._inputs is None:
-            for slot in self._slots:
+        met = set[str]() if self._inputs is None else self._freeze_made_up(before, portion, generator)
+        for slot in self._slots:
+            if slot.layer.name not in met:  # without inputs, all of them; else what no input reaches now: nothing to make up for
                 slot.freeze(portion, self.order, generator(slot))
-            return
+
+    def _freeze_made_up(self, before: float, portion: float, generator: Callable[[_Slot], torch.Generator]) -> set[str]:
+        """Freeze the portion, piece by piece, in every layer that the inputs reach: the names of these."""
         pieces = [before + (portion - before) * piece / PIECES for piece in range(1, PIECES)]
+        slots, met = {slot.layer.name: slot for slot in self._slots}, set[str]()
 
         def freeze(layer: Layer, moments: Moments) -> None:
-            slot = self._slots[numbers[layer.name]]
+            slot = slots[layer.name]
             slot.freeze_made_up([*pieces, portion], moments, self.order, generator(slot))
+            layer.weight.copy_(slot.layer.weight)
+            met.add(layer.name)
 
-        full = copy.deepcopy(self.model)
-        layers = [slot.layer for slot in self._slots]
-        with observing(full), observing(self.model):
-            freeze_sequentially(full, self.model, layers, self._inputs, freeze, correct=False)
+        (full, _), (quantized, layers) = self._plain(), self._plain()
+        with observing(full), observing(quantized):
+            freeze_sequentially(full, quantized, layers, self._inputs or (), freeze, correct=False)
+        return met
+
+    def _plain(self) -> tuple[nn.Module, list[Layer]]:
+        """A copy of the network as it is now, and its layers. Nothing holds them: recurrent ones read weights ahead of a call."""
+        model, layers = copy.deepcopy((self.model, [slot.layer for slot in self._slots]))
+        release(layers)
+        return model, layers
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to resume between stages, the model's own state dict included. Take it after retraining."""

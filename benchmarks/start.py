@@ -1,4 +1,4 @@
-"""Where INQ starts: from the network as it is, or from the closed form; on the digits, at 3 and 2 bits.
+"""Where INQ starts: from the network as it is, from the closed form, or with every portion made up for; digits, 3 and 2 bits.
 
     python benchmarks/start.py
 
@@ -30,7 +30,7 @@ def score(bits: int, start: str, seed: int) -> dict[str, Any]:
 def main() -> None:
     rows, before = [], 0.0
     for bits in (3, 2):
-        for start in ("float", "oneshot"):
+        for start in ("float", "oneshot", "compensated"):
             results = [score(bits, start, seed) for seed in SEEDS]
             scores, before = [round(result["score"], 2) for result in results], results[0]["float_score"]
             rows.append({"bits": bits, "start": start, "mean": round(statistics.mean(scores), 2), "scores": scores})

@@ -1,0 +1,90 @@
+"""REINFORCE on batches of choices (Williams, 1992), with a leave-one-out baseline and a decaying entropy bonus.
+
+One page, top to bottom. What is scored is what fits the budget: a sample is projected, and the probability that is raised or
+lowered is that of the projected choice, so the policy learns to propose what is really tried.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.search.controller import Controller
+
+__all__ = ["Reinforce", "imitate", "learn", "surrogate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinforce:
+    """Settings of the policy gradient.
+
+    Attributes:
+        batch: choices a step.
+        learning_rate: Adam's.
+        entropy: weight of the entropy bonus at the start; it falls linearly to 0 over the trials.
+        confidence: what imitation makes of the probability of each imitated option.
+
+    """
+
+    batch: int = 8
+    learning_rate: float = 0.02
+    entropy: float = 0.02
+    confidence: float = 0.8
+
+
+def imitate(controller: Controller, indices: Sequence[int], settings: Reinforce, steps: int = 200) -> None:
+    """Warm start: give each layer's option in ``indices`` about the probability ``confidence``, and share out the rest."""
+    count = controller.allowed.sum(1)
+    rest = (1 - settings.confidence) / (count - 1).clamp(min=1)
+    target = torch.where(controller.allowed, rest.unsqueeze(1), 0.0)
+    target[torch.arange(len(target)), torch.tensor(indices)] = torch.where(count > 1, settings.confidence, 1.0)
+    optimizer = torch.optim.Adam(controller.parameters(), settings.learning_rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-(target * controller()).sum(1).mean()).backward()
+        optimizer.step()
+
+
+def learn(
+    controller: Controller,
+    trials: int,
+    settings: Reinforce,
+    generator: torch.Generator,
+    rewards: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Iterator[float]:
+    """Train the controller on ``trials`` choices; yields the mean reward of each batch.
+
+    Args:
+        controller: the policy.
+        trials: how many choices may be scored.
+        settings: how.
+        generator: what samples are drawn from.
+        rewards: takes sampled options (batch, layers) to the options that were tried and their rewards (batch,).
+
+    """
+    optimizer = torch.optim.Adam(controller.parameters(), settings.learning_rate)
+    for done in range(0, trials, settings.batch):
+        size = min(settings.batch, trials - done)
+        with torch.no_grad():
+            sampled = torch.multinomial(controller().exp(), size, replacement=True, generator=generator).T
+        tried, reward = rewards(sampled)
+        optimizer.zero_grad()
+        (-surrogate(controller(), tried, reward, settings.entropy * (1 - done / trials))).backward()
+        optimizer.step()
+        yield float(reward.mean())
+
+
+def surrogate(log_probabilities: Tensor, tried: Tensor, reward: Tensor, entropy: float) -> Tensor:
+    """What the policy gradient climbs: advantage times log probability, and the bonus for entropy.
+
+    The advantage of a choice is its reward less the mean of the others', in units of the batch's deviation.
+    """
+    if len(reward) > 1:
+        others = (reward.sum() - reward) / (len(reward) - 1)
+        advantage = (reward - others) / reward.std().clamp(min=1e-9)
+    else:
+        advantage = torch.zeros_like(reward)
+    chosen = log_probabilities.gather(1, tried.T).sum(0)
+    spread = -(log_probabilities.exp() * log_probabilities).sum(1).mean()
+    return (advantage * chosen).mean() + entropy * spread

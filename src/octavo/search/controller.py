@@ -21,6 +21,9 @@ class Controller(nn.Module):
 
     """
 
+    features: Tensor
+    allowed: Tensor
+
     def __init__(self, features: Tensor, allowed: Tensor) -> None:
         super().__init__()
         mean, deviation = features.mean(0), features.std(0, correction=0)
@@ -36,4 +39,5 @@ class Controller(nn.Module):
         """Log probabilities of the options, (layers, options); uniform over what is allowed before any training."""
         hidden, _ = self.recurrent(self.features)
         logits = self.head(torch.cat([hidden, self.features], 1)) + self.own
-        return logits.masked_fill(~self.allowed, FORBIDDEN).log_softmax(1)
+        result: Tensor = logits.masked_fill(~self.allowed, FORBIDDEN).log_softmax(1)
+        return result

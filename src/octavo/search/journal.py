@@ -67,5 +67,5 @@ class Journal:
         for key, value in settings.items():
             if there.get(key) != value:
                 raise RecipeError(
-                    f"{self._path}: the journal of a search with {key} {there.get(key)!r}, this one has {value!r}; name another file"
+                    f"{self._path}: the journal of a search with {key} {there.get(key)!r}, this one has {value!r}: name another"
                 )

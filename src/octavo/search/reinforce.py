@@ -4,7 +4,7 @@ One page, top to bottom. What is scored is what fits the budget: a sample is pro
 lowered is that of the projected choice, so the policy learns to propose what is really tried.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ class Reinforce:
         learning_rate: Adam's.
         entropy: weight of the entropy bonus at the start; it falls linearly to 0 over the trials.
         confidence: what imitation makes of the probability of each imitated option.
+        patience: how many batches in a row may propose nothing new before learning ends.
 
     """
 
@@ -31,6 +32,7 @@ class Reinforce:
     learning_rate: float = 0.02
     entropy: float = 0.02
     confidence: float = 0.8
+    patience: int = 50
 
 
 def imitate(controller: Controller, indices: Sequence[int], settings: Reinforce, steps: int = 200) -> None:
@@ -48,31 +50,33 @@ def imitate(controller: Controller, indices: Sequence[int], settings: Reinforce,
 
 def learn(
     controller: Controller,
-    trials: int,
     settings: Reinforce,
     generator: torch.Generator,
     rewards: Callable[[Tensor], tuple[Tensor, Tensor]],
-) -> Iterator[float]:
-    """Train the controller on ``trials`` choices; yields the mean reward of each batch.
+    left: Callable[[], int],
+) -> None:
+    """Train the controller until no evaluations are left, or it proposes nothing new any more.
 
     Args:
         controller: the policy.
-        trials: how many choices may be scored.
         settings: how.
         generator: what samples are drawn from.
-        rewards: takes sampled options (batch, layers) to the options that were tried and their rewards (batch,).
+        rewards: takes sampled options (batch, layers) to the options that were tried and their rewards (batch,), minus infinity
+            for what could not be scored any more.
+        left: how many new choices may still be scored.
 
     """
     optimizer = torch.optim.Adam(controller.parameters(), settings.learning_rate)
-    for done in range(0, trials, settings.batch):
-        size = min(settings.batch, trials - done)
+    whole, stale = left(), 0
+    while (before := left()) and stale < settings.patience:
         with torch.no_grad():
-            sampled = torch.multinomial(controller().exp(), size, replacement=True, generator=generator).T
+            sampled = torch.multinomial(controller().exp(), settings.batch, replacement=True, generator=generator).T
         tried, reward = rewards(sampled)
+        scored = reward.isfinite()
         optimizer.zero_grad()
-        (-surrogate(controller(), tried, reward, settings.entropy * (1 - done / trials))).backward()
+        (-surrogate(controller(), tried[scored], reward[scored], settings.entropy * before / whole)).backward()
         optimizer.step()
-        yield float(reward.mean())
+        stale = stale + 1 if left() == before else 0
 
 
 def surrogate(log_probabilities: Tensor, tried: Tensor, reward: Tensor, entropy: float) -> Tensor:

@@ -48,9 +48,9 @@ class Space:
         if not self.fits(cheapest):
             low, high = self.plan(cheapest).cost(), self.plan(tuple(bits[-1] for bits in self.options)).cost()
             raise BudgetError(
-                f"{self.budget}: no plan within the options costs so little; feasible: {low.average_bits:g} to {high.average_bits:g} "
-                f"average bits, {low.bytes:,} to {high.bytes:,} bytes, a ratio of {high.ratio:.2f} to {low.ratio:.2f}, "
-                f"{low.bit_ops:,} to {high.bit_ops:,} bit operations"
+                f"{self.budget}: no plan within the options costs so little; feasible: {low.average_bits:.3g} to "
+                f"{high.average_bits:.3g} average bits, {low.bytes:,} to {high.bytes:,} bytes, a ratio of {high.ratio:.2f} to "
+                f"{low.ratio:.2f}, {low.bit_ops:,} to {high.bit_ops:,} bit operations"
             )
 
     def plan(self, choice: Choice) -> Plan:
@@ -66,25 +66,32 @@ class Space:
         """Whether the choice is within the budget."""
         return self.price(choice) <= self.limit * (1 + 1e-12)
 
-    def project(self, choice: Choice, loss: np.ndarray) -> Choice:
+    def project(self, choice: Choice, loss: np.ndarray, *, keep: int | None = None) -> Choice:
         """The choice brought within the budget, and filled up to it where that does not hurt.
 
-        Down by the single-layer steps that cost least, then up by those that gain most, by the one-layer losses: (layers, bits).
+        Down by the single-layer steps that cost least, then up by those that gain most.
+
+        Args:
+            choice: any.
+            loss: of each layer alone, (layers, bits).
+            keep: a layer to leave as it is while others can be changed instead.
+
         """
         bits = list(choice)
         while not self.fits(tuple(bits)):
-            self._step(bits, loss, -1)
-        while self.budget is not None and self._step(bits, loss, 1):
+            if not self._step(bits, loss, -1, keep):
+                self._step(bits, loss, -1, None)
+        while self.budget is not None and self._step(bits, loss, 1, keep):
             pass
         return tuple(bits)
 
-    def _step(self, bits: list[int], loss: np.ndarray, way: int) -> bool:
+    def _step(self, bits: list[int], loss: np.ndarray, way: int, keep: int | None) -> bool:
         """Take the best single step down, or up as far as it fits; whether there was one."""
         best, best_rate = None, math.inf
         left = self.limit * (1 + 1e-12) - self.price(tuple(bits))
         for layer, options in enumerate(self.options):
             at = options.index(bits[layer]) + way
-            if not 0 <= at < len(options):
+            if layer == keep or not 0 <= at < len(options):
                 continue
             price = self.prices[layer] * (options[at] - bits[layer])
             hurt = loss[layer, options[at]] - loss[layer, bits[layer]]

@@ -1,6 +1,8 @@
 """A live progress bar on a terminal, plain lines elsewhere."""
 
+import itertools
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -9,9 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from octavo.oneshot import LayerError
+from octavo.search.bench import Trial
 from octavo.train import Progress as Step
 
-__all__ = ["Display"]
+__all__ = ["Display", "SearchDisplay"]
 
 QUIET = 15.0  # seconds between plain lines
 
@@ -70,3 +73,45 @@ class Display:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(label)
+
+
+class SearchDisplay:
+    """Shows a search: trials per second, time left, the best score, and the recent ones as a curve."""
+
+    def __init__(self, console: Console, trials: int) -> None:
+        self._console, self._trials = console, trials
+        self._bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(None), console=console, transient=True)
+        self._task = self._bar.add_task("closed form of every layer and bit-width", total=trials)
+        self._started = self._said = time.monotonic()
+        self._scores: list[float] = []
+
+    def __enter__(self) -> Self:
+        if self._console.is_interactive:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._console.is_interactive:
+            self._bar.stop()
+
+    def trial(self, trial: Trial) -> None:
+        """A plan was scored."""
+        self._scores.append(trial.score)
+        if len(self._scores) == 1:
+            self._started = time.monotonic()  # what came before was no trial of a plan
+        speed = len(self._scores) / max(time.monotonic() - self._started, 1e-9)
+        best = max(self._scores)
+        line = f"plan {len(self._scores)}  best {best:.5g}  last {trial.score:.5g}  {speed:.1f} plans/s  {_curve(self._scores)}"
+        if self._console.is_interactive:
+            self._bar.update(self._task, description=line, completed=len(self._scores))
+        elif time.monotonic() - self._said > QUIET:
+            self._said = time.monotonic()
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _curve(scores: Sequence[float], width: int = 24) -> str:
+    """The best score so far as it rose, in block characters, one for each part of the search."""
+    best = list(itertools.accumulate(scores, max))
+    picked = [best[(i + 1) * len(best) // width - 1] for i in range(width)] if len(best) >= width else best
+    low, high = picked[0], picked[-1]
+    return "".join(" ▁▂▃▄▅▆▇█"[1 + round(7 * (value - low) / (high - low))] if high > low else "▁" for value in picked)

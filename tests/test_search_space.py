@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from fractions import Fraction
 from typing import Any
 
@@ -28,10 +27,15 @@ def spent(choice: Choice, weights: tuple[int, ...], macs: tuple[int, ...], kind:
     return Fraction(bits, sum(weights)) if kind == "average_bits" else Fraction(bits, 32 * sum(weights))
 
 
-def allowed(budget: Budget, kind: str) -> Fraction:
-    """What the budget allows, in the same terms; a billionth over is not over for those that are no whole numbers."""
+def exactly_allowed(budget: Budget, kind: str) -> Fraction:
+    """What the budget allows, in the same terms."""
     most = Fraction(getattr(budget, kind))
-    return most if kind in ("bytes", "bit_ops") else (1 / most if kind == "ratio" else most) * (1 + Fraction(1, 10**9))
+    return 1 / most if kind == "ratio" else most
+
+
+def allowed(budget: Budget, kind: str) -> Fraction:
+    """As above, but that a billionth over is not over where the terms are no whole numbers."""
+    return exactly_allowed(budget, kind) * (1 if kind in ("bytes", "bit_ops") else 1 + Fraction(1, 10**9))
 
 
 @st.composite
@@ -52,7 +56,7 @@ def problems(draw: st.DrawFn) -> tuple[Space, Choice, np.ndarray, str]:
     return space, tuple(draw(st.sampled_from(some)) for some in options), loss, kind
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(problems())
 def test_a_projection_is_within_the_budget_and_of_the_options(problem: tuple[Space, Choice, np.ndarray, str]) -> None:
     space, choice, loss, kind = problem
@@ -63,7 +67,7 @@ def test_a_projection_is_within_the_budget_and_of_the_options(problem: tuple[Spa
         assert all(bits in options for bits, options in zip(found, space.options, strict=True))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(problems())
 def test_a_projection_leaves_no_step_that_fits_and_helps(problem: tuple[Space, Choice, np.ndarray, str]) -> None:
     space, choice, loss, kind = problem
@@ -73,12 +77,10 @@ def test_a_projection_leaves_no_step_that_fits_and_helps(problem: tuple[Space, C
         for more in options[options.index(found[layer]) + 1 :][:1]:
             other = (*found[:layer], more, *found[layer + 1 :])
             helps = loss[layer, more] < loss[layer, found[layer]]
-            assert not helps or spent(other, space.weights, space.macs, kind) > Fraction(getattr(space.budget, kind)) ** (
-                -1 if kind == "ratio" else 1
-            )
+            assert not helps or spent(other, space.weights, space.macs, kind) > exactly_allowed(space.budget, kind)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(problems())
 def test_what_fits_and_cannot_be_bettered_is_left_alone(problem: tuple[Space, Choice, np.ndarray, str]) -> None:
     space, choice, loss, _ = problem
@@ -86,14 +88,14 @@ def test_what_fits_and_cannot_be_bettered_is_left_alone(problem: tuple[Space, Ch
     assert space.project(once, loss) == once
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(problems())
 def test_a_kept_layer_changes_only_where_the_others_cannot_make_room(problem: tuple[Space, Choice, np.ndarray, str]) -> None:
     space, choice, loss, kind = problem
     assert space.budget is not None
     for keep in range(len(choice)):
         barest = tuple(choice[at] if at == keep else options[0] for at, options in enumerate(space.options))
-        if spent(barest, space.weights, space.macs, kind) <= Fraction(getattr(space.budget, kind)) ** (1 - 2 * (kind == "ratio")):
+        if spent(barest, space.weights, space.macs, kind) <= exactly_allowed(space.budget, kind):
             assert space.project(choice, loss, keep=keep)[keep] == choice[keep]
 
 
@@ -110,14 +112,14 @@ def test_each_budget_allows_exactly_what_a_plan_of_that_cost_is_allowed(kind: st
 
 def test_layers_give_way_in_the_order_of_what_a_freed_bit_hurts() -> None:
     loss = np.full((2, 9), np.nan)
-    loss[0, 2:6], loss[1, 2:6] = [8.0, 4.0, 2.0, 1.0], [3.0, 2.0, 1.0, 0.0]
+    loss[0, 2:6], loss[1, 2:6] = [8.0, 4.0, 2.0, 1.5], [3.0, 2.0, 1.0, 0.0]
     equal = Space(("a", "b"), ((2, 3, 4, 5),) * 2, (10, 10), (1, 1), Budget(average_bits=4))
-    assert equal.project((5, 5), loss) == (4, 4) or equal.project((5, 5), loss) == (5, 3)
-    assert equal.project((2, 2), loss) == (5, 3)  # a: 4, then 2, and 1 against b's 1
-    heavy = Space(("a", "b"), ((2, 3, 4, 5),) * 2, (10, 1000), (1, 1), Budget(average_bits=4))
-    assert heavy.project((5, 5), loss) == (5, 3)  # a bit of b frees a hundred times as much; (5, 4) is 10 bits over
-    light = Space(("a", "b"), ((2, 3, 4, 5),) * 2, (1000, 10), (1, 1), Budget(bit_ops=8))
-    assert light.project((5, 5), loss) == equal.project((5, 5), loss)  # bit operations do not count weights
+    assert equal.project((5, 5), loss) == (4, 4)  # a's last bit saves 0.5, each of b's 1
+    assert equal.project((2, 2), loss) == (4, 4)  # a's first two save 4 and 2
+    heavy = Space(("a", "b"), ((2, 3, 4, 5),) * 2, (10, 1000), (1, 1), Budget(bytes=507))
+    assert heavy.project((5, 5), loss) == (5, 4)  # a bit of b frees a hundred times as much
+    light = Space(("a", "b"), ((2, 3, 4, 5),) * 2, (10, 1000), (1, 1), Budget(bit_ops=8))
+    assert light.project((5, 5), loss) == (4, 4)  # bit operations do not count weights
 
 
 def test_without_a_budget_a_projection_changes_nothing() -> None:
@@ -138,21 +140,21 @@ def test_pins_are_kept_whatever_they_cost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "low", "high"),
+    ("budget", "given", "feasible"),
     [
-        (Budget(average_bits=1.9), "2", "5 average bits"),
-        (Budget(ratio=16.1), "6.40", "16.00"),
-        (Budget(bytes=25), "26", "64 bytes"),
-        (Budget(bit_ops=2001), "2,002", "5,005 bit operations"),
+        (Budget(average_bits=1.9), "1.9", " 2 to 5 average bits"),
+        (Budget(ratio=16.1), "16.1", " 6.40 to 16.00"),
+        (Budget(bytes=25), "25", " 26 to 64 bytes"),
+        (Budget(bit_ops=2001), "2001", " 2,002 to 5,005 bit operations"),
     ],
 )
-def test_a_budget_that_nothing_meets_says_what_is_feasible(budget: Budget, low: str, high: str) -> None:
+def test_a_budget_that_nothing_meets_says_what_is_feasible(budget: Budget, given: str, feasible: str) -> None:
     with pytest.raises(BudgetError) as error:
         Space(("a", "b"), ((2, 3, 4, 5),) * 2, (97, 5), (1000, 1), budget)
     message = str(error.value)
     assert "\n" not in message
-    assert re.search(rf"\b{re.escape(low)} to {re.escape(high)}" if "16" not in high else r"16\.00 to 6\.40", message), message
-    assert str(getattr(budget, next(k for k, v in vars(budget).items() if v is not None))) in message
+    assert given in message
+    assert feasible in message
 
 
 @pytest.mark.parametrize("budget", [Budget(average_bits=2), Budget(ratio=16), Budget(bytes=26), Budget(bit_ops=2002)])

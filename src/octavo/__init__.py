@@ -12,25 +12,7 @@ from octavo.search import METHODS, SearchResult, search
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS",
-    "Budget",
-    "BudgetError",
-    "Cost",
-    "FormatError",
-    "Incremental",
-    "Inspection",
-    "OctavoError",
-    "Packed",
-    "Plan",
-    "PlanError",
-    "PowerOfTwo",
-    "RecipeError",
-    "SearchResult",
-    "Stage",
-    "TrainingError",
-    "calibrate",
-    "inspect",
-    "power_of_two",
-    "search",
-    "verify",
+    "METHODS", "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan",
+    "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "TrainingError", "calibrate", "inspect", "power_of_two",
+    "search", "verify",
 ]  # fmt: skip

@@ -107,18 +107,16 @@ def search(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o"
     """
     loaded = load_task(task, _options(option))
     pins = dict(key_value(pair, "--pin") for pair in pin or ())
+    limit = None if budget is None else Budget(**dict([key_value(budget, "--budget")]))
     with SearchDisplay(err if as_json else out, trials) as display:
         found = search_bits(
-            model_of(loaded, task), loaded.calibration(), budget=None if budget is None else Budget(**dict([key_value(budget, "--budget")])),
-            trade_off=trade_off, method=method, trials=trials, pins=pins, seed=seed, workers=workers, journal=journal,
-            observe=display.trial,
+            model_of(loaded, task), loaded.calibration(), budget=limit, trade_off=trade_off, method=method, trials=trials,
+            pins=pins, seed=seed, workers=workers, journal=journal, observe=display.trial,
         )  # fmt: skip
     found.plan.save(output)
     if as_json:
-        cost = asdict(found.plan.cost())
-        typer.echo(
-            json.dumps({"plan": dict(found.plan), "score": found.score, "uniform_score": found.uniform_score, **cost}, indent=2)
-        )
+        scores = {"score": found.score, "uniform_score": found.uniform_score}
+        typer.echo(json.dumps({"plan": dict(found.plan), **scores, **asdict(found.plan.cost())}, indent=2))
         return
     out.print(plan_table(found))
     out.print(f"written: {output}", soft_wrap=True, markup=False)

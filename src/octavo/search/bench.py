@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from octavo.errors import PlanError
 from octavo.search.environment import Environment, Partial
 from octavo.search.journal import Journal
 from octavo.search.space import Choice, Space
@@ -75,15 +76,22 @@ class Bench:
         return scores
 
     def losses(self) -> np.ndarray:
-        """What each layer alone loses at each of its options, against full precision: (layers, 9), by bits."""
+        """What each layer alone loses at each of its options, against full precision: (layers, 9), by bits.
+
+        Raises:
+            PlanError: too few evaluations for that and a choice.
+
+        """
         layers = range(len(self.space.names))
         single = [tuple(bits if at == layer else None for at in layers) for layer in layers for bits in self.space.options[layer]]
         whole = tuple(None for _ in layers)
+        if self.left < (least := len(single) + 1 + (len(layers) > 1)):
+            raise PlanError(f"trials: expected at least {least}, for each layer alone and a plan, got {self.left}")
         top, *scores = self._scores([whole, *single])
         loss = np.full((len(self.space.names), 9), np.nan)
         pairs = [(layer, bits) for layer in layers for bits in self.space.options[layer]]
         for (layer, bits), score in zip(pairs, scores, strict=True):
-            loss[layer, bits] = top - score if np.isfinite(score) else 0.0
+            loss[layer, bits] = top - score
         return loss
 
     @property

@@ -6,6 +6,7 @@ neither its environment nor its reward: this one is ours.)
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,13 +92,17 @@ class Environment:
     def _one(self, worker: "_Worker", choice: Partial) -> float:
         worker.wear([None if bits is None else self._cache[layer][bits].weight for layer, bits in enumerate(choice)])
         with torch.no_grad():
-            return float(self._score(worker.model))
+            score = float(self._score(worker.model))
+        if not math.isfinite(score):
+            raise PlanError(f"score: expected a finite number, got {score} for the bits {list(choice)}")
+        return score
 
     def _divergence(self, model: nn.Module) -> float:
         total, rows = 0.0, 0
         for batch, target in zip(self._inputs, self._reference, strict=True):
             own = _log_probabilities(call(model, batch))
-            total += float(F.kl_div(own, target, reduction="sum", log_target=True))
+            divergence = F.kl_div(own, target, reduction="none", log_target=True)
+            total += float(divergence.masked_fill(target == -math.inf, 0).sum())  # a class that the model rules out counts nothing
             rows += len(own)
         return -total / rows
 

@@ -32,12 +32,17 @@ class Journal:
         self._known: dict[tuple[int | None, ...], float] = {}
         if path is None:
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        head = json.dumps({"settings": settings}) + "\n"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path}: expected the journal of a search: {brief(error)}") from error
         whole = [line for line in lines if line.endswith("\n")]
-        if not whole:
+        if not whole and head.startswith("".join(lines)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
+            path.write_text(head, encoding="utf-8")
             return
+        whole = whole or lines  # not ours
         self._read(whole, json.loads(json.dumps(settings)))
         if len(whole) < len(lines):
             path.write_text("".join(whole), encoding="utf-8")
@@ -59,7 +64,7 @@ class Journal:
             try:
                 content = json.loads(line)
                 if number == 1:
-                    there = content["settings"]
+                    there = dict(content["settings"])
                 else:
                     self._known[tuple(content["bits"])] = float(content["score"])
             except (ValueError, KeyError, TypeError) as error:

@@ -18,6 +18,7 @@ from octavo.search.space import Choice, Space
 __all__ = ["RIVALS", "exact_choice", "uniform_choice"]
 
 BUDGETS = 24  # tried by the exact solution under a trade-off
+PATIENCE = 200  # proposals in a row, none of them new, after which Optuna's samplers end: a small space has no more
 
 
 def uniform(bench: Bench) -> None:
@@ -131,19 +132,19 @@ def _random_losses(space: Space, generator: torch.Generator) -> np.ndarray:
 
 
 def _optuna(bench: Bench, sampler: Callable[[Any, int], Any]) -> None:
+    seed = int(torch.randint(1 << 31, (), generator=bench.generator))
     try:
         import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(direction="maximize", sampler=sampler(optuna, seed))
     except ImportError as error:
         raise OctavoError(f"this method needs {error.name}: pip install 'octavo[search]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space, loss = bench.space, bench.losses()
-    seed = int(torch.randint(1 << 31, (), generator=bench.generator))
-    study = optuna.create_study(direction="maximize", sampler=sampler(optuna, seed))
-    for _ in range(100 * bench.left):
-        if not bench.left:
-            return
+    space, loss, stale = bench.space, bench.losses(), 0
+    while (before := bench.left) and stale < PATIENCE:
         trial = study.ask()
         at = [trial.suggest_int(name, 0, len(bits) - 1) for name, bits in zip(space.names, space.options, strict=True)]
         choice = space.project(tuple(bits[i] for bits, i in zip(space.options, at, strict=True)), loss)
         (score,) = bench.rewards([choice])
         study.tell(trial, score)
+        stale = stale + 1 if bench.left == before else 0

@@ -102,7 +102,7 @@ class Environment:
         for batch, target in zip(self._inputs, self._reference, strict=True):
             own = _log_probabilities(call(model, batch))
             divergence = F.kl_div(own, target, reduction="none", log_target=True)
-            total += float(divergence.masked_fill(target == -math.inf, 0).sum())  # a class that the model rules out counts nothing
+            total += float(divergence.masked_fill(target == -math.inf, 0).sum())  # classes ruled out count nothing
             rows += len(own)
         return -total / rows
 

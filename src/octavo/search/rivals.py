@@ -5,6 +5,7 @@ Each is a function of the bench, and scores as many choices as it may; the best 
 
 import math
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def tpe(bench: Bench) -> None:
 
 def cmaes(bench: Bench) -> None:
     """Optuna's CMA-ES, over the options' indices as numbers."""
-    _optuna(bench, lambda optuna, seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False))
+    _optuna(bench, lambda optuna, seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False), "cmaes")
 
 
 RIVALS: dict[str, Callable[[Bench], None]] = {
@@ -131,15 +132,14 @@ def _random_losses(space: Space, generator: torch.Generator) -> np.ndarray:
     return -steps.cumsum(1)
 
 
-def _optuna(bench: Bench, sampler: Callable[[Any, int], Any]) -> None:
+def _optuna(bench: Bench, sampler: Callable[[Any, int], Any], *needs: str) -> None:
     seed = int(torch.randint(1 << 31, (), generator=bench.generator))
     try:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(direction="maximize", sampler=sampler(optuna, seed))
+        optuna, *_ = [import_module(name) for name in ("optuna", *needs)]
     except ImportError as error:
         raise OctavoError(f"this method needs {error.name}: pip install 'octavo[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=sampler(optuna, seed))
     space, loss, stale = bench.space, bench.losses(), 0
     while (before := bench.left) and stale < PATIENCE:
         trial = study.ask()

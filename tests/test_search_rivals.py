@@ -152,7 +152,7 @@ def test_the_methods_that_learn_or_draw_spend_all_that_they_may(method: str) -> 
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_space_smaller_than_the_evaluations_comes_to_an_end(method: str) -> None:
-    bench, environment = bench_of(space_of(Budget(average_bits=3.4), layers=2), evaluations=10_000)
+    bench, environment = bench_of(space_of(Budget(average_bits=3.4), layers=2), evaluations=300)
     METHODS[method](bench)
     assert len(set(environment.asked)) == len(environment.asked) <= 1 + 8 + 16
 

@@ -1,7 +1,9 @@
 """REINFORCE on batches of choices (Williams, 1992), with a leave-one-out baseline and a decaying entropy bonus.
 
 One page, top to bottom. What is scored is what fits the budget: a sample is projected, and the probability that is raised or
-lowered is that of the projected choice, so the policy learns to propose what is really tried.
+lowered is that of the projected choice, so the policy learns to propose what is really tried. Two things keep it from settling
+on a choice while evaluations are left: a share of every layer's probability is spread evenly over its options, so that some
+layers of each sample explore; and the best choice so far takes part in every batch, so that what is learned from is never lost.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +16,8 @@ from octavo.search.controller import Controller
 
 __all__ = ["Reinforce", "imitate", "learn", "surrogate"]
 
+GROWTH = 1.1  # of exploration, for each batch in a row that brought nothing new
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reinforce:
@@ -23,6 +27,7 @@ class Reinforce:
         batch: choices a step.
         learning_rate: Adam's.
         entropy: weight of the entropy bonus at the start; it falls linearly to 0 over the trials.
+        explore: how many layers of a sample are drawn evenly, on average; more, while batches bring nothing new.
         confidence: what imitation makes of the probability of each imitated option.
         patience: how many batches in a row may propose nothing new before learning ends.
 
@@ -31,8 +36,9 @@ class Reinforce:
     batch: int = 8
     learning_rate: float = 0.02
     entropy: float = 0.02
+    explore: float = 1.5
     confidence: float = 0.8
-    patience: int = 50
+    patience: int = 100
 
 
 def imitate(controller: Controller, indices: Sequence[int], settings: Reinforce, steps: int = 200) -> None:
@@ -68,15 +74,26 @@ def learn(
     """
     optimizer = torch.optim.Adam(controller.parameters(), settings.learning_rate)
     whole, stale = left(), 0
+    best, best_reward = torch.empty(0, len(controller.allowed), dtype=torch.int64), torch.empty(0)
     while (before := left()) and stale < settings.patience:
-        with torch.no_grad():
-            sampled = torch.multinomial(controller().exp(), settings.batch, replacement=True, generator=generator).T
+        policy = _exploring(controller, settings.explore * GROWTH**stale)
+        sampled = torch.multinomial(policy.detach().exp(), settings.batch, replacement=True, generator=generator).T
         tried, reward = rewards(sampled)
         scored = reward.isfinite()
+        tried, reward = torch.cat([best, tried[scored]]), torch.cat([best_reward, reward[scored]])
         optimizer.zero_grad()
-        (-surrogate(controller(), tried[scored], reward[scored], settings.entropy * before / whole)).backward()
+        (-surrogate(policy, tried, reward, settings.entropy * before / whole)).backward()
         optimizer.step()
+        best, best_reward = tried[(first := reward.argmax()) : first + 1], reward[first : first + 1]
         stale = stale + 1 if left() == before else 0
+
+
+def _exploring(controller: Controller, explore: float) -> Tensor:
+    """The controller's log probabilities, mixed with even ones so that ``explore`` layers of a sample are drawn from these."""
+    share = min(explore / len(controller.allowed), 1.0)
+    even = controller.allowed / controller.allowed.sum(1, keepdim=True)
+    mixed: Tensor = (1 - share) * controller().exp() + share * even
+    return mixed.clamp(min=1e-30).log()
 
 
 def surrogate(log_probabilities: Tensor, tried: Tensor, reward: Tensor, entropy: float) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from octavo.calling import Inputs, call, device_of, observing, on_device
+from octavo.digest import digest
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.layers import Layer, calling_modules, count_macs, find_layers
 from octavo.plan import Budget, Plan
@@ -119,14 +120,16 @@ def search(
     space = Space(names, choices, weights, tuple(macs[name] for name in names), budget)
     environment = Environment(model, names, batches, choices, score=score, workers=workers)
     settings = {"layers": dict(zip(names, weights, strict=True)), "options": choices, "own_score": score is not None}
+    settings |= {"weights": digest(model.state_dict()), "inputs": digest(batches)}
     bench = Bench(
         space, environment, Journal(None if journal is None else Path(journal), settings), trials,
         trade_off=trade_off or 0.0, seed=seed, observe=observe,
     )  # fmt: skip
     (dnq if method == "dnq" else RIVALS[method])(bench)
-    best, uniform = bench.best, uniform_choice(space, bench.best.choice)
+    uniform = uniform_choice(space, bench.best.choice)
     bench.left = 1  # the uniform plan stands beside every result, whatever the method had left
     (uniform_score,) = bench.score([uniform])
+    best = bench.best
     return SearchResult(space.plan(best.choice), best.score, space.plan(uniform), uniform_score, tuple(bench.trials), space)
 
 

@@ -17,7 +17,7 @@ from octavo.inspection import inspect as inspect_model
 from octavo.packed import Packed
 from octavo.plan import Budget
 from octavo.recipe import Recipe, key_value, load_recipe, make_recipe, override
-from octavo.report.progress import Display, SearchDisplay
+from octavo.report.progress import Display
 from octavo.report.tables import inspection_table, layers_table, packed_rows, plan_table, result_table, skipped_table
 from octavo.run import publish
 from octavo.run import run as run_recipe
@@ -108,7 +108,8 @@ def search(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o"
     loaded = load_task(task, _options(option))
     pins = dict(key_value(pair, "--pin") for pair in pin or ())
     limit = None if budget is None else Budget(**dict([key_value(budget, "--budget")]))
-    with SearchDisplay(err if as_json else out, trials) as display:
+    with Display(err if as_json else out) as display:
+        display.searching(trials)
         found = search_bits(
             model_of(loaded, task), loaded.calibration(), budget=limit, trade_off=trade_off, method=method, trials=trials,
             pins=pins, seed=seed, workers=workers, journal=journal, observe=display.trial,

@@ -14,7 +14,7 @@ from octavo.oneshot import LayerError
 from octavo.search.bench import Trial
 from octavo.train import Progress as Step
 
-__all__ = ["Display", "SearchDisplay"]
+__all__ = ["Display"]
 
 QUIET = 15.0  # seconds between plain lines
 
@@ -28,7 +28,8 @@ class Display:
         self._bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(None), console=console, transient=True)
         self._task: TaskID | None = None
         self._label = ""
-        self._said = time.monotonic()
+        self._said = self._started = time.monotonic()
+        self._scores, self._trials = list[float](), 0
 
     def __enter__(self) -> Self:
         if self._live:
@@ -68,45 +69,32 @@ class Display:
             self._said = time.monotonic()
             self.note(f"{self._label}  step {progress.step}/{progress.steps}  {state}")
 
+    def searching(self, trials: int) -> None:
+        """Start the bar of a search for bits, of at most so many trials."""
+        self._begin("closed form of every layer and bit-width")
+        self._scores, self._trials = [], trials
+
+    def trial(self, trial: Trial) -> None:
+        """Move that bar by a plan that was scored, or now and then print a line: speed, time left, how the best score rose."""
+        self._scores.append(trial.score)
+        if len(self._scores) == 1:
+            self._started = time.monotonic()  # what came before was no trial of a plan
+        done, took = len(self._scores), time.monotonic() - self._started
+        speed = done / max(took, 1e-9)
+        left = timedelta(seconds=round((self._trials - done) / speed))
+        state = f"best {max(self._scores):.5g}  last {trial.score:.5g}  {speed:.1f} plans/s  at most {left} left"
+        line = f"search, plan {done}  {state}  {_curve(self._scores)}"
+        if self._live and self._task is not None:
+            self._bar.update(self._task, description=line, total=self._trials, completed=done)
+        elif time.monotonic() - self._said > QUIET:
+            self._said = time.monotonic()
+            self.note(line)
+
     def _begin(self, label: str) -> None:
         self._label = label
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(label)
-
-
-class SearchDisplay:
-    """Shows a search: trials per second, time left, the best score, and the recent ones as a curve."""
-
-    def __init__(self, console: Console, trials: int) -> None:
-        self._console, self._trials = console, trials
-        self._bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(None), console=console, transient=True)
-        self._task = self._bar.add_task("closed form of every layer and bit-width", total=trials)
-        self._started = self._said = time.monotonic()
-        self._scores: list[float] = []
-
-    def __enter__(self) -> Self:
-        if self._console.is_interactive:
-            self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._console.is_interactive:
-            self._bar.stop()
-
-    def trial(self, trial: Trial) -> None:
-        """A plan was scored."""
-        self._scores.append(trial.score)
-        if len(self._scores) == 1:
-            self._started = time.monotonic()  # what came before was no trial of a plan
-        speed = len(self._scores) / max(time.monotonic() - self._started, 1e-9)
-        best = max(self._scores)
-        line = f"plan {len(self._scores)}  best {best:.5g}  last {trial.score:.5g}  {speed:.1f} plans/s  {_curve(self._scores)}"
-        if self._console.is_interactive:
-            self._bar.update(self._task, description=line, completed=len(self._scores))
-        elif time.monotonic() - self._said > QUIET:
-            self._said = time.monotonic()
-            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _curve(scores: Sequence[float], width: int = 24) -> str:

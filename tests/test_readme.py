@@ -66,6 +66,7 @@ def test_the_commands(tmp_path: Path) -> None:
         "run",
         "quantize",
         "quantize",
+        "search",
         "verify",
         "evaluate",
     ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.plan import Budget
+from octavo.search import reinforce
 from octavo.search.bench import Bench
 from octavo.search.controller import Controller
 from octavo.search.dnq import dnq
@@ -202,6 +203,70 @@ def test_what_could_not_be_scored_any_more_is_not_learned_from() -> None:
 
     learn(controller, Reinforce(), torch.Generator().manual_seed(0), rewards, lambda: left[0])
     assert all(bool(parameter.isfinite().all()) for parameter in controller.parameters())
+
+
+def collapsed(allowed: Tensor) -> Controller:
+    """A controller that is certain of the first option of every layer."""
+    controller = controller_of(allowed)
+    with torch.no_grad():
+        controller.own[:, 0] = 1e4
+    return controller
+
+
+@pytest.mark.parametrize("explore", [0.0, 0.5, 1.5, 4.0, 100.0])
+def test_exploring_mixes_in_even_probabilities_of_what_is_allowed(explore: float) -> None:
+    mixed = reinforce._exploring(collapsed(ALLOWED), explore).exp().detach()
+    assert mixed.sum(1).tolist() == pytest.approx([1.0] * 4)
+    assert float(mixed[~ALLOWED].max()) < 1e-29
+    share = min(explore / 4, 1)
+    for row, allowed in zip(mixed, ALLOWED, strict=True):
+        count = int(allowed.sum())
+        assert row[:count].tolist() == pytest.approx([1 - share + share / count] + [share / count] * (count - 1))
+
+
+def spent(settings: Reinforce, evaluations: int) -> int:
+    """How many choices a controller tries that has collapsed on the best of 4,096."""
+    seen = set[tuple[int, ...]]()
+
+    def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
+        seen.update([tuple(row) for row in sampled.tolist()])
+        return sampled, -sampled.sum(1).float()
+
+    controller = collapsed(torch.ones(6, 4, dtype=torch.bool))
+    learn(controller, settings, torch.Generator().manual_seed(0), rewards, lambda: max(0, evaluations - len(seen)))
+    return len(seen)
+
+
+def test_a_collapsed_policy_spends_its_evaluations_all_the_same() -> None:
+    assert spent(Reinforce(), 300) >= 300
+    assert spent(Reinforce(explore=0.01), 50) >= 50  # the less comes of it, the more it explores
+    assert spent(Reinforce(explore=0.0, patience=5), 300) == 1
+
+
+def test_the_best_choice_so_far_takes_part_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, sampled_rows, left = list[tuple[Tensor, Tensor]](), list[list[int]](), [200]
+
+    def climbed(log_probabilities: Tensor, tried: Tensor, reward: Tensor, entropy: float) -> Tensor:
+        batches.append((tried, reward))
+        return surrogate(log_probabilities, tried, reward, entropy)
+
+    def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
+        sampled_rows.extend(sampled.tolist())
+        left[0] -= 8
+        return sampled, worth[tuple(sampled.T)]
+
+    monkeypatch.setattr(reinforce, "surrogate", climbed)
+    worth = torch.rand(4, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    learn(
+        controller_of(torch.ones(4, 4, dtype=torch.bool)), Reinforce(), torch.Generator().manual_seed(0), rewards, lambda: left[0]
+    )
+    assert [len(tried) for tried, _ in batches] == [8] + 24 * [9]
+    for count, (tried, reward) in enumerate(batches, 1):
+        best = max(sampled_rows[: 8 * count], key=lambda row: float(worth[tuple(row)]))
+        assert best in tried.tolist()
+        assert torch.equal(reward, worth[tuple(tried.T)])
+    firsts = [tuple(tried[0].tolist()) for tried, _ in batches[1:]]
+    assert 1 < len(set(firsts)) < len(firsts)  # it changes, and is kept
 
 
 # What it finds: 8 layers of 4 options, 65,536 choices, of which all that fit are enumerated.

@@ -65,7 +65,7 @@ def orders_of(order: str | Sequence[str], portions: int) -> tuple[Order, ...]:
         PlanError: an unknown order, or not as many as there are portions.
 
     """
-    orders = (order,) * portions if isinstance(order, str) else tuple(order)
+    orders = (order,) * portions if isinstance(order, str) or not isinstance(order, Sequence) else tuple(order)
     for one in orders:
         check_order(one)
     if len(orders) != portions:

@@ -47,7 +47,7 @@ class Search:
     pins: Mapping[str, Bits] = field(default_factory=dict)
 
 
-SECTIONS: dict[Any, Any] = {"retraining": Retraining, "oneshot": OneShot, "search": Search}
+SECTIONS: dict[Any, Any] = {"retraining": Retraining, "oneshot": OneShot, "search": Search, "search.budget": Budget}
 
 
 class Recipe(BaseModel):
@@ -218,7 +218,7 @@ def _explain(error: ValidationError) -> str:
     key, *inner = first["loc"] or ("",)
     where = ".".join(str(part) for part in (key, *inner[key in UNIONS :]))
     if first["type"] in UNKNOWN:
-        known = SECTIONS[key].__dataclass_fields__ if inner else Recipe.model_fields
+        known = SECTIONS[where.rpartition(".")[0]].__dataclass_fields__ if inner else Recipe.model_fields
         return f"unknown key {where!r}{nearest(where.rpartition('.')[2], known)}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"  # our own say what they got
     return f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1) + got

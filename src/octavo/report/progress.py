@@ -78,10 +78,10 @@ class Display:
         """Move that bar by a plan that was scored, or now and then print a line: speed, time left, how the best score rose."""
         self._scores.append(trial.score)
         if len(self._scores) == 1:
-            self._started = time.monotonic()  # what came before was no trial of a plan
+            self._started = self._said = time.monotonic()  # what came before was no trial of a plan
         done, took = len(self._scores), time.monotonic() - self._started
         speed = done / max(took, 1e-9)
-        left = timedelta(seconds=round((self._trials - done) / speed))
+        left = timedelta(seconds=round(max(self._trials - done, 0) / speed))
         state = f"best {max(self._scores):.5g}  last {trial.score:.5g}  {speed:.1f} plans/s  at most {left} left"
         line = f"search, plan {done}  {state}  {_curve(self._scores)}"
         if self._live and self._task is not None:

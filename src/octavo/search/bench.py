@@ -10,6 +10,7 @@ import torch
 from octavo.errors import PlanError
 from octavo.search.environment import Environment, Partial
 from octavo.search.journal import Journal
+from octavo.search.output_sum import OutputSum
 from octavo.search.space import Choice, Space
 from octavo.seeds import seed_of
 
@@ -93,6 +94,10 @@ class Bench:
         for (layer, bits), score in zip(pairs, scores, strict=True):
             loss[layer, bits] = top - score
         return loss
+
+    def output_sum(self) -> OutputSum | None:
+        """A model of the environment from what the choices of single layers gave, if its scores can be modelled."""
+        return self._environment.output_sum() if self._environment.explains else None
 
     @property
     def best(self) -> Trial:

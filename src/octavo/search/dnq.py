@@ -2,8 +2,12 @@
 
 The paper's public record says what is learned and how, and nothing of the architecture, the features, the reward or the
 quantizer's formula: all of these are our reconstruction. The controller starts by imitating the exact solution of the additive
-model, unless it is asked not to, and then learns from measured choices what layers do to each other.
+model, unless it is asked not to. Where the score is the divergence of outputs, it goes on learning in a model of the environment,
+which is made of the outputs that the choices of single layers gave and costs no evaluations (octavo.search.output_sum). Then it
+learns from measured choices what layers really do to each other.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,11 +15,14 @@ from torch import Tensor
 
 from octavo.search.bench import Bench
 from octavo.search.controller import Controller
+from octavo.search.output_sum import OutputSum
 from octavo.search.reinforce import Reinforce, imitate, learn
 from octavo.search.rivals import exact_choice
-from octavo.search.space import Space
+from octavo.search.space import Choice, Space
 
 __all__ = ["dnq", "features"]
+
+IMAGINED = 6000  # choices that are estimated before the first one is measured
 
 
 def dnq(bench: Bench, *, warm: bool = True, settings: Reinforce | None = None) -> None:
@@ -23,7 +30,7 @@ def dnq(bench: Bench, *, warm: bool = True, settings: Reinforce | None = None) -
 
     Args:
         bench: where.
-        warm: begin by imitating the exact solution of the additive model.
+        warm: begin by imitating the exact solution of the additive model, and in a model of the environment where there is one.
         settings: of the policy gradient.
 
     """
@@ -37,15 +44,36 @@ def dnq(bench: Bench, *, warm: bool = True, settings: Reinforce | None = None) -
         start = exact_choice(bench, loss)
         bench.score([start])
         imitate(controller, _indices(space, start), settings)
+        if model := bench.output_sum():
+            _learn(controller, settings, bench, loss, _Imagined(bench, model))
+    _learn(controller, settings, bench, loss, bench)
+
+
+class _Imagined:
+    """The bench's rewards as a model of the environment has them, for so many choices."""
+
+    def __init__(self, bench: Bench, model: OutputSum) -> None:
+        self._bench, self._model, self.left = bench, model, IMAGINED
+
+    def rewards(self, choices: Sequence[Choice]) -> list[float]:
+        """Estimates."""
+        self.left = max(0, self.left - len(choices))
+        scores = self._model.scores(choices).tolist()
+        return [self._bench.reward(choice, score) for choice, score in zip(choices, scores, strict=True)]
+
+
+def _learn(controller: Controller, settings: Reinforce, bench: Bench, loss: np.ndarray, judge: Bench | _Imagined) -> None:
+    """Train the controller by the rewards of ``judge``."""
+    space = bench.space
 
     def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
         choices = [
             space.project(tuple(bits[i] for bits, i in zip(space.options, row, strict=True)), loss) for row in sampled.tolist()
         ]
-        found = bench.rewards(choices)
+        found = judge.rewards(choices)
         return torch.tensor([_indices(space, choice) for choice in choices]), torch.tensor(found)
 
-    learn(controller, settings, bench.generator, rewards, left=lambda: bench.left)
+    learn(controller, settings, bench.generator, rewards, left=lambda: judge.left)
 
 
 def features(space: Space, loss: np.ndarray) -> Tensor:

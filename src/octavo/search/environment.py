@@ -23,10 +23,13 @@ from octavo.errors import PlanError
 from octavo.layers import Layer, find_layers
 from octavo.moments import Moments
 from octavo.oneshot import float_moments
+from octavo.search.output_sum import OutputSum
 from octavo.search.space import Choice
 from octavo.solve import Settings, solve
 
 __all__ = ["Environment", "Partial", "Score"]
+
+NUMBERS = 1 << 24  # that a model of the environment keeps
 
 Partial: TypeAlias = Sequence[int | None]  # a choice in which some layers stay in full precision
 Score: TypeAlias = Callable[[nn.Module], float]
@@ -40,6 +43,9 @@ class _Option:
 
 class Environment:
     """Scores choices of bits, higher is better.
+
+    Attributes:
+        explains: whether the score is the divergence of outputs, so that ``output_sum`` can model it.
 
     Args:
         model: the trained network; it is left as it was.
@@ -74,7 +80,8 @@ class Environment:
         self._score = score or self._divergence
         self._workers = [_Worker(model, layers) for _ in range(workers)]
         self._reference: list[Tensor] = []
-        if score is None:
+        self.explains = score is None
+        if self.explains:
             with observing(model):
                 self._reference = [_log_probabilities(call(model, batch)) for batch in self._inputs]
 
@@ -88,6 +95,28 @@ class Environment:
     def stored_bits(self, choice: Choice) -> float:
         """Bits that the codes of a choice take at their entropy."""
         return sum(self._cache[layer][bits].stored_bits for layer, bits in enumerate(choice))
+
+    def output_sum(self) -> OutputSum:
+        """A model of this environment, from the outputs of the choices in which a single layer is quantized."""
+        pairs = [(layer, bits) for layer, weights in enumerate(self._cache) for bits in weights]
+        rows = max(1, NUMBERS // (len(pairs) * self._reference[0].shape[1]))
+        full = self._outputs([None] * len(self._cache), rows)
+        changes = {}
+        for layer, bits in pairs:
+            alone = [bits if at == layer else None for at in range(len(self._cache))]
+            changes[layer, bits] = (self._outputs(alone, rows) - full).nan_to_num(0.0)  # of classes ruled out
+        return OutputSum(full, changes)
+
+    def _outputs(self, choice: Partial, rows: int) -> Tensor:
+        """The first rows of the log probabilities that a choice gives."""
+        worker, found, missing = self._workers[0], list[Tensor](), rows
+        worker.wear([None if bits is None else self._cache[layer][bits].weight for layer, bits in enumerate(choice)])
+        with observing(worker.model):
+            for batch in self._inputs:
+                if missing > 0:
+                    found.append(_log_probabilities(call(worker.model, batch))[:missing])
+                    missing -= len(found[-1])
+        return torch.cat(found)
 
     def _one(self, worker: "_Worker", choice: Partial) -> float:
         worker.wear([None if bits is None else self._cache[layer][bits].weight for layer, bits in enumerate(choice)])

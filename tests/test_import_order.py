@@ -26,6 +26,7 @@ FLOORS = (
     "freeze",
     "files",
     "manifest",
+    "digest",
     "container",
     "packed",
     "forward_order",

@@ -18,11 +18,13 @@ from torch.nn.utils import parametrizations, parametrize
 
 import octavo.incremental
 from octavo.calling import call, observing
+from octavo.codebook import power_of_two
 from octavo.errors import PlanError, TrainingError
 from octavo.freeze import Held
 from octavo.incremental import Incremental, Stage
 from octavo.oneshot import calibrate
 from octavo.packed import Packed
+from octavo.partition import grow, score
 from octavo.plan import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # oneDNN has none
@@ -271,6 +273,22 @@ def test_what_freezes_first(order: Any, largest_first: bool | None) -> None:
     assert (float(frozen[0].min()) >= float(frozen[1].max())) is bool(largest_first)
 
 
+def test_each_portion_freezes_by_its_own_order() -> None:
+    """The largest first, then by distance: as growing the frozen set by hand does."""
+    model, bits = net(), 3
+    weight = model.first.weight.detach().clone()
+    codebook, frozen = power_of_two(weight, bits, fit="mse"), torch.zeros_like(weight, dtype=torch.bool)
+    run = Incremental(model, {"first": bits}, portions=(0.4, 0.8, 1.0), order=["magnitude", "distance", "far"], per="layer")
+    stages, expected = list(run), list[Tensor]()
+    for portion, order in ((0.4, "magnitude"), (0.8, "distance"), (1.0, "far")):
+        frozen = grow(frozen, score(weight, codebook, order), portion)  # type: ignore[arg-type]
+        expected.append(frozen)
+    assert all(torch.equal(stage.frozen["first"], mask) for stage, mask in zip(stages, expected, strict=True))
+    for order in ("magnitude", "distance"):
+        alone = list(Incremental(net(), {"first": bits}, portions=(0.4, 0.8, 1.0), order=order, per="layer"))  # type: ignore[arg-type]
+        assert not torch.equal(alone[1].frozen["first"], expected[1])
+
+
 def test_by_distance_the_first_half_hardly_changes() -> None:
     changes: dict[str, Tensor] = {}
     for order in ("distance", "far", "random"):
@@ -460,7 +478,7 @@ def run(incremental: Incremental, *, stop: int | None = None) -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])
-@pytest.mark.parametrize("order", ["distance", "random"])
+@pytest.mark.parametrize("order", ["distance", "random", ["far", "random", "distance", "magnitude"]])
 def test_a_resumed_run_ends_bit_for_bit_as_the_whole_one(stop: int, order: Any, tmp_path: Path) -> None:
     whole = Incremental(net(), {"first": 3, "last": 4}, order=order, seed=7)
     run(whole)
@@ -496,6 +514,10 @@ def test_a_state_can_be_taken_before_the_first_stage_and_after_the_last() -> Non
         ({"plan": {"first": 4}}, "plan: expected the state of a run with {'first': 4}, got one with {'first': 3}"),
         ({"portions": (0.5, 1.0)}, "portions: expected the state of a run with (0.5, 1.0), got one with (0.5, 0.75, 0.875, 1.0)"),
         ({"order": "far"}, "order: expected the state of a run with 'far', got one with 'random'"),
+        (
+            {"order": ["random", "random", "random", "far"]},
+            "order: expected the state of a run with ('random', 'random', 'random', 'far'), got one with 'random'",
+        ),
         ({"fit": "max"}, "fit: expected the state of a run with 'max', got one with 'mse'"),
         ({"per": "layer"}, "per: expected the state of a run with 'layer', got one with 'channel'"),
         ({"seed": 1}, "seed: expected the state of a run with 1, got one with 0"),
@@ -532,6 +554,9 @@ def test_a_state_that_is_none(state: Any) -> None:
         ({"portions": (0.5, 0.9)}, "^portions: expected shares that rise strictly from above 0 to exactly 1"),
         ({"portions": ()}, "^portions: "),
         ({"order": "size"}, "^order: expected one of magnitude, distance, far, random"),
+        ({"order": None}, "^order: expected one of magnitude, distance, far, random, got None"),
+        ({"order": ["far", "far", "size", "far"]}, "^order: expected one of magnitude, distance, far, random, got 'size'"),
+        ({"order": ["far", "distance"]}, "^order: expected one, or 4, one a portion; got 2"),
         ({"fit": "mean"}, '^first: expected fit "max" or "mse"'),
         ({"per": "row"}, '^first: expected fit "max" or "mse" and per "layer" or "channel"'),
     ],
@@ -987,6 +1012,18 @@ def test_orders_differ_with_inputs_too_and_a_seed_is_a_seed() -> None:
     found = [codes("magnitude"), codes("distance"), codes("far"), codes("random"), codes("random", seed=1)]
     assert all(a != b for a, b in itertools.combinations(found, 2))
     assert codes("random", seed=1) == found[-1]
+
+
+@pytest.mark.usefixtures("_few_pieces")
+def test_with_inputs_each_portion_freezes_by_its_own_order_too() -> None:
+    def masks(order: Any) -> list[list[bool]]:
+        run = Incremental(net(), {"first": 3}, portions=(0.4, 0.8, 1.0), order=order, inputs=[batch(0)])
+        return [stage.frozen["first"].flatten().tolist() for stage in run]
+
+    mixed, magnitude, distance = masks(["magnitude", "distance", "far"]), masks("magnitude"), masks("distance")
+    assert masks(["far", "far", "far"]) == masks("far")
+    assert mixed[0] == magnitude[0] != distance[0]
+    assert magnitude[1] != mixed[1] != distance[1]
 
 
 @pytest.mark.usefixtures("_few_pieces")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octavo.codebook import PowerOfTwo, power_of_two
 from octavo.errors import PlanError
-from octavo.partition import check_order, check_portions, grow, score
+from octavo.partition import check_order, check_portions, grow, orders_of, score
 
 PORTIONS = (0.5, 0.75, 0.875, 1.0)
 
@@ -176,6 +176,24 @@ def test_an_unknown_order(order: Any) -> None:
 @pytest.mark.parametrize("order", ["magnitude", "distance", "far", "random"])
 def test_the_known_orders(order: str) -> None:
     check_order(order)
+
+
+def test_one_order_is_that_of_every_portion_and_several_are_one_each() -> None:
+    assert orders_of("far", 3) == ("far", "far", "far")
+    assert orders_of(["magnitude", "distance", "random"], 3) == ("magnitude", "distance", "random")
+
+
+@pytest.mark.parametrize("orders", [(), ["far"], ["far", "far", "far"]])
+def test_orders_are_one_a_portion(orders: Any) -> None:
+    with pytest.raises(PlanError, match=rf"^order: expected one, or 2, one a portion; got {len(orders)}$"):
+        orders_of(orders, 2)
+
+
+@pytest.mark.parametrize("orders", ["size", None, 3, ["far", "size"], ["far", None]])
+def test_an_unknown_order_of_a_portion(orders: Any) -> None:
+    wrong = orders[1] if isinstance(orders, list) else orders
+    with pytest.raises(PlanError, match=f"^order: expected one of magnitude, distance, far, random, got {wrong!r}$"):
+        orders_of(orders, 2)
 
 
 @pytest.mark.parametrize(

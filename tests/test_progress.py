@@ -9,6 +9,7 @@ from rich.console import Console
 
 from octavo.oneshot import LayerError
 from octavo.report.progress import Display
+from octavo.search.bench import Trial
 from octavo.train import Progress
 
 
@@ -129,3 +130,60 @@ def test_the_closed_form_shows_each_layer(terminal: Console, pipe: Console) -> N
     ]
     assert "closed form, layer 2/2  [a]  off by 10.0%" in terminal.file.getvalue()
     assert "nearest levels" not in terminal.file.getvalue()
+
+
+# A search for bits.
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr("octavo.report.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def searched(console: Console, now: list[float], scores: list[float], trials: int, seconds: float) -> list[str]:
+    """What is shown of a search whose closed form takes a minute, and each trial so many seconds."""
+    with Display(console) as display:
+        display.searching(trials)
+        now[0] += 60
+        for score in scores:
+            now[0] += seconds
+            display.trial(Trial((2, 3), score, 2.5))
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_elsewhere_a_search_is_a_line_now_and_then(pipe: Console, now: list[float]) -> None:
+    lines = searched(pipe, now, [-4, -3, -5, -2.5, -1, -2, -3, -9, -0.5], 100, 5)  # speed and time count from the first trial
+    assert lines == [
+        "search, plan 5  best -1  last -1  0.2 plans/s  at most 0:06:20 left  ▁▃▃▅█",
+        "search, plan 9  best -0.5  last -0.5  0.2 plans/s  at most 0:06:44 left  ▁▃▃▄▇▇▇▇█",
+    ]
+
+
+def test_on_a_terminal_the_last_trial_stands_in_the_bar(terminal: Console, now: list[float]) -> None:
+    text = "".join(searched(terminal, now, [-4, -1, -2], 5, 2))
+    assert "search, plan 3  best -1  last -2  0.8 plans/s  at most 0:00:03 left  ▁██" in text
+
+
+def test_a_plan_more_than_was_asked_for_takes_no_time_back(terminal: Console, now: list[float]) -> None:
+    """The uniform plan is scored whatever is left."""
+    text = "".join(searched(terminal, now, [-4, -4, -4], 2, 40))
+    assert "search, plan 3  best -4  last -4  0.0 plans/s  at most 0:00:00 left  ▁▁▁" in text
+
+
+def test_a_long_search_is_a_curve_of_24_characters(monkeypatch: pytest.MonkeyPatch, now: list[float]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    wide = Console(force_terminal=True, force_interactive=True, file=StringIO(), width=160, color_system=None)
+    text = "".join(searched(wide, now, [float(score) for score in range(48)], 48, 1))
+    (curve,) = re.findall(r"left  ([▁▂▃▄▅▆▇█]+) ", text)
+    assert (len(curve), curve[0], curve[-1]) == (24, "▁", "█")
+    assert list(curve) == sorted(curve)
+
+
+def test_a_search_and_then_stages(pipe: Console, now: list[float]) -> None:
+    searched(pipe, now, [-1.0], 1, 1)
+    assert shown(pipe, steps(1000)).endswith(
+        "quantized, stage 2/4  step 1000/1000  epoch 2.00  loss 0.0010  12.5 steps/s  0:00:00 left\n"
+    )

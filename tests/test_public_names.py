@@ -12,8 +12,9 @@ import pytest
 import octavo
 
 PUBLIC = {
-    "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan", "PlanError",
-    "PowerOfTwo", "RecipeError", "Stage", "TrainingError", "calibrate", "inspect", "power_of_two", "verify",
+    "METHODS", "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan",
+    "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "TrainingError", "calibrate", "inspect", "power_of_two",
+    "search", "verify",
 }  # fmt: skip
 MODULES = sorted(module.name for module in pkgutil.walk_packages(octavo.__path__, "octavo."))
 
@@ -21,7 +22,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(octavo.__path__
 def test_the_public_names() -> None:
     assert set(octavo.__all__) == PUBLIC
     assert len(octavo.__all__) == len(PUBLIC) <= 30
-    assert octavo.__all__ == sorted(octavo.__all__)
+    assert octavo.__all__ == sorted(octavo.__all__, key=lambda name: (not name.isupper(), name))
     assert all(hasattr(octavo, name) for name in PUBLIC)
 
 

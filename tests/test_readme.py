@@ -29,7 +29,7 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
     model = nn.Sequential(layers[0], nn.BatchNorm2d(4), nn.Flatten(), layers[1])
     fresh = copy.deepcopy(model)
     calls: list[nn.Module] = []
-    quantize, reload, calibrate, _ = blocks("python")
+    quantize, reload, calibrate, search, _ = blocks("python")
     exec(quantize, {"model": model, "retrain": calls.append})
     assert calls == [model] * 4
     exec(reload, {"model": fresh})
@@ -39,11 +39,13 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
     closed: dict[str, Any] = {"model": fresh, "inputs": [torch.randn(8, 1, 4, 4)]}
     exec(calibrate, closed)
     assert closed["packed"].nominal_bits == 4
+    exec(search, closed)
+    assert closed["packed"].nominal_bits <= 3
 
 
 def test_the_task_has_the_methods_that_a_task_needs() -> None:
     namespace: dict[str, Any] = {}
-    exec(blocks("python")[3], namespace)
+    exec(blocks("python")[4], namespace)
     assert set(METHODS) == {name for name in vars(namespace["MyTask"]) if not name.startswith("_")}
 
 
@@ -64,6 +66,7 @@ def test_the_commands(tmp_path: Path) -> None:
         "run",
         "quantize",
         "quantize",
+        "search",
         "verify",
         "evaluate",
     ]

@@ -7,7 +7,8 @@ import pytest
 
 from octavo import cli
 from octavo.errors import OctavoError, RecipeError
-from octavo.recipe import OneShot, load_recipe, make_recipe, yaml_value
+from octavo.plan import Budget
+from octavo.recipe import OneShot, Search, load_recipe, make_recipe, yaml_value
 from octavo.train import Retraining
 
 GOOD = "task: digits\nbits: 3\n"
@@ -32,6 +33,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "options": {},
         "teacher": {},
         "bits": 3,
+        "search": None,
         "method": "inq",
         "warmup": 0.0,
         "start": "oneshot",
@@ -79,6 +81,24 @@ publish: out/here
     assert (recipe.epochs, recipe.schedule, recipe.warmup) == ((2.0, 0.5), ((0.25, 2.0), (1.0, 0.5)), 1.5)
     assert recipe.retraining == Retraining(learning_rate=0.001, labels=0.5, bfloat16=True)
     assert (recipe.control, recipe.seed, recipe.publish) == (False, 7, "out/here")
+
+
+def test_a_search_in_place_of_bits(folder: Path) -> None:
+    base = write("base.yaml", "task: digits\nsearch: {budget: {average_bits: 3}}")
+    recipe = load_recipe(base)
+    assert (recipe.bits, recipe.search) == (None, Search(budget=Budget(average_bits=3)))
+    assert recipe.search == Search(
+        budget=Budget(average_bits=3), method="dnq", trials=512, options=(2, 3, 4, 5), pins={}
+    )  # the command's own defaults
+    text = (
+        "base: base.yaml\nsearch: {method: random, trials: 20, options: [2, 4], pins: {conv1: 4}}\norder: [far, far, far, random]"
+    )
+    recipe = load_recipe(write("r.yaml", text), ["search.budget.average_bits=2.5"])
+    assert recipe.search == Search(budget=Budget(average_bits=2.5), method="random", trials=20, options=(2, 4), pins={"conv1": 4})
+    assert recipe.order == ("far", "far", "far", "random")
+    assert make_recipe(recipe.model_dump(mode="json"), "again") == recipe
+    assert load_recipe(write("bits.yaml", "base: r.yaml\nsearch: null\nbits: 3")).bits == 3
+    assert load_recipe(write("search.yaml", "base: bits.yaml\nbits: null\nsearch: {budget: {ratio: 9}}")).bits is None
 
 
 @pytest.mark.parametrize("path", sorted(cli.RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -164,6 +184,10 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
         ("task: 3", "task: Input should be a valid string, got 3"),
         ("options: 3", "options: Input should be a valid dictionary, got 3"),
         ("order: size", "order: Input should be 'magnitude', 'distance', 'far' or 'random', got 'size'"),
+        ("order: [far, size, far, far]", "order.1: Input should be 'magnitude', 'distance', 'far' or 'random', got 'size'"),
+        ("order: [far, distance]", "order: expected one, or 4, one a portion; got 2"),
+        ("order: []", "order: expected one, or 4, one a portion; got 0"),
+        ("order: 3", "order: Input should be 'magnitude', 'distance', 'far' or 'random', got 3"),
         ("per: row", "per: Input should be 'layer' or 'channel', got 'row'"),
         ("control: 7", "control: Input should be a valid boolean, unable to interpret input, got 7"),
         ("seed: 1.5", "seed: Input should be a valid integer, got a number with a fractional part, got 1.5"),
@@ -180,6 +204,16 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
         ("epochs: [1, 2, x, 3]", "epochs.2: Input should be a valid number, unable to parse string as a number, got 'x'"),
         ("epochs: -1", "epochs: Input should be greater than or equal to 0, got -1"),
         ("epochs: .inf", "epochs: Input should be a finite number, got inf"),
+        ("search: 3", "search: Input should be a dictionary or an instance of Search, got 3"),
+        ("search: {}", "search.budget: Field required"),
+        ("search: {budget: {ratio: 9}}", "expected either bits or search, got both"),
+        ("search: {budget: {}}", "search.budget: expected exactly one of ratio, average_bits, bytes and bit_ops, got none"),
+        ("search: {budget: {average_bit: 3}}", "unknown key 'search.budget.average_bit' (the nearest is 'average_bits')"),
+        ("search: {budget: {bytes: 9}, trial: 3}", "unknown key 'search.trial' (the nearest is 'trials')"),
+        ("search: {budget: {bytes: 9}, trials: 0}", "search.trials: Input should be greater than or equal to 1, got 0"),
+        ("search: {budget: {bytes: 9}, method: dqn}", "search.method: Input should be 'dnq', .*, got 'dqn'"),
+        ("search: {budget: {bytes: 9}, options: [2, 9]}", "search.options.1: Input should be less than or equal to 8, got 9"),
+        ("search: {budget: {bytes: 9}, pins: {a.b: 1}}", "search.pins.a.b: Input should be greater than or equal to 2, got 1"),
         ("retraining: 3", "retraining: Input should be a dictionary or an instance of Retraining, got 3"),
         ("retraining: {learning_rate: -1}", "retraining: learning_rate: expected a positive number, got -1.0"),
         ("retraining: {clip: x}", "retraining.clip: Input should be a valid number, unable to parse string as a number, got 'x'"),
@@ -197,7 +231,7 @@ def test_a_value_that_does_not_fit_is_named_with_its_file_and_key(text: str, sai
 
 def test_missing_keys(folder: Path) -> None:
     assert refusal(write("r.yaml", "bits: 3")) == "r.yaml: task: Field required"
-    assert refusal(write("r.yaml", "task: digits")) == "r.yaml: bits: Field required"
+    assert refusal(write("r.yaml", "task: digits")) == "r.yaml: expected either bits or search, got neither"
 
 
 @pytest.mark.parametrize(

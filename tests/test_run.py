@@ -17,13 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo.errors import FormatError, OctavoError, PlanError, RecipeError, TrainingError
+from octavo.errors import BudgetError, FormatError, OctavoError, PlanError, RecipeError, TrainingError
 from octavo.folder import digest_of
 from octavo.incremental import Incremental
 from octavo.oneshot import LayerError, calibrate
 from octavo.packed import Packed
+from octavo.plan import Budget, Plan
 from octavo.recipe import Recipe, make_recipe
 from octavo.run import publish, run
+from octavo.search import search
+from octavo.search.bench import Trial
 from octavo.task import Batch, model_of
 from octavo.train import Progress, retrain
 
@@ -98,6 +101,8 @@ class Watcher:
         self.stages: list[str] = []
         self.steps: list[Progress] = []
         self.layers: list[LayerError] = []
+        self.searches: list[int] = []
+        self.trials: list[Trial] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -110,6 +115,12 @@ class Watcher:
 
     def layer(self, error: LayerError) -> None:
         self.layers.append(error)
+
+    def searching(self, trials: int) -> None:
+        self.searches.append(trials)
+
+    def trial(self, trial: Trial) -> None:
+        self.trials.append(trial)
 
 
 @pytest.fixture(autouse=True)
@@ -295,7 +306,16 @@ def test_the_control_is_trained_just_as_long_in_the_same_way(folder: Path) -> No
     assert len(watcher.steps) == 2 * (6 + 4 + 2)
 
 
-@pytest.mark.parametrize("setting", [{"order": "random"}, {"fit": "max"}, {"per": "layer"}, {"seed": 3, "order": "random"}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"order": "random"},
+        {"order": ["magnitude", "random", "far"]},
+        {"fit": "max"},
+        {"per": "layer"},
+        {"seed": 3, "order": "random"},
+    ],
+)
 def test_every_setting_reaches_the_quantization(setting: dict[str, Any], folder: Path) -> None:
     """Against the same stages made by hand, and against a run without the first setting, which must not give the same."""
     settings, task = recipe(bits=2, control=False, **setting), Tiny()
@@ -669,3 +689,107 @@ def test_a_control_without_a_score_is_damaged(text: str, folder: Path) -> None:
     (folder / "result.json").unlink()
     with pytest.raises(FormatError, match=rf"^{path}: damaged, expected a number called score, got "):
         run(recipe(), folder, Watcher())
+
+
+# Runs that search for their bits.
+
+
+def searching(method: str = "random", budget: float = 3, **changes: Any) -> Recipe:
+    wanted = {"budget": {"average_bits": budget}, "method": method, "trials": 12}
+    return recipe(**{"bits": None, "search": wanted, "control": False} | changes)
+
+
+@pytest.mark.parametrize("method", ["dnq", "random"])
+def test_a_run_searches_for_its_bits(method: str, folder: Path) -> None:
+    watcher, task = Watcher(), Tiny()
+    result = run(searching(method, seed=3), folder, watcher)
+    names = ("packed.safetensors", "plan.yaml", "quantized.pt", "recipe.json", "result.json", "search.jsonl")
+    assert set(files(folder.parent)) == {f"one/{name}" for name in names}
+    plan = Plan.load(folder / "plan.yaml")
+    assert plan == Packed.load(folder / "packed.safetensors").plan
+    assert plan.cost().average_bits == pytest.approx(result["nominal_bits"])
+    assert Budget(average_bits=3).allows(plan.cost())
+    assert watcher.searches == [12]
+    assert watcher.notes[1].startswith("search: ")
+    settings: dict[str, Any] = {"budget": Budget(average_bits=3), "method": method, "trials": 12, "seed": 3}
+    found = search(task.model(), task.calibration(), **settings)
+    assert tuple(watcher.trials) == found.trials
+    assert plan == found.plan
+    assert result["search"] == {
+        "plan": dict(plan),
+        "score": found.score,
+        "uniform": {"0": 3, "3": 3},
+        "uniform_score": found.uniform_score,
+    }
+    assert result["search"]["score"] >= result["search"]["uniform_score"]
+    assert json.loads((folder / "result.json").read_text()) == result
+    again = Watcher()
+    assert run(searching(method, seed=3), folder, again) == result
+    assert (again.searches, again.trials) == ([], [])
+
+
+def test_every_setting_reaches_the_search(folder: Path) -> None:
+    wanted = {"budget": {"ratio": 7}, "method": "random", "trials": 5, "options": [2, 3, 6], "pins": {"3": 6}}
+    result = run(searching(search=wanted, seed=3, method="oneshot"), folder, Watcher())
+    assert result["search"]["plan"]["3"] == 6
+    assert result["search"]["plan"]["0"] in (2, 3)
+    head, *lines = map(json.loads, (folder / "search.jsonl").read_text().splitlines())
+    assert head["settings"]["options"] == [[2, 3, 6], [6]]
+    assert all(line["bits"][1] == 6 for line in lines)
+    assert [layer["bits"] for layer in result["layers"]] == list(result["search"]["plan"].values())
+    few = {"budget": {"average_bits": 3}, "trials": 9}
+    with pytest.raises(PlanError, match=r"^trials: expected at least 10, .* got 9$"):
+        run(searching(search=few), folder.with_name("few"), Watcher())
+
+
+def test_a_run_with_a_search_that_was_cut_off_in_retraining_ends_as_if_it_had_not_been(folder: Path) -> None:
+    whole = run(searching(), folder.with_name("whole"), Watcher())
+    Tiny.losses, Tiny.fail_at = 0, 8
+    with pytest.raises(Cut):
+        run(searching(), folder, Watcher())
+    Tiny.fail_at, before = None, files(folder)
+    torch.manual_seed(99)
+    assert timeless(run(searching(), folder, Watcher())) == timeless(whole)
+    assert files(folder)["packed.safetensors"] == files(folder.with_name("whole"))["packed.safetensors"]
+    assert files(folder)["search.jsonl"] == before["search.jsonl"]  # nothing was scored again
+
+
+def test_a_run_that_was_cut_off_in_its_search_goes_on_from_the_journal(folder: Path) -> None:
+    class Cutting(Watcher):
+        def trial(self, trial: Trial) -> None:
+            super().trial(trial)
+            raise Cut
+
+    whole = run(searching("exact"), folder.with_name("whole"), Watcher())
+    with pytest.raises(Cut):
+        run(searching("exact"), folder, Cutting())
+    assert set(files(folder)) == {"search.jsonl"}
+    begun = (folder / "search.jsonl").read_text()
+    assert len(begun.splitlines()) == 11  # the settings, full precision, each layer alone at four options, a plan
+    assert timeless(run(searching("exact"), folder, Watcher())) == timeless(whole)
+    assert (folder / "search.jsonl").read_text().startswith(begun)
+    for name in ("search.jsonl", "plan.yaml", "packed.safetensors"):
+        assert files(folder)[name] == files(folder.with_name("whole"))[name]
+
+
+def test_a_budget_that_cannot_be_met_leaves_nothing_and_can_be_mended(folder: Path) -> None:
+    with pytest.raises(BudgetError):
+        run(searching(budget=1.5), folder, Watcher())
+    assert not folder.exists()
+    assert run(searching(), folder, Watcher())["score"]
+
+
+def test_another_search_is_another_run(folder: Path) -> None:
+    run(searching(), folder, Watcher())
+    before = files(folder)
+    for other in (searching("exact"), searching(budget=2.5), recipe(control=False)):
+        with pytest.raises(RecipeError, match=rf"^{folder} holds a run with (search|bits) .*: choose another --folder$"):
+            run(other, folder, Watcher())
+    assert files(folder) == before
+
+
+def test_a_search_shares_the_control_of_given_bits(folder: Path) -> None:
+    given, watcher = run(recipe(), folder, Watcher()), Watcher()
+    found = run(searching(control=True), folder.with_name("two"), watcher)
+    assert found["control_score"] == given["control_score"]
+    assert watcher.stages == ["quantized 1/3", "quantized 2/3", "quantized 3/3"]

@@ -7,10 +7,12 @@ from octavo.inspection import Inspection, inspect
 from octavo.oneshot import calibrate
 from octavo.packed import Packed, verify
 from octavo.plan import Budget, Cost, Plan
+from octavo.search import METHODS, SearchResult, search
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan", "PlanError",
-    "PowerOfTwo", "RecipeError", "Stage", "TrainingError", "calibrate", "inspect", "power_of_two", "verify",
+    "METHODS", "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan",
+    "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "TrainingError", "calibrate", "inspect", "power_of_two",
+    "search", "verify",
 ]  # fmt: skip

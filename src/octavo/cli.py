@@ -1,4 +1,4 @@
-"""The command line: ``octavo demo | inspect | run | quantize | evaluate | verify``."""
+"""The command line: ``octavo demo | inspect | search | run | quantize | evaluate | verify``."""
 
 import hashlib
 import json
@@ -15,11 +15,14 @@ from torch import Tensor
 from octavo.errors import OctavoError, RecipeError
 from octavo.inspection import inspect as inspect_model
 from octavo.packed import Packed
+from octavo.plan import Budget
 from octavo.recipe import Recipe, key_value, load_recipe, make_recipe, override
 from octavo.report.progress import Display
-from octavo.report.tables import inspection_table, layers_table, packed_rows, result_table, skipped_table
+from octavo.report.tables import inspection_table, layers_table, packed_rows, plan_table, result_table, skipped_table
 from octavo.run import publish
 from octavo.run import run as run_recipe
+from octavo.search import METHODS
+from octavo.search import search as search_bits
 from octavo.task import load_task, model_of
 
 __all__ = ["app", "main"]
@@ -86,6 +89,38 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
     if found.cheapest and found.dearest:
         low, high = found.cheapest, found.dearest
         out.print(f"feasible: {low.average_bits:g} to {high.average_bits:g} bits, {low.bytes:,} to {high.bytes:,} nominal bytes")
+
+
+@app.command()
+def search(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o", help="The plan to write, YAML.")],
+           budget: Annotated[str | None, typer.Option(help="average_bits=3, ratio=10, bytes=100000 or bit_ops=1e9.")] = None,
+           trade_off: Annotated[float | None, typer.Option(help="Or: what doubling the ratio is worth in score.")] = None,
+           method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "dnq",
+           trials: Annotated[int, typer.Option(min=1, help="How many plans may be scored.")] = 512,
+           pin: Annotated[list[str] | None, typer.Option(help="The bits of a layer: name=bits.")] = None, seed: int = 0,
+           workers: Annotated[int, typer.Option(min=1, help="How many plans are scored at a time.")] = 1,
+           journal: Annotated[Path | None, typer.Option(help="Append each trial here; go on from what is there.")] = None,
+           option: Options = None, as_json: AsJson = False) -> None:  # fmt: skip
+    """Learn how many bits each layer of a task's network gets, and write the plan.
+
+    Example: `octavo search digits --budget average_bits=3 --pin conv1=5 -o plan.yaml`
+    """
+    loaded = load_task(task, _options(option))
+    pins = dict(key_value(pair, "--pin") for pair in pin or ())
+    limit = None if budget is None else Budget(**dict([key_value(budget, "--budget")]))
+    with Display(err if as_json else out) as display:
+        display.searching(trials)
+        found = search_bits(
+            model_of(loaded, task), loaded.calibration(), budget=limit, trade_off=trade_off, method=method, trials=trials,
+            pins=pins, seed=seed, workers=workers, journal=journal, observe=display.trial,
+        )  # fmt: skip
+    found.plan.save(output)
+    if as_json:
+        scores = {"score": found.score, "uniform_score": found.uniform_score}
+        typer.echo(json.dumps({"plan": dict(found.plan), **scores, **asdict(found.plan.cost())}, indent=2))
+        return
+    out.print(plan_table(found))
+    out.print(f"written: {output}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -1,15 +1,14 @@
 """What a run leaves in its folder, and whether that is the run that is asked for."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import nn
 
+from octavo.digest import digest
 from octavo.errors import FormatError, RecipeError
 from octavo.files import write_atomically
-from octavo.manifest import raw_bytes
 from octavo.packed import check_state
 from octavo.recipe import Recipe, make_recipe
 
@@ -90,7 +89,4 @@ def digest_of(model: nn.Module) -> str:
 
     """
     check_state(model)
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + raw_bytes(tensor))
-    return digest.hexdigest()[:12]
+    return digest(model.state_dict())

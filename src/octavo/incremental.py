@@ -18,7 +18,7 @@ from octavo.layers import Layer, channels_back, channels_first
 from octavo.moments import Moments
 from octavo.oneshot import calibrate, freeze_sequentially
 from octavo.packed import Packed, check_state, pack
-from octavo.partition import Order, check_order, check_portions, grow, score
+from octavo.partition import Order, check_portions, grow, orders_of, score
 from octavo.plan import planned_layers
 from octavo.seeds import seed_of
 
@@ -127,7 +127,7 @@ class Incremental:
         model: the trained network; it is changed in place.
         plan: layer name to bits: a ``Plan`` or a dict. Layers that it does not name stay in float.
         portions: accumulated shares of frozen weights, rising to 1.
-        order: which weights freeze first: see ``octavo.partition.score``.
+        order: which weights freeze first: see ``octavo.partition.score``; one order, or one for each portion.
         fit: how n1 is chosen: see ``octavo.codebook.power_of_two``.
         per: one n1 for a ``"layer"`` or for each output ``"channel"``.
         seed: of the random order.
@@ -145,20 +145,20 @@ class Incremental:
         plan: Mapping[str, int],
         *,
         portions: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0),
-        order: Order = "magnitude",
+        order: Order | Sequence[Order] = "magnitude",
         fit: Fit = "mse",
         per: Per = "channel",
         seed: int = 0,
         inputs: Iterable[Inputs] | None = None,
     ) -> None:
         check_portions(portions)
-        check_order(order)
+        self._orders = orders_of(order, len(portions))
         check_state(model)
         self.model, self.portions, self.order, self.seed = model, tuple(portions), order, seed
         self._settings = {
             "plan": dict(plan),
             "portions": self.portions,
-            "order": order,
+            "order": order if isinstance(order, str) else self._orders,
             "fit": fit,
             "per": per,
             "seed": seed,
@@ -184,25 +184,25 @@ class Incremental:
 
     def _freeze(self, index: int) -> None:
         """Freeze the portion of a stage in every layer."""
-        before, portion = (0.0, *self.portions)[index : index + 2]
         numbers = {slot.layer.name: number for number, slot in enumerate(self._slots)}
 
         def generator(slot: _Slot) -> torch.Generator:
             return torch.Generator().manual_seed(seed_of(self.seed, index, numbers[slot.layer.name]))
 
-        met = set[str]() if self._inputs is None else self._freeze_made_up(before, portion, generator)
+        met = set[str]() if self._inputs is None else self._freeze_made_up(index, generator)
         for slot in self._slots:
             if slot.layer.name not in met:  # without inputs, all of them; else what no input reaches now: nothing to make up for
-                slot.freeze(portion, self.order, generator(slot))
+                slot.freeze(self.portions[index], self._orders[index], generator(slot))
 
-    def _freeze_made_up(self, before: float, portion: float, generator: Callable[[_Slot], torch.Generator]) -> set[str]:
+    def _freeze_made_up(self, index: int, generator: Callable[[_Slot], torch.Generator]) -> set[str]:
         """Freeze the portion, piece by piece, in every layer that the inputs reach: the names of these."""
+        before, portion = (0.0, *self.portions)[index : index + 2]
         pieces = [before + (portion - before) * piece / PIECES for piece in range(1, PIECES)]
         slots, met = {slot.layer.name: slot for slot in self._slots}, set[str]()
 
         def freeze(layer: Layer, moments: Moments) -> None:
             slot = slots[layer.name]
-            slot.freeze_made_up([*pieces, portion], moments, self.order, generator(slot))
+            slot.freeze_made_up([*pieces, portion], moments, self._orders[index], generator(slot))
             layer.weight.copy_(slot.layer.weight)
             met.add(layer.name)
 

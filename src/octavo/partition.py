@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from octavo.codebook import PowerOfTwo
 from octavo.errors import PlanError
 
-__all__ = ["Order", "check_order", "check_portions", "grow", "score"]
+__all__ = ["Order", "check_order", "check_portions", "grow", "orders_of", "score"]
 
 Order = Literal["magnitude", "distance", "far", "random"]
 
@@ -56,6 +56,21 @@ def check_order(order: str) -> None:
     """Raise PlanError unless ``order`` is known."""
     if order not in get_args(Order):
         raise PlanError(f"order: expected one of {', '.join(get_args(Order))}, got {order!r}")
+
+
+def orders_of(order: str | Sequence[str], portions: int) -> tuple[Order, ...]:
+    """The order of each portion, from one for all of them or one each.
+
+    Raises:
+        PlanError: an unknown order, or not as many as there are portions.
+
+    """
+    orders = (order,) * portions if isinstance(order, str) or not isinstance(order, Sequence) else tuple(order)
+    for one in orders:
+        check_order(one)
+    if len(orders) != portions:
+        raise PlanError(f"order: expected one, or {portions}, one a portion; got {len(orders)}")
+    return cast("tuple[Order, ...]", orders)
 
 
 def check_portions(portions: Sequence[float]) -> None:

@@ -1,7 +1,7 @@
 """A run described as data: what ``octavo run`` reads."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -10,17 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from octavo.codebook import Fit, Per
 from octavo.compensate import FreezeOrder
 from octavo.errors import OctavoError, RecipeError, nearest
-from octavo.partition import Order, check_portions
+from octavo.partition import Order, check_portions, orders_of
+from octavo.plan import Budget
+from octavo.search import Method
 from octavo.train import Retraining
 from octavo.yamls import read_yaml
 
-__all__ = ["OneShot", "Recipe", "key_value", "load_recipe", "make_recipe", "override", "yaml_value"]
+__all__ = ["OneShot", "Recipe", "Search", "key_value", "load_recipe", "make_recipe", "override", "yaml_value"]
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
 Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 
-UNIONS = ("bits", "epochs")  # keys with a value of several forms: pydantic puts the form's name after the key
+UNIONS = ("bits", "epochs", "order")  # keys with a value of several forms: pydantic puts the form's name after the key
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of the error
 
 
@@ -34,7 +36,18 @@ class OneShot:
     correct: bool = False
 
 
-SECTIONS: dict[Any, Any] = {"retraining": Retraining, "oneshot": OneShot}
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Settings of the search for bits: see ``octavo.search``. Inputs are the task's calibration, the seed is the run's."""
+
+    budget: Budget
+    method: Method = "dnq"
+    trials: Annotated[int, Field(ge=1)] = 512
+    options: tuple[Bits, ...] = (2, 3, 4, 5)
+    pins: Mapping[str, Bits] = field(default_factory=dict)
+
+
+SECTIONS: dict[Any, Any] = {"retraining": Retraining, "oneshot": OneShot, "search": Search, "search.budget": Budget}
 
 
 class Recipe(BaseModel):
@@ -45,14 +58,15 @@ class Recipe(BaseModel):
         options: the task's options.
         teacher: the task's options that differ for the network whose outputs retraining imitates; none: the same network.
         bits: bits for every layer, or for layer names and shell patterns; the last that matches counts, the others stay
-            in float.
+            in float. Either this or ``search``.
+        search: how to search for the bits of each layer.
         method: ``inq`` freezes portion by portion and retrains; ``oneshot`` is the closed form, without training.
         warmup: epochs of retraining in full precision before the first weight freezes.
         start: where INQ starts: from the closed form (``oneshot``), from the network as it is (``float``), or from the network
             as it is with every portion made up for in closed form by the weights that are still free (``compensated``).
         oneshot: settings of the closed form.
         portions: accumulated shares of frozen weights.
-        order: which weights freeze first.
+        order: which weights freeze first: one order, or one for each portion.
         fit: choice of n1.
         per: one n1 for a layer or for each output channel.
         epochs: of retraining after each portion: one number a portion, or one for all but the last, which gets none.
@@ -68,13 +82,14 @@ class Recipe(BaseModel):
     task: str
     options: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
-    bits: Bits | dict[str, Bits]
+    bits: Bits | dict[str, Bits] | None = None
+    search: Search | None = None
     method: Literal["inq", "oneshot"] = "inq"
     warmup: Epochs = 0.0
     start: Literal["compensated", "oneshot", "float"] = "oneshot"
     oneshot: OneShot = OneShot()
     portions: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0)
-    order: Order = "magnitude"
+    order: Order | tuple[Order, ...] = "magnitude"
     fit: Fit = "mse"
     per: Per = "channel"
     epochs: Epochs | tuple[Epochs, ...] = 1.0
@@ -86,6 +101,9 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_portions(self.portions)
+        orders_of(self.order, len(self.portions))
+        if (self.bits is None) == (self.search is None):
+            raise ValueError("expected either bits or search, got " + ("neither" if self.bits is None else "both"))
         if isinstance(self.epochs, tuple) and len(self.epochs) != len(self.portions):
             raise ValueError(f"epochs: expected one number, or {len(self.portions)}, one a portion; got {len(self.epochs)}")
         return self
@@ -200,7 +218,7 @@ def _explain(error: ValidationError) -> str:
     key, *inner = first["loc"] or ("",)
     where = ".".join(str(part) for part in (key, *inner[key in UNIONS :]))
     if first["type"] in UNKNOWN:
-        known = SECTIONS[key].__dataclass_fields__ if inner else Recipe.model_fields
+        known = SECTIONS[where.rpartition(".")[0]].__dataclass_fields__ if inner else Recipe.model_fields
         return f"unknown key {where!r}{nearest(where.rpartition('.')[2], known)}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"  # our own say what they got
     return f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1) + got

@@ -19,6 +19,7 @@ from octavo.oneshot import LayerError, calibrate
 from octavo.packed import Packed, check_state
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.recipe import Recipe
+from octavo.search import search
 from octavo.stages import Job, Observer, Track, control_score, train, warm_up
 from octavo.task import Task, load_task, model_of
 
@@ -42,9 +43,8 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     started = time.monotonic()
     task = load_task(recipe.task, recipe.options)
     model, copy = _two_models(task, recipe.task)
-    plan, digest = matching_plan(model, recipe.bits), digest_of(copy)
+    digest = digest_of(copy)
     check_state(model)
-    planned_layers(model, plan)
     if done := finished(folder, recipe, digest):
         observer.note(f"{folder} is complete: nothing to do")
         return done
@@ -57,11 +57,12 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     }
     observer.note(f"full precision: {result['float_score']:.2f}")
     job = Job(recipe, task, folder, digest, observer)
+    plan, searched = _plan(job, model)
     packed, how = _by_retraining(job, model, plan) if recipe.retrains else _in_closed_form(job, model, plan)
     _begin(job)
     file = folder / "packed.safetensors"
     packed.save(file)
-    result |= how | {"score": _score_reloaded(recipe, task, file)}
+    result |= searched | how | {"score": _score_reloaded(recipe, task, file)}
     observer.note(f"quantized, packed and loaded again: {result['score']:.2f}")
     if recipe.controlled:
         result["control_score"] = control_score(job)
@@ -96,6 +97,32 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
 def _begin(job: Job) -> None:
     """Note down in the folder whose run this is, once the recipe is known to fit the network."""
     write_json(job.folder / "recipe.json", job.recipe.model_dump(mode="json"))
+
+
+def _plan(job: Job, model: nn.Module) -> tuple[Plan, Json]:
+    """The bits of each layer, given or searched for, and what the search found."""
+    wanted = job.recipe.search
+    if wanted is None:
+        plan = matching_plan(model, job.recipe.bits or {})
+        planned_layers(model, plan)
+        return plan, {}
+    job.observer.searching(wanted.trials)
+    found = search(
+        model,
+        job.task.calibration(),
+        budget=wanted.budget,
+        options=wanted.options,
+        method=wanted.method,
+        trials=wanted.trials,
+        pins=wanted.pins,
+        seed=job.recipe.seed,
+        journal=job.folder / "search.jsonl",
+        observe=job.observer.trial,
+    )
+    found.plan.save(job.folder / "plan.yaml")
+    about = {"plan": dict(found.plan), "score": found.score, "uniform": dict(found.uniform), "uniform_score": found.uniform_score}
+    job.observer.note(f"search: {found.score:.5g}, the uniform plan {found.uniform_score:.5g}")
+    return found.plan, {"search": about}
 
 
 def _by_retraining(job: Job, model: nn.Module, plan: Plan) -> tuple[Packed, Json]:

@@ -19,6 +19,7 @@ from octavo.folder import Json, read_json, write_json
 from octavo.incremental import Incremental
 from octavo.oneshot import LayerError
 from octavo.recipe import Recipe
+from octavo.search.bench import Trial
 from octavo.seeds import seed_of
 from octavo.task import Task, load_task, model_of
 from octavo.train import Progress, retrain
@@ -40,6 +41,12 @@ class Observer(Protocol):
 
     def layer(self, error: LayerError) -> None:
         """A layer was quantized in closed form."""
+
+    def searching(self, trials: int) -> None:
+        """A search for bits begins, of at most so many trials."""
+
+    def trial(self, trial: Trial) -> None:
+        """A plan was scored."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """A live progress bar on a terminal, plain lines elsewhere."""
 
+import itertools
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -9,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from octavo.oneshot import LayerError
+from octavo.search.bench import Trial
 from octavo.train import Progress as Step
 
 __all__ = ["Display"]
@@ -25,7 +28,8 @@ class Display:
         self._bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(None), console=console, transient=True)
         self._task: TaskID | None = None
         self._label = ""
-        self._said = time.monotonic()
+        self._said = self._started = time.monotonic()
+        self._scores, self._trials = list[float](), 0
 
     def __enter__(self) -> Self:
         if self._live:
@@ -65,8 +69,37 @@ class Display:
             self._said = time.monotonic()
             self.note(f"{self._label}  step {progress.step}/{progress.steps}  {state}")
 
+    def searching(self, trials: int) -> None:
+        """Start the bar of a search for bits, of at most so many trials."""
+        self._begin("closed form of every layer and bit-width")
+        self._scores, self._trials = [], trials
+
+    def trial(self, trial: Trial) -> None:
+        """Move that bar by a plan that was scored, or now and then print a line: speed, time left, how the best score rose."""
+        self._scores.append(trial.score)
+        if len(self._scores) == 1:
+            self._started = self._said = time.monotonic()  # what came before was no trial of a plan
+        done, took = len(self._scores), time.monotonic() - self._started
+        speed = done / max(took, 1e-9)
+        left = timedelta(seconds=round(max(self._trials - done, 0) / speed))
+        state = f"best {max(self._scores):.5g}  last {trial.score:.5g}  {speed:.1f} plans/s  at most {left} left"
+        line = f"search, plan {done}  {state}  {_curve(self._scores)}"
+        if self._live and self._task is not None:
+            self._bar.update(self._task, description=line, total=self._trials, completed=done)
+        elif time.monotonic() - self._said > QUIET:
+            self._said = time.monotonic()
+            self.note(line)
+
     def _begin(self, label: str) -> None:
         self._label = label
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(label)
+
+
+def _curve(scores: Sequence[float], width: int = 24) -> str:
+    """The best score so far as it rose, in block characters, one for each part of the search."""
+    best = list(itertools.accumulate(scores, max))
+    picked = [best[(i + 1) * len(best) // width - 1] for i in range(width)] if len(best) >= width else best
+    low, high = picked[0], picked[-1]
+    return "".join(" ▁▂▃▄▅▆▇█"[1 + round(7 * (value - low) / (high - low))] if high > low else "▁" for value in picked)

@@ -8,8 +8,9 @@ from rich.table import Table
 
 from octavo.inspection import Inspection
 from octavo.packed import Packed
+from octavo.search import SearchResult
 
-__all__ = ["inspection_table", "layers_table", "packed_rows", "result_table", "skipped_table"]
+__all__ = ["inspection_table", "layers_table", "packed_rows", "plan_table", "result_table", "skipped_table"]
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
@@ -37,6 +38,22 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="right")
     for layer in layers:
         table.add_row(escape(layer["name"]), str(layer["bits"]), f"{layer['nearest']:.1%}", f"{layer['compensated']:.1%}")
+    return table
+
+
+def plan_table(found: SearchResult) -> Table:
+    """The plan that a search found, beside the uniform one."""
+    caption = f"{len(found.trials)} plans scored; of the score, higher is better"
+    table = Table("layer", title="the plan", caption=caption, title_justify="left", caption_justify="left")
+    for column in ("weights", "bits", "uniform"):
+        table.add_column(column, justify="right")
+    for name, bits in found.plan.items():
+        table.add_row(escape(name), f"{found.plan.weights[name]:,}", str(bits), str(found.uniform[name]))
+    costs = found.plan.cost(), found.uniform.cost()
+    table.add_section()
+    table.add_row("average bits", "", *(f"{cost.average_bits:.3f}" for cost in costs))
+    table.add_row("nominal bytes", "", *(f"{cost.bytes:,}" for cost in costs))
+    table.add_row("score", "", f"[bold]{found.score:.5g}[/]", f"{found.uniform_score:.5g}")
     return table
 
 

@@ -1,0 +1,115 @@
+"""Where choices are scored and counted: the same for the learned controller and for every rival."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from octavo.errors import PlanError
+from octavo.search.environment import Environment, Partial
+from octavo.search.journal import Journal
+from octavo.search.output_sum import OutputSum
+from octavo.search.space import Choice, Space
+from octavo.seeds import seed_of
+
+__all__ = ["Bench", "Trial"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A choice that was scored, and the bits that its codes take at their entropy."""
+
+    choice: Choice
+    score: float
+    stored_bits: float
+
+
+class Bench:
+    """Scores choices, never one twice, until its evaluations are spent.
+
+    Args:
+        space: the layers and their options.
+        environment: scores what is new.
+        journal: knows what was scored before, in this process or an earlier one.
+        evaluations: how many choices may be scored; those of single layers count too, those that were scored before do not.
+        trade_off: what a doubling of the compression ratio adds to the reward, beside the score.
+        seed: of what is drawn.
+        observe: called with each trial.
+
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        environment: Environment,
+        journal: Journal,
+        evaluations: int,
+        *,
+        trade_off: float = 0.0,
+        seed: int = 0,
+        observe: Callable[[Trial], None] = lambda _: None,
+    ) -> None:
+        self.space, self.left, self.trials = space, evaluations, list[Trial]()
+        self._environment, self._journal, self._observe = environment, journal, observe
+        self._trade_off = trade_off
+        self._seen: dict[tuple[int | None, ...], float] = {}
+        self.generator = torch.Generator().manual_seed(seed_of(seed))
+
+    def reward(self, choice: Choice, score: float) -> float:
+        """What is maximised: the score, and the trade-off's share of the compression ratio."""
+        if not self._trade_off:
+            return score
+        return score + self._trade_off * math.log2(self.space.plan(choice).cost().ratio)
+
+    def rewards(self, choices: Sequence[Choice]) -> list[float]:
+        """Rewards of choices, which are scored."""
+        return [self.reward(choice, score) for choice, score in zip(choices, self.score(choices), strict=True)]
+
+    def score(self, choices: Sequence[Choice]) -> list[float]:
+        """Scores of whole choices; minus infinity for what was not scored before and no evaluation is left for."""
+        scores = self._scores(choices)
+        for choice, score in zip(choices, scores, strict=True):
+            if score > -np.inf and all(choice != trial.choice for trial in self.trials):
+                self.trials.append(Trial(choice, score, self._environment.stored_bits(choice)))
+                self._observe(self.trials[-1])
+        return scores
+
+    def losses(self) -> np.ndarray:
+        """What each layer alone loses at each of its options, against full precision: (layers, 9), by bits.
+
+        Raises:
+            PlanError: too few evaluations for that and a choice.
+
+        """
+        layers = range(len(self.space.names))
+        single = [tuple(bits if at == layer else None for at in layers) for layer in layers for bits in self.space.options[layer]]
+        whole = tuple(None for _ in layers)
+        if self.left < (least := len(single) + 1 + (len(layers) > 1)):
+            raise PlanError(f"trials: expected at least {least}, for each layer alone and a plan, got {self.left}")
+        top, *scores = self._scores([whole, *single])
+        loss = np.full((len(self.space.names), 9), np.nan)
+        pairs = [(layer, bits) for layer in layers for bits in self.space.options[layer]]
+        for (layer, bits), score in zip(pairs, scores, strict=True):
+            loss[layer, bits] = top - score
+        return loss
+
+    def output_sum(self) -> OutputSum | None:
+        """A model of the environment from what the choices of single layers gave, if its scores can be modelled."""
+        return self._environment.output_sum() if self._environment.explains else None
+
+    @property
+    def best(self) -> Trial:
+        """The trial of the highest reward; of equals, the first."""
+        return max(self.trials, key=lambda trial: self.reward(trial.choice, trial.score))
+
+    def _scores(self, choices: Sequence[Partial]) -> list[float]:
+        fresh = [c for c in dict.fromkeys(map(tuple, choices)) if c not in self._seen][: self.left]
+        self.left -= len(fresh)
+        unknown = [choice for choice in fresh if self._journal.known(choice) is None]
+        self._journal.add(unknown, self._environment.scores(unknown) if unknown else [])
+        for choice in fresh:
+            known = self._journal.known(choice)
+            self._seen[choice] = -np.inf if known is None else known
+        return [self._seen.get(tuple(choice), -np.inf) for choice in choices]

@@ -1,0 +1,150 @@
+"""What the learned controller has to beat: other ways to choose bits, behind the same bench and its count of evaluations.
+
+Each is a function of the bench, and scores as many choices as it may; the best of all that it scored is its plan.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from octavo.errors import OctavoError
+from octavo.search.bench import Bench
+from octavo.search.space import Choice, Space
+
+__all__ = ["RIVALS", "exact_choice", "uniform_choice"]
+
+BUDGETS = 24  # tried by the exact solution under a trade-off
+PATIENCE = 200  # proposals in a row, none of them new, after which Optuna's samplers end: a small space has no more
+
+
+def uniform(bench: Bench) -> None:
+    """The same bits in every layer that is not pinned: the most that the budget allows."""
+    bench.score([uniform_choice(bench.space)])
+
+
+def random(bench: Bench) -> None:
+    """Choices drawn at random and brought within the budget, at random too."""
+    space, generator = bench.space, bench.generator
+    for _ in range(100 * bench.left):  # a small space may have fewer choices than evaluations
+        if not bench.left:
+            return
+        drawn = tuple(bits[int(torch.randint(len(bits), (), generator=generator))] for bits in space.options)
+        bench.score([space.project(drawn, _random_losses(space, generator))])
+
+
+def exact(bench: Bench) -> None:
+    """The exact solution of the additive model: as if the losses of single layers added up."""
+    bench.score([exact_choice(bench, bench.losses())])
+
+
+def greedy(bench: Bench) -> None:
+    """The cheapest steps down from most bits everywhere, by single-layer losses; then exchanges of bits, kept where they help."""
+    loss = bench.losses()
+    best = bench.space.project(tuple(bits[-1] for bits in bench.space.options), loss)
+    (score,) = bench.rewards([best])
+    improved = True
+    while improved and bench.left:
+        improved = False
+        for other in _exchanges(bench.space, best, loss):
+            (found,) = bench.rewards([other])
+            if found > score:
+                best, score, improved = other, found, True
+                break
+
+
+def tpe(bench: Bench) -> None:
+    """Optuna's tree-structured Parzen estimator."""
+    _optuna(bench, lambda optuna, seed: optuna.samplers.TPESampler(seed=seed))
+
+
+def cmaes(bench: Bench) -> None:
+    """Optuna's CMA-ES, over the options' indices as numbers."""
+    _optuna(bench, lambda optuna, seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False), "cmaes")
+
+
+RIVALS: dict[str, Callable[[Bench], None]] = {
+    "exact": exact, "greedy": greedy, "tpe": tpe, "cmaes": cmaes, "random": random, "uniform": uniform,
+}  # fmt: skip
+
+
+def uniform_choice(space: Space, like: Choice | None = None) -> Choice:
+    """The most uniform bits that fit, pins kept; without a budget the most that cost no more than ``like``."""
+    most = space.price(like) if like and space.budget is None else math.inf
+    for bits in sorted({bits for options in space.options for bits in options}, reverse=True):
+        choice = tuple(max((b for b in options if b <= bits), default=options[0]) for options in space.options)
+        if space.fits(choice) and space.price(choice) <= most:
+            return choice
+    return tuple(options[0] for options in space.options)
+
+
+def exact_choice(bench: Bench, loss: np.ndarray) -> Choice:
+    """The choice of least total loss within the budget; under a trade-off, of the best total reward over a range of budgets.
+
+    Args:
+        bench: its space and its trade-off.
+        loss: (layers, bits), of each layer alone.
+
+    """
+    space = bench.space
+    if space.budget is not None:
+        return _least_loss(space, loss, space.limit)
+    low, high = (space.price(tuple(bits[end] for bits in space.options)) for end in (0, -1))
+    found = [_least_loss(space, loss, float(limit)) for limit in np.linspace(low, high, BUDGETS)]
+    return max(found, key=lambda choice: bench.reward(choice, -sum(loss[at, bits] for at, bits in enumerate(choice))))
+
+
+def _least_loss(space: Space, loss: np.ndarray, limit: float) -> Choice:
+    """An integer programme, solved by HiGHS: one option a layer, the sum of their prices within ``limit``."""
+    pairs = [(layer, bits) for layer, options in enumerate(space.options) for bits in options]
+    cost = np.array([loss[pair] for pair in pairs])
+    price = np.array([space.prices[layer] * bits for layer, bits in pairs])
+    one_each = np.array([[float(layer == row) for layer, _ in pairs] for row in range(len(space.names))])
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(price[None] / limit, -np.inf, 1)]  # tolerances are absolute
+    scaled = cost / max(float(np.abs(cost).max()), 1e-30)
+    found = milp(scaled, integrality=np.ones(len(pairs), int), bounds=Bounds(0, 1), constraints=constraints)
+    if found.x is None:
+        raise OctavoError(f"the integer programme of {len(space.names)} layers was not solved: {found.message}")
+    chosen = tuple(bits for (_, bits), share in zip(pairs, found.x, strict=True) if share > 0.5)
+    return space.project(chosen, loss)  # what the solver's tolerance let through
+
+
+def _exchanges(space: Space, choice: Choice, loss: np.ndarray) -> Iterator[Choice]:
+    """Choices with one layer a step up or down and the budget restored, the most promising by single-layer losses first."""
+    others = []
+    for layer, options in enumerate(space.options):
+        for way in (-1, 1):
+            at = options.index(choice[layer]) + way
+            if 0 <= at < len(options):
+                moved = (*choice[:layer], options[at], *choice[layer + 1 :])
+                others.append(space.project(moved, loss, keep=layer))
+    distinct = [other for other in dict.fromkeys(others) if other != choice]
+    yield from sorted(distinct, key=lambda other: sum(loss[layer, bits] for layer, bits in enumerate(other)))
+
+
+def _random_losses(space: Space, generator: torch.Generator) -> np.ndarray:
+    """Losses that fall with the bits in random steps: what projects without knowing anything."""
+    steps = torch.rand(len(space.names), 9, generator=generator, dtype=torch.float64).numpy()
+    return -steps.cumsum(1)
+
+
+def _optuna(bench: Bench, sampler: Callable[[Any, int], Any], *needs: str) -> None:
+    seed = int(torch.randint(1 << 31, (), generator=bench.generator))
+    try:
+        optuna, *_ = [import_module(name) for name in ("optuna", *needs)]
+    except ImportError as error:
+        raise OctavoError(f"this method needs {error.name}: pip install 'octavo[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=sampler(optuna, seed))
+    space, loss, stale = bench.space, bench.losses(), 0
+    while (before := bench.left) and stale < PATIENCE:
+        trial = study.ask()
+        at = [trial.suggest_int(name, 0, len(bits) - 1) for name, bits in zip(space.names, space.options, strict=True)]
+        choice = space.project(tuple(bits[i] for bits, i in zip(space.options, at, strict=True)), loss)
+        (score,) = bench.rewards([choice])
+        study.tell(trial, score)
+        stale = stale + 1 if bench.left == before else 0

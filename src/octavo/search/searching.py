@@ -1,0 +1,165 @@
+"""The search for the bits of each layer: what is searched, by which method, and what came of it."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from octavo.calling import Inputs, call, device_of, observing, on_device
+from octavo.digest import digest
+from octavo.errors import BudgetError, PlanError, nearest
+from octavo.layers import Layer, calling_modules, count_macs, find_layers
+from octavo.plan import Budget, Plan
+from octavo.search.bench import Bench, Trial
+from octavo.search.dnq import dnq
+from octavo.search.environment import Environment, Score
+from octavo.search.journal import Journal
+from octavo.search.rivals import RIVALS, uniform_choice
+from octavo.search.space import Space, layer_options
+
+__all__ = ["METHODS", "Method", "SearchResult", "search"]
+
+Method = Literal["dnq", "exact", "greedy", "tpe", "cmaes", "random", "uniform"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        plan: the best within the budget, or by the trade-off; it can be edited by hand.
+        score: its score, higher is better.
+        uniform: the uniform plan that the same budget allows (without one: of the most bits not above the plan's average).
+        uniform_score: its score.
+        trials: every plan that was scored, in the order of scoring.
+
+    """
+
+    plan: Plan
+    score: float
+    uniform: Plan
+    uniform_score: float
+    trials: tuple[Trial, ...]
+    space: Space
+
+    @property
+    def pareto(self) -> tuple[Trial, ...]:
+        """The trials that no other beats in both score and stored bits, by stored bits."""
+        front: list[Trial] = []
+        for trial in sorted(self.trials, key=lambda trial: (trial.stored_bits, -trial.score)):
+            if not front or trial.score > front[-1].score:
+                front.append(trial)
+        return tuple(front)
+
+    def at(self, budget: Budget) -> Plan:
+        """The best plan within another budget, of those that were scored; nothing is searched anew.
+
+        Raises:
+            BudgetError: none of them fits; the message says what they cost.
+
+        """
+        fitting = [trial for trial in self.trials if budget.allows(self.space.plan(trial.choice).cost())]
+        if not fitting:
+            costs = [self.space.plan(trial.choice).cost() for trial in self.trials]
+            low, high = (pick(cost.average_bits for cost in costs) for pick in (min, max))
+            raise BudgetError(f"{budget}: none of {len(costs)} trials fits; they have {low:g} to {high:g} average bits")
+        return self.space.plan(max(fitting, key=lambda trial: trial.score).choice)
+
+
+def search(
+    model: nn.Module,
+    inputs: Iterable[Inputs],
+    *,
+    budget: Budget | None = None,
+    trade_off: float | None = None,
+    options: Sequence[int] = (2, 3, 4, 5),
+    method: str = "dnq",
+    trials: int = 512,
+    score: Score | None = None,
+    seed: int = 0,
+    journal: str | Path | None = None,
+    workers: int = 1,
+    pins: Mapping[str, int] | None = None,
+    observe: Callable[[Trial], None] = lambda _: None,
+) -> SearchResult:
+    """Choose the bits of each layer; the model is left as it was, and nothing is retrained.
+
+    Args:
+        model: the trained network.
+        inputs: calibration batches, as for ``calibrate``.
+        budget: what the plan may cost at most; or
+        trade_off: what a doubling of the compression ratio is worth, in units of the score. Exactly one of the two.
+        options: the bits that layers may get.
+        method: ``dnq``, the learned controller, or a rival: see ``octavo.search.rivals``.
+        trials: how many plans, those of single layers included, may be scored.
+        score: what to score a model by, higher is better; None: minus the KL divergence from its full-precision outputs.
+        seed: of what is drawn: the same seed gives the same plan, whatever the number of workers.
+        journal: file to which each trial is appended; a search that was killed goes on from it.
+        workers: how many plans are scored at a time.
+        pins: layers whose bits are given.
+        observe: called with each trial.
+
+    Raises:
+        BudgetError: no plan can meet the budget; the message has the feasible range.
+        PlanError: nothing to search, an unknown pin or method, or inputs that do not fit.
+        RecipeError: the journal is that of another search.
+
+    """
+    _check(budget, trade_off, method, trials, workers)
+    batches = [on_device(batch, device_of(model)) for batch in inputs]
+    if not batches:
+        raise PlanError("inputs: expected at least one batch of calibration inputs, got none")
+    layers, macs = _in_forward_order(model, batches[0])
+    names = tuple(layer.name for layer in layers)
+    choices = layer_options(names, options, pins or {})
+    weights = tuple(layer.weight.numel() for layer in layers)
+    space = Space(names, choices, weights, tuple(macs[name] for name in names), budget)
+    environment = Environment(model, names, batches, choices, score=score, workers=workers)
+    settings = {"layers": dict(zip(names, weights, strict=True)), "options": choices, "own_score": score is not None}
+    settings |= {"weights": digest(model.state_dict()), "inputs": digest(batches)}
+    bench = Bench(
+        space, environment, Journal(None if journal is None else Path(journal), settings), trials,
+        trade_off=trade_off or 0.0, seed=seed, observe=observe,
+    )  # fmt: skip
+    (dnq if method == "dnq" else RIVALS[method])(bench)
+    uniform = uniform_choice(space, bench.best.choice)
+    bench.left = 1  # the uniform plan stands beside every result, whatever the method had left
+    (uniform_score,) = bench.score([uniform])
+    best = bench.best
+    return SearchResult(space.plan(best.choice), best.score, space.plan(uniform), uniform_score, tuple(bench.trials), space)
+
+
+def _check(budget: Budget | None, trade_off: float | None, method: str, trials: int, workers: int) -> None:
+    if (budget is None) == (trade_off is None):
+        raise BudgetError(f"expected exactly one of budget and trade_off, got {budget} and {trade_off}")
+    if trade_off is not None and not 0 < trade_off < math.inf:
+        raise BudgetError(f"trade_off: expected a positive number, got {trade_off!r}")
+    if method not in METHODS:
+        raise PlanError(f"method: expected one of {', '.join(METHODS)}, got {method!r}{nearest(method, METHODS)}")
+    if trials < 1 or workers < 1:
+        raise PlanError(f"expected at least 1 trial and 1 worker, got {trials} and {workers}")
+
+
+def _in_forward_order(model: nn.Module, batch: Inputs) -> tuple[list[Layer], dict[str, int]]:
+    """The layers that the inputs reach, in the order in which they do, and what one input spends on each."""
+    layers, seen = find_layers(model)[0], list[Layer]()
+    by_module = calling_modules(model, layers)
+    hooks = [module.register_forward_pre_hook(lambda m, _: seen.extend(by_module[m])) for module in by_module]
+    example = batch[:1] if isinstance(batch, Tensor) else batch
+    try:
+        with observing(model):
+            macs = count_macs(layers, lambda: call(model, example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    reached = list(dict.fromkeys(layer.name for layer in seen))
+    if not reached:
+        raise PlanError(
+            f"{type(model).__name__}: expected a model with layers that can be quantized, found none that inputs reach"
+        )
+    known = {layer.name: layer for layer in layers}
+    return [known[name] for name in reached], macs

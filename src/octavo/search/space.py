@@ -1,0 +1,136 @@
+"""What the search chooses among: bits for each layer, what they cost, and how a choice is brought within a budget.
+
+A choice is a tuple of bits, one for each layer in forward order. Every budget is linear in them: each layer has a price a bit.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from octavo.codebook import check_bits
+from octavo.errors import BudgetError, PlanError, nearest
+from octavo.plan import Budget, Plan
+
+__all__ = ["Choice", "Space", "layer_options"]
+
+Choice: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Space:
+    """The layers in forward order and what each may get.
+
+    Attributes:
+        names: of the layers.
+        options: for each, its possible bits, ascending; a single one where it is pinned.
+        weights: number of weights of each.
+        macs: multiply-accumulates of each in one forward pass of the calibration inputs' first batch.
+        budget: what a choice may cost; None: anything goes.
+
+    """
+
+    names: tuple[str, ...]
+    options: tuple[tuple[int, ...], ...]
+    weights: tuple[int, ...]
+    macs: tuple[int, ...]
+    budget: Budget | None = None
+    prices: np.ndarray = field(init=False)  # of one bit in each layer
+    limit: float = field(init=False)  # of the sum of prices times bits
+
+    def __post_init__(self) -> None:
+        prices, limit = _linear(self.budget, np.array(self.weights, float), np.array(self.macs, float))
+        object.__setattr__(self, "prices", prices)
+        object.__setattr__(self, "limit", limit)
+        cheapest = tuple(bits[0] for bits in self.options)
+        if not self.fits(cheapest):
+            low, high = self.plan(cheapest).cost(), self.plan(tuple(bits[-1] for bits in self.options)).cost()
+            raise BudgetError(
+                f"{self.budget}: no plan within the options costs so little; feasible: {low.average_bits:.3g} to "
+                f"{high.average_bits:.3g} average bits, {low.bytes:,} to {high.bytes:,} bytes, a ratio of {high.ratio:.2f} to "
+                f"{low.ratio:.2f}, {low.bit_ops:,} to {high.bit_ops:,} bit operations"
+            )
+
+    def plan(self, choice: Choice) -> Plan:
+        """The choice as a plan."""
+        weights, macs = (dict(zip(self.names, counts, strict=True)) for counts in (self.weights, self.macs))
+        return Plan(dict(zip(self.names, choice, strict=True)), weights=weights, macs=macs)
+
+    def price(self, choice: Choice) -> float:
+        """What the choice costs, in the budget's terms."""
+        return float(self.prices @ np.array(choice, float))
+
+    def fits(self, choice: Choice) -> bool:
+        """Whether the choice is within the budget."""
+        return self.price(choice) <= self.limit * (1 + 1e-12)
+
+    def project(self, choice: Choice, loss: np.ndarray, *, keep: int | None = None) -> Choice:
+        """The choice brought within the budget, and filled up to it where that does not hurt.
+
+        Down by the single-layer steps that cost least, then up by those that gain most.
+
+        Args:
+            choice: any.
+            loss: of each layer alone, (layers, bits).
+            keep: a layer to leave as it is while others can be changed instead.
+
+        """
+        bits = list(choice)
+        while not self.fits(tuple(bits)):
+            if not self._step(bits, loss, -1, keep):
+                self._step(bits, loss, -1, None)
+        while self.budget is not None and self._step(bits, loss, 1, keep):
+            pass
+        return tuple(bits)
+
+    def _step(self, bits: list[int], loss: np.ndarray, way: int, keep: int | None) -> bool:
+        """Take the best single step down, or up as far as it fits; whether there was one."""
+        best, best_rate = None, math.inf
+        left = self.limit * (1 + 1e-12) - self.price(tuple(bits))
+        for layer, options in enumerate(self.options):
+            at = options.index(bits[layer]) + way
+            if layer == keep or not 0 <= at < len(options):
+                continue
+            price = self.prices[layer] * (options[at] - bits[layer])
+            hurt = loss[layer, options[at]] - loss[layer, bits[layer]]
+            if way > 0 and (price > left or hurt >= 0):
+                continue
+            rate = hurt / max(abs(price), 1e-9)
+            if rate < best_rate:
+                best, best_rate = (layer, options[at]), rate
+        if best is None:
+            return False
+        bits[best[0]] = best[1]
+        return True
+
+
+def layer_options(names: Sequence[str], options: Sequence[int], pins: Mapping[str, int]) -> tuple[tuple[int, ...], ...]:
+    """The options of each layer, ascending; pinned layers have one.
+
+    Raises:
+        PlanError: no options, bits out of range, or a pin for a layer that is not there.
+
+    """
+    if not options:
+        raise PlanError("options: expected at least one number of bits, got none")
+    for bits in [*options, *pins.values()]:
+        check_bits(bits, "options")
+    for name in pins:
+        if name not in names:
+            raise PlanError(f"pin {name}: no layer that is searched{nearest(name, names)}")
+    ascending = tuple(sorted(set(options)))
+    return tuple((pins[name],) if name in pins else ascending for name in names)
+
+
+def _linear(budget: Budget | None, weights: np.ndarray, macs: np.ndarray) -> tuple[np.ndarray, float]:
+    """A budget as prices a bit and a limit."""
+    if budget is None:
+        return weights, math.inf
+    if budget.bit_ops is not None:
+        return macs, float(budget.bit_ops)
+    if budget.bytes is not None:
+        return weights, 8.0 * budget.bytes
+    average = budget.average_bits if budget.average_bits is not None else 32 / (budget.ratio or 1)
+    return weights, average * float(weights.sum())

@@ -1,0 +1,82 @@
+"""The model of the environment against networks in which it is exact, and against divergences summed up by hand."""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from octavo import Budget, search
+from octavo.search.environment import Environment
+from octavo.search.output_sum import OutputSum
+
+
+class Parallel(nn.Module):
+    """Layers whose outputs are summed: what they change adds up exactly, up to the normalisation of the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(5, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([layer(x) for layer in self.layers]).sum(0)
+
+
+def environment(model: nn.Module, batches: list[Tensor]) -> Environment:
+    return Environment(model, ["layers.0", "layers.1", "layers.2"], batches, [(2, 3, 5)] * 3)
+
+
+def inputs() -> list[Tensor]:
+    torch.manual_seed(0)
+    return list(torch.randn(3, 6, 5))
+
+
+def test_it_is_exact_where_outputs_add_up() -> None:
+    batches = inputs()
+    model = Parallel()
+    real = environment(model, batches)
+    choices = list(itertools.product((2, 3, 5), repeat=3))
+    estimates = real.output_sum().scores(choices)
+    assert torch.allclose(estimates, torch.tensor(real.scores(choices)), atol=1e-5)
+    assert float(estimates.std()) > 1e-3
+
+
+def test_the_model_is_left_in_full_precision_and_in_its_mode() -> None:
+    model, batches = Parallel().train(), inputs()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    environment(model, batches).output_sum()
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_divergence_of_summed_outputs_by_hand() -> None:
+    full = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.9, 0.0]]).log()  # a class is ruled out in the second row
+    changes = {
+        (0, 2): torch.tensor([[0.3, -0.1, 0.0], [0.2, 0.0, 0.0]]),
+        (1, 2): torch.tensor([[-0.3, 0.4, 0.0], [0.0, 0.1, 0.0]]),
+    }
+    expected = 0.0
+    for row in range(2):
+        p = full[row].exp().tolist()
+        shifted = [x * math.exp(sum(float(change[row, at]) for change in changes.values())) for at, x in enumerate(p)]
+        expected -= sum(x * math.log(x * sum(shifted) / y) for x, y in zip(p, shifted, strict=True) if x) / 2
+    (found,) = OutputSum(full, changes).scores([(2, 2)]).tolist()
+    assert math.isclose(found, expected, rel_tol=1e-5)
+
+
+def test_a_score_of_ones_own_is_not_modelled() -> None:
+    """The controller falls back on the exact solution, and the search still ends within its budget."""
+    model, batches = Parallel(), inputs()
+    own = Environment(model, ["layers.0"], batches, [(2, 3)], score=lambda net: float(net(batches[0]).mean()))
+    assert not own.explains
+    found = search(model, batches, budget=Budget(average_bits=3), trials=24, score=lambda net: -float(net(batches[0]).std()))
+    assert found.plan.cost().average_bits <= 3
+
+
+def test_the_search_begins_where_the_model_ends() -> None:
+    """The first choices that are measured after the exact one are already the model's best: in this network, the best of all."""
+    model, batches = Parallel(), inputs()
+    found = search(model, batches, budget=Budget(average_bits=3), trials=9 + 4 * 3 + 6, options=(2, 3, 5))
+    real = environment(model, batches)
+    fitting = [c for c in itertools.product((2, 3, 5), repeat=3) if sum(c) <= 9]
+    assert math.isclose(found.score, max(real.scores(fitting)), rel_tol=1e-5)

@@ -694,8 +694,8 @@ def test_a_control_without_a_score_is_damaged(text: str, folder: Path) -> None:
 # Runs that search for their bits.
 
 
-def searching(method: str = "random", budget: float = 3, **changes: Any) -> Recipe:
-    wanted = {"budget": {"average_bits": budget}, "method": method, "trials": 12}
+def searching(by: str = "random", budget: float = 3, **changes: Any) -> Recipe:
+    wanted = {"budget": {"average_bits": budget}, "method": by, "trials": 12}
     return recipe(**{"bits": None, "search": wanted, "control": False} | changes)
 
 

@@ -16,9 +16,10 @@ import torch
 from octavo import cli
 from octavo.errors import FormatError
 from octavo.packed import Packed
+from octavo.plan import Plan
 from octavo.task import load_task
 
-COMMANDS = ("demo", "run", "inspect", "quantize", "evaluate", "verify")
+COMMANDS = ("demo", "run", "inspect", "search", "quantize", "evaluate", "verify")
 TASK = """
 import torch
 from torch import nn
@@ -157,6 +158,20 @@ def test_without_a_command_all_of_them_are_listed(octavo: Octavo) -> None:
 
 def test_every_command_of_the_test_is_every_command_there_is() -> None:
     assert {command.callback.__name__ for command in cli.app.registered_commands if command.callback} == set(COMMANDS)
+
+
+def test_search_writes_a_plan_within_the_budget_and_shows_it(octavo: Octavo) -> None:
+    said = octavo("search", "tiny.py:Tiny", "--budget", "average_bits=3", "--pin", "2=4", "--trials", "20", "-o", "plan.yaml")
+    assert (said.status, said.err) == (0, "")
+    plan = Plan.load("plan.yaml")
+    assert plan["2"] == 4
+    assert plan.cost().average_bits <= 3
+    assert f"{plan.cost().average_bits:.3f}" in said.out
+    assert "written: plan.yaml" in said.out
+    as_json = octavo(
+        "search", "tiny.py:Tiny", "--budget", "average_bits=3", "--pin", "2=4", "--trials", "20", "-o", "x", "--json"
+    )
+    assert json.loads(as_json.out)["plan"] == dict(plan)
 
 
 @pytest.mark.parametrize("words", [["nothing"], ["quantize", "digits"], ["quantize", "digits", "-o", "x", "--bits", "9"]])
@@ -328,6 +343,18 @@ def test_evaluate_and_verify_print_the_figures(octavo: Octavo, packed: Path) -> 
         (["quantize", "tiny.py:Normed", "-o", "x"], "BatchNorm1d: expected a model with layers that can be quantized"),
         (["quantize", "tiny.py:Lacking", "-o", "x"], "task 'tiny.py:Lacking': expected the methods"),
         (["quantize", "tiny.py:Tiny", "-o", "x", "--set", "order=size"], "quantize: order: Input should be 'magnitude', "),
+        (["search", "tiny.py:Tiny", "-o", "x"], "expected exactly one of budget and trade_off, got None and None"),
+        (
+            ["search", "tiny.py:Tiny", "-o", "x", "--budget", "bits=3"],
+            "--budget bits=3: expected one of ratio, average_bits, bytes, bit_ops (the nearest is ",
+        ),
+        (
+            ["search", "tiny.py:Tiny", "-o", "x", "--budget", "average_bits=1"],
+            "average_bits=1: no plan within the options costs so little; feasible: 2 to 5 average bits, ",
+        ),
+        (["search", "tiny.py:Tiny", "-o", "x", "--budget", "bytes=99", "--pin", "1=3"], "pin 1: no layer that is searched"),
+        (["search", "tiny.py:Tiny", "-o", "x", "--budget", "bytes=99", "--pin", "0=9"], "pin 0: expected an integer from 2 to 8"),
+        (["search", "tiny.py:Tiny", "-o", "x", "--budget", "ratio=9", "--method", "tpf"], "method: expected one of dnq, exact, "),
         (["evaluate", "none", "-t", "tiny.py:Tiny"], "none: No such file or directory"),
         (["verify", "none"], "none: No such file or directory"),
         (["verify", "."], ".: Is a directory"),

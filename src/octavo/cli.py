@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from octavo.errors import OctavoError, RecipeError
+from octavo.errors import BudgetError, OctavoError, RecipeError, nearest
 from octavo.inspection import inspect as inspect_model
 from octavo.packed import Packed
 from octavo.plan import Budget
@@ -107,7 +107,7 @@ def search(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o"
     """
     loaded = load_task(task, _options(option))
     pins = dict(key_value(pair, "--pin") for pair in pin or ())
-    limit = None if budget is None else Budget(**dict([key_value(budget, "--budget")]))
+    limit = None if budget is None else _budget(budget)
     with Display(err if as_json else out) as display:
         display.searching(trials)
         found = search_bits(
@@ -121,6 +121,13 @@ def search(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o"
         return
     out.print(plan_table(found))
     out.print(f"written: {output}", soft_wrap=True, markup=False)
+
+
+def _budget(pair: str) -> Budget:
+    key, value = key_value(pair, "--budget")
+    if key not in (known := [field.name for field in fields(Budget)]):
+        raise BudgetError(f"--budget {pair}: expected one of {', '.join(known)}{nearest(key, known)}")
+    return Budget(**{key: value})
 
 
 @app.command()

@@ -170,6 +170,10 @@ class Budget:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise BudgetError(f"{name}: expected a positive number, got {value!r}")
 
+    def __str__(self) -> str:
+        """The one that is given: ``average_bits=3``."""
+        return next(f"{name}={value:g}" for name, value in vars(self).items() if value is not None)
+
     def allows(self, cost: Cost) -> bool:
         """Whether ``cost`` is within the budget."""
         if self.ratio is not None:

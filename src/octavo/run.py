@@ -18,7 +18,7 @@ from octavo.incremental import Incremental
 from octavo.oneshot import LayerError, calibrate
 from octavo.packed import Packed, check_state
 from octavo.plan import Plan, matching_plan, planned_layers
-from octavo.recipe import Recipe
+from octavo.recipe import Recipe, Search
 from octavo.search import search
 from octavo.stages import Job, Observer, Track, control_score, train, warm_up
 from octavo.task import Task, load_task, model_of
@@ -43,8 +43,10 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     started = time.monotonic()
     task = load_task(recipe.task, recipe.options)
     model, copy = _two_models(task, recipe.task)
-    digest = digest_of(copy)
+    given, digest = matching_plan(model, recipe.bits or {}), digest_of(copy)
     check_state(model)
+    if recipe.search is None:
+        planned_layers(model, given)
     if done := finished(folder, recipe, digest):
         observer.note(f"{folder} is complete: nothing to do")
         return done
@@ -57,7 +59,7 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     }
     observer.note(f"full precision: {result['float_score']:.2f}")
     job = Job(recipe, task, folder, digest, observer)
-    plan, searched = _plan(job, model)
+    plan, searched = _search(job, recipe.search, model) if recipe.search else (given, {})
     packed, how = _by_retraining(job, model, plan) if recipe.retrains else _in_closed_form(job, model, plan)
     _begin(job)
     file = folder / "packed.safetensors"
@@ -99,13 +101,8 @@ def _begin(job: Job) -> None:
     write_json(job.folder / "recipe.json", job.recipe.model_dump(mode="json"))
 
 
-def _plan(job: Job, model: nn.Module) -> tuple[Plan, Json]:
-    """The bits of each layer, given or searched for, and what the search found."""
-    wanted = job.recipe.search
-    if wanted is None:
-        plan = matching_plan(model, job.recipe.bits or {})
-        planned_layers(model, plan)
-        return plan, {}
+def _search(job: Job, wanted: Search, model: nn.Module) -> tuple[Plan, Json]:
+    """The bits of each layer that a search finds, and what else it found."""
     job.observer.searching(wanted.trials)
     found = search(
         model,

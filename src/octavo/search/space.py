@@ -115,11 +115,12 @@ def layer_options(names: Sequence[str], options: Sequence[int], pins: Mapping[st
     """
     if not options:
         raise PlanError("options: expected at least one number of bits, got none")
-    for bits in [*options, *pins.values()]:
+    for bits in options:
         check_bits(bits, "options")
-    for name in pins:
+    for name, bits in pins.items():
         if name not in names:
             raise PlanError(f"pin {name}: no layer that is searched{nearest(name, names)}")
+        check_bits(bits, f"pin {name}")
     ascending = tuple(sorted(set(options)))
     return tuple((pins[name],) if name in pins else ascending for name in names)
 

@@ -21,10 +21,11 @@ from octavo.packed import Packed, check_state, pack
 from octavo.partition import Order, check_portions, grow, orders_of, score
 from octavo.plan import planned_layers
 from octavo.seeds import seed_of
+from octavo.solve import Settings
 
 __all__ = ["Incremental", "Stage"]
 
-DAMP = 0.01  # as in the closed form
+DAMP = Settings.damp
 PIECES = 8  # in which a portion freezes where it is made up for
 
 
@@ -85,11 +86,11 @@ class _Slot:
         self._check_finite("weights", self.layer.weight.isfinite() | self.held.frozen)
         self._check_finite("inputs or outputs", moments.hessian.isfinite().all() & moments.drift.isfinite().all())
         hessian, start = damped(moments.hessian, DAMP), self._rows(self.held(self.layer.weight.detach()), moments)
-        target = wanted(start, hessian, moments.drift).float()
-        self._make_up(moments, target, hessian.float())
+        target, hessian = wanted(start, hessian, moments.drift).float(), hessian.float()
+        self._make_up(moments, target, hessian)
         for portion in portions:
             self.freeze(portion, order, generator)
-            self._make_up(moments, target, hessian.float())
+            self._make_up(moments, target, hessian)
 
     @torch.no_grad()
     def _make_up(self, moments: Moments, target: Tensor, hessian: Tensor) -> None:

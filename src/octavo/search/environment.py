@@ -110,7 +110,7 @@ class Environment:
     def _outputs(self, choice: Partial, rows: int) -> Tensor:
         """The first rows of the log probabilities that a choice gives."""
         worker, found, missing = self._workers[0], list[Tensor](), rows
-        worker.wear([None if bits is None else self._cache[layer][bits].weight for layer, bits in enumerate(choice)])
+        self._dress(worker, choice)
         with observing(worker.model):
             for batch in self._inputs:
                 if missing > 0:
@@ -118,8 +118,11 @@ class Environment:
                     missing -= len(found[-1])
         return torch.cat(found)
 
-    def _one(self, worker: "_Worker", choice: Partial) -> float:
+    def _dress(self, worker: "_Worker", choice: Partial) -> None:
         worker.wear([None if bits is None else self._cache[layer][bits].weight for layer, bits in enumerate(choice)])
+
+    def _one(self, worker: "_Worker", choice: Partial) -> float:
+        self._dress(worker, choice)
         with torch.no_grad():
             score = float(self._score(worker.model))
         if not math.isfinite(score):

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from octavo.calling import Inputs, call, device_of, observing, on_device
+from octavo.calling import Inputs, call, device_of, hooked, observing, on_device
 from octavo.digest import digest
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.layers import Layer, calling_modules, count_macs, find_layers
@@ -150,12 +150,8 @@ def _in_forward_order(model: nn.Module, batch: Inputs) -> tuple[list[Layer], dic
     by_module = calling_modules(model, layers)
     hooks = [module.register_forward_pre_hook(lambda m, _: seen.extend(by_module[m])) for module in by_module]
     example = batch[:1] if isinstance(batch, Tensor) else batch
-    try:
-        with observing(model):
-            macs = count_macs(layers, lambda: call(model, example))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), observing(model):
+        macs = count_macs(layers, lambda: call(model, example))
     reached = list(dict.fromkeys(layer.name for layer in seen))
     if not reached:
         raise PlanError(

@@ -281,8 +281,6 @@ EVALUATIONS = 240
 class Synthetic(Environment):
     """Losses of single layers that add up, and what pairs of coarse layers do to each other."""
 
-    explains = False
-
     def __init__(self, seed: int, pairs: float) -> None:
         drawn = np.random.default_rng(seed)
         self.loss = drawn.uniform(0.3, 3, (LAYERS, 1)) * 3.0 ** -np.arange(9)[None] * drawn.uniform(0.7, 1.4, (LAYERS, 9))
@@ -294,6 +292,9 @@ class Synthetic(Environment):
         at = np.arange(LAYERS)
         coarse = self.coarse[at, choices]
         return np.asarray(self.loss[at, choices].sum(1) + np.einsum("ni,nj,ij->n", coarse, coarse, self.pairs))
+
+    def output_sum(self) -> None:
+        return None
 
     def scores(self, choices: Sequence[Partial]) -> list[float]:
         found = []

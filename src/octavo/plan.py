@@ -12,6 +12,7 @@ from torch import nn
 
 from octavo.codebook import check_bits
 from octavo.errors import BudgetError, PlanError, nearest
+from octavo.files import write_atomically
 from octavo.layers import Layer, Skipped, find_layers
 from octavo.yamls import read_yaml
 
@@ -122,7 +123,8 @@ class Plan(MutableMapping[str, int]):
         if self.macs:
             content["macs"] = {name: self.macs[name] for name in self if name in self.macs}
         head = "# octavo plan: bits per layer, 2 to 8; a layer without a line stays in float. The counts serve cost().\n"
-        Path(path).write_text(head + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        text = head + yaml.safe_dump(content, sort_keys=False)
+        write_atomically(path, lambda file: file.write(text.encode()))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

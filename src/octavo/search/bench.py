@@ -16,6 +16,8 @@ from octavo.seeds import seed_of
 
 __all__ = ["Bench", "Trial"]
 
+NOTED = 16  # scores that are journalled at a time: what is lost at most
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -55,6 +57,7 @@ class Bench:
         self._environment, self._journal, self._observe = environment, journal, observe
         self._trade_off = trade_off
         self._seen: dict[tuple[int | None, ...], float] = {}
+        self._whole = set[Choice]()
         self.generator = torch.Generator().manual_seed(seed_of(seed))
 
     def reward(self, choice: Choice, score: float) -> float:
@@ -71,7 +74,8 @@ class Bench:
         """Scores of whole choices; minus infinity for what was not scored before and no evaluation is left for."""
         scores = self._scores(choices)
         for choice, score in zip(choices, scores, strict=True):
-            if score > -np.inf and all(choice != trial.choice for trial in self.trials):
+            if score > -np.inf and choice not in self._whole:
+                self._whole.add(choice)
                 self.trials.append(Trial(choice, score, self._environment.stored_bits(choice)))
                 self._observe(self.trials[-1])
         return scores
@@ -97,7 +101,7 @@ class Bench:
 
     def output_sum(self) -> OutputSum | None:
         """A model of the environment from what the choices of single layers gave, if its scores can be modelled."""
-        return self._environment.output_sum() if self._environment.explains else None
+        return self._environment.output_sum()
 
     @property
     def best(self) -> Trial:
@@ -108,7 +112,9 @@ class Bench:
         fresh = [c for c in dict.fromkeys(map(tuple, choices)) if c not in self._seen][: self.left]
         self.left -= len(fresh)
         unknown = [choice for choice in fresh if self._journal.known(choice) is None]
-        self._journal.add(unknown, self._environment.scores(unknown) if unknown else [])
+        for start in range(0, len(unknown), NOTED):
+            some = unknown[start : start + NOTED]
+            self._journal.add(some, self._environment.scores(some))
         for choice in fresh:
             known = self._journal.known(choice)
             self._seen[choice] = -np.inf if known is None else known

@@ -71,7 +71,7 @@ def _learn(controller: Controller, settings: Reinforce, bench: Bench, loss: np.n
             space.project(tuple(bits[i] for bits, i in zip(space.options, row, strict=True)), loss) for row in sampled.tolist()
         ]
         found = judge.rewards(choices)
-        return torch.tensor([_indices(space, choice) for choice in choices]), torch.tensor(found)
+        return torch.tensor([_indices(space, choice) for choice in choices]), torch.tensor(found, dtype=torch.float64)
 
     learn(controller, settings, bench.generator, rewards, left=lambda: judge.left)
 
@@ -79,10 +79,12 @@ def _learn(controller: Controller, settings: Reinforce, bench: Bench, loss: np.n
 def features(space: Space, loss: np.ndarray) -> Tensor:
     """What the controller reads of each layer, (layers, features).
 
-    Depth, log weights, log multiply-accumulates, and the logarithm of what the layer alone loses at each of its options.
+    Its traits (log fan-in, kind), depth, log weights, log multiply-accumulates, and the logarithm of what the layer alone loses
+    at each of its options.
     """
     layers = len(space.names)
     columns = [
+        *zip(*space.traits, strict=True),
         np.linspace(0, 1, layers),
         np.log(np.array(space.weights, float)),
         np.log1p(np.array(space.macs, float)),

@@ -6,6 +6,8 @@ neither its environment nor its reward: this one is ours.)
 """
 
 import copy
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo import coding
-from octavo.calling import Inputs, call, device_of, observing, on_device
+from octavo.calling import Inputs, call, observing
 from octavo.container import Quantized
 from octavo.errors import PlanError
 from octavo.layers import Layer, find_layers
 from octavo.moments import Moments
 from octavo.oneshot import float_moments
 from octavo.search.output_sum import OutputSum
+from octavo.search.replay import Replay
 from octavo.search.space import Choice
 from octavo.solve import Settings, solve
 
@@ -44,13 +47,10 @@ class _Option:
 class Environment:
     """Scores choices of bits, higher is better.
 
-    Attributes:
-        explains: whether the score is the divergence of outputs, so that ``output_sum`` can model it.
-
     Args:
         model: the trained network; it is left as it was.
         layers: names of the layers that are searched, in forward order.
-        inputs: calibration batches.
+        inputs: calibration batches, on the model's device.
         options: the bits of each layer that may be asked for.
         score: what to score a model by; None: minus the KL divergence from its full-precision outputs, the mean over rows.
         workers: how many choices are scored at a time, each by a copy of the model that shares all its weights.
@@ -70,73 +70,79 @@ class Environment:
         score: Score | None = None,
         workers: int = 1,
     ) -> None:
-        self._inputs = [on_device(batch, device_of(model)) for batch in inputs]
+        self._inputs = list(inputs)
         known = {layer.name: layer for layer in find_layers(model)[0]}
         moments = float_moments(model, self._inputs, [known[name] for name in layers])
         self._cache = [
             {bits: _option(known[name], moments[name], bits) for bits in bits_of_layer}
             for name, bits_of_layer in zip(layers, options, strict=True)
         ]
-        self._score = score or self._divergence
+        self._score = score
+        self._model, self._layers = model, layers
         self._workers = [_Worker(model, layers) for _ in range(workers)]
         self._reference: list[Tensor] = []
-        self.explains = score is None
-        if self.explains:
+        self._alone: dict[tuple[int | None, ...], Tensor] = {}  # by choices of a single layer, rows of their outputs
+        if score is None:
             with observing(model):
                 self._reference = [_log_probabilities(call(model, batch)) for batch in self._inputs]
+            pairs = sum(len(bits) for bits in options)
+            self._rows = max(1, NUMBERS // (pairs * self._reference[0].shape[1]))
 
     def scores(self, choices: Sequence[Partial]) -> list[float]:
         """The score of each choice; None in place of bits leaves that layer in full precision."""
-        with ThreadPoolExecutor(len(self._workers)) as pool:
-            shares = [(worker, choices[i :: len(self._workers)]) for i, worker in enumerate(self._workers)]
-            done = list(pool.map(lambda share: [self._one(share[0], choice) for choice in share[1]], shares))
-        return [done[i % len(done)][i // len(done)] for i in range(len(choices))]
+        alike = sorted(range(len(choices)), key=lambda at: [bits or 0 for bits in choices[at]])  # neighbours begin alike
+        share = math.ceil(len(choices) / len(self._workers)) or 1
+        found = dict[int, float]()
+        with ThreadPoolExecutor(len(self._workers)) as pool, observing(self._model):
+            tasks = [(worker, alike[i * share :][:share]) for i, worker in enumerate(self._workers)]
+            for done in pool.map(lambda task: [(at, self._one(task[0], choices[at])) for at in task[1]], tasks):
+                found |= dict(done)
+        return [found[at] for at in range(len(choices))]
 
     def stored_bits(self, choice: Choice) -> float:
         """Bits that the codes of a choice take at their entropy."""
         return sum(self._cache[layer][bits].stored_bits for layer, bits in enumerate(choice))
 
-    def output_sum(self) -> OutputSum:
-        """A model of this environment, from the outputs of the choices in which a single layer is quantized."""
-        pairs = [(layer, bits) for layer, weights in enumerate(self._cache) for bits in weights]
-        rows = max(1, NUMBERS // (len(pairs) * self._reference[0].shape[1]))
-        full = self._outputs([None] * len(self._cache), rows)
-        changes = {}
-        for layer, bits in pairs:
-            alone = [bits if at == layer else None for at in range(len(self._cache))]
-            changes[layer, bits] = (self._outputs(alone, rows) - full).nan_to_num(0.0)  # of classes ruled out
-        return OutputSum(full, changes)
+    def network(self, choice: Partial) -> nn.Module:
+        """The network as the trial of a choice has it; all that is not searched is shared with the original."""
+        worker = _Worker(self._model, self._layers)
+        worker.wear(self._weights(choice))
+        return worker.model
 
-    def _outputs(self, choice: Partial, rows: int) -> Tensor:
-        """The first rows of the log probabilities that a choice gives."""
-        worker, found, missing = self._workers[0], list[Tensor](), rows
-        self._dress(worker, choice)
-        with observing(worker.model):
-            for batch in self._inputs:
-                if missing > 0:
-                    found.append(_log_probabilities(call(worker.model, batch))[:missing])
-                    missing -= len(found[-1])
-        return torch.cat(found)
+    def output_sum(self) -> OutputSum | None:
+        """A model of this environment, from the outputs that single layers alone give; None where the score is not of outputs."""
+        if self._score is not None:
+            return None
+        layers = range(len(self._cache))
+        pairs = [(layer, bits) for layer, options in enumerate(self._cache) for bits in options]
+        alone = {(layer, bits): tuple(bits if at == layer else None for at in layers) for layer, bits in pairs}
+        self.scores([choice for choice in alone.values() if choice not in self._alone])  # known from an earlier search
+        full = torch.cat(self._reference)[: self._rows]
+        changes = {pair: self._alone[choice] - full for pair, choice in alone.items()}
+        return OutputSum(full, {pair: change.nan_to_num(0.0) for pair, change in changes.items()})  # of classes ruled out
 
-    def _dress(self, worker: "_Worker", choice: Partial) -> None:
-        worker.wear([None if bits is None else self._cache[layer][bits].weight for layer, bits in enumerate(choice)])
-
+    @torch.no_grad()  # of this thread
     def _one(self, worker: "_Worker", choice: Partial) -> float:
-        self._dress(worker, choice)
-        with torch.no_grad():
+        if self._score is None:
+            score = self._divergence(worker, choice)
+        else:
+            worker.wear(self._weights(choice))
             score = float(self._score(worker.model))
         if not math.isfinite(score):
             raise PlanError(f"score: expected a finite number, got {score} for the bits {list(choice)}")
         return score
 
-    def _divergence(self, model: nn.Module) -> float:
-        total, rows = 0.0, 0
-        for batch, target in zip(self._inputs, self._reference, strict=True):
-            own = _log_probabilities(call(model, batch))
+    def _divergence(self, worker: "_Worker", choice: Partial) -> float:
+        outputs, total = worker.outputs(self._weights(choice), self._inputs), 0.0
+        for own, target in zip(outputs, self._reference, strict=True):
             divergence = F.kl_div(own, target, reduction="none", log_target=True)
             total += float(divergence.masked_fill(target == -math.inf, 0).sum())  # classes ruled out count nothing
-            rows += len(own)
-        return -total / rows
+        if sum(bits is not None for bits in choice) == 1:
+            self._alone[tuple(choice)] = torch.cat(outputs)[: self._rows].clone()
+        return -total / sum(map(len, outputs))
+
+    def _weights(self, choice: Partial) -> list[Tensor | None]:
+        return [None if bits is None else self._cache[layer][bits].weight for layer, bits in enumerate(choice)]
 
 
 class _Worker:
@@ -147,13 +153,27 @@ class _Worker:
         known = {layer.name: layer.weight for layer in find_layers(model)[0]}
         own = {id(known[name]): nn.Parameter(known[name].detach(), requires_grad=False) for name in layers}
         self.model = copy.deepcopy(model, shared | own).eval()
-        self._weights = [own[id(known[name])] for name in layers]
-        self._full = [weight.data for weight in self._weights]
+        self._places = [own[id(known[name])] for name in layers]
+        self._full = [place.data for place in self._places]
+        self._worn, self._layers = list[Tensor](), layers
 
-    def wear(self, weights: Sequence[Tensor | None]) -> None:
-        """Put weights in place, by reference; None stands for the full-precision one."""
-        for place, full, weight in zip(self._weights, self._full, weights, strict=True):
-            place.data = full if weight is None else weight
+    @functools.cached_property
+    def _replay(self) -> Replay:
+        return Replay(self.model, self._layers)
+
+    def wear(self, weights: Sequence[Tensor | None]) -> int:
+        """Put weights in place, by reference, None for full precision. Returns how many of the first were there already."""
+        worn = [full if weight is None else weight for full, weight in zip(self._full, weights, strict=True)]
+        for place, weight in zip(self._places, worn, strict=True):
+            place.data = weight
+        same = itertools.takewhile(lambda pair: pair[0] is pair[1], zip(worn, self._worn, strict=False))
+        unchanged, self._worn = sum(1 for _ in same), worn
+        return unchanged
+
+    def outputs(self, weights: Sequence[Tensor | None], batches: Sequence[Inputs]) -> list[Tensor]:
+        """Log probabilities of each batch; the batches are always the same."""
+        unchanged = self.wear(weights)
+        return list(map(_log_probabilities, self._replay.outputs(batches, unchanged)))
 
 
 def _option(layer: Layer, moments: Moments, bits: int) -> _Option:

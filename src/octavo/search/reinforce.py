@@ -74,7 +74,7 @@ def learn(
     """
     optimizer = torch.optim.Adam(controller.parameters(), settings.learning_rate)
     whole, stale = left(), 0
-    best, best_reward = torch.empty(0, len(controller.allowed), dtype=torch.int64), torch.empty(0)
+    best, best_reward = torch.empty(0, len(controller.allowed), dtype=torch.int64), torch.empty(0, dtype=torch.float64)
     while (before := left()) and stale < settings.patience:
         policy = _exploring(controller, settings.explore * GROWTH**stale)
         sampled = torch.multinomial(policy.detach().exp(), settings.batch, replacement=True, generator=generator).T
@@ -103,7 +103,7 @@ def surrogate(log_probabilities: Tensor, tried: Tensor, reward: Tensor, entropy:
     """
     if len(reward) > 1:
         others = (reward.sum() - reward) / (len(reward) - 1)
-        advantage = (reward - others) / reward.std().clamp(min=1e-9)
+        advantage = (reward - others) / reward.std().clamp(min=1e-12)
     else:
         advantage = torch.zeros_like(reward)
     chosen = log_probabilities.gather(1, tried.T).sum(0)

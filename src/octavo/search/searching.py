@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
-from octavo.calling import Inputs, call, device_of, hooked, observing, on_device
+from octavo.calling import Inputs, device_of, on_device
 from octavo.digest import digest
 from octavo.errors import BudgetError, PlanError, nearest
-from octavo.layers import Layer, calling_modules, count_macs, find_layers
 from octavo.plan import Budget, Plan
 from octavo.search.bench import Bench, Trial
 from octavo.search.dnq import dnq
 from octavo.search.environment import Environment, Score
 from octavo.search.journal import Journal
 from octavo.search.rivals import RIVALS, uniform_choice
-from octavo.search.space import Space, layer_options
+from octavo.search.space import Space
+from octavo.search.survey import survey
 
 __all__ = ["METHODS", "Method", "SearchResult", "search"]
 
@@ -113,14 +113,15 @@ def search(
     batches = [on_device(batch, device_of(model)) for batch in inputs]
     if not batches:
         raise PlanError("inputs: expected at least one batch of calibration inputs, got none")
-    layers, macs = _in_forward_order(model, batches[0])
-    names = tuple(layer.name for layer in layers)
-    choices = layer_options(names, options, pins or {})
-    weights = tuple(layer.weight.numel() for layer in layers)
-    space = Space(names, choices, weights, tuple(macs[name] for name in names), budget)
-    environment = Environment(model, names, batches, choices, score=score, workers=workers)
-    settings = {"layers": dict(zip(names, weights, strict=True)), "options": choices, "own_score": score is not None}
-    settings |= {"weights": digest(model.state_dict()), "inputs": digest(batches)}
+    space = survey(model, batches[0], options, pins or {}, budget)
+    environment = Environment(model, space.names, batches, space.options, score=score, workers=workers)
+    settings = {
+        "layers": dict(zip(space.names, space.weights, strict=True)),
+        "options": space.options,
+        "own_score": score is not None,
+        "weights": digest(model.state_dict()),
+        "inputs": digest(batches),
+    }
     bench = Bench(
         space, environment, Journal(None if journal is None else Path(journal), settings), trials,
         trade_off=trade_off or 0.0, seed=seed, observe=observe,
@@ -142,20 +143,3 @@ def _check(budget: Budget | None, trade_off: float | None, method: str, trials: 
         raise PlanError(f"method: expected one of {', '.join(METHODS)}, got {method!r}{nearest(method, METHODS)}")
     if trials < 1 or workers < 1:
         raise PlanError(f"expected at least 1 trial and 1 worker, got {trials} and {workers}")
-
-
-def _in_forward_order(model: nn.Module, batch: Inputs) -> tuple[list[Layer], dict[str, int]]:
-    """The layers that the inputs reach, in the order in which they do, and what one input spends on each."""
-    layers, seen = find_layers(model)[0], list[Layer]()
-    by_module = calling_modules(model, layers)
-    hooks = [module.register_forward_pre_hook(lambda m, _: seen.extend(by_module[m])) for module in by_module]
-    example = batch[:1] if isinstance(batch, Tensor) else batch
-    with hooked(hooks), observing(model):
-        macs = count_macs(layers, lambda: call(model, example))
-    reached = list(dict.fromkeys(layer.name for layer in seen))
-    if not reached:
-        raise PlanError(
-            f"{type(model).__name__}: expected a model with layers that can be quantized, found none that inputs reach"
-        )
-    known = {layer.name: layer for layer in layers}
-    return [known[name] for name in reached], macs

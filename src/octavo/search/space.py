@@ -29,6 +29,7 @@ class Space:
         weights: number of weights of each.
         macs: multiply-accumulates of each in one forward pass of the calibration inputs' first batch.
         budget: what a choice may cost; None: anything goes.
+        traits: other numbers that tell the layers apart, (layers, any).
 
     """
 
@@ -37,6 +38,7 @@ class Space:
     weights: tuple[int, ...]
     macs: tuple[int, ...]
     budget: Budget | None = None
+    traits: tuple[tuple[float, ...], ...] = ()
     prices: np.ndarray = field(init=False)  # of one bit in each layer
     limit: float = field(init=False)  # of the sum of prices times bits
 

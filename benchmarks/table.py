@@ -6,11 +6,13 @@ Every figure on those pages stands between markers that this command fills; noth
 """
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+NOT_FIGURES = ("budget", "method", "seed", "choice")
 
 
 def load(name: str) -> Any:
@@ -120,6 +122,48 @@ def oneshot_cost() -> str:
     return markdown(head, rows)
 
 
+def searches() -> str:
+    """Every way of choosing bits: means over the seeds that were run."""
+    rows = []
+    for path in sorted(RESULTS.glob("search-resnet*.json"), key=lambda path: path.stem):
+        groups: dict[tuple[float, str], list[Any]] = {}
+        for row in json.loads(path.read_text())["rows"]:
+            groups.setdefault((row["budget"], row["method"]), []).append(row)
+        means = {key: {name: _mean(found, name) for name in found[0] if name not in NOT_FIGURES} for key, found in groups.items()}
+        for (budget, method), mean in sorted(means.items(), key=lambda item: (item[0][0], -item[1]["score"])):
+            retrained = f"{mean['retrained']:.2f}" if mean.get("retrained") else ""
+            rows.append([
+                path.stem.replace("search-resnet", "ResNet-"), f"{budget:.1f}", method, f"{len(groups[budget, method])}",
+                f"{-mean['score']:.4f}", f"{mean['accuracy']:.2f}", retrained, f"{mean['stored_bits']:.2f}",
+                f"{mean['counted']:.0f}", f"{mean['seconds']:.0f}",
+            ])  # fmt: skip
+    head = ["network", "bits", "method", "seeds", "divergence", "accuracy", "retrained", "stored bits", "plans", "seconds"]
+    return markdown(head, rows)
+
+
+def _mean(rows: list[Any], name: str) -> float | None:
+    found = [row[name] for row in rows if name in row]
+    return statistics.mean(found) if found else None
+
+
+def search_cost() -> str:
+    result = load("search_cost")
+    rows = []
+    for network, seconds in result["trial_s"].items():
+        whole = result["search_s"][f"{network}/512"]
+        figures = [
+            seconds["random"] / seconds["bare"],
+            seconds["similar"] / seconds["bare"],
+            seconds["naive"] / seconds["random"],
+        ]
+        rows.append([
+            network.replace("resnet", "ResNet-"), f"{1000 * seconds['bare']:.0f}", *(f"{figure:.2f}" for figure in figures),
+            f"{whole:.0f}", f"{whole / int(network.removeprefix('resnet')):.2f}",
+        ])  # fmt: skip
+    head = ["network", "forward pass, ms", "trial / pass", "trial of a similar plan / pass", "naive trial / trial"]
+    return markdown([*head, "search of 512 plans, s", "a layer"], rows)
+
+
 def fill(page: Path, name: str, text: str) -> None:
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, _, rest = page.read_text().partition(start)
@@ -137,6 +181,8 @@ def main() -> None:
     fill(HERE / "README.md", "accuracy", accuracy())
     fill(HERE / "README.md", "orders", orders())
     fill(HERE / "README.md", "speed", speed())
+    fill(HERE / "README.md", "searches", searches())
+    fill(HERE / "README.md", "search cost", search_cost())
 
 
 if __name__ == "__main__":

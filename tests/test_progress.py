@@ -149,7 +149,7 @@ def searched(console: Console, now: list[float], scores: list[float], trials: in
         now[0] += 60
         for score in scores:
             now[0] += seconds
-            display.trial(Trial((2, 3), score, 2.5))
+            display.trial(Trial((2, 3 + round(-score) % 3), score, 2.5))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue().splitlines()
 
@@ -157,20 +157,23 @@ def searched(console: Console, now: list[float], scores: list[float], trials: in
 def test_elsewhere_a_search_is_a_line_now_and_then(pipe: Console, now: list[float]) -> None:
     lines = searched(pipe, now, [-4, -3, -5, -2.5, -1, -2, -3, -9, -0.5], 100, 5)  # speed and time count from the first trial
     assert lines == [
-        "search, plan 5  best -1  last -1  0.2 plans/s  at most 0:06:20 left  ▁▃▃▅█",
-        "search, plan 9  best -0.5  last -0.5  0.2 plans/s  at most 0:06:44 left  ▁▃▃▄▇▇▇▇█",
+        "plan 5  best -1  0.2 plans/s  0:06:20 left  ▁▃▃▅█",
+        "best so far, bits by layer: 24",
+        "plan 9  best -0.5  0.2 plans/s  0:06:44 left  ▁▃▃▄▇▇▇▇█",
+        "best so far, bits by layer: 23",
     ]
 
 
 def test_on_a_terminal_the_last_trial_stands_in_the_bar(terminal: Console, now: list[float]) -> None:
     text = "".join(searched(terminal, now, [-4, -1, -2], 5, 2))
-    assert "search, plan 3  best -1  last -2  0.8 plans/s  at most 0:00:03 left  ▁██" in text
+    assert "plan 3  best -1  0.8 plans/s  0:00:03 left  ▁██" in text
+    assert "best so far, bits by layer: 24" in text
 
 
 def test_a_plan_more_than_was_asked_for_takes_no_time_back(terminal: Console, now: list[float]) -> None:
     """The uniform plan is scored whatever is left."""
     text = "".join(searched(terminal, now, [-4, -4, -4], 2, 40))
-    assert "search, plan 3  best -4  last -4  0.0 plans/s  at most 0:00:00 left  ▁▁▁" in text
+    assert "plan 3  best -4  0.0 plans/s  0:00:00 left  ▁▁▁" in text
 
 
 def test_a_long_search_is_a_curve_of_24_characters(monkeypatch: pytest.MonkeyPatch, now: list[float]) -> None:

@@ -55,11 +55,12 @@ def root(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback
 
 @app.command()
 def demo(folder: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"), as_json: AsJson = False) -> None:
-    """Train a small network on handwritten digits, quantize it, and show what it cost.
+    """Train a small network on handwritten digits, learn the bits of its layers, quantize it, and show what it cost.
 
     Example: `octavo demo`
     """
-    _run(RECIPES / "digits.yaml", load_recipe(RECIPES / "digits.yaml"), folder, as_json)
+    path = RECIPES / "digits-dnq.yaml"
+    _run(path, load_recipe(path), folder, as_json)
 
 
 @app.command()

@@ -118,7 +118,8 @@ def _search(job: Job, wanted: Search, model: nn.Module) -> tuple[Plan, Json]:
     )
     found.plan.save(job.folder / "plan.yaml")
     about = {"plan": dict(found.plan), "score": found.score, "uniform": dict(found.uniform), "uniform_score": found.uniform_score}
-    job.observer.note(f"search: {found.score:.5g}, the uniform plan {found.uniform_score:.5g}")
+    bits = ", ".join(f"{name} {count}" for name, count in found.plan.items())
+    job.observer.note(f"search: {found.score:.5g}, the uniform plan {found.uniform_score:.5g}; bits: {bits}")
     return found.plan, {"search": about}
 
 

@@ -29,7 +29,7 @@ class Display:
         self._task: TaskID | None = None
         self._label = ""
         self._said = self._started = time.monotonic()
-        self._scores, self._trials = list[float](), 0
+        self._scores, self._trials, self._best = list[float](), 0, ""
 
     def __enter__(self) -> Self:
         if self._live:
@@ -82,8 +82,10 @@ class Display:
         done, took = len(self._scores), time.monotonic() - self._started
         speed = done / max(took, 1e-9)
         left = timedelta(seconds=round(max(self._trials - done, 0) / speed))
-        state = f"best {max(self._scores):.5g}  last {trial.score:.5g}  {speed:.1f} plans/s  at most {left} left"
-        line = f"search, plan {done}  {state}  {_curve(self._scores)}"
+        if trial.score == max(self._scores):
+            self._best = "".join(map(str, trial.choice))
+        state = f"best {max(self._scores):.4g}  {speed:.1f} plans/s  {left} left"
+        line = f"plan {done}  {state}  {_curve(self._scores)}\nbest so far, bits by layer: {self._best}"
         if self._live and self._task is not None:
             self._bar.update(self._task, description=line, total=self._trials, completed=done)
         elif time.monotonic() - self._said > QUIET:

@@ -106,7 +106,10 @@ def _least_loss(space: Space, loss: np.ndarray, limit: float) -> Choice:
     one_each = np.array([[float(layer == row) for layer, _ in pairs] for row in range(len(space.names))])
     constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(price[None] / limit, -np.inf, 1)]  # tolerances are absolute
     scaled = cost / max(float(np.abs(cost).max()), 1e-30)
-    found = milp(scaled, integrality=np.ones(len(pairs), int), bounds=Bounds(0, 1), constraints=constraints)
+    found = milp(
+        scaled, integrality=np.ones(len(pairs), int), bounds=Bounds(0, 1), constraints=constraints,
+        options={"presolve": False},  # it may print to standard output
+    )  # fmt: skip
     if found.x is None:
         raise OctavoError(f"the integer programme of {len(space.names)} layers was not solved: {found.message}")
     chosen = tuple(bits for (_, bits), share in zip(pairs, found.x, strict=True) if share > 0.5)

@@ -3,6 +3,7 @@
 A choice is a tuple of bits, one for each layer in forward order. Every budget is linear in them: each layer has a price a bit.
 """
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,33 +80,36 @@ class Space:
             keep: a layer to leave as it is while others can be changed instead.
 
         """
-        bits = list(choice)
-        while not self.fits(tuple(bits)):
-            if not self._step(bits, loss, -1, keep):
-                self._step(bits, loss, -1, None)
-        while self.budget is not None and self._step(bits, loss, 1, keep):
-            pass
+        bits, rows = list(choice), loss.tolist()
+        for spared in (keep, None):
+            self._walk(bits, rows, -1, spared)
+        if self.budget is not None:
+            self._walk(bits, rows, 1, keep)
         return tuple(bits)
 
-    def _step(self, bits: list[int], loss: np.ndarray, way: int, keep: int | None) -> bool:
-        """Take the best single step down, or up as far as it fits; whether there was one."""
-        best, best_rate = None, math.inf
+    def _walk(self, bits: list[int], loss: list[list[float]], way: int, keep: int | None) -> None:
+        """Take one step after the other, the best first: down until the bits fit, or up as far as they do and lose less."""
+        prices: list[float] = self.prices.tolist()
         left = self.limit * (1 + 1e-12) - self.price(tuple(bits))
-        for layer, options in enumerate(self.options):
-            at = options.index(bits[layer]) + way
-            if layer == keep or not 0 <= at < len(options):
+
+        def step(layer: int) -> list[tuple[float, int, int]]:
+            options, now = self.options[layer], bits[layer]
+            at = options.index(now) + way
+            if not 0 <= at < len(options):
+                return []
+            hurt = loss[layer][options[at]] - loss[layer][now]
+            return [(hurt / max(prices[layer] * abs(options[at] - now), 1e-9), layer, options[at])]
+
+        steps = [one for layer in range(len(bits)) if layer != keep for one in step(layer)]
+        heapq.heapify(steps)
+        while steps and (way > 0 or left < 0):
+            rate, layer, to = heapq.heappop(steps)
+            price = prices[layer] * (to - bits[layer])
+            if way > 0 and (price > left or rate >= 0):
                 continue
-            price = self.prices[layer] * (options[at] - bits[layer])
-            hurt = loss[layer, options[at]] - loss[layer, bits[layer]]
-            if way > 0 and (price > left or hurt >= 0):
-                continue
-            rate = hurt / max(abs(price), 1e-9)
-            if rate < best_rate:
-                best, best_rate = (layer, options[at]), rate
-        if best is None:
-            return False
-        bits[best[0]] = best[1]
-        return True
+            bits[layer], left = to, left - price
+            for one in step(layer):
+                heapq.heappush(steps, one)
 
 
 def layer_options(names: Sequence[str], options: Sequence[int], pins: Mapping[str, int]) -> tuple[tuple[int, ...], ...]:

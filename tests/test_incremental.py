@@ -218,7 +218,7 @@ def test_an_embedding_that_renormalises_its_weights() -> None:
 # Stages.
 
 
-@pytest.mark.parametrize("order", ["magnitude", "distance", "far", "random"])
+@pytest.mark.parametrize("order", ["magnitude", "distance", "relative", "far", "random"])
 @pytest.mark.parametrize("per", ["layer", "channel"])
 @pytest.mark.parametrize("portions", [(0.5, 0.75, 0.875, 1.0), (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)])
 def test_counts_are_exact_nothing_thaws_and_nothing_moves(order: Any, per: Any, portions: tuple[float, ...]) -> None:
@@ -467,6 +467,45 @@ def test_a_deep_copy_of_a_run_goes_its_own_way() -> None:
     assert all(torch.equal(mine.layers[name].codes, layer.codes) for name, layer in packed.layers.items())
 
 
+# Free weights at their levels.
+
+
+def test_straight_through_the_network_sees_levels_and_free_weights_train() -> None:
+    plain, through = (Incremental(net(), {"first": 3, "last": 4}, straight_through=share) for share in (1.0, 0.75))
+    for stage, _ in zip(through, plain, strict=True):
+        model, levels = through.model, through._slots[0].codebook.levels()
+        weight, frozen = seen(model)["first"], stage.frozen["first"]
+        on_a_level = torch.isin(weight, levels)
+        assert bool(on_a_level[frozen].all())
+        assert bool(on_a_level.all()) == (stage.portion >= 0.75)
+        before = model.first.parametrizations.weight.original.detach().clone()
+        for one in (model, plain.model):
+            train(one, seed=stage.index)
+        moved = model.first.parametrizations.weight.original.detach() != before
+        if not stage.last:
+            assert bool(moved[~frozen].all())
+    assert through.finish().nominal_bits == plain.finish().nominal_bits
+
+
+def test_what_the_network_saw_straight_through_is_what_freezes() -> None:
+    incremental = Incremental(net(), {"first": 3, "last": 4}, portions=(0.3, 0.6, 1.0), straight_through=0.6)
+    outputs = torch.zeros(())
+    for stage in incremental:
+        if stage.last:
+            assert torch.equal(incremental.model.eval()(batch(3)), outputs)
+        train(incremental.model.train(), seed=stage.index)
+        outputs = incremental.model.eval()(batch(3))
+
+
+def test_the_gradient_straight_through_is_that_of_the_levels() -> None:
+    incremental = Incremental(net(), {"first": 3}, portions=(0.5, 1.0), straight_through=0.5)
+    stage, model = next(iter(incremental)), incremental.model
+    x = batch(0)
+    model.first(x).sum().backward()
+    expected = x.sum(0, keepdim=True).masked_fill(stage.frozen["first"], 0)
+    assert torch.allclose(model.first.parametrizations.weight.original.grad, expected)
+
+
 # Resumption.
 
 
@@ -478,14 +517,22 @@ def run(incremental: Incremental, *, stop: int | None = None) -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])
-@pytest.mark.parametrize("order", ["distance", "random", ["far", "random", "distance", "magnitude"]])
-def test_a_resumed_run_ends_bit_for_bit_as_the_whole_one(stop: int, order: Any, tmp_path: Path) -> None:
-    whole = Incremental(net(), {"first": 3, "last": 4}, order=order, seed=7)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"order": "distance"},
+        {"order": "random"},
+        {"order": ["far", "random", "distance", "magnitude"]},
+        {"straight_through": 0.75},
+    ],
+)
+def test_a_resumed_run_ends_bit_for_bit_as_the_whole_one(stop: int, options: dict[str, Any], tmp_path: Path) -> None:
+    whole = Incremental(net(), {"first": 3, "last": 4}, seed=7, **options)
     run(whole)
-    broken = Incremental(net(), {"first": 3, "last": 4}, order=order, seed=7)
+    broken = Incremental(net(), {"first": 3, "last": 4}, seed=7, **options)
     run(broken, stop=stop)
     torch.save(broken.state_dict(), tmp_path / "state.pt")
-    resumed = Incremental(net(seed=99), {"first": 3, "last": 4}, order=order, seed=7)  # of other weights
+    resumed = Incremental(net(seed=99), {"first": 3, "last": 4}, seed=7, **options)  # of other weights
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     run(resumed)
     a, b = whole.finish(), resumed.finish()
@@ -521,6 +568,7 @@ def test_a_state_can_be_taken_before_the_first_stage_and_after_the_last() -> Non
         ({"fit": "max"}, "fit: expected the state of a run with 'max', got one with 'mse'"),
         ({"per": "layer"}, "per: expected the state of a run with 'layer', got one with 'channel'"),
         ({"seed": 1}, "seed: expected the state of a run with 1, got one with 0"),
+        ({"straight_through": 0.5}, "straight_through: expected the state of a run with 0.5, got one with 1.0"),
     ],
 )
 def test_the_state_of_another_run_is_refused(options: dict[str, Any], named: str) -> None:
@@ -553,10 +601,15 @@ def test_a_state_that_is_none(state: Any) -> None:
         ({"plan": {"first": 9}}, "^first: expected an integer from 2 to 8, got 9"),
         ({"portions": (0.5, 0.9)}, "^portions: expected shares that rise strictly from above 0 to exactly 1"),
         ({"portions": ()}, "^portions: "),
-        ({"order": "size"}, "^order: expected one of magnitude, distance, far, random"),
-        ({"order": None}, "^order: expected one of magnitude, distance, far, random, got None"),
-        ({"order": ["far", "far", "size", "far"]}, "^order: expected one of magnitude, distance, far, random, got 'size'"),
+        ({"order": "size"}, "^order: expected one of magnitude, distance, relative, far, random"),
+        ({"order": None}, "^order: expected one of magnitude, distance, relative, far, random, got None"),
+        (
+            {"order": ["far", "far", "size", "far"]},
+            "^order: expected one of magnitude, .*, random, got 'size'",
+        ),
         ({"order": ["far", "distance"]}, "^order: expected one, or 4, one a portion; got 2"),
+        ({"straight_through": 0.0}, "^straight_through: expected a portion, above 0 and at most 1, got 0.0"),
+        ({"straight_through": 1.5}, "^straight_through: expected a portion, above 0 and at most 1, got 1.5"),
         ({"fit": "mean"}, '^first: expected fit "max" or "mse"'),
         ({"per": "row"}, '^first: expected fit "max" or "mse" and per "layer" or "channel"'),
     ],
@@ -988,7 +1041,7 @@ def test_the_last_layer_makes_up_for_the_layers_ahead_as_they_are_now(kind: str)
 
 
 @pytest.mark.usefixtures("_few_pieces")
-@pytest.mark.parametrize("order", ["magnitude", "distance", "far", "random"])
+@pytest.mark.parametrize("order", ["magnitude", "distance", "relative", "far", "random"])
 @pytest.mark.parametrize("portions", [(1.0,), (0.5, 0.75, 0.875, 1.0)])
 def test_with_inputs_all_orders_and_portions_finish(order: Any, portions: tuple[float, ...]) -> None:
     model = net()

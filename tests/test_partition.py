@@ -120,12 +120,29 @@ def test_distance_and_far(bits: int) -> None:
     assert torch.equal(score(weight, codebook, "distance"), -score(weight, codebook, "far"))
 
 
+@pytest.mark.parametrize("bits", [2, 3, 5])
+def test_relative_distances_are_in_units_of_the_level_and_next_to_zero_of_half_the_smallest(bits: int) -> None:
+    weight, tops = gaussian(3, 200), [-1, 0, 1]
+    expected = []
+    for row, top in zip(weight.tolist(), tops, strict=True):
+        smallest = math.ldexp(1, top - 2 ** (bits - 2) + 1)
+        for value in row:
+            sizes = [0.0] + [math.ldexp(1, top - k) for k in range(2 ** (bits - 2))]
+            off, level = min((abs(abs(value) - size), size) for size in sizes)
+            expected.append(-off / max(level, smallest / 2))
+    found = score(weight, PowerOfTwo(bits, torch.tensor(tops)), "relative")
+    assert torch.allclose(found.flatten(), torch.tensor(expected), rtol=0, atol=1e-5)
+    one = PowerOfTwo(bits, torch.tensor(0))  # one n1 for the layer
+    assert torch.allclose(score(weight[1], one, "relative"), found[1])
+
+
 def test_what_freezes_first() -> None:
     weight = torch.tensor([1.0, -0.7, 0.5, 0.06, -2.0])  # with levels 0, ±1/2, ±1 at distances 0, 0.2, 0, 0.06, 1
     codebook = PowerOfTwo(3, torch.tensor(0))
     expected: list[tuple[Any, list[int]]] = [
         ("magnitude", [4, 0, 1, 2, 3]),
         ("distance", [0, 2, 3, 1, 4]),
+        ("relative", [0, 2, 3, 1, 4]),  # 0, 0, 0.06 / 0.25, 0.2 / 0.5, 1 / 1
         ("far", [4, 1, 3, 0, 2]),
     ]
     for order, ranking in expected:
@@ -169,11 +186,11 @@ def test_scores_of_half_precision_and_of_parameters(order: Any) -> None:
 @pytest.mark.parametrize("order", ["size", "", "Magnitude", None, 3])
 def test_an_unknown_order(order: Any) -> None:
     for check in (lambda: check_order(order), lambda: score(torch.ones(2), PowerOfTwo(3, torch.tensor(0)), order)):
-        with pytest.raises(PlanError, match=f"^order: expected one of magnitude, distance, far, random, got {order!r}$"):
+        with pytest.raises(PlanError, match=f"^order: expected one of magnitude, .*, random, got {order!r}$"):
             check()
 
 
-@pytest.mark.parametrize("order", ["magnitude", "distance", "far", "random"])
+@pytest.mark.parametrize("order", ["magnitude", "distance", "relative", "far", "random"])
 def test_the_known_orders(order: str) -> None:
     check_order(order)
 
@@ -192,7 +209,7 @@ def test_orders_are_one_a_portion(orders: Any) -> None:
 @pytest.mark.parametrize("orders", ["size", None, 3, ["far", "size"], ["far", None]])
 def test_an_unknown_order_of_a_portion(orders: Any) -> None:
     wrong = orders[1] if isinstance(orders, list) else orders
-    with pytest.raises(PlanError, match=f"^order: expected one of magnitude, distance, far, random, got {wrong!r}$"):
+    with pytest.raises(PlanError, match=f"^order: expected one of magnitude, distance, relative, far, random, got {wrong!r}$"):
         orders_of(orders, 2)
 
 

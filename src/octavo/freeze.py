@@ -35,6 +35,7 @@ class Held(nn.Module):
     It keeps one byte a weight, and its output four while a graph is alive: 5 bytes of extra memory a weight.
     """
 
+    straight_through: bool  # whether the network sees free weights at their levels too
     codes: Tensor  # uint8, the weight's own shape
     scale: Tensor  # 2^n1, broadcastable to the weight
     edge: Tensor  # the bound of free weights in units of the scale; infinite until the first weight is frozen
@@ -46,6 +47,8 @@ class Held(nn.Module):
         if groups and len(scale) > 1:
             scale = channels_back(scale.expand(-1, rows.shape[1], *scale.shape[2:]), groups)
         self.exponents = codebook.exponents
+        self.straight_through = False
+        self._unit = PowerOfTwo(codebook.bits, torch.zeros((), dtype=torch.int32))
         self.register_buffer("codes", torch.full_like(weight, FREE, dtype=torch.uint8))
         self.register_buffer("scale", scale.to(weight.device))
         self.register_buffer("edge", torch.full((), math.inf, device=weight.device))
@@ -53,6 +56,9 @@ class Held(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as the network shall see it, same shape and type."""
         result: Tensor = _Hold.apply(weight, self.codes, self.exponents, self.scale, self.edge)  # type: ignore[no-untyped-call]
+        if self.straight_through:  # the gradient is as if nothing were rounded (Bengio et al., arXiv 1308.3432)
+            levels = self._unit.project(result / self.scale).mul_(self.scale).to(result.dtype)
+            result = levels + (result - result.detach())
         return result
 
     @property

@@ -132,6 +132,8 @@ class Incremental:
         fit: how n1 is chosen: see ``octavo.codebook.power_of_two``.
         per: one n1 for a ``"layer"`` or for each output ``"channel"``.
         seed: of the random order.
+        straight_through: the portion from which on the network sees the weights that are still free at their levels too, while
+            their gradients pass straight through to what they were. Then the last portions change nothing as they freeze.
         inputs: batches that the model is called with, unlabelled, as for ``calibrate``. With them n1 is the closed form's, and
             as each portion freezes, the weights that stay free make up for it: layer by layer, in closed form.
 
@@ -150,9 +152,12 @@ class Incremental:
         fit: Fit = "mse",
         per: Per = "channel",
         seed: int = 0,
+        straight_through: float = 1.0,
         inputs: Iterable[Inputs] | None = None,
     ) -> None:
         check_portions(portions)
+        if not 0 < straight_through <= 1:
+            raise PlanError(f"straight_through: expected a portion, above 0 and at most 1, got {straight_through!r}")
         self._orders = orders_of(order, len(portions))
         check_state(model)
         self.model, self.portions, self.order, self.seed = model, tuple(portions), order, seed
@@ -163,8 +168,9 @@ class Incremental:
             "fit": fit,
             "per": per,
             "seed": seed,
+            "straight_through": straight_through,
         }
-        self._done = 0
+        self._done, self._straight_through = 0, straight_through
         self._inputs = None if inputs is None else list(inputs)
         planned = planned_layers(model, plan)
         if self._inputs is None:
@@ -178,8 +184,10 @@ class Incremental:
     def __iter__(self) -> Iterator[Stage]:
         """Freeze the next portion and yield its stage, from where the last iteration or ``load_state_dict`` left off."""
         while self._done < len(self.portions):
+            self._see_through(0)
             self._freeze(self._done)
             self._done += 1
+            self._see_through(self._done)
             frozen = _Masks({slot.layer.name: slot.held.snapshot() for slot in self._slots})
             yield Stage(self._done - 1, self.portions[self._done - 1], self._done == len(self.portions), frozen)
 
@@ -190,10 +198,16 @@ class Incremental:
         def generator(slot: _Slot) -> torch.Generator:
             return torch.Generator().manual_seed(seed_of(self.seed, index, numbers[slot.layer.name]))
 
-        met = set[str]() if self._inputs is None else self._freeze_made_up(index, generator)
+        settled = index > 0 and self.portions[index - 1] >= self._straight_through  # the network has seen what freezes
+        met = set[str]() if self._inputs is None or settled else self._freeze_made_up(index, generator)
         for slot in self._slots:
             if slot.layer.name not in met:  # without inputs, all of them; else what no input reaches now: nothing to make up for
                 slot.freeze(self.portions[index], self._orders[index], generator(slot))
+
+    def _see_through(self, done: int) -> None:
+        """Let the network see free weights as it shall after so many portions."""
+        for slot in self._slots:
+            slot.held.straight_through = done > 0 and self._straight_through <= self.portions[done - 1] < 1
 
     def _freeze_made_up(self, index: int, generator: Callable[[_Slot], torch.Generator]) -> set[str]:
         """Freeze the portion, piece by piece, in every layer that the inputs reach: the names of these."""
@@ -240,6 +254,7 @@ class Incremental:
         self._slots = [
             _Slot(slot.layer, PowerOfTwo(slot.codebook.bits, state["tops"][slot.layer.name]), slot.held) for slot in self._slots
         ]
+        self._see_through(self._done)
 
     def finish(self) -> Packed:
         """Fold the model back to plain modules and return the quantized network.

@@ -12,21 +12,26 @@ from octavo.errors import PlanError
 
 __all__ = ["Order", "check_order", "check_portions", "grow", "orders_of", "score"]
 
-Order = Literal["magnitude", "distance", "far", "random"]
+Order = Literal["magnitude", "distance", "relative", "far", "random"]
 
 
 def score(weight: Tensor, codebook: PowerOfTwo, order: Order, *, generator: torch.Generator | None = None) -> Tensor:
     """How early each weight freezes, the highest first: float32, shape of ``weight``.
 
     ``magnitude``: the largest first (INQ's choice); ``distance``: the nearest to its level first (DNQ's criterion);
-    ``far``: the farthest first; ``random``: drawn from ``generator`` (INQ's other choice).
+    ``relative``: likewise, but in units of that level, and next to zero of half the smallest; ``far``: the farthest first;
+    ``random``: drawn from ``generator`` (INQ's other choice).
     """
     check_order(order)
     if order == "magnitude":
         return weight.detach().float().abs()
     if order == "random":
         return torch.rand(weight.shape, generator=generator).to(weight.device)
-    distance = (weight.detach().float() - codebook.project(weight)).abs_()
+    levels = codebook.project(weight)
+    distance = (weight.detach().float() - levels).abs_()
+    if order == "relative":
+        scale = codebook.scale().view(-1, *[1] * (weight.dim() - 1))
+        distance /= levels.abs_().maximum(scale * 2.0**-codebook.exponents)
     return distance if order == "far" else distance.neg_()
 
 

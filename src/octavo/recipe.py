@@ -67,6 +67,7 @@ class Recipe(BaseModel):
         oneshot: settings of the closed form.
         portions: accumulated shares of frozen weights.
         order: which weights freeze first: one order, or one for each portion.
+        straight_through: the portion from which on the network sees free weights at their levels: see ``octavo.Incremental``.
         fit: choice of n1.
         per: one n1 for a layer or for each output channel.
         epochs: of retraining after each portion: one number a portion, or one for all but the last, which gets none.
@@ -90,6 +91,7 @@ class Recipe(BaseModel):
     oneshot: OneShot = OneShot()
     portions: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0)
     order: Order | tuple[Order, ...] = "magnitude"
+    straight_through: Annotated[float, Field(gt=0, le=1)] = 1.0
     fit: Fit = "mse"
     per: Per = "channel"
     epochs: Epochs | tuple[Epochs, ...] = 1.0

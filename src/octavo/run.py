@@ -139,6 +139,7 @@ def _by_retraining(job: Job, model: nn.Module, plan: Plan) -> tuple[Packed, Json
         fit=recipe.fit,
         per=recipe.per,
         seed=recipe.seed,
+        straight_through=recipe.straight_through,
         inputs=job.task.calibration() if recipe.start == "compensated" else None,
     )
     track = Track("quantized", incremental.model, incremental, job.folder / "quantized.pt", job.digest, recipe.schedule)

@@ -36,7 +36,9 @@ def test_it_is_exact_where_outputs_add_up() -> None:
     model = Parallel()
     real = environment(model, batches)
     choices = list(itertools.product((2, 3, 5), repeat=3))
-    estimates = real.output_sum().scores(choices)
+    model_of_it = real.output_sum()
+    assert model_of_it is not None
+    estimates = model_of_it.scores(choices)
     assert torch.allclose(estimates, torch.tensor(real.scores(choices)), atol=1e-5)
     assert float(estimates.std()) > 1e-3
 

@@ -728,6 +728,16 @@ def test_a_run_searches_for_its_bits(method: str, folder: Path) -> None:
     assert (again.searches, again.trials) == ([], [])
 
 
+def test_the_network_that_is_searched_is_the_one_that_is_quantized_after_its_warm_up(folder: Path) -> None:
+    result = run(searching("random", seed=3, warmup=2), folder, Watcher())
+    (warmed,) = folder.parent.glob("warmup-*/warmup.pt")
+    model, task = Tiny().model(), Tiny()
+    model.load_state_dict(torch.load(warmed, weights_only=True)["state"])
+    found = search(model, task.calibration(), budget=Budget(average_bits=3), method="random", trials=12, seed=3)
+    assert (result["search"]["score"], result["search"]["uniform_score"]) == (found.score, found.uniform_score)
+    assert Packed.load(folder / "packed.safetensors").plan == found.plan
+
+
 def test_every_setting_reaches_the_search(folder: Path) -> None:
     wanted = {"budget": {"ratio": 7}, "method": "random", "trials": 5, "options": [2, 3, 6], "pins": {"3": 6}}
     result = run(searching(search=wanted, seed=3, method="oneshot"), folder, Watcher())

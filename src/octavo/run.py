@@ -59,8 +59,9 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     }
     observer.note(f"full precision: {result['float_score']:.2f}")
     job = Job(recipe, task, folder, digest, observer)
+    log = warm_up(model, job) if recipe.retrains else []
     plan, searched = _search(job, recipe.search, model) if recipe.search else (given, {})
-    packed, how = _by_retraining(job, model, plan) if recipe.retrains else _in_closed_form(job, model, plan)
+    packed, how = _by_retraining(job, model, plan, log) if recipe.retrains else _in_closed_form(job, model, plan)
     _begin(job)
     file = folder / "packed.safetensors"
     packed.save(file)
@@ -123,11 +124,10 @@ def _search(job: Job, wanted: Search, model: nn.Module) -> tuple[Plan, Json]:
     return found.plan, {"search": about}
 
 
-def _by_retraining(job: Job, model: nn.Module, plan: Plan) -> tuple[Packed, Json]:
-    """INQ's stages, from the network as it is or as the closed form leaves it."""
+def _by_retraining(job: Job, model: nn.Module, plan: Plan, log: list[Json]) -> tuple[Packed, Json]:
+    """INQ's stages after those in ``log``, from the network as it is or as the closed form leaves it."""
     recipe, how = job.recipe, Json()
     _begin(job)
-    log = warm_up(model, job)
     if recipe.start == "oneshot":
         packed, how = _in_closed_form(job, model, plan)
         packed.apply(model)

@@ -5,7 +5,7 @@ if all of these have the weights that they had. It is then returned from memory,
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from octavo.layers import calling_modules, find_layers
 __all__ = ["Replay"]
 
 KEPT_BYTES = 1 << 30
+NOTHING = -1  # layers that are unchanged: not even what rests on none is taken from memory
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,17 @@ class _Kept:
     version: int  # tells whether it was changed in place since
     layers: int
 
+    @property
+    def bytes(self) -> int:
+        """What it keeps alive: all of the storage that it may be a view of."""
+        return self.output.untyped_storage().nbytes()
+
 
 class Replay:
     """Runs a model on the same batches again and again, while its layers get other weights.
 
-    Modules must do what they do by returning tensors. So the first result that rests on memory is compared to the same
-    computed anew; where they differ, all is computed anew from then on.
+    Only modules that do what they do by returning a tensor can be replayed. So whenever other modules than ever before were, the
+    result is compared to the same computed anew; where they differ, all is computed anew from then on.
 
     Args:
         model: in evaluation mode, and nobody else's: its modules' ``forward`` is replaced.
@@ -47,8 +53,8 @@ class Replay:
         numbers = {name: number for number, name in enumerate(layers, 1)}
         self._model, self._kept, self._bytes = model, dict[tuple[int, nn.Module], _Kept](), 0
         self._repeated = set[nn.Module]()  # called more than once: they have more than one output
-        self._batch, self._begun, self._called = 0, 0, set[nn.Module]()  # in the pass that is running
-        self._replayed, self._trusted, self._checked = False, True, False
+        self._trusted, self._checked = True, set[frozenset[nn.Module]]()
+        self._batch, self._begun, self._called, self._served = 0, 0, set[nn.Module](), set[nn.Module]()  # in the pass that runs
         for module in model.modules():
             begins = max((numbers[layer.name] for layer in by_module.get(module, ())), default=0)
             if not isinstance(module, torch.jit.ScriptModule):
@@ -62,13 +68,20 @@ class Replay:
             unchanged: how many of the first layers have the weights that they had at the last call.
 
         """
-        self._replayed = False
-        found = self._run(batches, unchanged if self._trusted else 0)
-        if self._replayed and not self._checked:
-            anew, self._checked = self._run(batches, 0), True
-            self._trusted = all(map(_same, found, anew))
-            return anew
-        return found
+        try:
+            found = self._run(batches, unchanged if self._trusted else NOTHING)
+        except Exception:
+            if not self._served:
+                raise
+            self._trusted = False
+            return self._run(batches, NOTHING)
+        served = frozenset(self._served)
+        if not served or served in self._checked:
+            return found
+        self._checked.add(served)
+        anew = self._run(batches, NOTHING)
+        self._trusted = all(map(_same, found, anew))
+        return anew
 
     def _run(self, batches: Sequence[Inputs], unchanged: int) -> list[Any]:
         self._kept = {
@@ -76,35 +89,49 @@ class Replay:
             for place, kept in self._kept.items()
             if kept.layers <= unchanged and kept.output._version == kept.version and place[1] not in self._repeated
         }
-        self._bytes = sum(kept.output.nbytes for kept in self._kept.values())
-        found = []
+        self._bytes = sum(kept.bytes for kept in self._kept.values())
+        found, self._served = [], set()
         for self._batch, batch in enumerate(batches):
             self._begun, self._called = 0, set()
             found.append(call(self._model, batch))
         return found
 
     def _forward(self, module: nn.Module, forward: Callable[..., Any], begins: int, *inputs: Any, **named: Any) -> Any:
-        place, again = (self._batch, module), module in self._called
-        self._called.add(module)
-        if again:
+        place = (self._batch, module)
+        if module in self._called:
             self._repeated.add(module)
         elif place in self._kept:
-            self._begun, self._replayed = max(self._begun, self._kept[place].layers), True
+            self._begun = max(self._begun, self._kept[place].layers)
+            self._called.update(module.modules())
+            self._served.add(module)
             return self._kept[place].output
+        self._called.add(module)
         self._begun = max(self._begun, begins)
+        given = [(tensor, tensor._version) for tensor in _tensors((inputs, named)) if not tensor.is_inference()]
         output = forward(*inputs, **named)
-        if (
-            self._trusted
-            and isinstance(output, Tensor)
-            and not output.is_inference()
-            and self._bytes + output.nbytes <= KEPT_BYTES
-        ):
-            self._kept[place] = _Kept(output, output._version, self._begun)
-            self._bytes += output.nbytes
+        if module not in self._repeated and all(tensor._version == version for tensor, version in given):
+            self._keep(place, output)
         return output
 
-    def _fits(self, output: Tensor) -> bool:
-        return self._bytes + output.nbytes <= KEPT_BYTES
+    def _keep(self, place: tuple[int, nn.Module], output: Any) -> None:
+        if not self._trusted or not isinstance(output, Tensor) or output.is_inference() or output.is_nested:
+            return
+        if output.layout is torch.strided:
+            kept = _Kept(output, output._version, self._begun)
+            if self._bytes + kept.bytes <= KEPT_BYTES:
+                self._kept[place] = kept
+                self._bytes += kept.bytes
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those in nested tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -82,7 +82,7 @@ class Behind:
     @staticmethod
     def apply(net: ByTheWay, x: Tensor) -> Tensor:
         y = net.first(x)
-        return y + net.first.runs  # what a replayed module did not count  # type: ignore[no-any-return]
+        return y + net.first.runs  # type: ignore[no-any-return]  # what a replayed module did not count  # type: ignore[no-any-return]
 
 
 def names(model: nn.Module) -> list[str]:

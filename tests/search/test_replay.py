@@ -15,6 +15,8 @@ from octavo.search.environment import Environment
 from octavo.search.replay import Replay
 from octavo.search.survey import survey
 
+EVERY = 99  # layers will be unchanged the next time
+
 
 class Counted(nn.Linear):
     """Counts how often it is really computed."""
@@ -111,7 +113,7 @@ def test_results_are_those_of_a_model_without_memory(build: Callable[[], nn.Modu
                 weight = torch.randn(6, 6, generator=generator)
                 for net in (model, plain):
                     net.get_submodule(name).weight.data = weight
-            found = replayed.outputs(batches, unchanged)
+            found = replayed.outputs(batches, unchanged, EVERY)
             assert all(torch.equal(own, plain(batch)) for own, batch in zip(found, batches, strict=True))
 
 
@@ -121,10 +123,10 @@ def test_layers_ahead_of_the_first_that_changed_do_not_run_again() -> None:
     replayed = Replay(model, layers)
     with torch.no_grad():
         for unchanged in (0, *range(len(layers) + 1)):  # the first result of each kind is checked: everything runs once more
-            replayed.outputs(batches, unchanged)
+            replayed.outputs(batches, unchanged, EVERY)
         for unchanged in range(len(layers)):
             before = runs(model)
-            replayed.outputs(batches, unchanged)
+            replayed.outputs(batches, unchanged, EVERY)
             # a layer that begins a block runs again with the rest of it only if what it returned was changed in place
             assert runs(model) - before <= len(batches) * (len(layers) - unchanged + 1)
 
@@ -133,7 +135,7 @@ def test_a_module_that_is_called_twice_is_computed_each_time() -> None:
     model, batches = Shared().eval(), inputs()
     replayed = Replay(model, names(model))
     with torch.no_grad():
-        first, again = (torch.stack(replayed.outputs(batches, unchanged)) for unchanged in (0, 3))
+        first, again = (torch.stack(replayed.outputs(batches, unchanged, EVERY)) for unchanged in (0, 3))
     assert torch.equal(first, again)
 
 
@@ -142,7 +144,7 @@ def test_a_model_whose_modules_do_more_than_return_is_computed_anew() -> None:
     plain, replayed = copy.deepcopy(model), Replay(model, names(model))
     with torch.no_grad():
         for unchanged in (0, 1, 1, 1):
-            found = replayed.outputs(batches, unchanged)
+            found = replayed.outputs(batches, unchanged, EVERY)
             plain.first.runs = model.first.runs - len(batches)
             assert all(torch.equal(own, plain(batch)) for own, batch in zip(found, batches, strict=True))
 
@@ -153,7 +155,7 @@ def test_no_more_is_kept_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> 
     plain, replayed = copy.deepcopy(model), Replay(model, names(model))
     with torch.no_grad():
         for unchanged in itertools.chain([0], range(7)):
-            found = replayed.outputs(batches, unchanged)
+            found = replayed.outputs(batches, unchanged, EVERY)
             assert sum(kept.output.nbytes for kept in replayed._kept.values()) <= 5 * 6 * 4 * 7
             assert all(torch.equal(own, plain(batch)) for own, batch in zip(found, batches, strict=True))
 
@@ -319,6 +321,20 @@ def test_a_view_counts_as_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys.modules[Replay.__module__], "KEPT_BYTES", 5 * 6 * 4 * 8)
     replayed = Replay(nn.Sequential(Counted(), First(), Counted()).eval(), ["0", "2"])
     with torch.no_grad():
-        replayed.outputs(inputs(), 0)
+        replayed.outputs(inputs(), 0, EVERY)
     held = {kept.output.untyped_storage().data_ptr(): kept.output.untyped_storage().nbytes() for kept in replayed._kept.values()}
     assert sum(held.values()) <= 5 * 6 * 4 * 8
+
+
+def test_only_what_the_next_call_wants_is_kept() -> None:
+    model, batches = Net().eval(), inputs()
+    layers = names(model)
+    replayed = Replay(model, layers)
+    with torch.no_grad():
+        for wanted in (7, 4, 2, 0):
+            replayed.outputs(batches, 0, wanted)
+            assert max((kept.layers for kept in replayed._kept.values()), default=0) == wanted
+            replayed.outputs(batches, wanted, wanted)  # this one may be checked
+            before = runs(model)
+            replayed.outputs(batches, wanted, wanted)
+            assert runs(model) - before <= len(batches) * (len(layers) - wanted + (wanted < len(layers)))

@@ -93,10 +93,17 @@ class Environment:
         alike = sorted(range(len(choices)), key=lambda at: [bits or 0 for bits in choices[at]])  # neighbours begin alike
         share = math.ceil(len(choices) / len(self._workers)) or 1
         found = dict[int, float]()
+
+        def work(worker: _Worker, mine: Sequence[int]) -> dict[int, float]:
+            done = dict[int, float]()
+            for at, then in itertools.zip_longest(mine, mine[1:]):
+                following = () if then is None else choices[then]
+                done[at] = self._one(worker, choices[at], _common(choices[at], following))
+            return done
+
         with ThreadPoolExecutor(len(self._workers)) as pool, observing(self._model):
-            tasks = [(worker, alike[i * share :][:share]) for i, worker in enumerate(self._workers)]
-            for done in pool.map(lambda task: [(at, self._one(task[0], choices[at])) for at in task[1]], tasks):
-                found |= dict(done)
+            for done in pool.map(work, self._workers, [alike[i * share :][:share] for i in range(len(self._workers))]):
+                found |= done
         return [found[at] for at in range(len(choices))]
 
     def stored_bits(self, choice: Choice) -> float:
@@ -122,9 +129,10 @@ class Environment:
         return OutputSum(full, {pair: change.nan_to_num(0.0) for pair, change in changes.items()})  # of classes ruled out
 
     @torch.no_grad()  # of this thread
-    def _one(self, worker: "_Worker", choice: Partial) -> float:
+    def _one(self, worker: "_Worker", choice: Partial, common: int) -> float:
+        """The score of a choice; the worker's next one begins with so many layers in common."""
         if self._score is None:
-            score = self._divergence(worker, choice)
+            score = self._divergence(worker, choice, common)
         else:
             worker.wear(self._weights(choice))
             score = float(self._score(worker.model))
@@ -132,8 +140,8 @@ class Environment:
             raise PlanError(f"score: expected a finite number, got {score} for the bits {list(choice)}")
         return score
 
-    def _divergence(self, worker: "_Worker", choice: Partial) -> float:
-        outputs, total = worker.outputs(self._weights(choice), self._inputs), 0.0
+    def _divergence(self, worker: "_Worker", choice: Partial, common: int) -> float:
+        outputs, total = worker.outputs(self._weights(choice), self._inputs, common), 0.0
         for own, target in zip(outputs, self._reference, strict=True):
             divergence = F.kl_div(own, target, reduction="none", log_target=True)
             total += float(divergence.masked_fill(target == -math.inf, 0).sum())  # classes ruled out count nothing
@@ -166,14 +174,18 @@ class _Worker:
         worn = [full if weight is None else weight for full, weight in zip(self._full, weights, strict=True)]
         for place, weight in zip(self._places, worn, strict=True):
             place.data = weight
-        same = itertools.takewhile(lambda pair: pair[0] is pair[1], zip(worn, self._worn, strict=False))
-        unchanged, self._worn = sum(1 for _ in same), worn
+        unchanged, self._worn = _common(list(map(id, worn)), list(map(id, self._worn))), worn
         return unchanged
 
-    def outputs(self, weights: Sequence[Tensor | None], batches: Sequence[Inputs]) -> list[Tensor]:
-        """Log probabilities of each batch; the batches are always the same."""
+    def outputs(self, weights: Sequence[Tensor | None], batches: Sequence[Inputs], common: int) -> list[Tensor]:
+        """Log probabilities of each batch; the batches are always the same, so many of the first weights the next time too."""
         unchanged = self.wear(weights)
-        return list(map(_log_probabilities, self._replay.outputs(batches, unchanged)))
+        return list(map(_log_probabilities, self._replay.outputs(batches, unchanged, common)))
+
+
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """With how many items both begin."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _option(layer: Layer, moments: Moments, bits: int) -> _Option:

@@ -54,20 +54,24 @@ class Replay:
         self._model, self._kept, self._bytes = model, dict[tuple[int, nn.Module], _Kept](), 0
         self._repeated = set[nn.Module]()  # called more than once: they have more than one output
         self._trusted, self._checked = True, set[frozenset[nn.Module]]()
-        self._batch, self._begun, self._called, self._served = 0, 0, set[nn.Module](), set[nn.Module]()  # in the pass that runs
+        # Of the pass that runs:
+        self._batch, self._begun, self._wanted, self._called, self._served = 0, 0, 0, set[nn.Module](), set[nn.Module]()
         for module in model.modules():
             begins = max((numbers[layer.name] for layer in by_module.get(module, ())), default=0)
             if not isinstance(module, torch.jit.ScriptModule):
                 module.forward = functools.partial(self._forward, module, module.forward, begins)
 
-    def outputs(self, batches: Sequence[Inputs], unchanged: int) -> list[Any]:
+    def outputs(self, batches: Sequence[Inputs], unchanged: int, wanted: int) -> list[Any]:
         """What the model returns for each batch.
 
         Args:
             batches: always the same.
             unchanged: how many of the first layers have the weights that they had at the last call.
+            wanted: how many of them will be unchanged at the next call. What rests on more is not kept: memory that is not
+                given back is slow to come by.
 
         """
+        self._wanted = wanted
         try:
             found = self._run(batches, unchanged if self._trusted else NOTHING)
         except Exception:
@@ -114,9 +118,9 @@ class Replay:
         return output
 
     def _keep(self, place: tuple[int, nn.Module], output: Any) -> None:
-        if not self._trusted or not isinstance(output, Tensor) or output.is_inference() or output.is_nested:
+        if not self._trusted or self._begun > self._wanted or not isinstance(output, Tensor):
             return
-        if output.layout is torch.strided:
+        if output.layout is torch.strided and not output.is_inference() and not output.is_nested:
             kept = _Kept(output, output._version, self._begun)
             if self._bytes + kept.bytes <= KEPT_BYTES:
                 self._kept[place] = kept

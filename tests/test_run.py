@@ -738,6 +738,15 @@ def test_the_network_that_is_searched_is_the_one_that_is_quantized_after_its_war
     assert Packed.load(folder / "packed.safetensors").plan == found.plan
 
 
+@pytest.mark.parametrize("wrong", [{"budget": {"average_bits": 1}}, {"budget": {"average_bits": 3}, "pins": {"nope": 3}}])
+def test_a_search_that_does_not_fit_is_refused_before_the_warm_up(wrong: dict[str, Any], folder: Path) -> None:
+    Tiny.losses = 0
+    with pytest.raises((BudgetError, PlanError)):
+        run(searching(search=wrong, warmup=2), folder, Watcher())
+    assert Tiny.losses == 0
+    assert files(folder.parent) == {}
+
+
 def test_every_setting_reaches_the_search(folder: Path) -> None:
     wanted = {"budget": {"ratio": 7}, "method": "random", "trials": 5, "options": [2, 3, 6], "pins": {"3": 6}}
     result = run(searching(search=wanted, seed=3, method="oneshot"), folder, Watcher())

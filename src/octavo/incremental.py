@@ -18,7 +18,7 @@ from octavo.layers import Layer, channels_back, channels_first
 from octavo.moments import Moments
 from octavo.oneshot import calibrate, freeze_sequentially
 from octavo.packed import Packed, check_state, pack
-from octavo.partition import Order, check_portions, grow, orders_of, score
+from octavo.partition import Order, check_portions, check_straight_through, grow, orders_of, score
 from octavo.plan import planned_layers
 from octavo.seeds import seed_of
 from octavo.solve import Settings
@@ -156,8 +156,7 @@ class Incremental:
         inputs: Iterable[Inputs] | None = None,
     ) -> None:
         check_portions(portions)
-        if not 0 < straight_through <= 1:
-            raise PlanError(f"straight_through: expected a portion, above 0 and at most 1, got {straight_through!r}")
+        check_straight_through(straight_through, portions)
         self._orders = orders_of(order, len(portions))
         check_state(model)
         self.model, self.portions, self.order, self.seed = model, tuple(portions), order, seed
@@ -246,9 +245,10 @@ class Incremental:
         """
         if not {"done", "settings", "tops", "model"} <= set(state):
             raise PlanError(f"expected what state_dict() returned, got the keys {', '.join(map(str, state)) or 'none'}")
+        theirs = {"straight_through": 1.0} | state["settings"]  # older states have none
         for key, mine in self._settings.items():
-            if state["settings"].get(key) != mine:
-                raise PlanError(f"{key}: expected the state of a run with {mine!r}, got one with {state['settings'].get(key)!r}")
+            if theirs.get(key) != mine:
+                raise PlanError(f"{key}: expected the state of a run with {mine!r}, got one with {theirs.get(key)!r}")
         self.model.load_state_dict(state["model"])
         self._done = state["done"]
         self._slots = [

@@ -10,7 +10,7 @@ from torch import Tensor
 from octavo.codebook import PowerOfTwo
 from octavo.errors import PlanError
 
-__all__ = ["Order", "check_order", "check_portions", "grow", "orders_of", "score"]
+__all__ = ["Order", "check_order", "check_portions", "check_straight_through", "grow", "orders_of", "score"]
 
 Order = Literal["magnitude", "distance", "relative", "far", "random"]
 
@@ -30,7 +30,7 @@ def score(weight: Tensor, codebook: PowerOfTwo, order: Order, *, generator: torc
     levels = codebook.project(weight)
     distance = (weight.detach().float() - levels).abs_()
     if order == "relative":
-        scale = codebook.scale().view(-1, *[1] * (weight.dim() - 1))
+        scale = codebook.scale().to(weight.device).view(-1, *[1] * (weight.dim() - 1))
         distance /= levels.abs_().maximum(scale * 2.0**-codebook.exponents)
     return distance if order == "far" else distance.neg_()
 
@@ -83,6 +83,14 @@ def check_portions(portions: Sequence[float]) -> None:
     numbers = isinstance(portions, Sequence) and all(isinstance(p, int | float) for p in portions)
     if not numbers or not _rises_to_one(portions):
         raise PlanError(f"portions: expected shares that rise strictly from above 0 to exactly 1, got {portions!r}")
+
+
+def check_straight_through(straight_through: float, portions: Sequence[float]) -> None:
+    """Raise PlanError unless it is 1, for never, or some portion before the last reaches it."""
+    if straight_through != 1 and not any(0 < straight_through <= portion < 1 for portion in portions):
+        raise PlanError(
+            f"straight_through: expected 1, for never, or at most one of {portions} before 1, got {straight_through!r}"
+        )
 
 
 def _rises_to_one(portions: Sequence[float]) -> bool:

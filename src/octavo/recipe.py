@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from octavo.codebook import Fit, Per
 from octavo.compensate import FreezeOrder
 from octavo.errors import OctavoError, RecipeError, nearest
-from octavo.partition import Order, check_portions, orders_of
+from octavo.partition import Order, check_portions, check_straight_through, orders_of
 from octavo.plan import Budget
 from octavo.search import Method
 from octavo.train import Retraining
@@ -104,6 +104,7 @@ class Recipe(BaseModel):
     def _check(self) -> Self:
         check_portions(self.portions)
         orders_of(self.order, len(self.portions))
+        check_straight_through(self.straight_through, self.portions)
         if (self.bits is None) == (self.search is None):
             raise ValueError("expected either bits or search, got " + ("neither" if self.bits is None else "both"))
         if isinstance(self.epochs, tuple) and len(self.epochs) != len(self.portions):

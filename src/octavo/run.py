@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from octavo import coding
+from octavo.calling import device_of, on_device
 from octavo.errors import RecipeError
 from octavo.files import write_atomically
 from octavo.folder import Json, check_folder, digest_of, finished, write_json
@@ -20,6 +21,7 @@ from octavo.packed import Packed, check_state
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.recipe import Recipe, Search
 from octavo.search import search
+from octavo.search.survey import survey
 from octavo.stages import Job, Observer, Track, control_score, train, warm_up
 from octavo.task import Task, load_task, model_of
 
@@ -59,6 +61,8 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     }
     observer.note(f"full precision: {result['float_score']:.2f}")
     job = Job(recipe, task, folder, digest, observer)
+    if recipe.search is not None:  # what does not fit is found before the warm-up
+        _survey(job, recipe.search, model)
     log = warm_up(model, job) if recipe.retrains else []
     plan, searched = _search(job, recipe.search, model) if recipe.search else (given, {})
     packed, how = _by_retraining(job, model, plan, log) if recipe.retrains else _in_closed_form(job, model, plan)
@@ -100,6 +104,13 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
 def _begin(job: Job) -> None:
     """Note down in the folder whose run this is, once the recipe is known to fit the network."""
     write_json(job.folder / "recipe.json", job.recipe.model_dump(mode="json"))
+
+
+def _survey(job: Job, wanted: Search, model: nn.Module) -> None:
+    """Raise PlanError or BudgetError unless the search fits the network."""
+    for batch in job.task.calibration():
+        survey(model, on_device(batch, device_of(model)), wanted.options, wanted.pins, wanted.budget)
+        return
 
 
 def _search(job: Job, wanted: Search, model: nn.Module) -> tuple[Plan, Json]:

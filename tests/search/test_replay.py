@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from octavo import Budget, search
 from octavo.calling import observing
 from octavo.search.environment import Environment
 from octavo.search.replay import Replay
@@ -338,3 +339,10 @@ def test_only_what_the_next_call_wants_is_kept() -> None:
             before = runs(model)
             replayed.outputs(batches, wanted, wanted)
             assert runs(model) - before <= len(batches) * (len(layers) - wanted + (wanted < len(layers)))
+
+
+def test_a_compiled_model_is_searched_too() -> None:
+    model = torch.compile(Net(), backend="eager")
+    plain = search(Net().eval(), inputs(), budget=Budget(average_bits=2.6), options=(2, 3), trials=20, method="greedy")
+    found = search(model, inputs(), budget=Budget(average_bits=2.6), options=(2, 3), trials=20, method="greedy")  # type: ignore[arg-type]
+    assert list(found.plan.values()) == list(plain.plan.values())

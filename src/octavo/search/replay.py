@@ -100,6 +100,7 @@ class Replay:
             found.append(call(self._model, batch))
         return found
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it keeps outlives a graph
     def _forward(self, module: nn.Module, forward: Callable[..., Any], begins: int, *inputs: Any, **named: Any) -> Any:
         place = (self._batch, module)
         if module in self._called:

@@ -38,7 +38,6 @@ BUDGETS = (3.0, 2.5, 3.5)
 METHODS: dict[str, Callable[[Bench], None]] = {"dnq": dnq, **RIVALS, "dnq, cold": functools.partial(dnq, warm=False)}
 DRAWS = ("dnq", "dnq, cold", "random", "tpe", "cmaes")
 PORTIONS, EPOCHS = (0.5, 0.75, 0.9, 1.0), 0.05  # of the short retraining: after each portion
-ORDER = "magnitude"
 SETTINGS = Retraining(learning_rate=0.005, temperature=4.0, bfloat16=True)
 Row = dict[str, Any]
 
@@ -97,7 +96,7 @@ class Setting:
         model, teacher = self.task.model(), self.task.model().requires_grad_(False)
         model.load_state_dict(self.environment.network(choice).state_dict())
         torch.manual_seed(seed)
-        for _ in Incremental(model, self.space.plan(choice), portions=PORTIONS, order=ORDER, seed=seed):
+        for _ in Incremental(model, self.space.plan(choice), portions=PORTIONS, seed=seed):
             retrain(model, self.task, EPOCHS, SETTINGS, teacher=teacher)
         return self.task.score(model.eval())
 

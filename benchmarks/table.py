@@ -6,13 +6,14 @@ Every figure on those pages stands between markers that this command fills; noth
 """
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-NOT_FIGURES = ("budget", "method", "seed", "choice")
+FIGURES = ("score", "accuracy", "retrained", "stored_bits", "counted", "seconds")
 
 
 def load(name: str) -> Any:
@@ -127,9 +128,9 @@ def searches() -> str:
         groups: dict[tuple[float, str], list[Any]] = {}
         for row in json.loads(path.read_text())["rows"]:
             groups.setdefault((row["budget"], row["method"]), []).append(row)
-        means = {key: {name: _mean(found, name) for name in found[0] if name not in NOT_FIGURES} for key, found in groups.items()}
+        means = {key: {name: _mean(found, name) for name in FIGURES} for key, found in groups.items()}
         for (budget, method), mean in sorted(means.items(), key=lambda item: (item[0][0], -item[1]["score"])):
-            retrained = f"{mean['retrained']:.2f}" if mean.get("retrained") else ""
+            retrained = "" if math.isnan(mean["retrained"]) else f"{mean['retrained']:.2f}"
             rows.append([
                 path.stem.replace("search-resnet", "ResNet-"), f"{budget:.1f}", method, f"{len(groups[budget, method])}",
                 f"{-mean['score']:.4f}", f"{mean['accuracy']:.2f}", retrained, f"{mean['stored_bits']:.2f}",
@@ -139,9 +140,10 @@ def searches() -> str:
     return markdown(head, rows)
 
 
-def _mean(rows: list[Any], name: str) -> float | None:
+def _mean(rows: list[Any], name: str) -> float:
+    """NaN where no row has it."""
     found = [row[name] for row in rows if name in row]
-    return statistics.mean(found) if found else None
+    return statistics.mean(found) if found else math.nan
 
 
 def search_cost() -> str:

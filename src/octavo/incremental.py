@@ -197,16 +197,20 @@ class Incremental:
         def generator(slot: _Slot) -> torch.Generator:
             return torch.Generator().manual_seed(seed_of(self.seed, index, numbers[slot.layer.name]))
 
-        settled = index > 0 and self.portions[index - 1] >= self._straight_through  # the network has seen what freezes
-        met = set[str]() if self._inputs is None or settled else self._freeze_made_up(index, generator)
+        seen = self._sees_through(index)  # the network knows what freezes now: there is nothing to make up for
+        met = set[str]() if self._inputs is None or seen else self._freeze_made_up(index, generator)
         for slot in self._slots:
             if slot.layer.name not in met:  # without inputs, all of them; else what no input reaches now: nothing to make up for
                 slot.freeze(self.portions[index], self._orders[index], generator(slot))
 
+    def _sees_through(self, done: int) -> bool:
+        """Whether the network sees free weights at their levels after so many portions."""
+        return done > 0 and self._straight_through <= self.portions[done - 1] < 1
+
     def _see_through(self, done: int) -> None:
         """Let the network see free weights as it shall after so many portions."""
         for slot in self._slots:
-            slot.held.straight_through = done > 0 and self._straight_through <= self.portions[done - 1] < 1
+            slot.held.straight_through = self._sees_through(done)
 
     def _freeze_made_up(self, index: int, generator: Callable[[_Slot], torch.Generator]) -> set[str]:
         """Freeze the portion, piece by piece, in every layer that the inputs reach: the names of these."""

@@ -108,9 +108,9 @@ def _begin(job: Job) -> None:
 
 def _survey(job: Job, wanted: Search, model: nn.Module) -> None:
     """Raise PlanError or BudgetError unless the search fits the network."""
-    for batch in job.task.calibration():
+    batch = next(iter(job.task.calibration()), None)
+    if batch is not None:
         survey(model, on_device(batch, device_of(model)), wanted.options, wanted.pins, wanted.budget)
-        return
 
 
 def _search(job: Job, wanted: Search, model: nn.Module) -> tuple[Plan, Json]:

@@ -11,7 +11,7 @@ from octavo.errors import PlanError
 from octavo.search.environment import Environment, Partial
 from octavo.search.journal import Journal
 from octavo.search.output_sum import OutputSum
-from octavo.search.space import Choice, Space
+from octavo.search.space import Choice, Space, single_layers
 from octavo.seeds import seed_of
 
 __all__ = ["Bench", "Trial"]
@@ -87,15 +87,12 @@ class Bench:
             PlanError: too few evaluations for that and a choice.
 
         """
-        layers = range(len(self.space.names))
-        single = [tuple(bits if at == layer else None for at in layers) for layer in layers for bits in self.space.options[layer]]
-        whole = tuple(None for _ in layers)
-        if self.left < (least := len(single) + 1 + (len(layers) > 1)):
+        layers, single = len(self.space.names), single_layers(self.space.options)
+        if self.left < (least := len(single) + 1 + (layers > 1)):
             raise PlanError(f"trials: expected at least {least}, for each layer alone and a plan, got {self.left}")
-        top, *scores = self._scores([whole, *single])
-        loss = np.full((len(self.space.names), 9), np.nan)
-        pairs = [(layer, bits) for layer in layers for bits in self.space.options[layer]]
-        for (layer, bits), score in zip(pairs, scores, strict=True):
+        top, *scores = self._scores([(None,) * layers, *single.values()])
+        loss = np.full((layers, 9), np.nan)
+        for (layer, bits), score in zip(single, scores, strict=True):
             loss[layer, bits] = top - score
         return loss
 

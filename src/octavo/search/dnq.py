@@ -67,9 +67,7 @@ def _learn(controller: Controller, settings: Reinforce, bench: Bench, loss: np.n
     space = bench.space
 
     def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
-        choices = [
-            space.project(tuple(bits[i] for bits, i in zip(space.options, row, strict=True)), loss) for row in sampled.tolist()
-        ]
+        choices = [space.project(space.choice(row), loss) for row in sampled.tolist()]
         found = judge.rewards(choices)
         return torch.tensor([_indices(space, choice) for choice in choices]), torch.tensor(found, dtype=torch.float64)
 

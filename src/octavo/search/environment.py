@@ -27,7 +27,7 @@ from octavo.moments import Moments
 from octavo.oneshot import float_moments
 from octavo.search.output_sum import OutputSum
 from octavo.search.replay import Replay
-from octavo.search.space import Choice
+from octavo.search.space import Choice, single_layers
 from octavo.solve import Settings, solve
 
 __all__ = ["Environment", "Partial", "Score"]
@@ -120,9 +120,7 @@ class Environment:
         """A model of this environment, from the outputs that single layers alone give; None where the score is not of outputs."""
         if self._score is not None:
             return None
-        layers = range(len(self._cache))
-        pairs = [(layer, bits) for layer, options in enumerate(self._cache) for bits in options]
-        alone = {(layer, bits): tuple(bits if at == layer else None for at in layers) for layer, bits in pairs}
+        alone = single_layers([list(options) for options in self._cache])
         self.scores([choice for choice in alone.values() if choice not in self._alone])  # known from an earlier search
         full = torch.cat(self._reference)[: self._rows]
         changes = {pair: self._alone[choice] - full for pair, choice in alone.items()}

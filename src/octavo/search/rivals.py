@@ -33,7 +33,7 @@ def random(bench: Bench) -> None:
     for _ in range(100 * bench.left):  # a small space may have fewer choices than evaluations
         if not bench.left:
             return
-        drawn = tuple(bits[int(torch.randint(len(bits), (), generator=generator))] for bits in space.options)
+        drawn = space.choice([int(torch.randint(len(bits), (), generator=generator)) for bits in space.options])
         bench.score([space.project(drawn, _random_losses(space, generator))])
 
 
@@ -147,7 +147,7 @@ def _optuna(bench: Bench, sampler: Callable[[Any, int], Any], *needs: str) -> No
     while (before := bench.left) and stale < PATIENCE:
         trial = study.ask()
         at = [trial.suggest_int(name, 0, len(bits) - 1) for name, bits in zip(space.names, space.options, strict=True)]
-        choice = space.project(tuple(bits[i] for bits, i in zip(space.options, at, strict=True)), loss)
+        choice = space.project(space.choice(at), loss)
         (score,) = bench.rewards([choice])
         study.tell(trial, score)
         stale = stale + 1 if bench.left == before else 0

@@ -15,7 +15,7 @@ from octavo.codebook import check_bits
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.plan import Budget, Plan
 
-__all__ = ["Choice", "Space", "layer_options"]
+__all__ = ["Choice", "Space", "layer_options", "single_layers"]
 
 Choice: TypeAlias = tuple[int, ...]
 
@@ -61,13 +61,20 @@ class Space:
         weights, macs = (dict(zip(self.names, counts, strict=True)) for counts in (self.weights, self.macs))
         return Plan(dict(zip(self.names, choice, strict=True)), weights=weights, macs=macs)
 
+    def choice(self, indices: Sequence[int]) -> Choice:
+        """The choice of each layer's option by its index."""
+        return tuple(bits[index] for bits, index in zip(self.options, indices, strict=True))
+
     def price(self, choice: Choice) -> float:
         """What the choice costs, in the budget's terms."""
         return float(self.prices @ np.array(choice, float))
 
     def fits(self, choice: Choice) -> bool:
         """Whether the choice is within the budget."""
-        return self.price(choice) <= self.limit * (1 + 1e-12)
+        return self._left(choice) >= 0
+
+    def _left(self, choice: Sequence[int]) -> float:
+        return self.limit * (1 + 1e-12) - self.price(tuple(choice))
 
     def project(self, choice: Choice, loss: np.ndarray, *, keep: int | None = None) -> Choice:
         """The choice brought within the budget, and filled up to it where that does not hurt.
@@ -90,7 +97,9 @@ class Space:
     def _walk(self, bits: list[int], loss: list[list[float]], way: int, keep: int | None) -> None:
         """Take one step after the other, the best first: down until the bits fit, or up as far as they do and lose less."""
         prices: list[float] = self.prices.tolist()
-        left = self.limit * (1 + 1e-12) - self.price(tuple(bits))
+        left = self._left(bits)
+        if way < 0 and left >= 0:
+            return
 
         def step(layer: int) -> list[tuple[float, int, int]]:
             options, now = self.options[layer], bits[layer]
@@ -110,6 +119,12 @@ class Space:
             bits[layer], left = to, left - price
             for one in step(layer):
                 heapq.heappush(steps, one)
+
+
+def single_layers(options: Sequence[Sequence[int]]) -> dict[tuple[int, int], tuple[int | None, ...]]:
+    """By layer and bits, the choice that quantizes that layer alone."""
+    pairs = [(layer, bits) for layer, possible in enumerate(options) for bits in possible]
+    return {(layer, bits): tuple(bits if at == layer else None for at in range(len(options))) for layer, bits in pairs}
 
 
 def layer_options(names: Sequence[str], options: Sequence[int], pins: Mapping[str, int]) -> tuple[tuple[int, ...], ...]:

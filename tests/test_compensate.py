@@ -12,11 +12,24 @@ from torch import Tensor
 
 import octavo.compensate
 from octavo.codebook import PowerOfTwo
-from octavo.compensate import compensate, damped, make_up, output_error, wanted
+from octavo.compensate import FreezeOrder, damped, make_up, output_error, wanted
+from octavo.compensate import compensate as codes_and_errors
 from octavo.errors import PlanError
 
 LEVELS = [-1.0, -0.5, 0.0, 0.5, 1.0]
 Choose = Callable[[Tensor, dict[int, float], Tensor, Tensor], int]  # the column to freeze, from free weights, frozen, X, v
+
+
+def compensate(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder) -> Tensor:
+    """Codes whose errors are what they are said to be."""
+    codes, errors = codes_and_errors(weight, hessian, levels, order)
+    lost = (weight - levels[codes.long()]).double()
+    expected = torch.einsum("pri,pij,prj->pr", lost, hessian.double(), lost)
+    size = expected.abs().max() if expected.numel() else 0
+    assert torch.allclose(
+        errors.double(), expected, rtol=1e-3 if weight.dtype == torch.float32 else 1e-9, atol=1e-9 * float(size)
+    )
+    return codes
 
 
 def levels(dtype: torch.dtype = torch.float64) -> Tensor:

@@ -154,10 +154,10 @@ def test_every_code_of_every_bit_width(bits: int) -> None:
 def test_what_is_frozen_cannot_be_frozen_again_or_thawed() -> None:
     case = Case(Net())
     for name, held in case.held.items():
-        everything = torch.ones_like(held.codes, dtype=torch.bool)
-        held.freeze(torch.zeros_like(held.codes), ~everything)
+        everything = torch.ones_like(held.marks, dtype=torch.bool)
+        held.freeze(torch.zeros_like(held.marks), ~everything)
         assert torch.equal(held.frozen, case.masks[name])
-        held.freeze(torch.full_like(held.codes, MIDDLE), everything)
+        held.freeze(torch.full_like(held.marks, MIDDLE), everything)
         assert held.frozen.all()
         seen = case.seen()[name]
         assert torch.equal(seen[~case.masks[name]], torch.zeros(int((~case.masks[name]).sum())))
@@ -175,7 +175,7 @@ def test_the_reach_of_free_weights_closes_on_the_cells_of_the_levels_as_they_bec
     for count in (8, 32, 48, 60, 63):
         mask = torch.zeros(2, 64, dtype=torch.bool)
         mask[:, :count] = True
-        held.freeze(torch.full_like(held.codes, 2), mask)
+        held.freeze(torch.full_like(held.marks, 2), mask)
         free = module.weight.detach()[~mask].view(2, -1)
         assert torch.equal(free[0], initial[0, count:])  # inside of its cell a weight is what it was trained to
         assert bool((free[1] / initial[1, count:] > 0).all())
@@ -297,7 +297,7 @@ def test_a_moving_average_of_the_model() -> None:
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))  # made while nothing is frozen
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     for held in layers.values():
-        held.freeze(torch.zeros_like(held.codes), torch.rand(held.codes.shape, generator=generator(1)) < 0.5)
+        held.freeze(torch.zeros_like(held.marks), torch.rand(held.marks.shape, generator=generator(1)) < 0.5)
     for _ in range(3):
         train(model, optimizer, 2)
         average.update_parameters(model)
@@ -363,7 +363,7 @@ def test_compiled_models(backend: str) -> None:
     optimizer.step()
     case.check_still()
     held = case.held["0"]
-    held.freeze(torch.full_like(held.codes, MIDDLE), torch.ones_like(held.codes, dtype=torch.bool))
+    held.freeze(torch.full_like(held.marks, MIDDLE), torch.ones_like(held.marks, dtype=torch.bool))
     assert torch.equal(compiled(x), model(x))  # it sees what is frozen later
     torch.compiler.reset()
 

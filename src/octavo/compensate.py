@@ -25,8 +25,8 @@ TINY = torch.finfo(torch.float32).tiny
 LEAST_DAMP, SAFE_DAMP = 1e-6, 1e-3  # from the latter on, no rounding of a sum in float32 makes a hessian indefinite
 
 
-def compensate(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder) -> Tensor:
-    """Codes that make ``levels[codes] @ X`` close to ``weight @ X``: uint8, shape of ``weight``.
+def compensate(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder) -> tuple[Tensor, Tensor]:
+    """Codes that make ``levels[codes] @ X`` close to ``weight @ X``, uint8, shape of ``weight``, and each row's output error.
 
     ``gptq`` freezes the columns of all rows in one order, largest ``H_jj`` first, ``random`` in a random one. In the others
     each row has its own order: ``distance`` freezes the weight next that costs least, ``(w - q)^2 / [H^-1]_jj`` (OBQ; DNQ's
@@ -41,7 +41,8 @@ def compensate(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrd
     """
     check_freeze_order(order)
     if order in ("distance", "magnitude"):
-        return _each_row_in_its_order(weight, hessian, levels, order)
+        codes = _each_row_in_its_order(weight, hessian, levels, order)
+        return codes, output_error((weight - levels[codes.int()]).double(), hessian.double())
     columns = hessian.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True)
     if order == "random":
         shuffled = torch.randperm(columns.shape[1], generator=torch.Generator().manual_seed(0))
@@ -125,11 +126,12 @@ def _edges(levels: Tensor) -> Tensor:
     return torch.where(middle < 0, torch.nextafter(middle, torch.zeros_like(middle)), middle)
 
 
-def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, columns: Tensor) -> Tensor:
+def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """GPTQ's steps without the inverse that it starts from.
 
     With ``H = M M^T``, M upper triangular, ``|e X|^2`` is the sum of the squares of ``e M``; so each weight makes up for all
-    that froze before it by ``sum_k e_k M_ki / M_ii`` (Babai's nearest plane: the same codes, see arXiv 2507.18553).
+    that froze before it by ``sum_k e_k M_ki / M_ii`` (Babai's nearest plane: the same codes, see arXiv 2507.18553). Then it is
+    off by ``(e M)_i / M_ii``, so the error of the outputs falls off on the way.
     """
     edges, width = _edges(levels), weight.shape[2]
     factor = _factor(hessian, columns)
@@ -142,11 +144,15 @@ def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, colu
         end = min(start + BLOCK, width)
         for i, (value, code, error, row) in enumerate(steps[start:end], start):
             torch.bucketize(value, edges, right=True, out=code)
-            error.sub_(levels[code])
+            level = levels[code]
+            error.sub_(level)
+            value.sub_(level)
             free[i + 1 : end].addcmul_(row[i + 1 : end], error)
         free[end:] += torch.einsum("icp,ipr->cpr", pull[start:end, end:], errors[start:end])
     result = torch.empty_like(weight, dtype=torch.uint8)
-    return result.scatter_(2, columns.unsqueeze(1).expand_as(weight), codes.permute(1, 2, 0).to(torch.uint8))
+    result.scatter_(2, columns.unsqueeze(1).expand_as(weight), codes.permute(1, 2, 0).to(torch.uint8))
+    off = free.double() * factor.diagonal(dim1=1, dim2=2).T.unsqueeze(2)
+    return result, off.square_().sum(0)
 
 
 def _factor(hessian: Tensor, columns: Tensor) -> Tensor:

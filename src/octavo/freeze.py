@@ -17,26 +17,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from octavo.codebook import SIGN, PowerOfTwo
+from octavo.codebook import PowerOfTwo
 from octavo.layers import Layer, channels_back, channels_first
 
 __all__ = ["Held", "hold", "release"]
 
 EDGE = 1.5  # the outer edge of the largest level's cell, in units of that level (INQ, eq. 4)
 ROOM = 3.0  # how far beyond it the bound lies, times the free share
-FREE = 255  # the code of a weight that is free
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers as wide as a float of so many bytes
 ONE, MANTISSA = 127, 23  # of float32's bits: the exponent field of 1, how far up it lies
+FREE = -128  # the mark of a weight that is free: the least int8
+LEVEL = ~(1 << 30)  # of float32's bits: those that a mark may set
 
 
 class Held(nn.Module):
-    """A parametrization that replaces the frozen weights by the levels of their codes.
+    """A parametrization that replaces the frozen weights by their levels.
 
-    It keeps one byte a weight, and its output four while a graph is alive: 5 bytes of extra memory a weight.
+    It keeps one byte a weight, and its output four while a graph is alive: 5 bytes of extra memory a weight. The byte marks a
+    weight as free, or has the sign and the exponent field of its level for n1 = 0: shifted up, these are the level's own bits.
     """
 
     straight_through: bool  # whether the network sees free weights at their levels too
-    codes: Tensor  # uint8, the weight's own shape
+    marks: Tensor  # int8, the weight's own shape
     scale: Tensor  # 2^n1, broadcastable to the weight
     edge: Tensor  # the bound of free weights in units of the scale; infinite until the first weight is frozen
 
@@ -46,16 +48,15 @@ class Held(nn.Module):
         scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))
         if groups and len(scale) > 1:
             scale = channels_back(scale.expand(-1, rows.shape[1], *scale.shape[2:]), groups)
-        self.exponents = codebook.exponents
         self.straight_through = False
         self._unit = PowerOfTwo(codebook.bits, torch.zeros((), dtype=torch.int32))
-        self.register_buffer("codes", torch.full_like(weight, FREE, dtype=torch.uint8))
+        self.register_buffer("marks", torch.full_like(weight, FREE, dtype=torch.int8))
         self.register_buffer("scale", scale.to(weight.device))
         self.register_buffer("edge", torch.full((), math.inf, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as the network shall see it, same shape and type."""
-        result: Tensor = _Hold.apply(weight, self.codes, self.exponents, self.scale, self.edge)  # type: ignore[no-untyped-call]
+        result: Tensor = _Hold.apply(weight, self.marks, self.scale, self.edge)  # type: ignore[no-untyped-call]
         if self.straight_through:  # the gradient is as if nothing were rounded (Bengio et al., arXiv 1308.3432)
             levels = self._unit.project(result / self.scale).mul_(self.scale).to(result.dtype)
             result = levels + (result - result.detach())
@@ -64,18 +65,21 @@ class Held(nn.Module):
     @property
     def frozen(self) -> Tensor:
         """Which weights are frozen: bool, the weight's own shape."""
-        return self.codes != FREE
+        return self.marks != FREE
 
     def snapshot(self) -> Callable[[], Tensor]:
         """What makes the mask of the weights that are frozen now, whenever it is called; it takes no memory of its own."""
-        codes = self.codes
-        return lambda: codes != FREE
+        marks = self.marks
+        return lambda: marks != FREE
 
     @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
         """Freeze the weights under ``mask`` that are still free, at ``codes``; both of the weight's own shape."""
-        grown = torch.where(mask & ~self.frozen, codes, self.codes)
-        self.codes = torch.empty_like(self.codes).copy_(grown)  # a new tensor: snapshots stay what they are
+        rank = codes.int() - self._unit.exponents
+        field = ONE - self._unit.exponents + rank.abs()
+        marks = torch.where(rank == 0, 0, torch.where(rank < 0, field + FREE, field)).to(torch.int8)
+        grown = torch.where(mask & ~self.frozen, marks, self.marks)
+        self.marks = torch.empty_like(self.marks).copy_(grown)  # a new tensor: snapshots stay what they are
         self.edge.fill_(EDGE + ROOM * (1 - float(self.frozen.double().mean())))
 
 
@@ -84,41 +88,46 @@ class Held(nn.Module):
 
 
 class _Hold(torch.autograd.Function):
-    """``where(free, clamp(weight), level)``; the gradient passes the clamp, and saves only the codes, which are kept anyway."""
+    """``where(free, clamp(weight), level)``; the gradient passes the clamp, and saves only the marks, which are kept anyway."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, codes: Tensor, exponents: int, scale: Tensor, edge: Tensor) -> Tensor:
-        ctx.save_for_backward(codes)
-        level = _unit_levels(codes, exponents).mul_(scale).to(weight.dtype)
+    def forward(ctx: Any, weight: Tensor, marks: Tensor, scale: Tensor, edge: Tensor) -> Tensor:
+        ctx.save_for_backward(marks)
+        bits = marks.int()
+        free = _free_bits(bits, BITS[weight.element_size()])
+        bits <<= MANTISSA
+        bits &= LEVEL
+        level = bits.view(torch.float32).mul_(scale).to(weight.dtype).view(free.dtype)
         bound = (edge * scale).to(weight.dtype)
-        result = weight.minimum(bound).maximum(-bound)
-        wide = BITS[weight.element_size()]
-        bits, others = result.view(wide), level.view(wide)
-        bits ^= others
-        bits &= _free_bits(codes, wide)
-        bits ^= others
+        result = weight.minimum(bound)
+        torch.maximum(result, -bound, out=result)
+        seen = result.view(free.dtype)
+        seen ^= level
+        seen &= free
+        seen ^= level
         return result
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (codes,), (gradient,) = ctx.saved_tensors, gradients
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (marks,), (gradient,) = ctx.saved_tensors, gradients
         if gradient.is_sparse:  # an embedding's, of the rows that were looked up
             rows = gradient.coalesce()
-            values = _OnlyFree.apply(rows.values(), codes[rows.indices()[0]])  # type: ignore[no-untyped-call]
+            values = _OnlyFree.apply(rows.values(), marks[rows.indices()[0]])  # type: ignore[no-untyped-call]
             masked = torch.sparse_coo_tensor(rows.indices(), values, rows.shape, is_coalesced=True, check_invariants=False)
         else:
-            masked = _OnlyFree.apply(gradient, codes)  # type: ignore[no-untyped-call]
-        return masked, None, None, None, None
+            masked = _OnlyFree.apply(gradient, marks)  # type: ignore[no-untyped-call]
+        return masked, None, None, None
 
 
 class _OnlyFree(torch.autograd.Function):
     """``where(free, values, 0)``: exactly 0, whatever the values are. It is its own derivative."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, codes: Tensor) -> Tensor:
-        ctx.save_for_backward(codes)
-        wide = BITS[values.element_size()]
-        return (values.view(wide) & _free_bits(codes, wide)).view(values.dtype)
+    def forward(ctx: Any, values: Tensor, marks: Tensor) -> Tensor:
+        ctx.save_for_backward(marks)
+        free = _free_bits(marks.int(), BITS[values.element_size()])
+        free &= values.view(free.dtype)
+        return free.view(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -126,26 +135,11 @@ class _OnlyFree(torch.autograd.Function):
         return masked, None
 
 
-def _free_bits(codes: Tensor, wide: torch.dtype) -> Tensor:
+def _free_bits(marks: Tensor, wide: torch.dtype) -> Tensor:
     """Integers with all bits set where a weight is free, none where it is frozen."""
-    bits = codes.to(wide)
-    bits += 1
-    bits >>= 8
-    return bits.neg_()
-
-
-def _unit_levels(codes: Tensor, exponents: int) -> Tensor:
-    """The level of each code for n1 = 0, float32; of weights that are free, anything."""
-    rank = codes.int()
-    rank -= exponents
-    sign = rank & SIGN
-    rank.abs_()
-    nonzero = rank.clamp(max=1)
-    rank += ONE - exponents
-    rank <<= MANTISSA
-    rank *= nonzero
-    rank |= sign
-    return rank.view(torch.float32)
+    bits = marks - (FREE + 1)
+    bits >>= MANTISSA  # what is negative becomes -1
+    return bits.to(wide)
 
 
 def hold(layer: Layer, codebook: PowerOfTwo) -> Held:

@@ -71,13 +71,17 @@ class _Slot:
     codebook: PowerOfTwo
     held: Held
 
+    def codes(self) -> Tensor:
+        """The codes of the weights as the network sees them, output channels first."""
+        return self.codebook.encode(channels_first(self.held(self.layer.weight.detach()), self.layer.groups))
+
     def freeze(self, portion: float, order: Order, generator: torch.Generator) -> None:
         """Freeze free weights, in ``order``, until ``portion`` of the layer is frozen."""
         with torch.no_grad():
             self._check_finite("weights", self.layer.weight.isfinite() | self.held.frozen)
             rows = channels_first(self.held(self.layer.weight), self.layer.groups)
             ranking = channels_back(score(rows, self.codebook, order, generator=generator), self.layer.groups)
-            codes = channels_back(self.codebook.encode(rows), self.layer.groups)
+            codes = channels_back(self.codes(), self.layer.groups)
             self.held.freeze(codes, grow(self.held.frozen, ranking, portion))
             self.layer.weight.copy_(self.held(self.layer.weight))
 
@@ -277,8 +281,7 @@ class Incremental:
                 )
         quantized = {}
         for slot in self._slots:
-            codes = channels_first(slot.held.codes, slot.layer.groups).cpu().clone()
-            quantized[slot.layer.name] = Quantized.of(slot.layer, slot.codebook, codes)
+            quantized[slot.layer.name] = Quantized.of(slot.layer, slot.codebook, slot.codes().cpu())
         release(slot.layer for slot in self._slots)
         self._slots = []
         return pack(self.model, quantized)

@@ -1,6 +1,7 @@
 """One layer at one bit-width in closed form: which exponents, which codes."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -65,15 +66,14 @@ def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solu
     plain = power_of_two(rows, bits, fit=settings.fit, per=settings.per, name=layer.name).top
     tops = [plain] if settings.fit == "max" else problem.fitted_tops(settings.per)
     nearest = problem.candidate(plain, PowerOfTwo(bits, plain).encode(rows).view(problem.target.shape))
-    found = _best(problem.compensated(tops, "gptq"))
+    found = problem.compensated(tops, "gptq")
     if settings.order != "gptq":
-        (found,) = problem.compensated([found.top], settings.order)
+        found = problem.compensated([found.top], settings.order)
     chosen = _best([nearest, found])
     return Solution(
         PowerOfTwo(bits, chosen.top),
         chosen.codes.reshape(rows.shape),
-        problem.relative(nearest),
-        problem.relative(chosen),
+        *problem.relative(nearest, chosen),
     )
 
 
@@ -108,19 +108,24 @@ class _Problem:
         top = power_of_two(rows, self.bits, fit="mse", per=per, importance=importance).top
         return [(top + step).clamp(SMALLEST, LARGEST) for step in (0, 1, -1)]
 
-    def compensated(self, tops: list[Tensor], order: FreezeOrder) -> list[_Candidate]:
-        """One candidate for each choice of n1; they share the linear algebra, as so many rows more."""
-        stacked = torch.cat([torch.ldexp(self.target, -self._by_row(top)).float() for top in tops], 1)
-        codes = compensate(stacked, self.damped, self.levels, order).chunk(len(tops), 1)
-        return [self.candidate(top, some) for top, some in zip(tops, codes, strict=True)]
+    def compensated(self, tops: list[Tensor], order: FreezeOrder) -> _Candidate:
+        """The best of one candidate for each choice of n1; they share the linear algebra, as so many rows more."""
+        scales = [self._by_row(top) for top in tops]
+        stacked = torch.cat([torch.ldexp(self.target, -scale).float() for scale in scales], 1)
+        codes, errors = compensate(stacked, self.damped, self.levels, order)
+        damping = (self.damped - self.hessian).diagonal(dim1=1, dim2=2)[:, :1]
+        errors -= damping * (stacked - self.levels[codes.int()]).square_().sum(2)
+        errors = torch.ldexp(errors, 2 * torch.cat(scales, 1).squeeze(2))
+        found = _best([_Candidate(*one) for one in zip(tops, codes.chunk(len(tops), 1), errors.chunk(len(tops), 1), strict=True)])
+        return self.candidate(found.top, found.codes)
 
     def candidate(self, top: Tensor, codes: Tensor) -> _Candidate:
         level = torch.ldexp(self.levels.double()[codes.int()], self._by_row(top))
         return _Candidate(top, codes, self._error(self.target - level))
 
-    def relative(self, candidate: _Candidate) -> float:
+    def relative(self, *candidates: _Candidate) -> Iterator[float]:
         whole = float(self._error(self.target).sum())
-        return math.sqrt(float(candidate.error.sum()) / whole) if whole > 0 else 0.0
+        return (math.sqrt(float(candidate.error.sum()) / whole) if whole > 0 else 0.0 for candidate in candidates)
 
     def _error(self, lost: Tensor) -> Tensor:
         unit = lost.abs().max().clamp(min=torch.finfo(lost.dtype).tiny)  # so that float32, which is faster, has room for squares

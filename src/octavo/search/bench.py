@@ -66,9 +66,17 @@ class Bench:
             return score
         return score + self._trade_off * math.log2(self.space.plan(choice).cost().ratio)
 
+    def rewards_of(self, choices: Sequence[Choice], scores: Sequence[float]) -> list[float]:
+        """Rewards of choices that have these scores, measured or estimated."""
+        return [self.reward(choice, score) for choice, score in zip(choices, scores, strict=True)]
+
     def rewards(self, choices: Sequence[Choice]) -> list[float]:
         """Rewards of choices, which are scored."""
-        return [self.reward(choice, score) for choice, score in zip(choices, self.score(choices), strict=True)]
+        return self.rewards_of(choices, self.score(choices))
+
+    def knows(self, choice: Choice) -> bool:
+        """Whether the choice is among the trials."""
+        return choice in self._whole
 
     def score(self, choices: Sequence[Choice]) -> list[float]:
         """Scores of whole choices; minus infinity for what was not scored before and no evaluation is left for."""

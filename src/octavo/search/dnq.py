@@ -2,9 +2,9 @@
 
 The paper's public record says what is learned and how, and nothing of the architecture, the features, the reward or the
 quantizer's formula: all of these are our reconstruction. The controller starts by imitating the exact solution of the additive
-model, unless it is asked not to. Where the score is the divergence of outputs, it goes on learning in a model of the environment,
-which is made of the outputs that the choices of single layers gave and costs no evaluations (octavo.search.output_sum). Then it
-learns from measured choices what layers really do to each other.
+model, unless it is asked not to, and goes on learning in a model of the environment, which costs no evaluations. Then it learns
+from choices that are measured. Of those near its samples and near the best so far the ones are measured that are estimated to
+be the best, by that model, corrected by all that was measured (octavo.search.estimate).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from octavo.search.bench import Bench
 from octavo.search.controller import Controller
-from octavo.search.output_sum import OutputSum
+from octavo.search.estimate import Estimate
+from octavo.search.proposals import proposals
 from octavo.search.reinforce import Reinforce, imitate, learn
 from octavo.search.rivals import exact_choice
 from octavo.search.space import Choice, Space
@@ -23,6 +24,7 @@ from octavo.search.space import Choice, Space
 __all__ = ["dnq", "features"]
 
 IMAGINED = 6000  # choices that are estimated before the first one is measured
+MEASURED = 2  # choices that are measured of each round of proposals: what is near is estimated well, what is far may be better
 
 
 def dnq(bench: Bench, *, warm: bool = True, settings: Reinforce | None = None) -> None:
@@ -30,7 +32,7 @@ def dnq(bench: Bench, *, warm: bool = True, settings: Reinforce | None = None) -
 
     Args:
         bench: where.
-        warm: begin by imitating the exact solution of the additive model, and in a model of the environment where there is one.
+        warm: begin by imitating the exact solution of the additive model, then learn in the model of the environment.
         settings: of the policy gradient.
 
     """
@@ -40,36 +42,83 @@ def dnq(bench: Bench, *, warm: bool = True, settings: Reinforce | None = None) -
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(bench.generator.initial_seed())
         controller = Controller(features(space, loss), allowed)
+    estimate = _estimate(bench, loss)
+    measured = _Measured(bench, loss, estimate)
     if warm:
         start = exact_choice(bench, loss)
-        bench.score([start])
+        measured.score([start])
         imitate(controller, _indices(space, start), settings)
-        if model := bench.output_sum():
-            _learn(controller, settings, bench, loss, _Imagined(bench, model))
-    _learn(controller, settings, bench, loss, bench)
+        _learn(controller, settings, bench, loss, _Imagined(bench, estimate))
+    _learn(controller, settings, bench, loss, measured)
 
 
 class _Imagined:
-    """The bench's rewards as a model of the environment has them, for so many choices."""
+    """Rewards of choices as they are estimated, so many times."""
 
-    def __init__(self, bench: Bench, model: OutputSum) -> None:
-        self._bench, self._model, self.left = bench, model, IMAGINED
+    def __init__(self, bench: Bench, estimate: Estimate) -> None:
+        self._bench, self._estimate, self.left = bench, estimate, IMAGINED
 
-    def rewards(self, choices: Sequence[Choice]) -> list[float]:
-        """Estimates."""
+    def rewards(self, choices: Sequence[Choice]) -> tuple[Sequence[Choice], list[float]]:
+        """The choices with their rewards."""
         self.left = max(0, self.left - len(choices))
-        scores = self._model.scores(choices).tolist()
-        return [self._bench.reward(choice, score) for choice, score in zip(choices, scores, strict=True)]
+        return choices, self._bench.rewards_of(choices, self._estimate.scores(choices).tolist())
 
 
-def _learn(controller: Controller, settings: Reinforce, bench: Bench, loss: np.ndarray, judge: Bench | _Imagined) -> None:
+class _Measured:
+    """Measured rewards of choices near the given ones and near the best so far: those that promise most."""
+
+    def __init__(self, bench: Bench, loss: np.ndarray, estimate: Estimate) -> None:
+        self._bench, self._loss, self._estimate = bench, loss, estimate
+
+    @property
+    def left(self) -> int:
+        """How many choices may still be measured."""
+        return self._bench.left
+
+    def rewards(self, choices: Sequence[Choice]) -> tuple[Sequence[Choice], list[float]]:
+        """The choices that were measured with their rewards; where none of those that are near is new, the best of them."""
+        bench = self._bench
+        start = [*choices, bench.best.choice] if bench.trials else choices
+        tried: list[Choice] = []
+        for found in proposals(bench.space, self._project, self._estimated, start, bench.generator):
+            tried += [choice for choice in found if choice not in tried and not bench.knows(choice)][:MEASURED]
+        tried = tried or found[:MEASURED]
+        return tried, bench.rewards_of(tried, self.score(tried))
+
+    def score(self, choices: Sequence[Choice]) -> list[float]:
+        """Measured scores, from which the estimate learns."""
+        new = [not self._bench.knows(choice) for choice in choices]
+        scores = self._bench.score(choices)
+        learned = [at for at, score in enumerate(scores) if new[at] and score > -np.inf]
+        self._estimate.learn([choices[at] for at in learned], [scores[at] for at in learned])
+        return scores
+
+    def _project(self, choice: Choice) -> Choice:
+        return self._bench.space.project(choice, self._loss)
+
+    def _estimated(self, choices: Sequence[Choice]) -> Tensor:
+        return torch.tensor(self._bench.rewards_of(choices, self._estimate.scores(choices).tolist()), dtype=torch.float64)
+
+
+def _estimate(bench: Bench, loss: np.ndarray) -> Estimate:
+    """It begins from summed outputs; where the score is not of outputs, from summed losses."""
+    if outputs := bench.output_sum():
+        return Estimate(bench.space.options, outputs.scores, divergence=True)
+    layers = range(len(loss))
+    return Estimate(
+        bench.space.options,
+        lambda choices: torch.tensor([-loss[layers, choice].sum() for choice in choices]),
+        divergence=False,
+    )
+
+
+def _learn(controller: Controller, settings: Reinforce, bench: Bench, loss: np.ndarray, judge: _Imagined | _Measured) -> None:
     """Train the controller by the rewards of ``judge``."""
     space = bench.space
 
     def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
-        choices = [space.project(space.choice(row), loss) for row in sampled.tolist()]
-        found = judge.rewards(choices)
-        return torch.tensor([_indices(space, choice) for choice in choices]), torch.tensor(found, dtype=torch.float64)
+        tried, found = judge.rewards([space.project(space.choice(row), loss) for row in sampled.tolist()])
+        return torch.tensor([_indices(space, choice) for choice in tried]), torch.tensor(found, dtype=torch.float64)
 
     learn(controller, settings, bench.generator, rewards, left=lambda: judge.left)
 

@@ -23,7 +23,17 @@ from octavo.manifest import DTYPES
 
 # The second reader. It knows docs/format.md, and nothing of octavo.
 
-NUMPY = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "int64": "<i8", "int32": "<i4", "uint8": "u1", "bool": "?"}
+NUMPY = {
+    "float64": "<f8",
+    "float32": "<f4",
+    "float16": "<f2",
+    "int64": "<i8",
+    "int32": "<i4",
+    "int16": "<i2",
+    "int8": "i1",
+    "uint8": "u1",
+    "bool": "?",
+}
 
 
 def byte_strings(data: bytes) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -573,6 +573,7 @@ def test_a_state_can_be_taken_before_the_first_stage_and_after_the_last() -> Non
         ({"fit": "max"}, "fit: expected the state of a run with 'max', got one with 'mse'"),
         ({"per": "layer"}, "per: expected the state of a run with 'layer', got one with 'channel'"),
         ({"seed": 1}, "seed: expected the state of a run with 1, got one with 0"),
+        ({"inputs": [torch.ones(2, 97)]}, "inputs: expected the state of a run with True, got one with False"),
         ({"straight_through": 0.5}, "straight_through: expected the state of a run with 0.5, got one with 1.0"),
     ],
 )

@@ -212,11 +212,10 @@ def _squared_error(rows: Tensor, codebook: PowerOfTwo, importance: Tensor | None
     """Squared error of each row, and the part of it that comes from weights above the largest level; both float64."""
     level = codebook.project(rows)
     total, saturated = torch.zeros(2, len(rows), dtype=torch.float64, device=rows.device)
-    top = codebook.levels()[:, -1:].to(rows.device)
+    top = codebook.scale().to(rows.device).unsqueeze(1)
     for span, block in _blocks(rows):
-        error = (rows[block].double() - level[block]).square_()
-        if importance is not None:
-            error *= importance[block]
-        total[span] += error.sum(1)
-        saturated[span] += error.masked_fill_(rows[block].abs() <= top[span], 0).sum(1)
+        weight = rows[block].double()
+        beyond = weight.abs().sub_(top[span]).clamp_(min=0).square_()
+        for error, sums in ((weight.sub_(level[block]).square_(), total), (beyond, saturated)):
+            sums[span] += (error if importance is None else error.mul_(importance[block])).sum(1)
     return total, saturated

@@ -25,8 +25,8 @@ TINY = torch.finfo(torch.float32).tiny
 LEAST_DAMP, SAFE_DAMP = 1e-6, 1e-3  # from the latter on, no rounding of a sum in float32 makes a hessian indefinite
 
 
-def compensate(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder) -> tuple[Tensor, Tensor]:
-    """Codes that make ``levels[codes] @ X`` close to ``weight @ X``, uint8, shape of ``weight``, and each row's output error.
+def compensate(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes that make ``levels[codes] @ X`` close to ``weight @ X``, and how far off each row is, outputs and weights.
 
     ``gptq`` freezes the columns of all rows in one order, largest ``H_jj`` first, ``random`` in a random one. In the others
     each row has its own order: ``distance`` freezes the weight next that costs least, ``(w - q)^2 / [H^-1]_jj`` (OBQ; DNQ's
@@ -38,11 +38,15 @@ def compensate(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrd
         levels: the levels that each weight may take, ascending.
         order: which weights freeze first.
 
+    Returns:
+        The codes, uint8, shape of ``weight``; ``|error @ X|^2`` by the hessian and ``|error|^2``, float64, (problems, rows).
+
     """
     check_freeze_order(order)
     if order in ("distance", "magnitude"):
         codes = _each_row_in_its_order(weight, hessian, levels, order)
-        return codes, output_error((weight - levels[codes.int()]).double(), hessian.double())
+        errors = (weight - levels[codes.int()]).double()
+        return codes, output_error(errors, hessian.double()), errors.square().sum(2)
     columns = hessian.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True)
     if order == "random":
         shuffled = torch.randperm(columns.shape[1], generator=torch.Generator().manual_seed(0))
@@ -126,7 +130,7 @@ def _edges(levels: Tensor) -> Tensor:
     return torch.where(middle < 0, torch.nextafter(middle, torch.zeros_like(middle)), middle)
 
 
-def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """GPTQ's steps without the inverse that it starts from.
 
     With ``H = M M^T``, M upper triangular, ``|e X|^2`` is the sum of the squares of ``e M``; so each weight makes up for all
@@ -137,22 +141,22 @@ def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, colu
     factor = _factor(hessian, columns)
     pull = (factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(1)).to(weight.dtype).permute(1, 2, 0).contiguous()
     errors = weight.gather(2, columns.unsqueeze(1).expand_as(weight)).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
-    free = errors.clone()
+    free, taken = errors.clone(), torch.empty_like(errors)
     codes = torch.empty(errors.shape, dtype=torch.int64, device=weight.device)
-    steps = list(zip(free, codes, errors, pull.unsqueeze(3), strict=True))
+    steps = list(zip(free, codes, taken, errors, pull.unsqueeze(3), strict=True))
     for start in range(0, width, BLOCK):
         end = min(start + BLOCK, width)
-        for i, (value, code, error, row) in enumerate(steps[start:end], start):
+        for i, (value, code, level, error, row) in enumerate(steps[start:end], start):
             torch.bucketize(value, edges, right=True, out=code)
-            level = levels[code]
+            torch.take(levels, code, out=level)
             error.sub_(level)
-            value.sub_(level)
             free[i + 1 : end].addcmul_(row[i + 1 : end], error)
         free[end:] += torch.einsum("icp,ipr->cpr", pull[start:end, end:], errors[start:end])
     result = torch.empty_like(weight, dtype=torch.uint8)
     result.scatter_(2, columns.unsqueeze(1).expand_as(weight), codes.permute(1, 2, 0).to(torch.uint8))
-    off = free.double() * factor.diagonal(dim1=1, dim2=2).T.unsqueeze(2)
-    return result, off.square_().sum(0)
+    outputs = free.sub_(taken) * factor.diagonal(dim1=1, dim2=2).to(weight.dtype).T.unsqueeze(2)
+    of_outputs, of_weights = (off.square_().sum(0, dtype=torch.float64) for off in (outputs, errors))
+    return result, of_outputs, of_weights
 
 
 def _factor(hessian: Tensor, columns: Tensor) -> Tensor:

@@ -172,6 +172,7 @@ class Incremental:
             "per": per,
             "seed": seed,
             "straight_through": straight_through,
+            "inputs": inputs is not None,
         }
         self._done, self._straight_through = 0, straight_through
         self._inputs = None if inputs is None else list(inputs)
@@ -253,10 +254,9 @@ class Incremental:
         """
         if not {"done", "settings", "tops", "model"} <= set(state):
             raise PlanError(f"expected what state_dict() returned, got the keys {', '.join(map(str, state)) or 'none'}")
-        theirs = {"straight_through": 1.0} | state["settings"]  # older states have none
         for key, mine in self._settings.items():
-            if theirs.get(key) != mine:
-                raise PlanError(f"{key}: expected the state of a run with {mine!r}, got one with {theirs.get(key)!r}")
+            if (theirs := state["settings"].get(key)) != mine:
+                raise PlanError(f"{key}: expected the state of a run with {mine!r}, got one with {theirs!r}")
         self.model.load_state_dict(state["model"])
         self._done = state["done"]
         self._slots = [

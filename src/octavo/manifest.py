@@ -15,7 +15,18 @@ __all__ = ["DTYPES", "FloatRow", "LayerRow", "Manifest", "checksum", "raw_bytes"
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool)
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
 }
 
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]

@@ -1,5 +1,6 @@
 """One layer at one bit-width in closed form: which exponents, which codes."""
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,12 +60,15 @@ def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solu
         PlanError: the layer's weights or its inputs are not finite.
 
     """
-    if not bool(moments.hessian.isfinite().all() & moments.drift.isfinite().all()):
+    if not math.isfinite(sum(float(sums.sum(dtype=torch.float64)) for sums in (moments.hessian, moments.drift))):
         raise PlanError(f"{layer.name}: expected finite calibration inputs, got some that are NaN or infinite")
     rows = channels_first(layer.weight.detach().float(), layer.groups)
     problem = _Problem.of(rows, moments, bits, settings.damp)
-    plain = power_of_two(rows, bits, fit=settings.fit, per=settings.per, name=layer.name).top
-    tops = [plain] if settings.fit == "max" else problem.fitted_tops(settings.per)
+    if settings.fit == "mse":
+        plain, tops = problem.fitted_tops(rows, settings.per, layer.name)
+    else:
+        plain = power_of_two(rows, bits, fit=settings.fit, per=settings.per, name=layer.name).top
+        tops = [plain]
     nearest = problem.candidate(plain, PowerOfTwo(bits, plain).encode(rows).view(problem.target.shape))
     found = problem.compensated(tops, "gptq")
     if settings.order != "gptq":
@@ -101,21 +105,25 @@ class _Problem:
         levels = PowerOfTwo(bits, torch.zeros((), dtype=torch.int32, device=rows.device)).unit_levels()
         return cls(target, moments.hessian, hessian, levels, bits)
 
-    def fitted_tops(self, per: Per) -> list[Tensor]:
-        """The n1 of least error if the inputs did not depend on each other, and its neighbours."""
-        rows = self.target.flatten(0, 1)
-        importance = self.hessian.diagonal(dim1=1, dim2=2).unsqueeze(1).expand_as(self.target).reshape(rows.shape)
-        top = power_of_two(rows, self.bits, fit="mse", per=per, importance=importance).top
-        return [(top + step).clamp(SMALLEST, LARGEST) for step in (0, 1, -1)]
+    def fitted_tops(self, rows: Tensor, per: Per, name: str) -> tuple[Tensor, list[Tensor]]:
+        """The n1 of least squared error; that of least error if inputs did not depend on each other, and its neighbours."""
+        weights = rows.reshape(self.target.shape).flatten(0, 1), self.target.flatten(0, 1).float()
+        inputs = self.hessian.diagonal(dim1=1, dim2=2).unsqueeze(1).expand_as(self.target).reshape(weights[1].shape)
+        importance = torch.ones_like(inputs), inputs
+        fit = functools.partial(power_of_two, bits=self.bits, fit="mse", per=per, name=name)
+        if per == "channel":  # both in one call
+            plain, top = fit(torch.cat(weights), importance=torch.cat(importance)).top.chunk(2)
+        else:
+            plain, top = (fit(some, importance=share).top for some, share in zip(weights, importance, strict=True))
+        return plain, [(top + step).clamp(SMALLEST, LARGEST) for step in (0, 1, -1)]
 
     def compensated(self, tops: list[Tensor], order: FreezeOrder) -> _Candidate:
         """The best of one candidate for each choice of n1; they share the linear algebra, as so many rows more."""
         scales = [self._by_row(top) for top in tops]
         stacked = torch.cat([torch.ldexp(self.target, -scale).float() for scale in scales], 1)
-        codes, errors = compensate(stacked, self.damped, self.levels, order)
-        damping = (self.damped - self.hessian).diagonal(dim1=1, dim2=2)[:, :1]
-        errors -= damping * (stacked - self.levels[codes.int()]).square_().sum(2)
-        errors = torch.ldexp(errors, 2 * torch.cat(scales, 1).squeeze(2))
+        codes, of_outputs, of_weights = compensate(stacked, self.damped, self.levels, order)
+        damping = self.damped[:, :1, 0] - self.hessian[:, :1, 0]
+        errors = torch.ldexp(of_outputs - damping * of_weights, 2 * torch.cat(scales, 1).squeeze(2))
         found = _best([_Candidate(*one) for one in zip(tops, codes.chunk(len(tops), 1), errors.chunk(len(tops), 1), strict=True)])
         return self.candidate(found.top, found.codes)
 

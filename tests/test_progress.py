@@ -149,7 +149,7 @@ def searched(console: Console, now: list[float], scores: list[float], trials: in
         now[0] += 60
         for score in scores:
             now[0] += seconds
-            display.trial(Trial((2, 3 + round(-score) % 3), score, 2.5))
+            display.trial(Trial((2, 3 + round(-score) % 3), -7.0, 2.5, score))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue().splitlines()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from octavo.errors import PlanError
 
-__all__ = ["Fit", "Per", "PowerOfTwo", "check_bits", "power_of_two"]
+__all__ = ["Fit", "Per", "PowerOfTwo", "check_bits", "check_finite", "power_of_two"]
 
 Fit = Literal["max", "mse"]
 Per = Literal["layer", "channel"]
@@ -135,9 +135,7 @@ def power_of_two(
     if fit not in ("max", "mse") or per not in ("layer", "channel"):
         raise PlanError(f'{name}: expected fit "max" or "mse" and per "layer" or "channel", got fit={fit!r}, per={per!r}')
     values = weight.detach().float()
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
-        raise PlanError(f"{name}: expected finite weights, got {bad} of {weight.numel()} that are NaN or infinite")
+    check_finite(values, name)
     if per == "channel" and not weight.dim():
         raise PlanError(f"{name}: expected a tensor with output channels, got a scalar")
     rows = _matrix(values, weight.shape[0] if per == "channel" else 1)
@@ -151,6 +149,13 @@ def check_bits(bits: int, name: str = "bits") -> None:
     """Raise PlanError unless ``bits`` is an integer from 2 to 8."""
     if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
         raise PlanError(f"{name}: expected an integer from 2 to 8, got {bits!r}")
+
+
+def check_finite(weight: Tensor, name: str) -> None:
+    """Raise PlanError if a weight is NaN or infinite."""
+    if not bool(torch.isfinite(weight).all()):
+        bad = int((~torch.isfinite(weight)).sum())
+        raise PlanError(f"{name}: expected finite weights, got {bad} of {weight.numel()} that are NaN or infinite")
 
 
 def _matrix(tensor: Tensor, rows: int) -> Tensor:
@@ -215,7 +220,7 @@ def _squared_error(rows: Tensor, codebook: PowerOfTwo, importance: Tensor | None
     top = codebook.scale().to(rows.device).unsqueeze(1)
     for span, block in _blocks(rows):
         weight = rows[block].double()
-        beyond = weight.abs().sub_(top[span]).clamp_(min=0).square_()
-        for error, sums in ((weight.sub_(level[block]).square_(), total), (beyond, saturated)):
-            sums[span] += (error if importance is None else error.mul_(importance[block])).sum(1)
+        share = 1.0 if importance is None else importance[block]
+        saturated[span] += weight.abs().sub_(top[span]).clamp_(min=0).square_().mul_(share).sum(1)
+        total[span] += weight.sub_(level[block]).square_().mul_(share).sum(1)
     return total, saturated

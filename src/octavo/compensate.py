@@ -137,7 +137,8 @@ def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, colu
     that froze before it by ``sum_k e_k M_ki / M_ii`` (Babai's nearest plane: the same codes, see arXiv 2507.18553). Then it is
     off by ``(e M)_i / M_ii``, so the error of the outputs falls off on the way.
     """
-    edges, width = _edges(levels), weight.shape[2]
+    levels, width = levels.to(weight.dtype), weight.shape[2]
+    edges = _edges(levels)
     factor = _factor(hessian, columns)
     pull = (factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(1)).to(weight.dtype).permute(1, 2, 0).contiguous()
     errors = weight.gather(2, columns.unsqueeze(1).expand_as(weight)).permute(2, 0, 1).contiguous()  # (columns, problems, rows)

@@ -81,7 +81,7 @@ class _Slot:
             self._check_finite("weights", self.layer.weight.isfinite() | self.held.frozen)
             rows = channels_first(self.held(self.layer.weight), self.layer.groups)
             ranking = channels_back(score(rows, self.codebook, order, generator=generator), self.layer.groups)
-            codes = channels_back(self.codes(), self.layer.groups)
+            codes = channels_back(self.codebook.encode(rows), self.layer.groups)
             self.held.freeze(codes, grow(self.held.frozen, ranking, portion))
             self.layer.weight.copy_(self.held(self.layer.weight))
 
@@ -125,8 +125,8 @@ class Incremental:
 
     Any optimizer will do, made before or after; reset its learning rate at each stage, as the paper does. The model's
     parameters stay the same objects; its state dict has the parametrized names until ``finish``. Average it by torch's
-    ``AveragedModel`` with ``use_buffers=False``, its default, only: frozen weights are codes in buffers, and the mean of
-    two codes is the code of an unrelated level.
+    ``AveragedModel`` with ``use_buffers=False``, its default, only: frozen weights are marks in buffers, and the mean of
+    two marks is the mark of an unrelated level.
 
     Args:
         model: the trained network; it is changed in place.

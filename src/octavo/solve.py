@@ -2,13 +2,12 @@
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from octavo.codebook import LARGEST, SMALLEST, Fit, Per, PowerOfTwo, power_of_two
+from octavo.codebook import LARGEST, SMALLEST, Fit, Per, PowerOfTwo, check_finite, power_of_two
 from octavo.compensate import FreezeOrder, check_freeze_order, compensate, damped, output_error, wanted
 from octavo.errors import PlanError
 from octavo.layers import Layer, channels_first
@@ -60,9 +59,10 @@ def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solu
         PlanError: the layer's weights or its inputs are not finite.
 
     """
+    rows = channels_first(layer.weight.detach().float(), layer.groups)
+    check_finite(rows, layer.name)
     if not math.isfinite(sum(float(sums.sum(dtype=torch.float64)) for sums in (moments.hessian, moments.drift))):
         raise PlanError(f"{layer.name}: expected finite calibration inputs, got some that are NaN or infinite")
-    rows = channels_first(layer.weight.detach().float(), layer.groups)
     problem = _Problem.of(rows, moments, bits, settings.damp)
     if settings.fit == "mse":
         plain, tops = problem.fitted_tops(rows, settings.per, layer.name)
@@ -77,7 +77,8 @@ def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solu
     return Solution(
         PowerOfTwo(bits, chosen.top),
         chosen.codes.reshape(rows.shape),
-        *problem.relative(nearest, chosen),
+        problem.relative(nearest),
+        problem.relative(chosen),
     )
 
 
@@ -131,9 +132,12 @@ class _Problem:
         level = torch.ldexp(self.levels.double()[codes.int()], self._by_row(top))
         return _Candidate(top, codes, self._error(self.target - level))
 
-    def relative(self, *candidates: _Candidate) -> Iterator[float]:
-        whole = float(self._error(self.target).sum())
-        return (math.sqrt(float(candidate.error.sum()) / whole) if whole > 0 else 0.0 for candidate in candidates)
+    def relative(self, candidate: _Candidate) -> float:
+        return math.sqrt(float(candidate.error.sum()) / self._whole) if self._whole > 0 else 0.0
+
+    @functools.cached_property
+    def _whole(self) -> float:
+        return float(self._error(self.target).sum())
 
     def _error(self, lost: Tensor) -> Tensor:
         unit = lost.abs().max().clamp(min=torch.finfo(lost.dtype).tiny)  # so that float32, which is faster, has room for squares

@@ -43,7 +43,11 @@ def test_only_what_is_new_counts_and_nothing_is_scored_beyond_the_evaluations() 
     assert one.left == 1
     assert one.score([(3, 3, 3), (4, 4, 4), (4, 4, 3)]) == [-0.375, -0.1875, -math.inf]
     assert (one.left, len(environment.asked)) == (0, 3)
-    assert one.trials == [Trial((2, 2, 2), -0.75, 6), Trial((3, 3, 3), -0.375, 9), Trial((4, 4, 4), -0.1875, 12)]
+    assert one.trials == [
+        Trial((2, 2, 2), -0.75, 6, -0.75),
+        Trial((3, 3, 3), -0.375, 9, -0.375),
+        Trial((4, 4, 4), -0.1875, 12, -0.1875),
+    ]
     assert one.best == one.trials[2]
 
 

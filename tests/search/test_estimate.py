@@ -82,6 +82,13 @@ def test_only_the_latest_measurements_are_used(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(long.scores(EVERY), short.scores(EVERY))
 
 
+def test_small_differences_of_large_scores_are_learned() -> None:
+    estimate = Estimate(OPTIONS, lambda choices: torch.full((len(choices),), 1e6, dtype=torch.float64), divergence=False)
+    estimate.learn([EVERY[0], EVERY[-1]], [1e6 + 0.001, 1e6 + 0.02])
+    worse, better = estimate.scores([EVERY[0], EVERY[-1]]).tolist()
+    assert 0.001 < better - worse < 0.019
+
+
 def test_nothing_measured_teaches_nothing() -> None:
     estimate = Estimate(OPTIONS, first, divergence=False)
     estimate.learn([], [])

@@ -2,13 +2,17 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from octavo import Budget, search
+from octavo.search import output_sum
 from octavo.search.environment import Environment
 from octavo.search.output_sum import OutputSum
+from octavo.search.space import Choice
 
 
 class Parallel(nn.Module):
@@ -41,6 +45,22 @@ def test_it_is_exact_where_outputs_add_up() -> None:
     estimates = model_of_it.scores(choices)
     assert torch.allclose(estimates, torch.tensor(real.scores(choices)), atol=1e-5)
     assert float(estimates.std()) > 1e-3
+
+
+def test_many_choices_are_estimated_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimates, choices = environment(Parallel(), inputs()).output_sum(), list(itertools.product((2, 3, 5), repeat=3))
+    assert estimates is not None
+    whole = estimates.scores(choices)
+    monkeypatch.setattr(output_sum, "AT_ONCE", 18 * 4 * 2)  # rows, classes, choices
+    sizes, part = list[int](), OutputSum._scores
+
+    def noted(self: OutputSum, some: Sequence[Choice]) -> Tensor:
+        sizes.append(len(some))
+        return part(self, some)
+
+    monkeypatch.setattr(OutputSum, "_scores", noted)
+    assert torch.allclose(estimates.scores(choices), whole)
+    assert sizes == [2] * 13 + [1]
 
 
 def test_the_model_is_left_in_full_precision_and_in_its_mode() -> None:

@@ -67,6 +67,17 @@ def test_a_start_that_is_the_best_stays_first_and_the_same_draws_give_the_same()
     assert drawn(2) != drawn(3)
 
 
+def test_no_choice_is_estimated_twice() -> None:
+    asked = list[Choice]()
+
+    def noted(choices: Sequence[Choice]) -> Tensor:
+        asked.extend(choices)
+        return rugged(choices)
+
+    list(proposals(SPACE, project, noted, [START, START], torch.Generator().manual_seed(0)))
+    assert len(asked) == len(set(asked)) > 500
+
+
 def test_a_single_layer_without_a_choice() -> None:
     space = Space(("a",), ((4,),), (10,), (1,), None)
     generator = torch.Generator().manual_seed(0)

@@ -29,7 +29,7 @@ class Display:
         self._task: TaskID | None = None
         self._label = ""
         self._said = self._started = time.monotonic()
-        self._scores, self._trials, self._best = list[float](), 0, ""
+        self._rewards, self._trials, self._best = list[float](), 0, ""
 
     def __enter__(self) -> Self:
         if self._live:
@@ -72,20 +72,20 @@ class Display:
     def searching(self, trials: int) -> None:
         """Start the bar of a search for bits, of at most so many trials."""
         self._begin("closed form of every layer and bit-width")
-        self._scores, self._trials = [], trials
+        self._rewards, self._trials = [], trials
 
     def trial(self, trial: Trial) -> None:
-        """Move that bar by a plan that was scored, or now and then print a line: speed, time left, how the best score rose."""
-        self._scores.append(trial.score)
-        if len(self._scores) == 1:
+        """Move that bar by a plan that was scored, or now and then print a line: speed, time left, how the best reward rose."""
+        self._rewards.append(trial.reward)
+        if len(self._rewards) == 1:
             self._started = self._said = time.monotonic()  # what came before was no trial of a plan
-        done, took = len(self._scores), time.monotonic() - self._started
+        done, took = len(self._rewards), time.monotonic() - self._started
         speed = done / max(took, 1e-9)
         left = timedelta(seconds=round(max(self._trials - done, 0) / speed))
-        if trial.score == max(self._scores):
+        if trial.reward == max(self._rewards):
             self._best = "".join(map(str, trial.choice))
-        state = f"best {max(self._scores):.4g}  {speed:.1f} plans/s  {left} left"
-        line = f"plan {done}  {state}  {_curve(self._scores)}\nbest so far, bits by layer: {self._best}"
+        state = f"best {max(self._rewards):.4g}  {speed:.1f} plans/s  {left} left"
+        line = f"plan {done}  {state}  {_curve(self._rewards)}\nbest so far, bits by layer: {self._best}"
         if self._live and self._task is not None:
             self._bar.update(self._task, description=line, total=self._trials, completed=done)
         elif time.monotonic() - self._said > QUIET:
@@ -99,9 +99,9 @@ class Display:
         self._task = self._bar.add_task(label)
 
 
-def _curve(scores: Sequence[float], width: int = 24) -> str:
-    """The best score so far as it rose, in block characters, one for each part of the search."""
-    best = list(itertools.accumulate(scores, max))
+def _curve(rewards: Sequence[float], width: int = 24) -> str:
+    """The best reward so far as it rose, in block characters, one for each part of the search."""
+    best = list(itertools.accumulate(rewards, max))
     picked = [best[(i + 1) * len(best) // width - 1] for i in range(width)] if len(best) >= width else best
     low, high = picked[0], picked[-1]
     return "".join(" ▁▂▃▄▅▆▇█"[1 + round(7 * (value - low) / (high - low))] if high > low else "▁" for value in picked)

@@ -21,11 +21,12 @@ NOTED = 16  # scores that are journalled at a time: what is lost at most
 
 @dataclass(frozen=True)
 class Trial:
-    """A choice that was scored, and the bits that its codes take at their entropy."""
+    """A choice that was scored, the bits that its codes take at their entropy, and the reward: under a budget it is the score."""
 
     choice: Choice
     score: float
     stored_bits: float
+    reward: float
 
 
 class Bench:
@@ -84,7 +85,8 @@ class Bench:
         for choice, score in zip(choices, scores, strict=True):
             if score > -np.inf and choice not in self._whole:
                 self._whole.add(choice)
-                self.trials.append(Trial(choice, score, self._environment.stored_bits(choice)))
+                stored_bits = self._environment.stored_bits(choice)
+                self.trials.append(Trial(choice, score, stored_bits, self.reward(choice, score)))
                 self._observe(self.trials[-1])
         return scores
 
@@ -111,7 +113,7 @@ class Bench:
     @property
     def best(self) -> Trial:
         """The trial of the highest reward; of equals, the first."""
-        return max(self.trials, key=lambda trial: self.reward(trial.choice, trial.score))
+        return max(self.trials, key=lambda trial: trial.reward)
 
     def _scores(self, choices: Sequence[Partial]) -> list[float]:
         fresh = [c for c in dict.fromkeys(map(tuple, choices)) if c not in self._seen][: self.left]

@@ -23,16 +23,17 @@ from octavo.search.space import Choice, Space
 
 __all__ = ["dnq", "features"]
 
-IMAGINED = 6000  # choices that are estimated before the first one is measured
+IMAGINED = 6000  # choices that are estimated before the first of the controller's is measured
 MEASURED = 2  # choices that are measured of each round of proposals: what is near is estimated well, what is far may be better
 
 
 def dnq(bench: Bench, *, warm: bool = True, settings: Reinforce | None = None) -> None:
-    """Score choices that the controller proposes, projected onto the budget, until the evaluations are spent.
+    """Score choices near what the controller samples, all within the budget, until the evaluations are spent.
 
     Args:
         bench: where.
-        warm: begin by imitating the exact solution of the additive model, then learn in the model of the environment.
+        warm: begin by imitating the exact solution of the additive model, then learn in the model of the environment; else the
+            model only says what to measure.
         settings: of the policy gradient.
 
     """
@@ -107,7 +108,7 @@ def _estimate(bench: Bench, loss: np.ndarray) -> Estimate:
     layers = range(len(loss))
     return Estimate(
         bench.space.options,
-        lambda choices: torch.tensor([-loss[layers, choice].sum() for choice in choices]),
+        lambda choices: torch.tensor([-loss[layers, choice].sum() for choice in choices], dtype=torch.float64),
         divergence=False,
     )
 

@@ -44,7 +44,7 @@ class Estimate:
         """Take up what choices really scored."""
         if not choices:
             return
-        wrong_by = self._scale(torch.tensor(scores)) - self._scale(self._first(choices))
+        wrong_by = self._scale(torch.tensor(scores, dtype=torch.float64)) - self._scale(self._first(choices))
         self._measured = torch.cat([self._measured, self._rows(choices)])[-KEPT:]
         self._wrong_by = torch.cat([self._wrong_by, wrong_by])[-KEPT:]
         self._mean = float(self._wrong_by.mean())

@@ -14,6 +14,8 @@ from octavo.search.space import Choice
 
 __all__ = ["OutputSum"]
 
+AT_ONCE = 1 << 22  # outputs that are estimated at a time: choices by rows by classes
+
 
 class OutputSum:
     """Estimates scores of choices: minus the KL divergence from the full-precision outputs.
@@ -31,6 +33,10 @@ class OutputSum:
 
     def scores(self, choices: Sequence[Choice]) -> Tensor:
         """One estimate for each choice, float32."""
+        share = max(1, AT_ONCE // self._full.numel())
+        return torch.cat([self._scores(choices[at : at + share]) for at in range(0, len(choices), share)])
+
+    def _scores(self, choices: Sequence[Choice]) -> Tensor:
         pairs = torch.zeros(len(choices), len(self._place))
         for row, choice in zip(pairs, choices, strict=True):
             row[[self._place[layer, bits] for layer, bits in enumerate(choice)]] = 1

@@ -1,6 +1,6 @@
 """Which choices to measure next: those near promising ones that are estimated to be the best."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,17 +34,19 @@ def proposals(
         After each round the choices that it began from and those that it found, the best first.
 
     """
-    found = _best_first(list(dict.fromkeys(start)), rewards)
+    known = dict[Choice, float]()
+
+    def best_first(choices: Iterable[Choice]) -> list[Choice]:
+        distinct = list(dict.fromkeys(choices))
+        if new := [choice for choice in distinct if choice not in known]:
+            known.update(zip(new, rewards(new).tolist(), strict=True))
+        return sorted(distinct, key=known.__getitem__, reverse=True)
+
+    found = best_first(start)
     for _ in range(ROUNDS):
         parents = [found[at % min(len(found), PARENTS)] for at in range(CHILDREN)]
-        children = map(project, _children(space, parents, generator))
-        found = _best_first(list(dict.fromkeys([*found[:PARENTS], *children])), rewards)
+        found = best_first([*found[:PARENTS], *map(project, _children(space, parents, generator))])
         yield found
-
-
-def _best_first(choices: list[Choice], rewards: Callable[[Sequence[Choice]], Tensor]) -> list[Choice]:
-    order = rewards(choices).argsort(descending=True, stable=True)
-    return [choices[at] for at in order.tolist()]
 
 
 def _children(space: Space, parents: Sequence[Choice], generator: torch.Generator) -> list[Choice]:

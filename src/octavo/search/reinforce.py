@@ -1,7 +1,8 @@
 """REINFORCE on batches of choices (Williams, 1992), with a leave-one-out baseline and a decaying entropy bonus.
 
-One page, top to bottom. What is scored is what fits the budget: a sample is projected, and the probability that is raised or
-lowered is that of the projected choice, so the policy learns to propose what is really tried. Two things keep it from settling
+One page, top to bottom. What is scored is not the sample but what was made of it: brought within the budget, and where it is
+measured, bettered. The probability that is raised or lowered is that of the choice that was scored, without weights for having
+been drawn otherwise, so the policy learns to propose what is really tried. Two things keep it from settling
 on a choice while evaluations are left: a share of every layer's probability is spread evenly over its options, so that some
 layers of each sample explore; and the best choice so far takes part in every batch, so that what is learned from is never lost.
 """

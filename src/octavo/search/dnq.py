@@ -7,6 +7,7 @@ from choices that are measured. Of those near its samples and near the best so f
 be the best, by that model, corrected by all that was measured (octavo.search.estimate).
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,7 +63,7 @@ class _Imagined:
     def rewards(self, choices: Sequence[Choice]) -> tuple[Sequence[Choice], list[float]]:
         """The choices with their rewards."""
         self.left = max(0, self.left - len(choices))
-        return choices, self._bench.rewards_of(choices, self._estimate.scores(choices).tolist())
+        return choices, _estimated(self._bench, self._estimate, choices)
 
 
 class _Measured:
@@ -81,7 +82,8 @@ class _Measured:
         bench = self._bench
         start = [*choices, bench.best.choice] if bench.trials else choices
         tried: list[Choice] = []
-        for found in proposals(bench.space, self._project, self._estimated, start, bench.generator):
+        estimated = functools.partial(_estimated, bench, self._estimate)
+        for found in proposals(bench.space, self._project, estimated, start, bench.generator):
             tried += [choice for choice in found if choice not in tried and not bench.knows(choice)][:MEASURED]
         tried = tried or found[:MEASURED]
         return tried, bench.rewards_of(tried, self.score(tried))
@@ -97,8 +99,10 @@ class _Measured:
     def _project(self, choice: Choice) -> Choice:
         return self._bench.space.project(choice, self._loss)
 
-    def _estimated(self, choices: Sequence[Choice]) -> Tensor:
-        return torch.tensor(self._bench.rewards_of(choices, self._estimate.scores(choices).tolist()), dtype=torch.float64)
+
+def _estimated(bench: Bench, estimate: Estimate, choices: Sequence[Choice]) -> list[float]:
+    """Rewards of choices as they are estimated."""
+    return bench.rewards_of(choices, estimate.scores(choices).tolist())
 
 
 def _estimate(bench: Bench, loss: np.ndarray) -> Estimate:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from octavo.search.space import Choice
+from octavo.search.output_sum import one_hot
+from octavo.search.space import Choice, single_layers
 
 __all__ = ["Estimate"]
 
@@ -34,9 +35,8 @@ class Estimate:
         self, options: Sequence[Sequence[int]], first: Callable[[Sequence[Choice]], Tensor], *, divergence: bool
     ) -> None:
         self._first, self._divergence, self._layers = first, divergence, len(options)
-        pairs = [(layer, bits) for layer, possible in enumerate(options) for bits in possible]
-        self._place = {pair: at for at, pair in enumerate(pairs)}
-        self._measured = torch.empty(0, len(pairs), dtype=torch.float64)
+        self._place = {pair: at for at, pair in enumerate(single_layers(options))}
+        self._measured = torch.empty(0, len(self._place), dtype=torch.float64)
         self._wrong_by = torch.empty(0, dtype=torch.float64)
         self._mean, self._shares = 0.0, self._wrong_by
 
@@ -45,7 +45,7 @@ class Estimate:
         if not choices:
             return
         wrong_by = self._scale(torch.tensor(scores, dtype=torch.float64)) - self._scale(self._first(choices))
-        self._measured = torch.cat([self._measured, self._rows(choices)])[-KEPT:]
+        self._measured = torch.cat([self._measured, one_hot(choices, self._place).double()])[-KEPT:]
         self._wrong_by = torch.cat([self._wrong_by, wrong_by])[-KEPT:]
         self._mean = float(self._wrong_by.mean())
         covariance = self._covariance(self._measured) + NOISE * torch.eye(len(self._measured), dtype=torch.float64)
@@ -53,7 +53,11 @@ class Estimate:
 
     def scores(self, choices: Sequence[Choice]) -> Tensor:
         """One estimate for each choice, float64."""
-        estimated = self._scale(self._first(choices)) + self._mean + self._covariance(self._rows(choices)) @ self._shares
+        estimated = (
+            self._scale(self._first(choices))
+            + self._mean
+            + self._covariance(one_hot(choices, self._place).double()) @ self._shares
+        )
         return -torch.exp(-estimated) if self._divergence else estimated
 
     def _scale(self, scores: Tensor) -> Tensor:
@@ -64,9 +68,3 @@ class Estimate:
         """Of choices with those that were measured."""
         different = self._layers - rows @ self._measured.T
         return torch.exp(-different / REACH)
-
-    def _rows(self, choices: Sequence[Choice]) -> Tensor:
-        """Choices as rows of ones and zeros, one for each layer and option."""
-        rows = torch.zeros(len(choices), len(self._place), dtype=torch.float64)
-        at = [[self._place[pair] for pair in enumerate(choice)] for choice in choices]
-        return rows.scatter_(1, torch.tensor(at, dtype=torch.int64).view(len(choices), self._layers), 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from octavo.search.space import Choice
 
-__all__ = ["OutputSum"]
+__all__ = ["OutputSum", "one_hot"]
 
 AT_ONCE = 1 << 22  # outputs that are estimated at a time: choices by rows by classes
 
@@ -37,10 +37,14 @@ class OutputSum:
         return torch.cat([self._scores(choices[at : at + share]) for at in range(0, len(choices), share)])
 
     def _scores(self, choices: Sequence[Choice]) -> Tensor:
-        pairs = torch.zeros(len(choices), len(self._place))
-        for row, choice in zip(pairs, choices, strict=True):
-            row[[self._place[layer, bits] for layer, bits in enumerate(choice)]] = 1
+        pairs = one_hot(choices, self._place)
         outputs = (self._full + (pairs.to(self._changes) @ self._changes).view(len(choices), *self._full.shape)).log_softmax(2)
         ruled_out = self._full == -torch.inf
         lost = (self._full.exp() * (self._full - outputs)).masked_fill(ruled_out, 0)
         return -lost.sum(2).mean(1).cpu()
+
+
+def one_hot(choices: Sequence[Choice], place: Mapping[tuple[int, int], int]) -> Tensor:
+    """Choices as rows of ones and zeros, float32: a one at the place of each layer's bits."""
+    at = [[place[pair] for pair in enumerate(choice)] for choice in choices]
+    return torch.zeros(len(choices), len(place)).scatter_(1, torch.tensor(at, dtype=torch.int64).view(len(choices), -1), 1)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from octavo.search.space import Choice, Space
 
@@ -17,7 +16,7 @@ CHANGED = 2.0  # layers that a child draws anew, on average
 def proposals(
     space: Space,
     project: Callable[[Choice], Choice],
-    rewards: Callable[[Sequence[Choice]], Tensor],
+    rewards: Callable[[Sequence[Choice]], Sequence[float]],
     start: Sequence[Choice],
     generator: torch.Generator,
 ) -> Iterator[list[Choice]]:
@@ -26,7 +25,7 @@ def proposals(
     Args:
         space: of the choices.
         project: brings a choice within the budget.
-        rewards: estimates, (choices,).
+        rewards: estimates, one for each choice.
         start: choices within the budget.
         generator: what is drawn from.
 
@@ -39,7 +38,7 @@ def proposals(
     def best_first(choices: Iterable[Choice]) -> list[Choice]:
         distinct = list(dict.fromkeys(choices))
         if new := [choice for choice in distinct if choice not in known]:
-            known.update(zip(new, rewards(new).tolist(), strict=True))
+            known.update(zip(new, rewards(new), strict=True))
         return sorted(distinct, key=known.__getitem__, reverse=True)
 
     found = best_first(start)

@@ -35,6 +35,7 @@ FLOORS = (
     "activations",
     "prune",
     "search",
+    "compression",
     "export",
     "task",
     "inspection",

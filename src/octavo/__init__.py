@@ -1,6 +1,7 @@
 """octavo folds neural networks into powers of two: same accuracy, a file that really shrinks, exact on reload."""
 
 from octavo.codebook import PowerOfTwo, power_of_two
+from octavo.compression import compress
 from octavo.errors import BudgetError, FormatError, OctavoError, PlanError, RecipeError, TrainingError
 from octavo.incremental import Incremental, Stage
 from octavo.inspection import Inspection, inspect
@@ -13,6 +14,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan",
-    "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "TrainingError", "calibrate", "inspect", "power_of_two",
-    "search", "verify",
+    "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "TrainingError", "calibrate", "compress", "inspect",
+    "power_of_two", "search", "verify",
 ]  # fmt: skip

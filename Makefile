@@ -3,14 +3,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CODE := $(wildcard src tests benchmarks examples)
+INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
+PIP := $(BIN)/python $(INSTALL) constraints.txt
+CODE := $(wildcard src tests tests_vision benchmarks examples)
+VISION := .venv-vision
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format clean
+.PHONY: help demo test test-vision format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## install into .venv, then quantize a small network from start to finish
 	$(BIN)/octavo demo
@@ -21,13 +23,16 @@ test: $(VENV)/.dev  ## every check: format, lint, types, tests
 	$(BIN)/mypy $(CODE)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
 
+test-vision: $(VISION)/.installed  ## the recipes of INQ's paper on torchvision's networks, into .venv-vision: several gigabytes
+	$(VISION)/bin/python -m pytest tests_vision
+
 format: $(VENV)/.dev  ## format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment, the caches and what was built
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(VISION) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests tests_vision -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp files say what is installed, so that nothing is installed twice.
 $(BIN)/python:
@@ -42,3 +47,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'installing octavo and the tools for its checks into $(VENV)'
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+# torchvision imports only beside the torch that it was built for: an environment and a list of versions of its own.
+$(VISION)/.installed: pyproject.toml constraints-vision.txt
+	@echo 'installing octavo with torchvision and timm into $(VISION)'
+	$(PYTHON) -m venv $(VISION)
+	$(VISION)/bin/python $(INSTALL) constraints-vision.txt --editable '.[vision]' pytest
+	@touch $@

@@ -40,6 +40,8 @@ FLOORS = (
     "task",
     "inspection",
     "tasks.images",
+    "tasks.image_files",
+    "tasks.networks",
     "tasks.resnet",
     "tasks",
     "train",
@@ -53,7 +55,7 @@ FLOORS = (
     "__main__",
 )
 NUMBERS = ("errors", "seeds", "codebook", "compensate", "coding", "partition")
-OPTIONAL = {"sklearn", "torchvision", "datasets", "constriction"}
+OPTIONAL = {"sklearn", "torchvision", "timm", "PIL", "datasets", "constriction"}
 STRANGERS = {("search", "incremental"), ("tasks", "tasks")}  # the search is handed a function; tasks know no other task
 
 
@@ -107,12 +109,13 @@ def allowed(own: str | None, other: str | None, module: str, name: str) -> bool:
 
 
 def top_level_imports(tree: ast.Module) -> set[str]:
-    """First parts of what is imported when the module is: all statements outside of functions."""
+    """First parts of what is imported when the module is: all statements outside of functions and not for the type checker."""
     names: set[str] = set()
     nodes: list[ast.AST] = list(tree.body)
     while nodes:
         node = nodes.pop()
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not for_types and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             names |= {name.split(".")[0] for name in targets(node, "octavo")}
             nodes += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.ExceptHandler)]
     return names

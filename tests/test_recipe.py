@@ -102,7 +102,7 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
     assert load_recipe(write("search.yaml", "base: bits.yaml\nbits: null\nsearch: {budget: {ratio: 9}}")).bits is None
 
 
-@pytest.mark.parametrize("path", sorted(cli.RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(cli.RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_that_come_with_it_are_valid(path: Path) -> None:
     assert load_recipe(path).schedule
 

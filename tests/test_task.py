@@ -89,7 +89,7 @@ def test_a_function_that_makes_a_task(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "cause"),
     [
-        ("digit", {}, r"task: expected one of digits, cifar10, .*, got 'digit' \(the nearest is 'digits'\)"),
+        ("digit", {}, r"task: expected one of digits, cifar10, image_folder, .*, got 'digit' \(the nearest is 'digits'\)"),
         ("", {}, "task: expected one of .* got ''$"),
         ("mine.py", {}, "path/to/file.py:Class, got 'mine.py'$"),
         ("mine.py:", {}, "got 'mine.py:'$"),
@@ -97,8 +97,8 @@ def test_a_function_that_makes_a_task(folder: Path) -> None:
         ("usertasks_none.x:Mine", {}, "importing usertasks_none.x failed: ModuleNotFoundError: No module named"),
         ("broken.py:Mine", {}, "importing broken.py failed: ZeroDivisionError: division by zero"),
         ("syntax.py:Mine", {}, "importing syntax.py failed: SyntaxError"),
-        ("mine.py:Mime", {}, r"mine.py has no class 'Mime' \(the nearest is 'Mine'\)"),
-        ("mine.py:number", {}, "mine.py has no class 'number'$"),
+        ("mine.py:Mime", {}, r"mine.py has no class or function 'Mime' \(the nearest is 'Mine'\)"),
+        ("mine.py:number", {}, "mine.py has no class or function 'number'$"),
         ("mine.py:Mine", {"width": 1, "dept": 2}, r"options width, depth, got 'dept' \(the nearest is 'depth'\)"),
         ("mine.py:Mine", {}, "expected a value for each of the options width; got none"),
         ("mine.py:Breaks", {"x": 1}, "expected no options, got 'x'$"),

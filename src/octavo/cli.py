@@ -31,7 +31,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 RECIPES = Path(__file__).parent / "recipes"
 
-TaskName = Annotated[str, typer.Argument(help="digits, cifar10, package.module:Class or path/to/file.py:Class.")]
+TaskName = Annotated[str, typer.Argument(help="digits, cifar10, image_folder, package.module:Class or path/to/file.py:Class.")]
 TaskOption = Annotated[str, typer.Option("--task", "-t", help="The task, see `octavo inspect --help`.")]
 Options = Annotated[list[str] | None, typer.Option("--option", "-O", help="An option of the task: key=value, value in YAML.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
@@ -191,7 +191,7 @@ def main() -> None:
 
 def _recipe_path(recipe: Path) -> Path:
     """Where a recipe is: its own file, or that of the recipe of this name that comes with octavo."""
-    known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    known = {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in sorted(RECIPES.rglob("*.yaml"))}
     path = recipe if recipe.is_file() else known.get(str(recipe), recipe)
     if not path.exists():
         raise RecipeError(f"{recipe}: no such file, nor one of the recipes that come with octavo: {', '.join(known)}")

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from octavo.calling import Inputs
 from octavo.errors import OctavoError, RecipeError, brief, nearest
 
-__all__ = ["Batch", "Task", "load_task", "model_of"]
+__all__ = ["Batch", "Task", "load_callable", "load_task", "model_of"]
 
 Batch: TypeAlias = tuple[Inputs, Any]
 
 BUILT_IN = {
     "digits": "octavo.tasks.digits:Digits",
     "cifar10": "octavo.tasks.cifar10:Cifar10",
+    "image_folder": "octavo.tasks.image_folder:ImageFolder",
 }
 METHODS = ("model", "calibration", "train_batches", "loss", "score")
 
@@ -55,8 +56,9 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     """The task called ``name``, made with ``options`` as keyword arguments.
 
     Args:
-        name: a ready-made task (``digits``, ``cifar10``), ``package.module:Class`` or ``path/to/file.py:Class``. The
-            working directory, or the file's folder, is appended to ``sys.path``, so that neighbours can be imported.
+        name: a ready-made task (``digits``, ``cifar10``, ``image_folder``), ``package.module:Class`` or
+            ``path/to/file.py:Class``. The working directory, or the file's folder, is appended to ``sys.path``, so that
+            neighbours can be imported.
         options: keyword arguments of the class.
 
     Raises:
@@ -65,7 +67,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
 
     """
     options = dict(options or {})
-    maker = _maker(name, *_split(name))
+    maker = load_callable(*_split(name), f"task {name!r}")
     _check_options(name, maker, options)
     try:
         task = maker(**options)
@@ -95,6 +97,28 @@ def model_of(task: Task, name: str) -> nn.Module:
         raise RecipeError(f"task {name!r}: its model() failed: {brief(error)}") from error
 
 
+def load_callable(place: str, attribute: str, what: str) -> Callable[..., object]:
+    """The class or function called ``attribute`` of a module, or of a file ``path/to/file.py``, imported.
+
+    ``what`` is what errors call it. Search paths are as for `load_task`.
+
+    Raises:
+        RecipeError: importing it failed, or there is no such thing in it.
+
+    """
+    try:
+        module = _file_module(place, what) if place.endswith(".py") else _named_module(place)
+    except OctavoError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"{what}: importing {place} failed: {brief(error)}") from error
+    maker: object = getattr(module, attribute, None)
+    if callable(maker):
+        return maker
+    near = nearest(attribute, [key for key, value in vars(module).items() if callable(value)], at_least=0.6)
+    raise RecipeError(f"{what}: {place} has no class or function {attribute!r}{near}")
+
+
 def _split(name: str) -> tuple[str, str]:
     """The part before the colon, which names a module or a file, and the name of the class."""
     place, colon, attribute = BUILT_IN.get(name, name).rpartition(":")
@@ -106,34 +130,19 @@ def _split(name: str) -> tuple[str, str]:
     )
 
 
-def _maker(name: str, place: str, attribute: str) -> Callable[..., object]:
-    """The class (or function) that makes the task, imported."""
-    try:
-        module = _file_module(place) if place.endswith(".py") else _named_module(place)
-    except OctavoError:
-        raise
-    except Exception as error:
-        raise RecipeError(f"task {name!r}: importing {place} failed: {brief(error)}") from error
-    maker: object = getattr(module, attribute, None)
-    if callable(maker):
-        return maker
-    near = nearest(attribute, [key for key, value in vars(module).items() if isinstance(value, type)], at_least=0.6)
-    raise RecipeError(f"task {name!r}: {place} has no class {attribute!r}{near}")
-
-
 def _named_module(place: str) -> ModuleType:
     _append_path(Path.cwd())
     return importlib.import_module(place)
 
 
-def _file_module(place: str) -> ModuleType:
+def _file_module(place: str, what: str) -> ModuleType:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
-        raise RecipeError(f"task: there is no file {place}")
+        raise RecipeError(f"{what}: there is no file {place}")
     # Registered under a name of its own: pickle and dataclasses look a class's module up there.
     spec = importlib.util.spec_from_file_location(f"octavo_task_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise RecipeError(f"task: {place} cannot be imported")
+        raise RecipeError(f"{what}: {place} cannot be imported")
     _append_path(path.parent)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:

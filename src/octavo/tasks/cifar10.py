@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from octavo.calling import call
@@ -19,6 +17,7 @@ from octavo.errors import FormatError, OctavoError, RecipeError
 from octavo.files import write_atomically
 from octavo.task import Batch
 from octavo.tasks.images import Epoch, accuracy, check_options, normalise, random_crop
+from octavo.tasks.networks import load_weights
 from octavo.tasks.resnet import resnet
 
 __all__ = ["Cifar10"]
@@ -71,7 +70,7 @@ class Cifar10:
             torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the caller's GPUs too
             model = resnet(self.depth)
         if self.weights is not None:
-            _load_weights(model, self.weights)
+            load_weights(model, self.weights)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of torch's stubs
         return model.eval()
 
@@ -108,23 +107,6 @@ class Cifar10:
 
 def _inputs(images: Tensor) -> Tensor:
     return normalise(images, MEAN, STD)
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """Strictly: the same keys and shapes, or a `FormatError` that names the first that differs."""
-    if not path.is_file():
-        raise RecipeError(f"weights: expected a safetensors file, there is none at {path}")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise FormatError(f"{path}: not a readable safetensors file: {error}") from error
-    expected = model.state_dict()
-    for key in sorted(expected.keys() | state.keys()):
-        here, there = expected.get(key), state.get(key)
-        if here is None or there is None or here.shape != there.shape:
-            want, got = ("nothing" if t is None else f"shape {tuple(t.shape)}" for t in (here, there))
-            raise FormatError(f"{path}: tensor {key!r}: expected {want}, got {got}")
-    model.load_state_dict(state)
 
 
 def _read(path: Path, part: str) -> Part:

@@ -401,3 +401,33 @@ def test_without_drift_what_is_wanted_are_the_weights_to_the_bit() -> None:
         found = wanted(w, X @ X.mT, torch.zeros_like(w))
         assert found.dtype == torch.float64
         assert torch.equal(found, w.double())
+
+
+# Pruned weights.
+
+
+@pytest.mark.parametrize(
+    ("order", "choose"),
+    [("gptq", largest_inputs_first), ("distance", lambda _: cheapest), ("magnitude", lambda _: largest)],
+)
+@pytest.mark.parametrize("shape", [(1, 4, 5), (3, 2, 7)])
+def test_what_is_pruned_freezes_first(
+    order: Any, choose: Any, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against least squares solved anew, each row without the columns that it has lost; two rows share a mask."""
+    monkeypatch.setattr(octavo.compensate, "CHUNK", 60)  # more than one chunk
+    for seed in range(3):
+        weight, X = problems(*shape, seed=seed)
+        kept = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+        kept[0, 0] = False  # a row of which nothing is left
+        both = torch.cat([weight, 0.7 * weight], 1) * kept.repeat(1, 2, 1)
+        codes, of_outputs, _ = codes_and_errors(both, X @ X.mT, levels(), order, kept=kept)
+        found = levels()[codes.long()]
+        for p, r in itertools.product(range(shape[0]), range(2 * shape[1])):
+            left = kept[p, r % shape[1]]
+            row, x = both[p, r][left], X[p][left]
+            expected = torch.zeros(shape[2], dtype=torch.float64)
+            expected[left] = solved_anew(row, x, choose(x))
+            assert torch.allclose(found[p, r], expected, atol=1e-8, rtol=0)
+            error = float(((both[p, r] - found[p, r]) @ X[p]).square().sum())
+            assert float(of_outputs[p, r]) == pytest.approx(error, rel=1e-6, abs=1e-9)

@@ -65,3 +65,15 @@ def test_what_it_refuses() -> None:
         compress(net(), batches(), budget=BUDGET, portions=(0.5, 1.0))
     with pytest.raises(BudgetError, match="feasible"):
         compress(net(), batches(), budget=Budget(average_bits=1.5))
+
+
+def test_a_pruned_network_keeps_its_zeros() -> None:
+    """The closed form that INQ starts from leaves powers of two, whose zeros are not pruned by themselves."""
+    model = net()
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    zeros = [torch.arange(weight.numel()).view(weight.shape) % 3 == 0 for weight in weights]
+    for weight, zero in zip(weights, zeros, strict=True):
+        weight.data[zero] = 0
+    for retrain in (nudge, None):
+        packed = compress(model, batches(), budget=BUDGET, retrain=retrain, method="exact")
+        assert all(bool((layer.weight()[zero] == 0).all()) for layer, zero in zip(packed.layers.values(), zeros, strict=True))

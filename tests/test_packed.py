@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from octavo.codebook import PowerOfTwo
+from octavo.codebook import PowerOfTwo, power_of_two
 from octavo.container import Quantized
 from octavo.errors import FormatError, PlanError
-from octavo.packed import Packed, pack, verify
+from octavo.packed import Packed, pack, verify, with_float16
 
 GOLDEN = Path(__file__).parent / "data" / "golden-v1.safetensors"
 
@@ -366,3 +366,39 @@ def test_a_model_that_no_longer_ties_what_was_tied() -> None:
 def test_a_model_without_memory() -> None:
     with pytest.raises(PlanError, match="meta"):
         packed().apply(Net().to("meta"))
+
+
+def test_a_sparse_networks_file_is_near_the_entropy_of_its_codes(tmp_path: Path) -> None:
+    """Nine in ten weights zero, 4 bits, a million of them: all of the file, exponents and manifest too, beside its codes' order-0
+    entropy. (A small network's file is mostly other things.)"""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(512, 2304, generator=draw) * (torch.rand(512, 2304, generator=draw) < 0.1)
+    book = power_of_two(weight, 4, fit="mse", per="channel")
+    network = Packed({"conv": Quantized(("conv.weight",), book, book.encode(weight))}, [])
+    counts = torch.bincount(network.layers["conv"].codes.flatten()).double()
+    entropy = float((counts * torch.log2(counts.sum() / counts.clamp(min=1))).sum()) / 8
+    assert network.file_bytes <= 1.05 * entropy
+    network.save(tmp_path / "net.safetensors")
+    assert torch.equal(Packed.load(tmp_path / "net.safetensors").layers["conv"].weight(), book.project(weight))
+
+
+def test_floats_in_half_their_bytes() -> None:
+    """Rounded to float16 where that is near, and taken exactly by a float32 model; counters and quantized weights stay."""
+    norm = nn.BatchNorm1d(4)
+    model = nn.Sequential(nn.Linear(3, 4), norm)
+    norm.weight.data = torch.tensor([0.1, 1e-9, 3.0, -2.0])  # small beside the others: nothing is lost
+    norm.running_var = torch.full((4,), 1e6)  # beyond float16
+    layer = Quantized(("0.weight",), PowerOfTwo(3, torch.tensor(0)), torch.full((4, 3), 3, dtype=torch.uint8))
+    whole = pack(model, {"0": layer})
+    half = with_float16(whole)
+    types = {names[0]: value.dtype for names, value in half.floats}
+    assert types.pop("1.num_batches_tracked") == torch.int64
+    assert types.pop("1.running_var") == torch.float32
+    assert set(types.values()) == {torch.float16}
+    assert {value.dtype for _, value in whole.floats} == {torch.float32, torch.int64}
+    again = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    half.apply(again)
+    for name, value in again.state_dict().items():
+        expected = model.state_dict()[name]
+        same = expected if name in ("1.running_var", "1.num_batches_tracked") else expected.half().float()
+        assert name == "0.weight" or torch.equal(value, same)

@@ -29,7 +29,7 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
     model = nn.Sequential(layers[0], nn.BatchNorm2d(4), nn.Flatten(), layers[1])
     fresh = copy.deepcopy(model)
     calls: list[nn.Module] = []
-    quantize, reload, calibrate, search, _ = blocks("python")
+    quantize, reload, calibrate, search, surgery, _ = blocks("python")
     exec(quantize, {"model": model, "retrain": calls.append})
     assert calls == [model] * 4
     exec(reload, {"model": fresh})
@@ -41,11 +41,15 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
     assert closed["packed"].nominal_bits == 4
     exec(search, closed)
     assert closed["packed"].nominal_bits <= 3
+    steps: list[nn.Module] = []
+    exec(surgery, {"model": fresh, "train_step": steps.append})
+    assert len(steps) == 500
+    assert sum(int((parameter == 0).sum()) for parameter in fresh.parameters() if parameter.dim() > 1) == round(0.8 * (36 + 32))
 
 
 def test_the_task_has_the_methods_that_a_task_needs() -> None:
     namespace: dict[str, Any] = {}
-    exec(blocks("python")[4], namespace)
+    exec(blocks("python")[5], namespace)
     assert set(METHODS) == {name for name in vars(namespace["MyTask"]) if not name.startswith("_")}
 
 

@@ -8,7 +8,7 @@ import pytest
 from octavo import cli
 from octavo.errors import OctavoError, RecipeError
 from octavo.plan import Budget
-from octavo.recipe import OneShot, Search, load_recipe, make_recipe, yaml_value
+from octavo.recipe import OneShot, Prune, Search, load_recipe, make_recipe, yaml_value
 from octavo.train import Retraining
 
 GOOD = "task: digits\nbits: 3\n"
@@ -36,6 +36,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "search": None,
         "method": "inq",
         "warmup": 0.0,
+        "prune": None,
         "start": "oneshot",
         "oneshot": {"order": "gptq", "damp": 0.01, "sequential": True, "correct": False},
         "portions": (0.5, 0.75, 0.875, 1.0),
@@ -45,6 +46,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "per": "channel",
         "epochs": 1.0,
         "control": True,
+        "floats": "float32",
         "seed": 0,
         "publish": None,
     }
@@ -315,3 +317,31 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 def test_yaml_values() -> None:
     assert [yaml_value(text, "") for text in ("3", "0.5", "a", "[1, x]", "", "true")] == [3, 0.5, "a", [1, "x"], None, True]
+
+
+def test_pruning_has_finer_portions_of_its_own(folder: Path) -> None:
+    pruned = load_recipe(write("p.yaml", GOOD + "prune: {sparsity: 0.8}\n"))
+    assert pruned.prune == Prune(sparsity=0.8, epochs=4.0)
+    assert pruned.portions[:5] == (0.05, 0.1, 0.15, 0.2, 0.3)
+    assert load_recipe("p.yaml", ["portions=[0.5, 1]"]).portions == (0.5, 1.0)
+    assert make_recipe(pruned.model_dump(mode="json"), "again") == pruned
+    by_layer = load_recipe("p.yaml", ['prune={sparsity: {"*": 0.8, conv1: 0.5}, epochs: 2}'])
+    assert by_layer.prune == Prune(sparsity={"*": 0.8, "conv1": 0.5}, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("prune.sparsity=1.2", "prune: sparsity: expected a sparsity of at least 0, below 1, got 1.2"),
+        ("prune.sparsity={conv1: 2}", "prune: conv1: expected a sparsity of at least 0, below 1, got 2"),
+        ("prune.sparsity=much", "expected a sparsity of at least 0, below 1, got 'much'"),
+        ("prune.epochs=-1", "prune.epochs: "),
+        ("prune.sparsty=0.5", "unknown key 'prune.sparsty' .the nearest is 'sparsity'"),
+        ("method=oneshot", "prune: expected method inq, which retrains, got oneshot"),
+        ("floats=float8", "floats: "),
+    ],
+)
+def test_what_is_wrong_with_pruning_is_named(setting: str, said: str, folder: Path) -> None:
+    write("p.yaml", GOOD + "prune: {sparsity: 0.8}\n")
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("p.yaml", [setting])

@@ -9,6 +9,7 @@ import pickle
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from octavo.incremental import Incremental
 from octavo.oneshot import LayerError, calibrate
 from octavo.packed import Packed
 from octavo.plan import Budget, Plan
+from octavo.prune import Surgery
 from octavo.recipe import Recipe, make_recipe
 from octavo.run import publish, run
 from octavo.search import search
@@ -85,6 +87,15 @@ class Rounds(Tiny):
 
     def score(self, model: nn.Module) -> Any:
         return torch.tensor(super().score(model))
+
+
+class Sparse(Tiny):
+    """Its first layer has lost half of its weights."""
+
+    def model(self) -> nn.Module:
+        model: Any = super().model()
+        model[0].weight.data.view(-1)[::2] = 0
+        return model  # type: ignore[no-any-return]
 
 
 def examples(seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -812,3 +823,81 @@ def test_a_search_shares_the_control_of_given_bits(folder: Path) -> None:
     found = run(searching(control=True), folder.with_name("two"), watcher)
     assert found["control_score"] == given["control_score"]
     assert watcher.stages == ["quantized 1/3", "quantized 2/3", "quantized 3/3"]
+
+
+PRUNE = {"sparsity": 0.5, "epochs": 2, "learning_rate": 0.1}
+
+
+def test_surgery_comes_before_the_stages_and_its_zeros_stay(folder: Path) -> None:
+    """Against surgery and stages made by hand."""
+    settings, task = recipe(warmup=1, prune=PRUNE, start="oneshot", bits=4, control=False), Tiny()
+    result = run(settings, folder, Watcher())
+    model, teacher = task.model(), task.model().requires_grad_(False)
+    torch.manual_seed(zlib.crc32(b"0 -1"))
+    retrain(model, task, 1, settings.retraining, teacher=teacher)
+    surgery = Surgery(model, 0.5, steps=8)
+    torch.manual_seed(zlib.crc32(b"0 -2"))
+    faster = replace(settings.retraining, learning_rate=0.1)
+    retrain(model, task, 2, faster, teacher=teacher, observe=lambda _: surgery.step())
+    masks = surgery.finish()
+    assert sum(int((~mask).sum()) for mask in masks.values()) == 24  # of 48
+    calibrate(model, {"0": 4, "3": 4}, task.calibration()).apply(model)
+    incremental = Incremental(model, {"0": 4, "3": 4}, portions=(0.5, 0.8, 1.0), masks=masks)
+    for stage, epochs in zip(incremental, (1.5, 1.0, 0.5), strict=True):
+        torch.manual_seed(zlib.crc32(f"0 {stage.index}".encode()))
+        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    incremental.finish().save("by-hand")
+    assert Path("by-hand").read_bytes() == (folder / "packed.safetensors").read_bytes()
+    packed = Packed.load(folder / "packed.safetensors")
+    assert all(bool((packed.layers[name].weight()[~mask] == 0).all()) for name, mask in masks.items())
+    weights = torch.cat([layer.weight().flatten() for layer in packed.layers.values()])
+    assert result["sparsity"] == float((weights == 0).double().mean()) >= 0.5
+    assert [(s["portion"], s["epochs"], s["learning_rate"]) for s in result["stages"][:3]] == [
+        (0, 1, 0.05),
+        (0, 2, 0.1),
+        (0.5, 1.5, 0.05),
+    ]
+
+
+def test_a_run_that_was_cut_off_while_pruning_ends_the_same(folder: Path) -> None:
+    settings = recipe(prune=PRUNE, control=False)
+    run(settings, folder, Watcher())
+    for at in (5, 10):  # in the surgery, of 8 steps, and in the first stage
+        place, Tiny.fail_at = folder.with_name(f"cut at {at}"), Tiny.losses + at
+        with pytest.raises(Cut):
+            run(settings, place, Watcher())
+        Tiny.fail_at = None
+        torch.manual_seed(99)
+        run(settings, place, Watcher())
+        assert (place / "packed.safetensors").read_bytes() == (folder / "packed.safetensors").read_bytes()
+
+
+def test_the_control_of_a_pruned_network_is_whole_and_trained_as_long(folder: Path) -> None:
+    settings, task, watcher = recipe(prune=PRUNE), Tiny(), Watcher()
+    result = run(settings, folder, watcher)
+    model, teacher = task.model(), task.model().requires_grad_(False)
+    torch.manual_seed(zlib.crc32(b"0 -2"))
+    retrain(model, task, 2, replace(settings.retraining, learning_rate=0.1), teacher=teacher)
+    for index, epochs in enumerate((1.5, 1.0, 0.5)):
+        torch.manual_seed(zlib.crc32(f"0 {index}".encode()))
+        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    assert result["control_score"] == task.score(model)
+    assert len(watcher.steps) == 2 * (8 + 6 + 4 + 2)
+
+
+def test_a_task_whose_network_is_sparse_keeps_its_zeros_through_the_closed_form(folder: Path) -> None:
+    for start in ("oneshot", "compensated", "float"):
+        run(recipe(task=f"{__name__}:Sparse", start=start, control=False), folder.with_name(start), Watcher())
+        packed, zeros = Packed.load(folder.with_name(start) / "packed.safetensors"), Sparse().model()[0].weight == 0  # type: ignore[index]
+        assert bool((packed.layers["0"].weight()[zeros] == 0).all())
+
+
+def test_other_tensors_can_be_stored_in_float16(folder: Path) -> None:
+    result = run(recipe(floats="float16", control=False), folder, Watcher())
+    rest = 6 + 4 * 6 + CLASSES
+    assert result["other_bytes"] == 2 * rest + 8
+    assert result["float_bytes"] == 4 * (48 + rest) + 8
+    assert result["ratio"] == pytest.approx(result["float_bytes"] / result["file_bytes"])
+    model = Tiny().model()
+    Packed.load(folder / "packed.safetensors").apply(model)
+    assert result["score"] == Tiny().score(model)

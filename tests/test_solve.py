@@ -255,3 +255,34 @@ def test_the_settings_of_calibrate_are_these() -> None:
     defaults = {name: p.default for name, p in inspect.signature(calibrate).parameters.items()}
     assert {name: defaults[name] for name in vars(Settings())} == vars(Settings())
     assert vars(Settings()) == {"order": "gptq", "fit": "mse", "per": "channel", "damp": 0.01}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_a_pruned_layer_keeps_its_zeros_and_does_not_lose_to_rounding(kind: str, order: Any, per: Any) -> None:
+    torch.manual_seed(1)
+    layer = layer_of(LAYERS[kind]())
+    with torch.no_grad():
+        layer.weight[torch.rand_like(layer.weight) < 0.7] = 0
+    X, rows = inputs_for(layer), channels_first(layer.weight.detach(), layer.groups)
+    drift = 0.1 * torch.randn(problem_count(layer), len(rows) // problem_count(layer), X.shape[2])
+    for moments in (moments_of(layer, X), moments_of(layer, X, drift)):
+        solution = solve(layer, moments, 3, Settings(order=order, per=per))
+        zeros, rounding = weights_of(layer) == 0, by_problem(layer, power_of_two(rows, 3, fit="mse", per=per).project(rows))
+        levels = levels_of(layer, solution)
+        assert bool((levels[zeros] == 0).all())
+        wanted = weights_of(layer) @ X.double() + (0 if moments.drift.eq(0).all() else drift.double())
+        found, nearest = (squared(wanted - w @ X.double()) for w in (levels, rounding))
+        assert found <= nearest * (1 + 1e-4) + 1e-9
+
+
+def test_survivors_make_up_for_what_is_rounded_and_for_drift() -> None:
+    torch.manual_seed(0)
+    layer = layer_of(nn.Linear(40, 8))
+    with torch.no_grad():
+        layer.weight[torch.rand_like(layer.weight) < 0.6] = 0
+    X = inputs_for(layer, 120)
+    for moments in (moments_of(layer, X), moments_of(layer, X, 0.2 * X[:, :8])):
+        solution = solve(layer, moments, 3, Settings())
+        assert solution.compensated < 0.95 * solution.nearest

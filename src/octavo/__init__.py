@@ -8,12 +8,13 @@ from octavo.inspection import Inspection, inspect
 from octavo.oneshot import calibrate
 from octavo.packed import Packed, verify
 from octavo.plan import Budget, Cost, Plan
+from octavo.prune import Surgery, fold_masks
 from octavo.search import METHODS, SearchResult, search
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan",
-    "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "TrainingError", "calibrate", "compress", "inspect",
-    "power_of_two", "search", "verify",
+    "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate", "compress",
+    "fold_masks", "inspect", "power_of_two", "search", "verify",
 ]  # fmt: skip

@@ -25,7 +25,9 @@ TINY = torch.finfo(torch.float32).tiny
 LEAST_DAMP, SAFE_DAMP = 1e-6, 1e-3  # from the latter on, no rounding of a sum in float32 makes a hessian indefinite
 
 
-def compensate(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder) -> tuple[Tensor, Tensor, Tensor]:
+def compensate(
+    weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder, *, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Codes that make ``levels[codes] @ X`` close to ``weight @ X``, and how far off each row is, outputs and weights.
 
     ``gptq`` freezes the columns of all rows in one order, largest ``H_jj`` first, ``random`` in a random one. In the others
@@ -37,12 +39,16 @@ def compensate(weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrd
         hessian: (problems, columns, columns), positive definite: see :func:`damped`.
         levels: the levels that each weight may take, ascending.
         order: which weights freeze first.
+        kept: bool, (problems, rows, columns); where it is false, the weights are zero and frozen before all others. Several
+            rows of ``weight`` may share one: those of one place in ``weight`` seen as (problems, any, rows, columns).
 
     Returns:
         The codes, uint8, shape of ``weight``; ``|error @ X|^2`` by the hessian and ``|error|^2``, float64, (problems, rows).
 
     """
     check_freeze_order(order)
+    if kept is not None:
+        return _only_kept(weight, hessian, levels, order, kept)
     if order in ("distance", "magnitude"):
         codes = _each_row_in_its_order(weight, hessian, levels, order)
         errors = (weight - levels[codes.int()]).double()
@@ -128,6 +134,33 @@ def _edges(levels: Tensor) -> Tensor:
     """What divides the levels: a tie goes to the larger one (INQ, eq. 4), so below zero it lies just above the middle."""
     middle = (levels[1:] + levels[:-1]) / 2
     return torch.where(middle < 0, torch.nextafter(middle, torch.zeros_like(middle)), middle)
+
+
+def _only_kept(
+    weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder, kept: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row is a problem of its own: as many columns as the fullest row keeps, places to spare that no other depends on."""
+    problems, rows, columns = kept.shape
+    width = max(1, int(kept.sum(2).max()))
+    places = kept.byte().argsort(dim=2, descending=True, stable=True)[:, :, :width].flatten(0, 1)
+    used = kept.flatten(0, 1).gather(1, places)
+    sharing = weight.view(problems, -1, rows, columns).transpose(1, 2).flatten(0, 1)  # (problems x rows, sharing, columns)
+    problem = torch.arange(problems, device=weight.device).repeat_interleave(rows)
+    zero = len(levels) // 2
+    codes = torch.full_like(sharing, zero, dtype=torch.uint8)
+    errors = torch.zeros(2, *sharing.shape[:2], dtype=torch.float64, device=weight.device)
+    for some in torch.arange(len(sharing), device=weight.device).split(max(1, CHUNK // width**2)):
+        both = used[some].unsqueeze(1) & used[some].unsqueeze(2)
+        own = hessian[problem[some].view(-1, 1, 1), places[some].unsqueeze(2), places[some].unsqueeze(1)] * both
+        own.diagonal(dim1=1, dim2=2)[~used[some]] = 1
+        place = places[some].unsqueeze(1).expand(-1, sharing.shape[1], -1)
+        values = sharing[some].gather(2, place) * used[some].unsqueeze(1)
+        found, *off = compensate(values, own, levels, order)
+        codes[some] = codes[some].scatter(2, place, found)
+        errors[:, some] = torch.stack(off)
+    back = (problems, rows, -1, columns)
+    codes, errors = codes.view(back).transpose(1, 2), errors.view(2, *back[:3]).transpose(2, 3)
+    return codes.reshape(weight.shape), *errors.reshape(2, *weight.shape[:2])
 
 
 def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from octavo.incremental import Incremental
 from octavo.oneshot import calibrate
 from octavo.packed import Packed
 from octavo.plan import Budget
+from octavo.prune import kept_masks
 from octavo.search import search
 
 __all__ = ["compress"]
@@ -51,7 +52,7 @@ def compress(
     plan = search(model, batches, budget=budget, **_of(search, options)).plan
     if retrain is None:
         return calibrate(model, plan, batches, **_of(calibrate, options))
-    quantized = copy.deepcopy(model)
+    quantized, options = copy.deepcopy(model), {"masks": kept_masks(model, plan)} | options
     calibrate(model, plan, batches).apply(quantized)
     incremental = Incremental(quantized, plan, **_of(Incremental, options))
     for stage in incremental:

@@ -10,7 +10,7 @@ nothing; with its own ``n1``, every weight starts inside of that range.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from octavo.codebook import PowerOfTwo
 from octavo.layers import Layer, channels_back, channels_first
 
-__all__ = ["Held", "hold", "release"]
+__all__ = ["Held", "Masks", "attach", "hold", "release"]
 
 EDGE = 1.5  # the outer edge of the largest level's cell, in units of that level (INQ, eq. 4)
 ROOM = 3.0  # how far beyond it the bound lies, times the free share
@@ -30,6 +30,22 @@ FREE = -128  # the mark of a weight that is free: the least int8
 LEVEL = ~(1 << 30)  # of float32's bits: those that a mark may set
 
 
+class Masks(Mapping[str, Tensor]):
+    """Masks by layer name, each made when it is asked for."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._makers = dict(makers)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
 class Held(nn.Module):
     """A parametrization that replaces the frozen weights by their levels.
 
@@ -37,6 +53,7 @@ class Held(nn.Module):
     weight as free, or has the sign and the exponent field of its level for n1 = 0: shifted up, these are the level's own bits.
     """
 
+    pruned: int  # how many weights were frozen at zero before any other
     straight_through: bool  # whether the network sees free weights at their levels too
     marks: Tensor  # int8, the weight's own shape
     scale: Tensor  # 2^n1, broadcastable to the weight
@@ -48,7 +65,7 @@ class Held(nn.Module):
         scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))
         if groups and len(scale) > 1:
             scale = channels_back(scale.expand(-1, rows.shape[1], *scale.shape[2:]), groups)
-        self.straight_through = False
+        self.pruned, self.straight_through = 0, False
         self._unit = PowerOfTwo(codebook.bits, torch.zeros((), dtype=torch.int32))
         self.register_buffer("marks", torch.full_like(weight, FREE, dtype=torch.int8))
         self.register_buffer("scale", scale.to(weight.device))
@@ -73,6 +90,12 @@ class Held(nn.Module):
         return lambda: marks != FREE
 
     @torch.no_grad()
+    def prune(self, mask: Tensor) -> None:
+        """Freeze the weights under ``mask`` at zero, before any other; shares of the weights are shares of the rest."""
+        self.marks = torch.where(mask, 0, self.marks)
+        self.pruned = int(mask.sum())
+
+    @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
         """Freeze the weights under ``mask`` that are still free, at ``codes``; both of the weight's own shape."""
         rank = codes.int() - self._unit.exponents
@@ -80,7 +103,8 @@ class Held(nn.Module):
         marks = torch.where(rank == 0, 0, torch.where(rank < 0, field + FREE, field)).to(torch.int8)
         grown = torch.where(mask & ~self.frozen, marks, self.marks)
         self.marks = torch.empty_like(self.marks).copy_(grown)  # a new tensor: snapshots stay what they are
-        self.edge.fill_(EDGE + ROOM * (1 - float(self.frozen.double().mean())))
+        free = self.marks.numel() - int(self.frozen.sum())
+        self.edge.fill_(EDGE + ROOM * free / max(1, self.marks.numel() - self.pruned))
 
 
 # The functions below work on the bits of floats. Masks in bool and look-ups by index cost ten times as much per weight, which
@@ -145,11 +169,17 @@ def _free_bits(marks: Tensor, wide: torch.dtype) -> Tensor:
 def hold(layer: Layer, codebook: PowerOfTwo) -> Held:
     """Put a :class:`Held` on a layer's parameter, at every place that shares it. The Parameter object stays the same."""
     held = Held(layer.weight, codebook, layer.groups)
-    for module, attribute in layer.places:
-        if not _held(module):
-            _remember(module)
-        parametrize.register_parametrization(module, attribute, held)
+    attach(layer, held)
     return held
+
+
+def attach(layer: Layer, parametrization: nn.Module) -> None:
+    """Put a parametrization on a layer's parameter, at every place that shares it, until ``release``."""
+    for module, attribute in layer.places:
+        if not hasattr(module, "_before_hold"):
+            _remember(module)
+        parametrize.register_parametrization(module, attribute, parametrization)
+        module._before_hold[-1].append(attribute)  # type: ignore[union-attr, index]
 
 
 def release(layers: Iterable[Layer]) -> None:
@@ -157,15 +187,9 @@ def release(layers: Iterable[Layer]) -> None:
     places = [place for layer in layers for place in layer.places]
     with torch.no_grad():
         for module, attribute in places:
-            _held(module)[attribute].original.copy_(getattr(module, attribute))
+            module.parametrizations[attribute].original.copy_(getattr(module, attribute))  # type: ignore[union-attr, index]
     for module in dict.fromkeys(module for module, _ in places):
         _restore(module)
-
-
-def _held(module: nn.Module) -> dict[str, Any]:
-    """The lists of parametrizations that hold a module's parameters, by attribute."""
-    lists: Any = getattr(module, "parametrizations", {})
-    return {attribute: one for attribute, one in lists.items() if isinstance(one[0], Held)}
 
 
 def _remember(module: nn.Module) -> None:
@@ -176,18 +200,18 @@ def _remember(module: nn.Module) -> None:
     kind = type(module)
     if parametrize.is_parametrized(module):  # it has a class made for its parametrizations, to which ours would be added
         module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-    object.__setattr__(module, "_before_hold", (kind, list(module._parameters), hooks))
+    object.__setattr__(module, "_before_hold", (kind, list(module._parameters), hooks, list[str]()))
 
 
 def _restore(module: nn.Module) -> None:
-    """Undo ``hold`` on all of a module's parameters.
+    """Undo ``attach`` on all of a module's parameters.
 
     torch's own removal also takes the attributes off the class, which copies of the module share.
     """
-    kind, order, hooks = getattr(module, "_before_hold")  # noqa: B009  (no attribute that a type checker knows)
+    kind, order, hooks, attached = getattr(module, "_before_hold")  # noqa: B009  (no attribute that a type checker knows)
     object.__delattr__(module, "_before_hold")
-    originals = {attribute: one.original for attribute, one in _held(module).items()}
     lists: Any = module.parametrizations
+    originals = {attribute: lists[attribute].original for attribute in attached}
     for attribute in originals:
         del lists[attribute]
     if not lists:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,21 @@ from octavo.codebook import Fit, Per, PowerOfTwo, power_of_two
 from octavo.compensate import damped, make_up, wanted
 from octavo.container import Quantized
 from octavo.errors import PlanError, TrainingError
-from octavo.freeze import Held, hold, release
+from octavo.freeze import Held, Masks, hold, release
 from octavo.layers import Layer, channels_back, channels_first
 from octavo.moments import Moments
 from octavo.oneshot import calibrate, freeze_sequentially
 from octavo.packed import Packed, check_state, pack
-from octavo.partition import Order, check_portions, check_straight_through, grow, orders_of, score
+from octavo.partition import PORTIONS, Order, check_portions, check_straight_through, grow, orders_of, score
 from octavo.plan import planned_layers
+from octavo.prune import clear, portions_for, pruned_masks
 from octavo.seeds import seed_of
 from octavo.solve import Settings
 
 __all__ = ["Incremental", "Stage"]
 
 DAMP = Settings.damp
+NOT_GIVEN = tuple(portion for portion in PORTIONS)  # an object of its own: what is given is another, equal or not
 PIECES = 8  # in which a portion freezes where it is made up for
 
 
@@ -35,7 +37,7 @@ class Stage:
 
     Attributes:
         index: 0 for the first.
-        portion: share of each layer's weights that is frozen now.
+        portion: share of each layer's weights that is frozen now; pruned ones, frozen at zero from the start, do not count.
         last: whether every weight is frozen; norms and biases may still train.
         frozen: layer name to a bool mask, of the weight's shape, of what is frozen.
 
@@ -47,22 +49,6 @@ class Stage:
     frozen: Mapping[str, Tensor]
 
 
-class _Masks(Mapping[str, Tensor]):
-    """Masks by layer name, each made when it is asked for."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
-        self._makers = dict(makers)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._makers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-
 @dataclass(frozen=True)
 class _Slot:
     """A planned layer with its codebook and what holds its weights."""
@@ -70,6 +56,14 @@ class _Slot:
     layer: Layer
     codebook: PowerOfTwo
     held: Held
+
+    @classmethod
+    def of(cls, layer: Layer, codebook: PowerOfTwo, pruned: Tensor | None) -> Self:
+        """Hold a layer, with what is pruned of it frozen at zero."""
+        held = hold(layer, codebook)
+        if pruned is not None:
+            held.prune(pruned)
+        return cls(layer, codebook, held)
 
     def codes(self) -> Tensor:
         """The codes of the weights as the network sees them, output channels first."""
@@ -82,7 +76,7 @@ class _Slot:
             rows = channels_first(self.held(self.layer.weight), self.layer.groups)
             ranking = channels_back(score(rows, self.codebook, order, generator=generator), self.layer.groups)
             codes = channels_back(self.codebook.encode(rows), self.layer.groups)
-            self.held.freeze(codes, grow(self.held.frozen, ranking, portion))
+            self.held.freeze(codes, grow(self.held.frozen, ranking, portion, pruned=self.held.pruned))
             self.layer.weight.copy_(self.held(self.layer.weight))
 
     def freeze_made_up(self, portions: Sequence[float], moments: Moments, order: Order, generator: torch.Generator) -> None:
@@ -131,7 +125,8 @@ class Incremental:
     Args:
         model: the trained network; it is changed in place.
         plan: layer name to bits: a ``Plan`` or a dict. Layers that it does not name stay in float.
-        portions: accumulated shares of frozen weights, rising to 1.
+        portions: accumulated shares of frozen weights, rising to 1. Where none are given and at least half of the planned weights
+            are pruned, they are not the default but the paper's finer ones (``octavo.partition.SPARSE_PORTIONS``).
         order: which weights freeze first: see ``octavo.partition.score``; one order, or one for each portion.
         fit: how n1 is chosen: see ``octavo.codebook.power_of_two``.
         per: one n1 for a ``"layer"`` or for each output ``"channel"``.
@@ -140,6 +135,8 @@ class Incremental:
             their gradients pass straight through to what they were. Then the last portions change nothing as they freeze.
         inputs: batches that the model is called with, unlabelled, as for ``calibrate``. With them n1 is the closed form's, and
             as each portion freezes, the weights that stay free make up for it: layer by layer, in closed form.
+        masks: layer name to mask, false where a weight is pruned; ``{}`` where none is. None, the default: every weight that is
+            exactly zero is, but in a layer that is on powers of two already. Pruned weights are zero and never move.
 
     Raises:
         PlanError: an unknown layer, impossible portions, an unknown order; the message names it.
@@ -151,22 +148,27 @@ class Incremental:
         model: nn.Module,
         plan: Mapping[str, int],
         *,
-        portions: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0),
+        portions: tuple[float, ...] = NOT_GIVEN,
         order: Order | Sequence[Order] = "magnitude",
         fit: Fit = "mse",
         per: Per = "channel",
         seed: int = 0,
         straight_through: float = 1.0,
         inputs: Iterable[Inputs] | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
-        check_portions(portions)
-        check_straight_through(straight_through, portions)
-        self._orders = orders_of(order, len(portions))
         check_state(model)
-        self.model, self.portions, self.order, self.seed = model, tuple(portions), order, seed
+        planned = planned_layers(model, plan)
+        layers = [layer for layer, _ in planned]
+        pruned = pruned_masks(layers, masks)
+        self.portions = portions_for(layers, pruned) if portions is NOT_GIVEN else portions
+        check_portions(self.portions)
+        check_straight_through(straight_through, self.portions)
+        self._orders = orders_of(order, len(self.portions))
+        self.model, self.order, self.seed = model, order, seed
         self._settings = {
             "plan": dict(plan),
-            "portions": self.portions,
+            "portions": tuple(portions),
             "order": order if isinstance(order, str) else self._orders,
             "fit": fit,
             "per": per,
@@ -176,14 +178,9 @@ class Incremental:
         }
         self._done, self._straight_through = 0, straight_through
         self._inputs = None if inputs is None else list(inputs)
-        planned = planned_layers(model, plan)
-        if self._inputs is None:
-            rows = [(layer, channels_first(layer.weight, layer.groups), bits) for layer, bits in planned]
-            books = [power_of_two(weight, bits, fit=fit, per=per, name=layer.name) for layer, weight, bits in rows]
-        else:
-            packed = calibrate(model, plan, self._inputs, fit=fit, per=per)
-            books = [packed.layers[layer.name].codebook for layer, _ in planned]
-        self._slots = [_Slot(layer, book, hold(layer, book)) for (layer, _), book in zip(planned, books, strict=True)]
+        clear(layers, pruned)
+        books = _codebooks(model, planned, self._inputs, fit, per)
+        self._slots = [_Slot.of(layer, book, pruned.get(layer.name)) for layer, book in zip(layers, books, strict=True)]
 
     def __iter__(self) -> Iterator[Stage]:
         """Freeze the next portion and yield its stage, from where the last iteration or ``load_state_dict`` left off."""
@@ -192,7 +189,7 @@ class Incremental:
             self._freeze(self._done)
             self._done += 1
             self._see_through(self._done)
-            frozen = _Masks({slot.layer.name: slot.held.snapshot() for slot in self._slots})
+            frozen = Masks({slot.layer.name: slot.held.snapshot() for slot in self._slots})
             yield Stage(self._done - 1, self.portions[self._done - 1], self._done == len(self.portions), frozen)
 
     def _freeze(self, index: int) -> None:
@@ -243,7 +240,8 @@ class Incremental:
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to resume between stages, the model's own state dict included. Take it after retraining."""
         tops = {slot.layer.name: slot.codebook.top for slot in self._slots}
-        return {"done": self._done, "settings": self._settings, "tops": tops, "model": self.model.state_dict()}
+        state = {"done": self._done, "settings": self._settings, "tops": tops, "model": self.model.state_dict()}
+        return state | {"portions": tuple(self.portions), "pruned": {slot.layer.name: slot.held.pruned for slot in self._slots}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume: the model and the stages take up where ``state`` was taken.
@@ -258,7 +256,10 @@ class Incremental:
             if (theirs := state["settings"].get(key)) != mine:
                 raise PlanError(f"{key}: expected the state of a run with {mine!r}, got one with {theirs!r}")
         self.model.load_state_dict(state["model"])
-        self._done = state["done"]
+        self._done, self.portions = state["done"], tuple(state.get("portions", self.portions))
+        self._orders = orders_of(self.order, len(self.portions))
+        for slot in self._slots:
+            slot.held.pruned = state.get("pruned", {}).get(slot.layer.name, 0)
         self._slots = [
             _Slot(slot.layer, PowerOfTwo(slot.codebook.bits, state["tops"][slot.layer.name]), slot.held) for slot in self._slots
         ]
@@ -285,3 +286,14 @@ class Incremental:
         release(slot.layer for slot in self._slots)
         self._slots = []
         return pack(self.model, quantized)
+
+
+def _codebooks(
+    model: nn.Module, planned: Sequence[tuple[Layer, int]], inputs: list[Inputs] | None, fit: Fit, per: Per
+) -> list[PowerOfTwo]:
+    """The levels of each layer: by its weights alone or, with inputs, the closed form's."""
+    if inputs is None:
+        rows = [(layer, channels_first(layer.weight, layer.groups), bits) for layer, bits in planned]
+        return [power_of_two(weight, bits, fit=fit, per=per, name=layer.name) for layer, weight, bits in rows]
+    packed = calibrate(model, {layer.name: bits for layer, bits in planned}, inputs, fit=fit, per=per)
+    return [packed.layers[layer.name].codebook for layer, _ in planned]

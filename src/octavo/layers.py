@@ -13,6 +13,7 @@ from octavo.calling import hooked
 
 __all__ = [
     "EMBEDDINGS",
+    "MASKED",
     "ONE_WEIGHT",
     "TRANSPOSED",
     "Layer",
@@ -28,6 +29,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 ONE_WEIGHT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, *EMBEDDINGS)
 SEVERAL_WEIGHTS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+MASKED = "torch.nn.utils.prune masks it: call octavo.fold_masks(model) first"
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # MultiheadAttention's own
 
 
@@ -162,6 +164,8 @@ def _obstacle(module: nn.Module, parameter: nn.Parameter) -> str:
 def _why_float(module: nn.Module, attribute: str) -> str:
     """Why a parameter is no weight that is quantized, or ""."""
     kind = type(module).__name__
+    if attribute.endswith("_orig") and attribute.removesuffix("_orig") + "_mask" in module._buffers:
+        return MASKED
     if isinstance(module, ONE_WEIGHT) and attribute == "weight":
         return ""
     if isinstance(module, SEVERAL_WEIGHTS) and (attribute.startswith("weight_") or attribute in PROJECTIONS):

@@ -10,9 +10,23 @@ from torch import Tensor
 from octavo.codebook import PowerOfTwo
 from octavo.errors import PlanError
 
-__all__ = ["Order", "check_order", "check_portions", "check_straight_through", "grow", "orders_of", "score"]
+__all__ = [
+    "PORTIONS",
+    "SPARSE_PORTIONS",
+    "Order",
+    "check_order",
+    "check_portions",
+    "check_straight_through",
+    "grow",
+    "orders_of",
+    "pruned",
+    "score",
+]
 
 Order = Literal["magnitude", "distance", "relative", "far", "random"]
+
+PORTIONS = (0.5, 0.75, 0.875, 1.0)  # INQ's, of VGG-16, ResNet-18 and ResNet-50 at 5 bits
+SPARSE_PORTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)  # INQ's, of survivors of pruning
 
 
 def score(weight: Tensor, codebook: PowerOfTwo, order: Order, *, generator: torch.Generator | None = None) -> Tensor:
@@ -35,7 +49,19 @@ def score(weight: Tensor, codebook: PowerOfTwo, order: Order, *, generator: torc
     return distance if order == "far" else distance.neg_()
 
 
-def grow(frozen: Tensor, score: Tensor, portion: float) -> Tensor:
+def pruned(weight: Tensor) -> Tensor:
+    """Which weights are taken to be pruned: bool, same shape: all that are exactly zero, for training leaves no such weight.
+
+    Not so where every other weight is a power of two: there the layer was quantized before, and zero is one of its levels.
+    """
+    zero = weight.detach() == 0
+    if not bool(zero.any()) or bool(zero.all()):
+        return zero
+    levels = zero | (torch.frexp(weight.detach().float()).mantissa.abs() == 0.5)
+    return zero & ~levels.all()
+
+
+def grow(frozen: Tensor, score: Tensor, portion: float, *, pruned: int = 0) -> Tensor:
     """The frozen set grown to ``round(portion * frozen.numel())`` weights, by the highest ``score`` among the free ones.
 
     Pure; what is frozen stays frozen, even where the portion asks for less than is frozen already. Equal scores freeze
@@ -45,9 +71,10 @@ def grow(frozen: Tensor, score: Tensor, portion: float) -> Tensor:
         frozen: bool, any shape.
         score: floats, same shape.
         portion: share of all weights that shall be frozen, 0 to 1.
+        pruned: how many weights, of the frozen ones, do not count.
 
     """
-    missing = round(portion * frozen.numel()) - int(frozen.sum())
+    missing = pruned + round(portion * (frozen.numel() - pruned)) - int(frozen.sum())
     if missing <= 0:
         return frozen.clone()
     free = (~frozen.flatten()).nonzero().squeeze(1)

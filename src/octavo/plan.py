@@ -13,7 +13,7 @@ from torch import nn
 from octavo.codebook import check_bits
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.files import write_atomically
-from octavo.layers import Layer, Skipped, find_layers
+from octavo.layers import MASKED, Layer, Skipped, find_layers
 from octavo.yamls import read_yaml
 
 __all__ = ["Budget", "Cost", "Plan", "matching_plan", "planned_layers"]
@@ -68,10 +68,12 @@ class Plan(MutableMapping[str, int]):
         """The same bits for every layer whose name matches ``include`` and none of ``exclude`` (shell patterns).
 
         Raises:
-            PlanError: no layer of the model can be quantized, or a pattern matches none.
+            PlanError: no layer of the model can be quantized, ``torch.nn.utils.prune`` masks one, or a pattern matches none.
 
         """
-        layers = {layer.name: layer.weight.numel() for layer in find_layers(model)[0]}
+        found, skipped = find_layers(model)
+        _check_plain(skipped)
+        layers = {layer.name: layer.weight.numel() for layer in found}
         if not layers:
             raise PlanError(f"{type(model).__name__}: expected a model with layers that can be quantized, found none")
         for pattern in [include, *exclude]:
@@ -208,6 +210,7 @@ def planned_layers(model: nn.Module, plan: Mapping[str, int]) -> list[tuple[Laye
 
     """
     layers, skipped = find_layers(model)
+    _check_plain(skipped)
     if not layers:
         raise PlanError(f"{type(model).__name__}: expected a model with layers that can be quantized, found none")
     known = {layer.name: layer for layer in layers}
@@ -218,6 +221,13 @@ def planned_layers(model: nn.Module, plan: Mapping[str, int]) -> list[tuple[Laye
     if not plan:
         raise PlanError("the plan is empty: it names no layer to quantize")
     return [(layer, plan[layer.name]) for layer in layers if layer.name in plan]
+
+
+def _check_plain(skipped: Sequence[Skipped]) -> None:
+    """Raise PlanError where a weight would be skipped that is one, only masked."""
+    for skip in skipped:
+        if skip.reason == MASKED:
+            raise PlanError(f"{skip.name}: {skip.reason}")
 
 
 def _checked_counts(counts: Mapping[str, int] | None) -> dict[str, int]:

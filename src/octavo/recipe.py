@@ -5,18 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 
 from octavo.codebook import Fit, Per
 from octavo.compensate import FreezeOrder
 from octavo.errors import OctavoError, RecipeError, nearest
-from octavo.partition import Order, check_portions, check_straight_through, orders_of
+from octavo.partition import PORTIONS, SPARSE_PORTIONS, Order, check_portions, check_straight_through, orders_of
 from octavo.plan import Budget
+from octavo.prune import check_sparsity
 from octavo.search import Method
 from octavo.train import Retraining
 from octavo.yamls import read_yaml
 
-__all__ = ["OneShot", "Recipe", "Search", "key_value", "load_recipe", "make_recipe", "override", "yaml_value"]
+__all__ = ["OneShot", "Prune", "Recipe", "Search", "key_value", "load_recipe", "make_recipe", "override", "yaml_value"]
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
 Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -47,7 +48,25 @@ class Search:
     pins: Mapping[str, Bits] = field(default_factory=dict)
 
 
-SECTIONS: dict[Any, Any] = {"retraining": Retraining, "oneshot": OneShot, "search": Search, "search.budget": Budget}
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """Settings of pruning: see ``octavo.Surgery``. No learning rate: that of ``retraining``."""
+
+    sparsity: SkipValidation[float | dict[str, float]]  # checked below, with better messages
+    epochs: Epochs = 4.0
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+
+
+SECTIONS: dict[Any, Any] = {
+    "prune": Prune,
+    "retraining": Retraining,
+    "oneshot": OneShot,
+    "search": Search,
+    "search.budget": Budget,
+}
 
 
 class Recipe(BaseModel):
@@ -62,10 +81,11 @@ class Recipe(BaseModel):
         search: how to search for the bits of each layer.
         method: ``inq`` freezes portion by portion and retrains; ``oneshot`` is the closed form, without training.
         warmup: epochs of retraining in full precision before the first weight freezes.
+        prune: dynamic network surgery after that: the sparsity it reaches, and its epochs; INQ keeps the zeros.
         start: where INQ starts: from the closed form (``oneshot``), from the network as it is (``float``), or from the network
             as it is with every portion made up for in closed form by the weights that are still free (``compensated``).
         oneshot: settings of the closed form.
-        portions: accumulated shares of frozen weights.
+        portions: accumulated shares of frozen weights; with ``prune``, finer ones are the default.
         order: which weights freeze first: one order, or one for each portion.
         straight_through: the portion from which on the network sees free weights at their levels: see ``octavo.Incremental``.
         fit: choice of n1.
@@ -73,6 +93,7 @@ class Recipe(BaseModel):
         epochs: of retraining after each portion: one number a portion, or one for all but the last, which gets none.
         retraining: how to retrain.
         control: whether to train the full-precision network equally long, for comparison.
+        floats: how the file stores what is not quantized: as it is, or float32 tensors rounded to ``float16``.
         seed: of everything that is drawn.
         publish: where to put copies of the result (``.json``) and the network (``.safetensors``), from the recipe's folder.
 
@@ -87,9 +108,10 @@ class Recipe(BaseModel):
     search: Search | None = None
     method: Literal["inq", "oneshot"] = "inq"
     warmup: Epochs = 0.0
+    prune: Prune | None = None
     start: Literal["compensated", "oneshot", "float"] = "oneshot"
     oneshot: OneShot = OneShot()
-    portions: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0)
+    portions: tuple[float, ...] = PORTIONS
     order: Order | tuple[Order, ...] = "magnitude"
     straight_through: Annotated[float, Field(gt=0, le=1)] = 1.0
     fit: Fit = "mse"
@@ -97,8 +119,15 @@ class Recipe(BaseModel):
     epochs: Epochs | tuple[Epochs, ...] = 1.0
     retraining: Retraining = Retraining()
     control: bool = True
+    floats: Literal["float32", "float16"] = "float32"
     seed: Seed = 0
     publish: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _finer(cls, content: Any) -> Any:
+        sparse = isinstance(content, Mapping) and content.get("prune") is not None
+        return {"portions": SPARSE_PORTIONS, **content} if sparse else content
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -107,6 +136,8 @@ class Recipe(BaseModel):
         check_straight_through(self.straight_through, self.portions)
         if (self.bits is None) == (self.search is None):
             raise ValueError("expected either bits or search, got " + ("neither" if self.bits is None else "both"))
+        if self.prune and not self.retrains:
+            raise ValueError(f"prune: expected method inq, which retrains, got {self.method}")
         if isinstance(self.epochs, tuple) and len(self.epochs) != len(self.portions):
             raise ValueError(f"epochs: expected one number, or {len(self.portions)}, one a portion; got {len(self.epochs)}")
         return self

@@ -17,12 +17,13 @@ from octavo.files import write_atomically
 from octavo.folder import Json, check_folder, digest_of, finished, write_json
 from octavo.incremental import Incremental
 from octavo.oneshot import LayerError, calibrate
-from octavo.packed import Packed, check_state
+from octavo.packed import Packed, check_state, with_float16
 from octavo.plan import Plan, matching_plan, planned_layers
+from octavo.prune import kept_masks
 from octavo.recipe import Recipe, Search
 from octavo.search import search
 from octavo.search.survey import survey
-from octavo.stages import Job, Observer, Track, control_score, train, warm_up
+from octavo.stages import Job, Observer, Track, control_score, prune, train, warm_up
 from octavo.task import Task, load_task, model_of
 
 __all__ = ["environment", "publish", "run"]
@@ -63,18 +64,20 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     job = Job(recipe, task, folder, digest, observer)
     if recipe.search is not None:  # what does not fit is found before the warm-up
         _survey(job, recipe.search, model)
-    log = warm_up(model, job) if recipe.retrains else []
+    log = warm_up(model, job) + prune(model, job) if recipe.retrains else []
     plan, searched = _search(job, recipe.search, model) if recipe.search else (given, {})
     packed, how = _by_retraining(job, model, plan, log) if recipe.retrains else _in_closed_form(job, model, plan)
     _begin(job)
     file = folder / "packed.safetensors"
+    float_bytes = packed.float_bytes
+    packed = with_float16(packed) if recipe.floats == "float16" else packed
     packed.save(file)
     result |= searched | how | {"score": _score_reloaded(recipe, task, file)}
     observer.note(f"quantized, packed and loaded again: {result['score']:.2f}")
     if recipe.controlled:
         result["control_score"] = control_score(job)
     earlier = result.pop("earlier", 0.0)
-    result |= _sizes(packed) | {"seconds": round(earlier + time.monotonic() - started, 1)}
+    result |= _sizes(packed, float_bytes) | {"seconds": round(earlier + time.monotonic() - started, 1)}
     write_json(folder / "result.json", result)
     return result
 
@@ -139,6 +142,7 @@ def _by_retraining(job: Job, model: nn.Module, plan: Plan, log: list[Json]) -> t
     """INQ's stages after those in ``log``, from the network as it is or as the closed form leaves it."""
     recipe, how = job.recipe, Json()
     _begin(job)
+    masks = kept_masks(model, plan)
     if recipe.start == "oneshot":
         packed, how = _in_closed_form(job, model, plan)
         packed.apply(model)
@@ -152,6 +156,7 @@ def _by_retraining(job: Job, model: nn.Module, plan: Plan, log: list[Json]) -> t
         seed=recipe.seed,
         straight_through=recipe.straight_through,
         inputs=job.task.calibration() if recipe.start == "compensated" else None,
+        masks=masks,
     )
     track = Track("quantized", incremental.model, incremental, job.folder / "quantized.pt", job.digest, recipe.schedule)
     train(track, job)
@@ -179,18 +184,20 @@ def _score_reloaded(recipe: Recipe, task: Task, file: Path) -> float:
     return float(task.score(model))
 
 
-def _sizes(packed: Packed) -> Json:
+def _sizes(packed: Packed, float_bytes: int) -> Json:
     entropy = sum(coding.entropy_bytes(layer.codes, layer.codebook.bits) for layer in packed.layers.values())
     weights = sum(packed.plan.weights.values())
+    zeros = sum(int((layer.codes == layer.codebook.exponents).sum()) for layer in packed.layers.values())
     return {
         "weights": weights,
         "nominal_bits": packed.nominal_bits,
         "stored_bits": packed.stored_bits,
+        "sparsity": zeros / weights,
         "entropy_bytes": round(entropy),
         "other_bytes": packed.float_bytes - 4 * weights,
         "file_bytes": packed.file_bytes,
-        "float_bytes": packed.float_bytes,
-        "ratio": packed.ratio,
+        "float_bytes": float_bytes,  # before any was rounded to float16
+        "ratio": float_bytes / packed.file_bytes,
     }
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from octavo.codebook import LARGEST, SMALLEST, Fit, Per, PowerOfTwo, check_finite, power_of_two
-from octavo.compensate import FreezeOrder, check_freeze_order, compensate, damped, output_error, wanted
+from octavo.compensate import FreezeOrder, check_freeze_order, compensate, damped, make_up, output_error, wanted
 from octavo.errors import PlanError
 from octavo.layers import Layer, channels_first
 from octavo.moments import Moments
+from octavo.partition import pruned
 
 __all__ = ["Settings", "Solution", "solve"]
 
@@ -55,6 +56,8 @@ class Solution:
 def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solution:
     """The codes of ``layer`` that keep its full-precision outputs best; never worse than rounding to the nearest level.
 
+    Weights that are pruned (see ``octavo.partition.pruned``) freeze first, at zero: only the others make up for anything.
+
     Raises:
         PlanError: the layer's weights or its inputs are not finite.
 
@@ -94,6 +97,8 @@ class _Problem:
     """All tensors (problems, rows, columns) or (problems, columns, columns), float64."""
 
     target: Tensor  # what the weights should be if no grid bound them, on the inputs as they are now
+    start: Tensor  # likewise, pruned weights at zero
+    kept: Tensor | None  # bool, shape of the target: what is not pruned; None where nothing is
     hessian: Tensor
     damped: Tensor
     levels: Tensor  # for n1 = 0, float32
@@ -104,11 +109,15 @@ class _Problem:
         hessian = damped(moments.hessian, damp)
         target = wanted(rows.reshape(moments.drift.shape), hessian, moments.drift)
         levels = PowerOfTwo(bits, torch.zeros((), dtype=torch.int32, device=rows.device)).unit_levels()
-        return cls(target, moments.hessian, hessian, levels, bits)
+        start, kept = target, ~pruned(rows).reshape(target.shape)
+        if kept.all():
+            return cls(target, start, None, moments.hessian, hessian, levels, bits)
+        start = make_up(rows.reshape(target.shape).double(), target, hessian, kept)
+        return cls(target, start, kept, moments.hessian, hessian, levels, bits)
 
     def fitted_tops(self, rows: Tensor, per: Per, name: str) -> tuple[Tensor, list[Tensor]]:
         """The n1 of least squared error; that of least error if inputs did not depend on each other, and its neighbours."""
-        weights = rows.reshape(self.target.shape).flatten(0, 1), self.target.flatten(0, 1).float()
+        weights = rows.reshape(self.target.shape).flatten(0, 1), self.start.flatten(0, 1).float()
         inputs = self.hessian.diagonal(dim1=1, dim2=2).unsqueeze(1).expand_as(self.target).reshape(weights[1].shape)
         importance = torch.ones_like(inputs), inputs
         fit = functools.partial(power_of_two, bits=self.bits, fit="mse", per=per, name=name)
@@ -121,8 +130,8 @@ class _Problem:
     def compensated(self, tops: list[Tensor], order: FreezeOrder) -> _Candidate:
         """The best of one candidate for each choice of n1; they share the linear algebra, as so many rows more."""
         scales = [self._by_row(top) for top in tops]
-        stacked = torch.cat([torch.ldexp(self.target, -scale).float() for scale in scales], 1)
-        codes, of_outputs, of_weights = compensate(stacked, self.damped, self.levels, order)
+        stacked = torch.cat([torch.ldexp(self.start, -scale).float() for scale in scales], 1)
+        codes, of_outputs, of_weights = compensate(stacked, self.damped, self.levels, order, kept=self.kept)
         damping = self.damped[:, :1, 0] - self.hessian[:, :1, 0]
         errors = torch.ldexp(of_outputs - damping * of_weights, 2 * torch.cat(scales, 1).squeeze(2))
         found = _best([_Candidate(*one) for one in zip(tops, codes.chunk(len(tops), 1), errors.chunk(len(tops), 1), strict=True)])

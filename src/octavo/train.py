@@ -14,7 +14,7 @@ from octavo.calling import call, device_of, in_mode, on_device
 from octavo.errors import TrainingError
 from octavo.task import Batch, Task
 
-__all__ = ["Progress", "Retraining", "distillation", "retrain"]
+__all__ = ["Progress", "Retraining", "distillation", "retrain", "step_count"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,11 @@ def retrain(
             total += value
             observe(Progress(step, steps, step / length, total / step, step / max(time.monotonic() - started, 1e-9)))
     return total / steps
+
+
+def step_count(task: Task, epochs: float) -> int:
+    """How many steps :func:`retrain` makes in so many epochs."""
+    return round(epochs * _batches_per_epoch(task))
 
 
 def _check_finite(what: str, value: float, step: int, steps: int) -> None:

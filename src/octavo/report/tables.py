@@ -22,6 +22,8 @@ def result_table(result: Mapping[str, Any]) -> Table:
     control = f"{result['control_score']:.2f}" if "control_score" in result else "not run"
     table.add_row("score", f"{result['float_score']:.2f}", control, f"[bold]{result['score']:.2f}[/]")
     table.add_row("nominal bits, a weight", "32", "32", f"{result['nominal_bits']:.2f}")
+    if "sparsity" in result:
+        table.add_row("zero weights", "", "", f"{result['sparsity']:.1%}")
     table.add_row("stored bits, a weight", "32", "32", f"{result['stored_bits']:.2f}")
     whole = f"{result['float_bytes']:,}"
     table.add_row("bytes", whole, whole, f"{result['file_bytes']:,}")

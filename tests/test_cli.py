@@ -276,6 +276,16 @@ def test_quantize_writes_a_file_that_verifies_and_scores_as_it_said(octavo: Octa
     assert "written: out/net.safetensors" in octavo(*words).out
 
 
+def test_activations_are_quantized_packed_and_evaluated(octavo: Octavo) -> None:
+    words = ("quantize", "tiny.py:Tiny", "-o", "net.safetensors", "--set", "activations.bits=4", "--set", "epochs=0.5")
+    result = json.loads(octavo(*words, "--json").out)
+    assert set(result["activation_bits"].values()) == {4}
+    evaluated = json.loads(octavo("evaluate", "net.safetensors", "-t", "tiny.py:Tiny", "--json").out)
+    assert (evaluated["score"], evaluated["activation_bits"]) == (result["score"], "4")
+    assert "activations, bits" in octavo(*words).out
+    assert "activation bits  4\n" in octavo("verify", "net.safetensors").out
+
+
 def test_quantize_again_with_other_settings_is_another_run(octavo: Octavo) -> None:
     for bits in ("2", "5", "2"):
         assert octavo("quantize", "tiny.py:Tiny", "--bits", bits, "-o", "net.safetensors").status == 0

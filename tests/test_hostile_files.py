@@ -25,6 +25,7 @@ from octavo.codebook import PowerOfTwo
 from octavo.container import Quantized, pack, to_file, unpack
 from octavo.errors import FormatError
 from octavo.packed import Packed, verify
+from octavo.quantizer import InputForm
 
 Strings = dict[str, bytes]
 
@@ -119,7 +120,7 @@ def little_memory(limit: int = 1 << 20) -> Iterator[None]:
 
 def test_the_writer_of_these_tests_writes_good_files() -> None:
     for data in (DATA, forged(lambda manifest, strings: None)):
-        layers, floats = unpack(data)
+        layers, floats, _ = unpack(data)
         assert usable(layers, floats)
         assert [layer.names for layer in layers.values()] == [layer.names for layer in LAYERS.values()]
         assert all(torch.equal(layers[name].weight(), layer.weight()) for name, layer in LAYERS.items())
@@ -286,9 +287,9 @@ def test_metadata_of_another_kind(metadata: Any) -> None:
 
 def test_a_newer_version_says_so_before_anything_else() -> None:
     strings = {**strings_of(DATA), "manifest": b"all is different there"}
-    for version in (2, 99, 10**30):
+    for version in (3, 99, 10**30):
         data = container(strings, {"octavo": json.dumps({"version": version})})
-        with pytest.raises(FormatError, match=f"version {version} is newer than 1, .*: upgrade octavo"):
+        with pytest.raises(FormatError, match=f"version {version} is newer than 2, .*: upgrade octavo"):
             unpack(data)
 
 
@@ -340,7 +341,7 @@ def check_junk(rows: str, key: str, junk: Any) -> None:
         with little_memory(4 << 20):
             data = forged(lambda m, _, p=place: m[rows][p].update({key: copy.deepcopy(junk)}))  # type: ignore[misc]
             try:
-                layers, floats = unpack(data)
+                layers, floats, _ = unpack(data)
             except FormatError as error:
                 message = str(error)
             else:
@@ -552,7 +553,48 @@ def test_any_forged_row_is_refused_or_usable(data: st.DataObject) -> None:
     edits = {key: data.draw(values) for key, values in fields.items() if data.draw(st.booleans())}
     place = data.draw(st.integers(0, 2))
     try:
-        layers, floats = unpack(forged(lambda m, _: m["layers"][place].update(edits)))
+        layers, floats, _ = unpack(forged(lambda m, _: m["layers"][place].update(edits)))
     except FormatError:
         return
     assert usable(layers, floats)
+
+
+STEP = (("conv.input_quantizer.step",), torch.tensor(0.25))
+ROW = {"name": "conv", "bits": 4, "signed": False, "power_of_two": True}
+
+
+def rounded(row: Any, step: torch.Tensor = STEP[1]) -> bytes:
+    """A file whose manifest says this of the inputs that are quantized."""
+    strings = strings_of(to_file(pack(LAYERS, [*FLOATS, (STEP[0], step)])))
+    return signed(strings, json.dumps({**manifest_of(strings), "activations": row}).encode())
+
+
+def test_quantized_inputs_are_read() -> None:
+    assert unpack(rounded([ROW]))[2] == {"conv": InputForm(4, signed=False, power_of_two=True)}
+    assert unpack(DATA)[2] == {}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {}, [{}], [[]], 1, None, [None], [ROW, ROW], [{**ROW, "bits": 1}], [{**ROW, "bits": 9}], [{**ROW, "bits": "4"}],
+        [{**ROW, "bits": 4.5}], [{**ROW, "signed": 0}], [{**ROW, "power_of_two": None}], [{**ROW, "name": "fc"}],
+        [{**ROW, "name": 3}], [{k: v for k, v in ROW.items() if k != "signed"}],
+    ],
+)  # fmt: skip
+def test_junk_in_the_row_of_an_input(row: Any) -> None:
+    with pytest.raises(FormatError, match=r"^manifest: .*activations|^manifest: \w+: expected one row") as caught:
+        unpack(rounded(row))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("step", [0.0, -0.25, math.nan, math.inf])
+def test_steps_that_are_none(step: float) -> None:
+    with pytest.raises(FormatError, match=r"^conv: expected a positive step"):
+        unpack(rounded([ROW], torch.tensor(step)))
+
+
+@pytest.mark.parametrize("step", [torch.tensor([0.25]), torch.tensor(1)])
+def test_steps_of_another_form(step: torch.Tensor) -> None:
+    with pytest.raises(FormatError, match=r"conv: expected one row, and conv\.input_quantizer.step among the floats, a scalar"):
+        unpack(rounded([ROW], step))

@@ -16,6 +16,7 @@ FLOORS = (
     "compensate",
     "coding",
     "partition",
+    "histogram",
     "calling",
     "layers",
     "recurrent",
@@ -25,6 +26,8 @@ FLOORS = (
     "files",
     "plan",
     "freeze",
+    "quantizer",
+    "activations",
     "manifest",
     "digest",
     "container",
@@ -33,7 +36,6 @@ FLOORS = (
     "oneshot",
     "prune",
     "incremental",
-    "activations",
     "search",
     "compression",
     "export",
@@ -54,7 +56,7 @@ FLOORS = (
     "cli",
     "__main__",
 )
-NUMBERS = ("errors", "seeds", "codebook", "compensate", "coding", "partition")
+NUMBERS = ("errors", "seeds", "codebook", "compensate", "coding", "partition", "histogram")
 OPTIONAL = {"sklearn", "torchvision", "timm", "PIL", "datasets", "constriction"}
 STRANGERS = {("search", "incremental"), ("tasks", "tasks")}  # the search is handed a function; tasks know no other task
 

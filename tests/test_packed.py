@@ -15,6 +15,7 @@ from octavo.codebook import PowerOfTwo, power_of_two
 from octavo.container import Quantized
 from octavo.errors import FormatError, PlanError
 from octavo.packed import Packed, pack, verify, with_float16
+from octavo.quantizer import InputForm, input_forms, install, steps
 
 GOLDEN = Path(__file__).parent / "data" / "golden-v1.safetensors"
 
@@ -402,3 +403,92 @@ def test_floats_in_half_their_bytes() -> None:
         expected = model.state_dict()[name]
         same = expected if name in ("1.running_var", "1.num_batches_tracked") else expected.half().float()
         assert name == "0.weight" or torch.equal(value, same)
+
+
+# Networks whose inputs are quantized.
+
+
+def rounded() -> tuple[Net, Packed]:
+    model, layers = network()
+    install(model, {"conv": InputForm(4, signed=True), "fc": InputForm(8, signed=False, power_of_two=True)})
+    with torch.no_grad():
+        for step in steps(model):
+            step.fill_(0.3)
+    return model, pack(model, layers)
+
+
+def version_of(path: Path) -> int:
+    data = path.read_bytes()
+    return int(json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["octavo"])["version"])
+
+
+def test_quantized_inputs_make_it_a_file_of_version_2_that_older_readers_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed().save(tmp_path / "plain")
+    rounded()[1].save(tmp_path / "rounded")
+    assert (version_of(tmp_path / "plain"), version_of(tmp_path / "rounded")) == (1, 2)
+    assert rounded()[1].file_bytes == (tmp_path / "rounded").stat().st_size
+    verify(tmp_path / "rounded")
+    monkeypatch.setattr("octavo.container.VERSION", 1)
+    with pytest.raises(FormatError, match="format version 2 is newer than 1, the newest this octavo reads: upgrade octavo"):
+        Packed.load(tmp_path / "rounded")
+
+
+def test_a_plain_model_gets_the_quantizers_and_their_steps(tmp_path: Path) -> None:
+    rounded()[1].save(tmp_path / "net")
+    found, model = Packed.load(tmp_path / "net"), Net().train()
+    found.apply(model)
+    assert found.activations == {"conv": InputForm(4, True), "fc": InputForm(8, False, True)}
+    assert input_forms(model) == found.activations
+    assert [step.item() for step in steps(model)] == [torch.tensor(0.3).item(), 0.25]  # what is used of a step is what is kept
+    found.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "net").read_bytes()
+
+
+def test_a_model_with_quantizers_keeps_its_parameters_and_gets_the_packed_form() -> None:
+    model = Net()
+    install(model, {"conv": InputForm(4, True), "fc": InputForm(2, True)})
+    kept, _ = steps(model)
+    found = rounded()[1]
+    found.apply(model)
+    assert steps(model)[0] is kept
+    assert input_forms(model) == found.activations
+    assert [step.item() for step in steps(model)] == [torch.tensor(0.3).item(), 0.25]
+
+
+def test_quantizers_that_were_not_packed_and_layers_that_are_not_there_are_named() -> None:
+    more, less = Net(), Net()
+    install(more, {"up": InputForm(4, True)})
+    with pytest.raises(PlanError, match=r"^up.input_quantizer.step: missing in the packed network"):
+        packed().apply(more)
+    del less.fc
+    with pytest.raises(PlanError, match=r"^fc: missing in the model"):
+        rounded()[1].apply(less)
+    assert input_forms(less) == {}
+    with pytest.raises(PlanError, match="cannot hold its packed values"):
+        rounded()[1].apply(half := Net().half())
+    assert input_forms(half) == {}
+
+
+def test_steps_keep_their_bytes_where_floats_have_half_of_theirs() -> None:
+    whole = rounded()[1]
+    half = with_float16(whole)
+    assert half.activations == whole.activations
+    steps_of = [dict(p.floats)[(f"{name}.input_quantizer.step",)] for p in (whole, half) for name in ("conv", "fc")]
+    assert [step.dtype for step in steps_of] == [torch.float32] * 4
+    assert steps_of[:2] == steps_of[2:]
+
+
+def test_a_module_with_two_names_has_one_quantizer() -> None:
+    def twice() -> nn.Module:
+        shared = nn.Linear(2, 2)
+        return nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})
+
+    model, fresh = twice(), twice()
+    install(model, {"a": InputForm(4, True)})
+    found = pack(model, {})
+    assert found.activations == {"a": InputForm(4, True)}
+    assert ("a.input_quantizer.step", "b.0.input_quantizer.step") in dict(found.floats)
+    found.apply(fresh)
+    assert fresh.state_dict().keys() == model.state_dict().keys()

@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import nn
 
+from octavo.quantizer import input_forms
 from octavo.recipe import Recipe, make_recipe
 from octavo.task import METHODS
 
@@ -29,7 +30,7 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
     model = nn.Sequential(layers[0], nn.BatchNorm2d(4), nn.Flatten(), layers[1])
     fresh = copy.deepcopy(model)
     calls: list[nn.Module] = []
-    quantize, reload, calibrate, search, surgery, _ = blocks("python")
+    quantize, reload, calibrate, search, surgery, activations, _ = blocks("python")
     exec(quantize, {"model": model, "retrain": calls.append})
     assert calls == [model] * 4
     exec(reload, {"model": fresh})
@@ -45,11 +46,13 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
     exec(surgery, {"model": fresh, "train_step": steps.append})
     assert len(steps) == 500
     assert sum(int((parameter == 0).sum()) for parameter in fresh.parameters() if parameter.dim() > 1) == round(0.8 * (36 + 32))
+    exec(activations.replace('"conv1"', '"0"'), closed)
+    assert {name: form.bits for name, form in input_forms(fresh).items()} == {"0": 8, "3": 4}
 
 
 def test_the_task_has_the_methods_that_a_task_needs() -> None:
     namespace: dict[str, Any] = {}
-    exec(blocks("python")[5], namespace)
+    exec(blocks("python")[6], namespace)
     assert set(METHODS) == {name for name in vars(namespace["MyTask"]) if not name.startswith("_")}
 
 
@@ -60,6 +63,7 @@ def test_the_recipe_shows_every_key_with_its_default() -> None:
     assert shown == Recipe(task=shown.task, bits=shown.bits)
     assert set(content["retraining"]) == set(vars(shown.retraining))
     assert set(content["oneshot"]) == set(vars(shown.oneshot))
+    assert content["activations"] is None
 
 
 def test_the_commands(tmp_path: Path) -> None:

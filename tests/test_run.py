@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from octavo.activations import quantize_activations
 from octavo.errors import BudgetError, FormatError, OctavoError, PlanError, RecipeError, TrainingError
 from octavo.folder import digest_of
 from octavo.incremental import Incremental
@@ -219,6 +220,67 @@ def test_the_observer_sees_every_stage_and_step(folder: Path) -> None:
         "quantized, packed and loaded again",
         "control, full precision trained equally long",
     ]
+
+
+def test_quantized_inputs_train_through_the_warm_up_and_every_stage(folder: Path) -> None:
+    """Against the same by hand; cut off, it ends the same; teacher and control stay float."""
+    settings, task, watcher = recipe(warmup=1, activations={"bits": {"0": 8, "3": 4}}), Tiny(), Watcher()
+    result = run(settings, folder, watcher)
+    model, teacher = task.model(), task.model().requires_grad_(False)
+    quantize_activations(model, task.calibration(), {"0": 8, "3": 4})
+    torch.manual_seed(zlib.crc32(b"0 -1"))
+    retrain(model, task, 1, settings.retraining, teacher=teacher)
+    incremental = Incremental(model, {"0": 3, "3": 3}, portions=(0.5, 0.8, 1.0))
+    for stage, epochs in zip(incremental, (1.5, 1.0, 0.5), strict=True):
+        torch.manual_seed(zlib.crc32(f"0 {stage.index}".encode()))
+        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    incremental.finish().save("by-hand")
+    network = (folder / "packed.safetensors").read_bytes()
+    assert network == Path("by-hand").read_bytes()
+    assert result["activation_bits"] == {"0": 8, "3": 4}
+    assert result["score"] == task.score(model)
+    assert "inputs of 2 layers quantized, 4 to 8 bits" in watcher.notes
+    plain = run(recipe(warmup=1), folder.with_name("plain"), Watcher())
+    assert result["control_score"] == plain["control_score"]
+    assert "activation_bits" not in plain
+    assert len(list(folder.parent.glob("warmup-*"))) == 2  # quantized inputs have one of their own
+    for at in (2, 8):  # in the warm-up of 4 steps, and in the first stage
+        Tiny.losses, Tiny.fail_at = 0, at
+        again = folder.parent.parent / f"cut-{at}" / "one"
+        with pytest.raises(Cut):
+            run(settings, again, Watcher())
+        Tiny.fail_at = None
+        run(settings, again, Watcher())
+        assert (again / "packed.safetensors").read_bytes() == network
+
+
+def test_the_closed_form_and_a_search_see_quantized_inputs(folder: Path) -> None:
+    task, model = Tiny(), Tiny().model()
+    quantize_activations(model, task.calibration(), 4, power_of_two=True)
+    activations = {"bits": 4, "power_of_two": True, "learned": False}
+    run(recipe(method="oneshot", activations=activations), folder, Watcher())
+    calibrate(model, {"0": 3, "3": 3}, task.calibration()).save("by-hand")
+    assert (folder / "packed.safetensors").read_bytes() == Path("by-hand").read_bytes()
+    wanted = {"budget": {"average_bits": 3}, "trials": 20}
+    other = folder.with_name("searched")
+    result = run(recipe(method="oneshot", activations=activations, bits=None, search=wanted), other, Watcher())
+    found = search(model, task.calibration(), budget=Budget(average_bits=3), trials=20)
+    assert (result["search"]["plan"], result["search"]["score"]) == (dict(found.plan), found.score)
+
+
+def test_inputs_that_stay_in_float_are_noted(folder: Path) -> None:
+    class Recurrent(Tiny):
+        def model(self) -> nn.Module:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)
+                return nn.Sequential(nn.RNNCell(INPUTS, 6), nn.Linear(6, CLASSES)).eval()
+
+    globals()["Recurrent"] = Recurrent
+    watcher = Watcher()
+    run(recipe(task=f"{__name__}:Recurrent", method="oneshot", activations={"bits": 4}), folder, watcher)
+    assert "0: its inputs stay in float: RNNCell multiplies what it computes inside, which no hook reaches" in watcher.notes
+    with pytest.raises(PlanError, match="'fc' matches no layer of Sequential"):
+        run(recipe(activations={"bits": {"fc": 4}}), folder.with_name("other"), Watcher())
 
 
 def test_the_closed_form_neither_trains_nor_has_a_control(folder: Path) -> None:

@@ -11,9 +11,10 @@ from torch import nn
 
 from octavo.incremental import Incremental
 from octavo.inspection import Inspection, inspect
-from octavo.packed import Packed
+from octavo.packed import Packed, pack
 from octavo.plan import Plan
-from octavo.report.tables import inspection_table, packed_rows, result_table, skipped_table
+from octavo.quantizer import InputForm, install
+from octavo.report.tables import bits_range, inspection_table, packed_rows, result_table, skipped_table
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -90,6 +91,20 @@ def test_what_is_skipped_is_one_row_for_each_reason() -> None:
     ]
 
 
+def test_the_bits_of_activations_are_told_where_there_are_any() -> None:
+    model = Net()
+    install(model, {"lift": InputForm(4, signed=True)})
+    rows = cells(inspection_table(inspect(model)))
+    assert [row[-1] for row in rows] == ["bits of its inputs", "float", "4"]
+    assert ["1", "1", "steps of activations stay in float", "lift.input_quantizer.step"] in cells(skipped_table(inspect(model)))
+    recurrent = skipped_table(inspect(nn.Sequential(nn.LSTM(2, 2))))
+    assert ["its inputs", "", "LSTM multiplies what it computes inside, which no hook reaches", "0"] in cells(recurrent)
+    assert ["activations, bits", "32", "32", "4 to 8"] in cells(result_table(RESULT | {"activation_bits": {"a": 8, "b": 4}}))
+    assert ["activations, bits", "32", "32", "4"] in cells(result_table(RESULT | {"activation_bits": {"a": 4, "b": 4}}))
+    network = pack(model, {})
+    assert bits_range(form.bits for form in network.activations.values()) == "4"
+
+
 def test_nothing_found_is_an_empty_table() -> None:
     assert len(cells(inspection_table(Inspection((), (), None, None)))) == 1
 
@@ -99,6 +114,9 @@ def packed() -> Packed:
     incremental = Incremental(model, Plan({"0": 2, "1": 5}), portions=(1.0,))
     list(incremental)
     return incremental.finish()
+
+
+STEP = (("0.input_quantizer.step",), torch.tensor(0.25))
 
 
 def test_the_figures_of_a_packed_file(tmp_path: Any) -> None:
@@ -114,3 +132,5 @@ def test_the_figures_of_a_packed_file(tmp_path: Any) -> None:
         "file_bytes": size,
         "ratio": round((4 * 900 + 4 * 30) / size, 2),
     }
+    rounded = Packed(network.layers, [*network.floats, STEP], {"0": InputForm(8, signed=True)})
+    assert packed_rows(rounded)["activation_bits"] == "8"

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from octavo.errors import TrainingError
 from octavo.incremental import Incremental
+from octavo.quantizer import InputForm, InputQuantizer, attach, steps
 from octavo.task import Batch
 from octavo.train import Progress, Retraining, distillation, retrain
 
@@ -225,6 +226,22 @@ def test_bfloat16_is_for_the_forward_pass_only(bfloat16: bool) -> None:
     assert math.isfinite(mean)
     assert model.kinds == teacher.kinds == {torch.bfloat16 if bfloat16 else torch.float32}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_weight_decay_spares_the_steps_of_activations() -> None:
+    """No loss at all: only the decay moves anything."""
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        zero: Tensor = 0 * model(batch[0]).sum()
+        return zero
+
+    layer = linear(1)
+    model = nn.Sequential(layer)
+    attach(layer, InputQuantizer(InputForm(4, signed=True), 0.25))
+    before = layer.weight.detach().clone()
+    retrain(model, Toy(loss=loss), 1.0, Retraining(labels=1.0, weight_decay=0.5))
+    assert steps(model)[0].item() == 0.25
+    assert float((layer.weight.abs() < before.abs()).float().mean()) == 1
 
 
 @pytest.mark.parametrize("fails", [False, True])

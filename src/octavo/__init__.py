@@ -1,5 +1,6 @@
 """octavo folds neural networks into powers of two: same accuracy, a file that really shrinks, exact on reload."""
 
+from octavo.activations import quantize_activations
 from octavo.codebook import PowerOfTwo, power_of_two
 from octavo.compression import compress
 from octavo.errors import BudgetError, FormatError, OctavoError, PlanError, RecipeError, TrainingError
@@ -16,5 +17,5 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan",
     "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate", "compress",
-    "fold_masks", "inspect", "power_of_two", "search", "verify",
+    "fold_masks", "inspect", "power_of_two", "quantize_activations", "search", "verify",
 ]  # fmt: skip

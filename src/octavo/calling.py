@@ -11,7 +11,22 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Inputs", "call", "device_of", "evaluating", "hooked", "in_mode", "observing", "on_device", "where_raised"]
+from octavo.errors import OctavoError, PlanError, brief
+
+__all__ = [
+    "Inputs",
+    "call",
+    "check_given",
+    "device_of",
+    "evaluating",
+    "feed",
+    "hooked",
+    "in_mode",
+    "naming_errors",
+    "observing",
+    "on_device",
+    "where_raised",
+]
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -89,3 +104,39 @@ def where_raised(model: nn.Module, error: BaseException) -> str | None:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         found = names.get(id(frame.f_locals.get("self")), found)
     return found
+
+
+@contextlib.contextmanager
+def naming_errors(*models: nn.Module) -> Iterator[None]:
+    """Say at which layer the calibration inputs went wrong."""
+    try:
+        yield
+    except OctavoError:
+        raise
+    except Exception as error:
+        places = [place for model in models if (place := where_raised(model, error)) is not None]
+        if not places:  # not the inputs' fault
+            raise
+        place = places[0] or type(models[0]).__name__
+        raise PlanError(f"{place}: the model does not take these calibration inputs: {brief(error)}") from error
+
+
+def feed(model: nn.Module, inputs: Iterable[Inputs]) -> None:
+    """Call the model with every batch of calibration inputs, for what hooks make of it.
+
+    Raises:
+        PlanError: there are none, or the model does not take them.
+
+    """
+    given = False
+    with observing(model), naming_errors(model):
+        for batch in inputs:
+            given = True
+            call(model, on_device(batch, device_of(model)))
+    check_given(given=given)
+
+
+def check_given(*, given: bool) -> None:
+    """Raise PlanError unless there were calibration inputs."""
+    if not given:
+        raise PlanError("inputs: expected at least one batch of calibration inputs, got none")

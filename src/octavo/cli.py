@@ -220,6 +220,7 @@ def _print(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(figures))
         return
+    width = max(14, *map(len, figures))
     for key, value in figures.items():
         shown = f"{round(value, 3):,}" if isinstance(value, int | float) else value
-        out.print(f"{key.replace('_', ' '):>14}  {shown}", soft_wrap=True, markup=False)
+        out.print(f"{key.replace('_', ' '):>{width}}  {shown}", soft_wrap=True, markup=False)

@@ -6,10 +6,10 @@ CRC-32 in the manifest, and the manifest has one in the header. Reading unpickle
 """
 
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import safetensors
@@ -22,14 +22,16 @@ from octavo import coding
 from octavo.codebook import LARGEST, SMALLEST, PowerOfTwo
 from octavo.errors import FormatError, brief
 from octavo.layers import Layer, channels_back
-from octavo.manifest import DTYPES, FloatRow, LayerRow, Manifest, checksum, raw_bytes, read_manifest
+from octavo.manifest import DTYPES, ActivationRow, FloatRow, LayerRow, Manifest, checksum, raw_bytes, read_manifest
+from octavo.quantizer import InputForm, step_name
 
-__all__ = ["VERSION", "Quantized", "pack", "to_file", "unpack"]
+__all__ = ["VERSION", "Quantized", "pack", "to_file", "unpack", "version_of"]
 
-VERSION = 1
+VERSION = 2  # the newest; a file that needs nothing of it is written as version 1
 SMALL_MANIFEST, RATIO = 1 << 16, 1 << 10  # a manifest may expand to so many bytes and so many times its size; seen: 130
 
 Floats = list[tuple[tuple[str, ...], Tensor]]
+Activations = Mapping[str, InputForm]
 Json = dict[str, Any]
 
 
@@ -61,13 +63,14 @@ class Quantized:
         return channels_back(self.codebook.decode(self.codes), self.groups)
 
 
-def pack(layers: Mapping[str, Quantized], floats: Floats) -> dict[str, bytes]:
+def pack(layers: Mapping[str, Quantized], floats: Floats, activations: Activations | None = None) -> dict[str, bytes]:
     """The file's byte strings by name."""
     manifest = Manifest(
         layers=[_layer_row(name, layer) for name, layer in layers.items()],
         floats=[_float_row(names, value) for names, value in floats],
+        activations=[ActivationRow(name=name, **asdict(form)) for name, form in (activations or {}).items()],
     )
-    blobs = {"manifest": _squeeze(manifest.model_dump_json().encode())}
+    blobs = {"manifest": _squeeze(manifest.model_dump_json(exclude_defaults=True).encode())}
     for bits in sorted({layer.codebook.bits for layer in layers.values()}):
         same = [layer.codes.reshape(-1) for layer in layers.values() if layer.codebook.bits == bits]
         blobs[f"codes.{bits}"] = coding.compress(torch.cat(same), bits)
@@ -76,15 +79,20 @@ def pack(layers: Mapping[str, Quantized], floats: Floats) -> dict[str, bytes]:
     return blobs
 
 
-def to_file(blobs: Mapping[str, bytes]) -> bytes:
+def version_of(activations: Activations) -> int:
+    """The oldest version of the format that can say all this."""
+    return 2 if activations else 1
+
+
+def to_file(blobs: Mapping[str, bytes], version: int = 1) -> bytes:
     """The byte strings as a safetensors file, with the format's version in its header."""
-    head = json.dumps({"version": VERSION, "manifest_crc32": zlib.crc32(blobs["manifest"])})
+    head = json.dumps({"version": version, "manifest_crc32": zlib.crc32(blobs["manifest"])})
     tensors = {name: torch.frombuffer(bytearray(blob), dtype=torch.uint8) for name, blob in blobs.items() if blob}
     return safetensors.torch.save(tensors, {"octavo": head})
 
 
-def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats]:
-    """The layers and the other tensors of a file.
+def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats, Activations]:
+    """The layers and the other tensors of a file, and how the inputs of its modules are quantized.
 
     Raises:
         FormatError: not octavo's, from a newer version, or damaged; the message names the tensor and the cause.
@@ -96,7 +104,8 @@ def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats]:
         raise FormatError("manifest: its checksum does not match: the file is damaged or was altered")
     manifest = read_manifest(_expand(squeezed, SMALL_MANIFEST + RATIO * len(squeezed), "manifest"))
     try:
-        return _read_layers(manifest.layers, blobs), _read_floats(manifest.floats, blobs.get("floats", b""))
+        floats = _read_floats(manifest.floats, blobs.get("floats", b""))
+        return _read_layers(manifest.layers, blobs), floats, _read_activations(manifest.activations, floats)
     except FormatError:
         raise
     except (OverflowError, MemoryError, RuntimeError, ValueError) as error:
@@ -146,14 +155,14 @@ def _float_row(names: tuple[str, ...], value: Tensor) -> FloatRow:
 def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[str, Quantized]:
     streams = {}
     for bits in {row.bits for row in rows}:
-        count = sum(prod(row.shape) for row in rows if row.bits == bits)
+        count = sum(math.prod(row.shape) for row in rows if row.bits == bits)
         name = f"codes.{bits}"
         streams[bits] = _Stream(name, _decompress(_blob(blobs, name), count, bits, name))
     size = 2 * sum(max(1, row.exponents) for row in rows)
     tops = _Stream("exponents", _tensor(_expand(_blob(blobs, "exponents"), size, "exponents"), torch.int16))
     layers = {}
     for row in rows:
-        codes = streams[row.bits].take(prod(row.shape)).view(row.shape)
+        codes = streams[row.bits].take(math.prod(row.shape)).view(row.shape)
         top = tops.take(max(1, row.exponents))
         row.check(codes, top)
         if not bool(((top >= SMALLEST) & (top <= LARGEST)).all()):
@@ -176,12 +185,20 @@ def _read_floats(rows: Sequence[FloatRow], data: bytes) -> Floats:
     stream, floats = _Stream("floats", _tensor(data, torch.uint8)), []
     for row in rows:
         dtype = DTYPES[row.dtype]
-        raw = stream.take(prod(row.shape) * dtype.itemsize)
+        raw = stream.take(math.prod(row.shape) * dtype.itemsize)
         value = _tensor(raw.numpy().tobytes(), dtype).view(row.shape)
         row.check(value)
         floats.append((tuple(row.names), value))
     stream.close()
     return floats
+
+
+def _read_activations(rows: Sequence[ActivationRow], floats: Floats) -> Activations:
+    values = {name: float(value) for names, value in floats if not value.dim() for name in names}
+    for row in rows:
+        if not 0 < (step := values[step_name(row.name)]) < math.inf:
+            raise FormatError(f"{row.name}: expected a positive step for its inputs, got {step:g}")
+    return {row.name: InputForm(row.bits, row.signed, row.power_of_two) for row in rows}
 
 
 @dataclass

@@ -1,21 +1,24 @@
 """The look before the leap: what of a model can be quantized, what not and why, and which budgets are feasible."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from octavo.calling import call, observing
-from octavo.layers import Layer, Skipped, count_macs, find_layers
+from octavo.layers import Layer, Skipped, count_macs, find_inputs, find_layers
 from octavo.plan import Cost, Plan
+from octavo.quantizer import input_quantizers
 
 __all__ = ["Inspection", "Row", "inspect"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One layer that can be quantized: ``macs`` is None without an example, ``tied`` names the other places of its weight."""
+    """One layer that can be quantized: ``macs`` is None without an example, ``tied`` names the other places of its weight,
+    ``activation_bits`` is None where its inputs are in float.
+    """
 
     name: str
     kind: str
@@ -23,6 +26,7 @@ class Row:
     weights: int
     macs: int | None
     tied: tuple[str, ...]
+    activation_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Inspection:
         skipped: the parameters that stay in float, with the reason.
         cheapest: cost of 2 bits everywhere: no budget below it can be met; None without layers.
         dearest: cost of 8 bits everywhere.
+        float_inputs: the layers whose inputs cannot be quantized, with the reason.
 
     """
 
@@ -41,6 +46,7 @@ class Inspection:
     skipped: tuple[Skipped, ...]
     cheapest: Cost | None
     dearest: Cost | None
+    float_inputs: tuple[Skipped, ...] = ()
 
     def plan(self, bits: int) -> Plan:
         """The uniform plan, which knows each layer's weights and, after an example, its multiply-accumulates."""
@@ -59,16 +65,17 @@ def inspect(model: nn.Module, example: Any = None) -> Inspection:
     """
     layers, skipped = find_layers(model)
     macs = {} if example is None else count_macs(layers, _forward(model, example))
-    rows = tuple(_row(layer, macs.get(layer.name)) for layer in layers)
-    found = Inspection(rows, tuple(skipped), None, None)
+    bits = {model.get_submodule(name): quantizer.form.bits for name, quantizer in input_quantizers(model).items()}
+    rows = tuple(_row(layer, macs.get(layer.name), bits.get(layer.module)) for layer in layers)
+    found = Inspection(rows, tuple(skipped), None, None, tuple(find_inputs(model)[1]))
     if not rows:
         return found
-    return Inspection(rows, tuple(skipped), found.plan(2).cost(), found.plan(8).cost())
+    return replace(found, cheapest=found.plan(2).cost(), dearest=found.plan(8).cost())
 
 
-def _row(layer: Layer, macs: int | None) -> Row:
+def _row(layer: Layer, macs: int | None, bits: int | None) -> Row:
     tied = tuple(full for full, *_ in layer.tied)
-    return Row(layer.name, layer.kind, tuple(layer.weight.shape), layer.weight.numel(), macs, tied)
+    return Row(layer.name, layer.kind, tuple(layer.weight.shape), layer.weight.numel(), macs, tied, bits)
 
 
 def _forward(model: nn.Module, example: Any) -> Callable[[], object]:

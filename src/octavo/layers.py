@@ -22,6 +22,7 @@ __all__ = [
     "channels_back",
     "channels_first",
     "count_macs",
+    "find_inputs",
     "find_layers",
 ]
 
@@ -174,11 +175,37 @@ def _why_float(module: nn.Module, attribute: str) -> str:
         return "biases stay in float"
     if "norm" in kind.lower():
         return "norms stay in float"
+    if "quantizer" in kind.lower():
+        return "steps of activations stay in float"
     return f"{kind}.{attribute} is not a kind of weight that octavo knows"
 
 
 def _size(parameter: Tensor) -> int:
     return 0 if isinstance(parameter, nn.UninitializedParameter) else parameter.numel()
+
+
+def find_inputs(model: nn.Module) -> tuple[dict[str, nn.Module], list[Skipped]]:
+    """The modules whose inputs can be quantized, by name, and those with weights whose inputs cannot, with the reason."""
+    found, skipped = dict[str, nn.Module](), list[Skipped]()
+    inside: set[nn.Module] = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
+    for name, module in model.named_modules():
+        if not isinstance(module, ONE_WEIGHT + SEVERAL_WEIGHTS):
+            continue
+        if reason := _why_no_input(module, inside):
+            skipped.append(Skipped(name, sum(map(_size, module.parameters(recurse=False))), reason))
+        else:
+            found[name] = module
+    return found, skipped
+
+
+def _why_no_input(module: nn.Module, inside: set[nn.Module]) -> str:
+    """Why no hook can quantize a layer's inputs, or ""."""
+    kind = type(module).__name__
+    if isinstance(module, EMBEDDINGS):
+        return f"{kind} is given indices"
+    if isinstance(module, SEVERAL_WEIGHTS):
+        return f"{kind} multiplies what it computes inside, which no hook reaches"
+    return "MultiheadAttention reads its weight without calling it" if module in inside else ""
 
 
 def calling_modules(model: nn.Module, layers: Iterable[Layer]) -> dict[nn.Module, list[Layer]]:

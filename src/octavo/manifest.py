@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from octavo.errors import FormatError
+from octavo.quantizer import step_name
 
-__all__ = ["DTYPES", "FloatRow", "LayerRow", "Manifest", "checksum", "raw_bytes", "read_manifest"]
+__all__ = ["DTYPES", "ActivationRow", "FloatRow", "LayerRow", "Manifest", "checksum", "raw_bytes", "read_manifest"]
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -81,13 +82,33 @@ class FloatRow(_Row):
     dtype: Annotated[str, Field(pattern="^(" + "|".join(DTYPES) + ")$")]
 
 
+class ActivationRow(BaseModel):
+    """How the input of a module is quantized; its step is a tensor of ``floats``."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    bits: Annotated[int, Field(ge=2, le=8)]
+    signed: bool
+    power_of_two: bool
+
+
 class Manifest(BaseModel):
-    """All tensors of a file, in the order in which their bytes follow each other."""
+    """All tensors of a file, in the order in which their bytes follow each other, and the inputs that are quantized."""
 
     model_config = ConfigDict(strict=True)
 
     layers: list[LayerRow]
     floats: list[FloatRow]
+    activations: list[ActivationRow] = []
+
+    @model_validator(mode="after")
+    def _steps(self) -> Self:
+        scalars = {name for row in self.floats for name in row.names if not row.shape and "float" in row.dtype}
+        for name, count in Counter(row.name for row in self.activations).items():
+            if count > 1 or step_name(name) not in scalars:
+                raise ValueError(f"{name}: expected one row, and {step_name(name)} among the floats, a scalar")
+        return self
 
     @model_validator(mode="after")
     def _unique(self) -> Self:

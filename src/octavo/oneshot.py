@@ -7,19 +7,18 @@ stay in float, can be fitted to the outputs on the way.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from octavo.calling import Inputs, call, device_of, hooked, observing, on_device, where_raised
+from octavo.calling import Inputs, check_given, device_of, feed, hooked, naming_errors, observing, on_device
 from octavo.codebook import Fit, Per
 from octavo.compensate import FreezeOrder
 from octavo.container import Quantized
-from octavo.errors import OctavoError, PlanError, brief
+from octavo.errors import PlanError
 from octavo.forward_order import Freeze, count_calls, freeze_in_forward_order
 from octavo.layers import Layer, calling_modules
 from octavo.moments import Moments, layer_inputs
@@ -92,7 +91,7 @@ def calibrate(
         observe(LayerError(layer.name, bits, solution.nearest, solution.compensated, len(frozen), len(layers)))
 
     planned = [layer for layer, _ in layers.values()]
-    with observing(model), observing(quantized), _naming_errors(quantized, model):
+    with observing(model), observing(quantized), naming_errors(quantized, model):
         if sequential:
             freeze_sequentially(model, quantized, planned, inputs, freeze, correct=correct)
         else:
@@ -118,12 +117,8 @@ def float_moments(model: nn.Module, inputs: Iterable[Inputs], layers: Iterable[L
                 moments[layer.name].add(problem, columns)
 
     hooks = [module.register_forward_pre_hook(see, with_kwargs=True) for module in by_module]
-    given = False
-    with hooked(hooks), observing(model), _naming_errors(model):
-        for batch in inputs:
-            given = True
-            call(model, on_device(batch, device_of(model)))
-    _check_given(given=given)
+    with hooked(hooks):
+        feed(model, inputs)
     for name, one in moments.items():
         _check_reached(name, reached=one.seen > 0)
     return moments
@@ -141,7 +136,7 @@ def freeze_sequentially(
 ) -> None:
     """In forward order, but for layers that are used more than once: these have no one place in it, and come first."""
     batches = [on_device(batch, device_of(model)) for batch in inputs]
-    _check_given(given=bool(batches))
+    check_given(given=bool(batches))
     by_module = _called_once(quantized, layers, batches[0])
     once = {layer.name for some in by_module.values() for layer in some}
     if others := [layer for layer in layers if layer.name not in once]:
@@ -157,26 +152,6 @@ def _called_once(model: nn.Module, layers: Iterable[Layer], batch: Inputs) -> di
     return {module: some for module, some in by_module.items() if not shared & {layer.name for layer in some}}
 
 
-def _check_given(*, given: bool) -> None:
-    if not given:
-        raise PlanError("inputs: expected at least one batch of calibration inputs, got none")
-
-
 def _check_reached(name: str, *, reached: bool) -> None:
     if not reached:
         raise PlanError(f"{name}: no calibration input reaches this layer; leave it out of the plan, or give inputs that do")
-
-
-@contextmanager
-def _naming_errors(*models: nn.Module) -> Iterator[None]:
-    """Say at which layer the calibration inputs went wrong."""
-    try:
-        yield
-    except OctavoError:
-        raise
-    except Exception as error:
-        places = [place for model in models if (place := where_raised(model, error)) is not None]
-        if not places:  # not the inputs' fault
-            raise
-        place = places[0] or type(models[0]).__name__
-        raise PlanError(f"{place}: the model does not take these calibration inputs: {brief(error)}") from error

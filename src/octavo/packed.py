@@ -14,6 +14,7 @@ from octavo.errors import FormatError, PlanError
 from octavo.files import write_atomically
 from octavo.manifest import DTYPES
 from octavo.plan import Plan
+from octavo.quantizer import InputForm, input_forms, install, settle, step_name
 
 __all__ = ["Packed", "check_state", "pack", "verify", "with_float16"]
 
@@ -24,12 +25,19 @@ class Packed:
     Args:
         layers: layer name to quantized tensor.
         floats: (names that share the tensor, tensor) for every other entry of the model's state dict.
+        activations: how the inputs of modules are quantized, by the modules' names: see ``octavo.activations``.
 
     """
 
-    def __init__(self, layers: Mapping[str, Quantized], floats: list[tuple[tuple[str, ...], Tensor]]) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, Quantized],
+        floats: list[tuple[tuple[str, ...], Tensor]],
+        activations: Mapping[str, InputForm] | None = None,
+    ) -> None:
         self.layers = dict(layers)
         self.floats = floats
+        self.activations = dict(activations or {})
 
     @property
     def plan(self) -> Plan:
@@ -57,7 +65,7 @@ class Packed:
     @cached_property
     def file_bytes(self) -> int:
         """Bytes of the file that ``save`` writes."""
-        return len(container.to_file(self._blobs))
+        return len(container.to_file(self._blobs, container.version_of(self.activations)))
 
     @property
     def ratio(self) -> float:
@@ -66,6 +74,8 @@ class Packed:
 
     def apply(self, model: nn.Module) -> None:
         """Write the network into ``model``: afterwards every weight equals what was saved, bit for bit.
+
+        Where inputs were quantized they are again: a plain model gets the quantizers.
 
         Raises:
             PlanError: a tensor is missing, unexpected, of another shape, or of a type that cannot hold the values; the
@@ -76,7 +86,10 @@ class Packed:
         values |= {name: value for names, value in self.floats for name in names}
         state = model.state_dict()
         held: dict[tuple[Any, ...], Tensor] = {}
+        to_come = _steps(self, model) - set(state)
         for name in {**values, **state}:
+            if name in to_come:
+                continue
             if name not in state or name not in values:
                 side = "the model" if name in values else "the packed network"
                 raise PlanError(f"{name}: missing in {side}; expected the architecture that was packed")
@@ -84,13 +97,15 @@ class Packed:
             place = (state[name].data_ptr(), *state[name].stride()) if state[name].numel() else (name,)
             if not _same(held.setdefault(place, values[name]), values[name]):
                 raise PlanError(f"{name}: the model shares this tensor with another that was packed with other values")
+        install(model, self.activations)
+        state = model.state_dict()
         with torch.no_grad():
             for name, value in values.items():
                 state[name].copy_(value)
 
     def save(self, path: str | Path) -> None:
         """Write the file, atomically: under ``path`` there is the whole file or what was there before."""
-        content = container.to_file(self._blobs)
+        content = container.to_file(self._blobs, container.version_of(self.activations))
         write_atomically(path, lambda file: file.write(content))
 
     @classmethod
@@ -108,7 +123,17 @@ class Packed:
 
     @cached_property
     def _blobs(self) -> dict[str, bytes]:
-        return container.pack(self.layers, self.floats)
+        return container.pack(self.layers, self.floats, self.activations)
+
+
+def _steps(packed: Packed, model: nn.Module) -> set[str]:
+    """The names of the steps of inputs, which a model need not have."""
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    for name in packed.activations:
+        if name not in modules:
+            raise PlanError(f"{name}: missing in the model; expected the architecture that was packed")
+    own = set(map(step_name, packed.activations))
+    return {name for names, _ in packed.floats if own & set(names) for name in names}
 
 
 def _check_fits(name: str, value: Tensor, target: Tensor) -> None:
@@ -124,13 +149,13 @@ def with_float16(packed: Packed) -> Packed:
     """The same network with its other float32 tensors, biases and norms, rounded to float16: half of their bytes.
 
     A float32 model takes these values exactly. A tensor stays as it is where float16 is off by more than a thousandth of its
-    largest number.
+    largest number, and so does a scalar, such as the step of an input.
     """
-    return Packed(packed.layers, [(names, _rounded(value)) for names, value in packed.floats])
+    return Packed(packed.layers, [(names, _rounded(value)) for names, value in packed.floats], packed.activations)
 
 
 def _rounded(value: Tensor) -> Tensor:
-    if value.dtype != torch.float32 or not value.numel():
+    if value.dtype != torch.float32 or not value.numel() or not value.dim():
         return value
     half = value.half()
     off = (half.float() - value).abs()
@@ -150,6 +175,7 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
 
     """
     check_state(model)
+    settle(model)
     quantized = {name for layer in layers.values() for name in layer.names}
     shared: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}
     for name, value in model.state_dict().items():
@@ -157,7 +183,8 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
             continue
         key = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else (name,)
         shared.setdefault(key, ([], value))[0].append(name)
-    return Packed(layers, [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()])
+    floats = [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()]
+    return Packed(layers, floats, input_forms(model))
 
 
 def check_state(model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Plan: how many bits each layer gets, as plain data; Budget: what it may cost."""
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +16,7 @@ from octavo.files import write_atomically
 from octavo.layers import MASKED, Layer, Skipped, find_layers
 from octavo.yamls import read_yaml
 
-__all__ = ["Budget", "Cost", "Plan", "matching_plan", "planned_layers"]
+__all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ class Plan(MutableMapping[str, int]):
         layers = {layer.name: layer.weight.numel() for layer in found}
         if not layers:
             raise PlanError(f"{type(model).__name__}: expected a model with layers that can be quantized, found none")
-        for pattern in [include, *exclude]:
-            if not any(fnmatchcase(name, pattern) for name in layers):
-                raise PlanError(f"{pattern!r} matches no layer of {type(model).__name__}{nearest(pattern, layers)}")
+        _check_patterns([include, *exclude], layers, type(model).__name__)
         chosen = [n for n in layers if fnmatchcase(n, include) and not any(fnmatchcase(n, out) for out in exclude)]
         return cls(dict.fromkeys(chosen, bits), weights=layers)
 
@@ -190,16 +188,29 @@ class Budget:
 
 
 def matching_plan(model: nn.Module, bits: int | Mapping[str, int]) -> Plan:
-    """A plan from bits for every layer, or from shell patterns to bits: the last pattern that matches a layer counts.
+    """A plan from bits for every layer, or from shell patterns to bits: see :func:`matching`."""
+    known = Plan.uniform(model, 8)
+    return Plan(matching(known, bits, type(model).__name__), weights=known.weights)
+
+
+def matching(names: Iterable[str], bits: int | Mapping[str, int], model: str) -> dict[str, int]:
+    """Bits by the names of layers, in their order, from bits for all, or from shell patterns: the last that matches counts.
 
     Raises:
         PlanError: a pattern matches no layer of the model.
 
     """
-    plan, known = Plan({}), Plan.uniform(model, 8)
-    for pattern, value in ({"*": bits} if isinstance(bits, int) else bits).items():
-        plan.update(Plan.uniform(model, value, include=pattern))
-    return Plan({name: plan[name] for name in known if name in plan}, weights=known.weights)
+    names = list(names)
+    patterns = {"*": bits} if isinstance(bits, int) else bits
+    _check_patterns(patterns, names, model)
+    found = {name: [value for pattern, value in patterns.items() if fnmatchcase(name, pattern)] for name in names}
+    return {name: values[-1] for name, values in found.items() if values}
+
+
+def _check_patterns(patterns: Iterable[str], names: Collection[str], model: str) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise PlanError(f"{pattern!r} matches no layer of {model}{nearest(pattern, names)}")
 
 
 def planned_layers(model: nn.Module, plan: Mapping[str, int]) -> list[tuple[Layer, int]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 
+from octavo.activations import StepFit, check_fit
 from octavo.codebook import Fit, Per
 from octavo.compensate import FreezeOrder
 from octavo.errors import OctavoError, RecipeError, nearest
@@ -17,7 +18,18 @@ from octavo.search import Method
 from octavo.train import Retraining
 from octavo.yamls import read_yaml
 
-__all__ = ["OneShot", "Prune", "Recipe", "Search", "key_value", "load_recipe", "make_recipe", "override", "yaml_value"]
+__all__ = [
+    "Activations",
+    "OneShot",
+    "Prune",
+    "Recipe",
+    "Search",
+    "key_value",
+    "load_recipe",
+    "make_recipe",
+    "override",
+    "yaml_value",
+]
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
 Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -35,6 +47,19 @@ class OneShot:
     damp: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     sequential: bool = True
     correct: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """How the inputs of layers are quantized: see ``octavo.quantize_activations``. Inputs are the task's calibration."""
+
+    bits: Bits | dict[str, Bits]
+    fit: Annotated[StepFit, SkipValidation] = "mse"
+    power_of_two: bool = False
+    learned: bool = True
+
+    def __post_init__(self) -> None:
+        check_fit(self.fit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +86,7 @@ class Prune:
 
 
 SECTIONS: dict[Any, Any] = {
+    "activations": Activations,
     "prune": Prune,
     "retraining": Retraining,
     "oneshot": OneShot,
@@ -79,6 +105,7 @@ class Recipe(BaseModel):
         bits: bits for every layer, or for layer names and shell patterns; the last that matches counts, the others stay
             in float. Either this or ``search``.
         search: how to search for the bits of each layer.
+        activations: how the inputs of layers are quantized; None: not at all.
         method: ``inq`` freezes portion by portion and retrains; ``oneshot`` is the closed form, without training.
         warmup: epochs of retraining in full precision before the first weight freezes.
         prune: dynamic network surgery after that: the sparsity it reaches, and its epochs; INQ keeps the zeros.
@@ -106,6 +133,7 @@ class Recipe(BaseModel):
     teacher: dict[str, Any] = {}
     bits: Bits | dict[str, Bits] | None = None
     search: Search | None = None
+    activations: Activations | None = None
     method: Literal["inq", "oneshot"] = "inq"
     warmup: Epochs = 0.0
     prune: Prune | None = None
@@ -249,10 +277,10 @@ def _explain(error: ValidationError) -> str:
     """
     errors = sorted(error.errors(), key=lambda one: one["type"] not in UNKNOWN)
     first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
-    key, *inner = first["loc"] or ("",)
-    where = ".".join(str(part) for part in (key, *inner[key in UNIONS :]))
+    loc = first["loc"]
+    where = ".".join(str(part) for key, part in zip(("", *loc), loc, strict=False) if key not in UNIONS)
     if first["type"] in UNKNOWN:
-        known = SECTIONS[where.rpartition(".")[0]].__dataclass_fields__ if inner else Recipe.model_fields
+        known = SECTIONS[where.rpartition(".")[0]].__dataclass_fields__ if loc[1:] else Recipe.model_fields
         return f"unknown key {where!r}{nearest(where.rpartition('.')[2], known)}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"  # our own say what they got
     return f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1) + got

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from octavo import coding
+from octavo.activations import quantize_activations
 from octavo.calling import device_of, on_device
 from octavo.errors import RecipeError
 from octavo.files import write_atomically
@@ -20,6 +21,7 @@ from octavo.oneshot import LayerError, calibrate
 from octavo.packed import Packed, check_state, with_float16
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.prune import kept_masks
+from octavo.quantizer import input_forms
 from octavo.recipe import Recipe, Search
 from octavo.search import search
 from octavo.search.survey import survey
@@ -64,6 +66,7 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     job = Job(recipe, task, folder, digest, observer)
     if recipe.search is not None:  # what does not fit is found before the warm-up
         _survey(job, recipe.search, model)
+    rounded = _quantize_inputs(job, model)
     log = warm_up(model, job) + prune(model, job) if recipe.retrains else []
     plan, searched = _search(job, recipe.search, model) if recipe.search else (given, {})
     packed, how = _by_retraining(job, model, plan, log) if recipe.retrains else _in_closed_form(job, model, plan)
@@ -72,7 +75,7 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     float_bytes = packed.float_bytes
     packed = with_float16(packed) if recipe.floats == "float16" else packed
     packed.save(file)
-    result |= searched | how | {"score": _score_reloaded(recipe, task, file)}
+    result |= rounded | searched | how | {"score": _score_reloaded(recipe, task, file)}
     observer.note(f"quantized, packed and loaded again: {result['score']:.2f}")
     if recipe.controlled:
         result["control_score"] = control_score(job)
@@ -107,6 +110,19 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
 def _begin(job: Job) -> None:
     """Note down in the folder whose run this is, once the recipe is known to fit the network."""
     write_json(job.folder / "recipe.json", job.recipe.model_dump(mode="json"))
+
+
+def _quantize_inputs(job: Job, model: nn.Module) -> Json:
+    """Quantize the inputs of layers as the recipe says, and what came of it."""
+    if job.recipe.activations is None:
+        return {}
+    wanted = asdict(job.recipe.activations)
+    skipped = quantize_activations(model, job.task.calibration(), wanted.pop("bits"), **wanted)
+    for skip in skipped:
+        job.observer.note(f"{skip.name}: its inputs stay in float: {skip.reason}")
+    bits = {name: form.bits for name, form in input_forms(model).items()}
+    job.observer.note(f"inputs of {len(bits)} layers quantized, {min(bits.values())} to {max(bits.values())} bits")
+    return {"activation_bits": bits}
 
 
 def _survey(job: Job, wanted: Search, model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from octavo.folder import Json, read_json, write_json
 from octavo.incremental import Incremental
 from octavo.oneshot import LayerError
 from octavo.prune import Surgery
+from octavo.quantizer import input_forms
 from octavo.recipe import Recipe
 from octavo.search.bench import Trial
 from octavo.seeds import seed_of
@@ -102,11 +103,12 @@ class Track:
 
 
 def warm_up(model: nn.Module, job: Job) -> list[Json]:
-    """Retrain ``model`` in full precision before its first weight freezes; recipes that differ in bits share it. What it took."""
+    """Retrain ``model`` before its first weight freezes; recipes that differ in bits share it. What it took."""
     epochs = job.recipe.warmup
     if not epochs:
         return []
-    place = _shared_folder("warmup", job.folder, _shared(job) | {"epochs": [epochs]})
+    rounded = job.recipe.model_dump(mode="json", include={"activations"}) if input_forms(model) else {}
+    place = _shared_folder("warmup", job.folder, _shared(job) | {"epochs": [epochs]} | rounded)
     track = Track("warm-up", model, None, place / "warmup.pt", job.digest, [(0.0, epochs)], first=-1)
     train(track, job)
     return track.log

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from octavo.calling import call, device_of, in_mode, on_device
 from octavo.errors import TrainingError
+from octavo.quantizer import steps as steps_of
 from octavo.task import Batch, Task
 
 __all__ = ["Progress", "Retraining", "distillation", "retrain", "step_count"]
@@ -24,7 +25,7 @@ class Retraining:
     Attributes:
         learning_rate: at the start of each stage; it falls to 0 along a half cosine.
         momentum: Nesterov's.
-        weight_decay: on every parameter that trains.
+        weight_decay: on every parameter that trains, but for the steps of activations.
         clip: largest norm of the gradient.
         temperature: softens teacher and student before their KL divergence.
         labels: share of the task's own, supervised loss in the total; 0 uses no labels.
@@ -122,8 +123,12 @@ def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise TrainingError(f"expected {type(model).__name__} to have parameters that require gradients, found none")
-    nesterov, decay = settings.momentum > 0, settings.weight_decay
-    optimizer = torch.optim.SGD(trained, settings.learning_rate, settings.momentum, weight_decay=decay, nesterov=nesterov)
+    spared = {id(step) for step in steps_of(model)}
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if id(parameter) not in spared], "weight_decay": settings.weight_decay},
+        {"params": [parameter for parameter in trained if id(parameter) in spared]},
+    ]
+    optimizer = torch.optim.SGD(groups, settings.learning_rate, settings.momentum, nesterov=settings.momentum > 0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     def update(loss: Tensor) -> float:

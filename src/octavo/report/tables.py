@@ -1,6 +1,6 @@
 """Results as tables that a person understands."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -10,7 +10,7 @@ from octavo.inspection import Inspection
 from octavo.packed import Packed
 from octavo.search import SearchResult
 
-__all__ = ["inspection_table", "layers_table", "packed_rows", "plan_table", "result_table", "skipped_table"]
+__all__ = ["bits_range", "inspection_table", "layers_table", "packed_rows", "plan_table", "result_table", "skipped_table"]
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
@@ -25,11 +25,19 @@ def result_table(result: Mapping[str, Any]) -> Table:
     if "sparsity" in result:
         table.add_row("zero weights", "", "", f"{result['sparsity']:.1%}")
     table.add_row("stored bits, a weight", "32", "32", f"{result['stored_bits']:.2f}")
+    if bits := result.get("activation_bits"):
+        table.add_row("activations, bits", "32", "32", bits_range(bits.values()))
     whole = f"{result['float_bytes']:,}"
     table.add_row("bytes", whole, whole, f"{result['file_bytes']:,}")
     table.add_row("times smaller", "1.0", "1.0", f"[bold]{result['ratio']:.1f}[/]")
     table.add_row("time", "", "", f"{result['seconds']:.0f} s in all")
     return table
+
+
+def bits_range(bits: Iterable[int]) -> str:
+    """``4``, or ``4 to 8`` where they differ."""
+    distinct = sorted(set(bits))
+    return " to ".join(map(str, dict.fromkeys((distinct[0], distinct[-1]))))
 
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
@@ -62,33 +70,39 @@ def plan_table(found: SearchResult) -> Table:
 def inspection_table(inspection: Inspection) -> Table:
     """The layers that can be quantized."""
     table = Table(title="can be quantized", title_justify="left")
-    for column in ("layer", "kind", "shape", "weights", "multiply-accumulates", "tied to"):
+    rounded = any(row.activation_bits for row in inspection.rows)
+    for column in ("layer", "kind", "shape", "weights", "multiply-accumulates", "tied to", *["bits of its inputs"] * rounded):
         table.add_column(column, justify="right" if column in ("weights", "multiply-accumulates") else "left")
     for row in inspection.rows:
         macs = "" if row.macs is None else f"{row.macs:,}"
         name, tied = escape(row.name), escape(", ".join(row.tied))
-        table.add_row(name, row.kind, "x".join(map(str, row.shape)), f"{row.weights:,}", macs, tied)
+        inputs = [str(row.activation_bits or "float")] * rounded
+        table.add_row(name, row.kind, "x".join(map(str, row.shape)), f"{row.weights:,}", macs, tied, *inputs)
     return table
 
 
 def skipped_table(inspection: Inspection) -> Table:
-    """The parameters that stay in float, one row for each reason."""
+    """The parameters that stay in float, and the inputs that have to, one row for each reason."""
     table = Table("parameters", "weights", "why", "for example", title="stays in float", title_justify="left")
     reasons: dict[str, list[Any]] = {}
     for skip in inspection.skipped:
         reasons.setdefault(skip.reason, []).append(skip)
     for reason, skips in reasons.items():
         table.add_row(str(len(skips)), f"{sum(skip.weights for skip in skips):,}", escape(reason), escape(skips[0].name))
+    for skip in inspection.float_inputs:
+        table.add_row("its inputs", "", escape(skip.reason), escape(skip.name))
     return table
 
 
 def packed_rows(packed: Packed) -> dict[str, Any]:
     """The figures of a packed file."""
+    activations = [form.bits for form in packed.activations.values()]
     return {
         "layers": len(packed.layers),
         "weights": sum(packed.plan.weights.values()),
         "nominal_bits": round(packed.nominal_bits, 3),
         "stored_bits": round(packed.stored_bits, 3),
+        **({"activation_bits": bits_range(activations)} if activations else {}),
         "file_bytes": packed.file_bytes,
         "ratio": round(packed.ratio, 2),
     }

@@ -39,6 +39,22 @@ def dnq() -> str:
     return retrained("resnet20-dnq-*")
 
 
+def activations() -> str:
+    """Runs whose activations are quantized too."""
+    rows = []
+    for r in results("resnet20-w*a*"):
+        bits = r["activation_bits"]
+        first, *others = bits.values()
+        control = f"{r['control_score']:.2f}" if "control_score" in r else "not run"
+        rows.append([
+            f"{r['nominal_bits']:g}", " to ".join(map(str, sorted(set(others)))), f"{first}", f"{r['recipe']['seed']}",
+            f"**{r['score']:.2f}**", control, f"{r['float_score']:.2f}", f"{sum(stage['epochs'] for stage in r['stages']):g}",
+            f"{r['file_bytes']:,}", f"{r['ratio']:.1f}",
+        ])  # fmt: skip
+    head = "weights, activations, first, seed, accuracy, control, before, epochs, file in bytes, times smaller"
+    return markdown(head.split(", "), rows)
+
+
 def retrained(pattern: str) -> str:
     """Runs of recipes that retrain."""
     rows = []
@@ -181,6 +197,7 @@ def main() -> None:
     fill(HERE / "README.md", "accuracy", accuracy())
     fill(HERE.parent / "README.md", "dnq", dnq())
     fill(HERE / "README.md", "dnq", dnq())
+    fill(HERE / "README.md", "activations", activations())
     fill(HERE / "README.md", "orders", orders())
     fill(HERE / "README.md", "speed", speed())
     fill(HERE / "README.md", "searches", searches())

@@ -228,6 +228,21 @@ def test_bfloat16_is_for_the_forward_pass_only(bfloat16: bool) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+def test_steps_of_activations_learn_ten_times_as_fast() -> None:
+    """One step of SGD without momentum, whose gradients are taken by hand."""
+    layer, batch = linear(1), data()[0]
+    attach(layer, InputQuantizer(InputForm(4, signed=True), 0.25))
+    by_hand = copy.deepcopy(layer)
+    F.cross_entropy(by_hand(batch[0]), batch[1]).backward()
+    settings = Retraining(labels=1.0, learning_rate=0.01, momentum=0.0, clip=100)
+    retrain(nn.Sequential(layer), Toy(lambda: [batch]), 1.0, settings)
+    (step,), (slope,) = steps(layer), [step.grad for step in steps(by_hand)]
+    assert slope is not None
+    assert step.item() == pytest.approx(0.25 - 0.1 * slope.item(), rel=1e-5)
+    assert step.item() != pytest.approx(0.25, rel=1e-5)
+    assert torch.allclose(layer.weight, by_hand.weight - 0.01 * by_hand.weight.grad, atol=1e-6)  # type: ignore[operator]
+
+
 def test_weight_decay_spares_the_steps_of_activations() -> None:
     """No loss at all: only the decay moves anything."""
 

@@ -8,7 +8,7 @@ import pytest
 from octavo import cli
 from octavo.errors import OctavoError, RecipeError
 from octavo.plan import Budget
-from octavo.recipe import OneShot, Prune, Search, load_recipe, make_recipe, yaml_value
+from octavo.recipe import Activations, OneShot, Prune, Search, load_recipe, make_recipe, yaml_value
 from octavo.train import Retraining
 
 GOOD = "task: digits\nbits: 3\n"
@@ -34,6 +34,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "teacher": {},
         "bits": 3,
         "search": None,
+        "activations": None,
         "method": "inq",
         "warmup": 0.0,
         "prune": None,
@@ -102,6 +103,18 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
     assert make_recipe(recipe.model_dump(mode="json"), "again") == recipe
     assert load_recipe(write("bits.yaml", "base: r.yaml\nsearch: null\nbits: 3")).bits == 3
     assert load_recipe(write("search.yaml", "base: bits.yaml\nbits: null\nsearch: {budget: {ratio: 9}}")).bits is None
+
+
+def test_how_activations_are_quantized(folder: Path) -> None:
+    recipe = load_recipe(write("base.yaml", "task: digits\nbits: 4\nactivations: {bits: 4}"))
+    assert recipe.activations == Activations(bits=4, fit="mse", power_of_two=False, learned=True)
+    text = 'base: base.yaml\nactivations: {bits: {"*": 4, conv1: 8}, fit: 99.9, power_of_two: true, learned: false}'
+    recipe = load_recipe(write("r.yaml", text))
+    assert recipe.activations == Activations(bits={"*": 4, "conv1": 8}, fit=99.9, power_of_two=True, learned=False)
+    assert make_recipe(recipe.model_dump(mode="json"), "again") == recipe
+    other = load_recipe(write("other.yaml", "base: r.yaml\nactivations: {bits: {conv2: 3}}"))
+    assert other.activations == Activations(bits={"conv2": 3}, fit=99.9, power_of_two=True, learned=False)
+    assert load_recipe(write("none.yaml", "base: r.yaml\nactivations: null")).activations is None
 
 
 @pytest.mark.parametrize("path", sorted(cli.RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)

@@ -1,7 +1,7 @@
 """Accuracy of the closed form on CIFAR-10 test images, without labels and without training.
 
     python benchmarks/oneshot.py                       # ResNet-20 and ResNet-56, every bit-width; orders and settings: an hour
-    python benchmarks/oneshot.py --only resnet20/3     # rows whose names begin so
+    python benchmarks/oneshot.py --only resnet20/3     # rows whose names begin so; resnet20/apot: sums of two powers of two
 
 Each row is the mean of 3 seeds: 3 sets of 1,024 unlabelled training images without an image in common. Rows are written as
 they come and skipped where they are there. Writes benchmarks/results/oneshot.json.
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo import Incremental, Packed, Plan, calibrate
+from octavo import Apot, Incremental, Packed, Plan, calibrate
 from octavo.run import environment
 from octavo.tasks.cifar10 import Cifar10
+from octavo.widths import write_width
 
 RESULT = Path(__file__).parent / "results" / "oneshot.json"
 IMAGES, SEEDS = 1024, 3
@@ -40,6 +41,9 @@ def rows() -> dict[str, tuple[int, int, dict[str, Any] | None]]:
     for bits in (5, 4, 3, 2):
         found[f"resnet20/{bits}/nearest"] = (20, bits, None)
         found[f"resnet20/{bits}/gptq"] = (20, bits, {})
+    for width in (Apot(6), Apot(5), Apot(7), Apot(8)):
+        found[f"resnet20/{width}/gptq"] = (20, width, {})
+        found[f"resnet20/{width}/nearest"] = (20, width, None)
     for bits in (5, 4, 3, 2):
         found[f"resnet56/{bits}/nearest"] = (56, bits, None)
         found[f"resnet56/{bits}/gptq"] = (56, bits, {})
@@ -82,7 +86,7 @@ def main() -> None:
         images = torch.cat(list(cifar.calibration())).split(IMAGES)
         seeds = range(1 if arguments is None or arguments.get("order") in SLOW else SEEDS)
         scores = [score(cifar, model, bits, arguments, list(images[seed].split(128))) for seed in seeds]
-        result["rows"][name] = {"bits": bits, "mean": round(statistics.mean(scores), 2), "scores": scores}
+        result["rows"][name] = {"bits": write_width(bits), "mean": round(statistics.mean(scores), 2), "scores": scores}
         print(name, result["rows"][name])
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -100,7 +100,7 @@ def oneshot() -> str:
     result = load("oneshot")
     rows = []
     for network, before in result["float"].items():
-        for bits in (5, 4, 3, 2):
+        for bits in ("apot8", "apot7", "apot6", "apot5", 5, 4, 3, 2):
             row = {way: result["rows"].get(f"{network}/{bits}/{way}") for way in ("nearest", "gptq")}
             if all(row.values()):
                 spread = max(row["gptq"]["scores"]) - min(row["gptq"]["scores"])
@@ -108,6 +108,13 @@ def oneshot() -> str:
                 figures = [f"{before:.2f}", f"{row['nearest']['mean']:.2f}", f"**{row['gptq']['mean']:.2f}**", f"{spread:.2f}"]
                 rows.append([name, f"{bits}", *figures])
     return markdown(["network", "bits", "full precision", "nearest levels", "closed form", "spread of 3"], rows)
+
+
+def apot() -> str:
+    """Squared errors of sums of two powers of two."""
+    errors = load("apot")["relative_squared_error"]
+    rows = [[*reversed(name.split("/")), *(f"{error:.5f}" for error in row.values())] for name, row in errors.items()]
+    return markdown(["bits", "levels", "Gaussian", "Laplace", "ResNet-20"], rows)
 
 
 def ways() -> str:
@@ -192,6 +199,7 @@ def main() -> None:
     fill(HERE.parent / "README.md", "oneshot", oneshot())
     fill(HERE / "README.md", "oneshot", oneshot())
     fill(HERE / "README.md", "ways", ways())
+    fill(HERE / "README.md", "apot", apot())
     fill(HERE / "README.md", "oneshot cost", oneshot_cost())
     fill(HERE / "README.md", "start", starts())
     fill(HERE / "README.md", "accuracy", accuracy())

@@ -19,6 +19,7 @@ from octavo.errors import FormatError
 from octavo.packed import Packed
 from octavo.plan import Plan
 from octavo.task import load_task
+from octavo.widths import Apot
 
 COMMANDS = ("demo", "run", "inspect", "search", "quantize", "evaluate", "verify")
 TASK = """
@@ -173,6 +174,23 @@ def test_search_writes_a_plan_within_the_budget_and_shows_it(octavo: Octavo) -> 
         "search", "tiny.py:Tiny", "--budget", "average_bits=3", "--pin", "2=4", "--trials", "20", "-o", "x", "--json"
     )
     assert json.loads(as_json.out)["plan"] == dict(plan)
+
+
+def test_search_and_quantize_take_widths_of_both_grids(octavo: Octavo) -> None:
+    words = ["search", "tiny.py:Tiny", "--options", "4,5,apot6", "--budget", "average_bits=6", "--pin", "2=apot7"]
+    words += ["--trials", "20", "--method", "greedy"]
+    said = octavo(*words, "-o", "plan.yaml")
+    assert (said.status, said.err) == (0, "")
+    plan = Plan.load("plan.yaml")
+    assert plan["2"] == Apot(7)
+    assert set(plan.values()) <= {4, 5, Apot(6), Apot(7)}
+    assert "apot7" in said.out
+    assert json.loads(octavo(*words, "-o", "x", "--json").out)["plan"]["2"] == "apot7"
+    assert octavo("quantize", "tiny.py:Tiny", "--bits", "apot6", "--method", "oneshot", "-o", "net.safetensors").status == 0
+    assert set(Packed.load("net.safetensors").plan.values()) == {Apot(6)}
+    refused = octavo("search", "tiny.py:Tiny", "--options", "4,apot3", "--budget", "average_bits=6", "-o", "y")
+    assert refused.status == 2
+    assert "options: expected one of apot5, apot6, apot7, apot8, got 'apot3'" in refused.err
 
 
 @pytest.mark.parametrize("words", [["nothing"], ["quantize", "digits"], ["quantize", "digits", "-o", "x", "--bits", "9"]])
@@ -407,7 +425,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut short": (lambda data: data[:20], "not octavo's, or cut or damaged"),
     "empty": (lambda data: b"", "not octavo's, or cut or damaged"),
     "altered": (lambda data: data[:-2] + bytes([data[-2] ^ 1]) + data[-1:], "checksum does not match"),
-    "newer": (newer, "format version 99 is newer than 1, the newest this octavo reads: upgrade octavo"),
+    "newer": (newer, "format version 99 is newer than 2, the newest this octavo reads: upgrade octavo"),
     "not ours": (someone_elses, "expected a safetensors file with octavo's header, found none"),
 }
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from octavo.coding import compress, decompress, entropy_bytes
 from octavo.errors import FormatError
+from octavo.widths import Apot
 
 BITS = range(2, 9)
 ZERO_SHARES = (0.0, 0.3, 0.5, 0.7, 0.9, 0.97, 0.999)
@@ -265,6 +266,7 @@ def test_forged_content_is_refused_or_is_codes(data, bits, count, dropped):
         (torch.tensor([1.0]), 3, "torch.uint8, got torch.float32"),
         (torch.tensor([5], dtype=torch.uint8), 3, "at most 4 at 3 bits, got 5"),
         (torch.tensor([0, 200], dtype=torch.uint8), 8, "at most 128 at 8 bits, got 200"),
+        (torch.tensor([31], dtype=torch.uint8), Apot(5), "at most 30 at apot5 bits, got 31"),
         (torch.tensor([0], dtype=torch.uint8), 1, "from 2 to 8, got 1"),
         (torch.tensor([0], dtype=torch.uint8), 9, "from 2 to 8, got 9"),
         (torch.tensor([0], dtype=torch.uint8), 3.0, "from 2 to 8, got 3.0"),
@@ -273,3 +275,17 @@ def test_forged_content_is_refused_or_is_codes(data, bits, count, dropped):
 def test_bad_input_is_refused(function, codes, bits, message):
     with pytest.raises(ValueError, match=message):
         function(codes, bits)
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7, 8])
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("size", [0, 1, 7, 5000])
+def test_sums_of_two_powers_have_codes_of_their_own_number(bits: int, zeros: float, size: int) -> None:
+    rng = np.random.default_rng(bits)
+    drawn = np.where(rng.random(size) < zeros, 2 ** (bits - 1) - 1, rng.integers(0, 2**bits - 1, size))
+    codes = torch.from_numpy(drawn.astype(np.uint8))
+    data = compress(codes, Apot(bits))
+    assert torch.equal(decompress(data, size, Apot(bits)), codes)
+    assert data[4] == bits
+    assert len(data) <= 200 + 1.02 * entropy_bytes(codes, Apot(bits)) or zeros == 0.99
+    assert entropy_bytes(codes, Apot(bits)) == pytest.approx(order_0(codes) if size else 0)

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from octavo.codebook import PowerOfTwo
-from octavo.container import VERSION, Floats, Quantized, pack, to_file, unpack
+from octavo.container import VERSION, Floats, Quantized, pack, to_file, unpack, version_of
 from octavo.errors import FormatError
+from octavo.grids import codebook_at
 from octavo.layers import find_layers
 from octavo.manifest import DTYPES
+from octavo.widths import Apot
 
 # The second reader. It knows docs/format.md, and nothing of octavo.
 
@@ -53,7 +55,7 @@ def expand(frame: bytes) -> bytes:
     return zstandard.ZstdDecompressor().decompress(frame)
 
 
-def coded(data: bytes) -> tuple[int, list[int]]:
+def coded(data: bytes, *, apot: bool) -> tuple[int, list[int]]:
     """The codes of a stream, and their bits."""
     assert int.from_bytes(data[:4], "little") == zlib.crc32(data[4:])
     bits, count, rounds = data[4], int.from_bytes(data[5:13], "little"), data[13]
@@ -70,7 +72,7 @@ def coded(data: bytes) -> tuple[int, list[int]]:
         assert not any(symbols[size:])
         return symbols[:size]
 
-    worked_on, levels = [count], [2 ** (bits - 1) + 1]
+    worked_on, levels = [count], [2**bits - 1 if apot else 2 ** (bits - 1) + 1]
     for _ in range(rounds):
         worked_on.append(-(-worked_on[-1] // 8))
         levels.append(256)
@@ -83,28 +85,49 @@ def coded(data: bytes) -> tuple[int, list[int]]:
     return bits, symbols
 
 
+def apot_levels(bits: int) -> list[float]:
+    """The levels of the grid apot for n1 = 0, in the order of their codes."""
+    found = []
+    for n in range(1, 1 << 17):
+        j = n.bit_length() - 1
+        rest = n - (1 << j)
+        two = rest.bit_count() <= 1 or ((1 << j) - rest).bit_count() == 1
+        if two and rest % (1 << max(0, j - (bits - 3))) == 0:
+            found.append(n)
+    found = found[: 2 ** (bits - 1) - 1]
+    unit = 1 << (found[-1].bit_length() - 1)
+    positive = [n / unit for n in found]
+    return [-value for value in positive[::-1]] + [0.0] + positive
+
+
 def read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The quantized weights and the other tensors, by their names in the state dict; bfloat16 as float32."""
     strings, octavo = byte_strings(data)
-    assert octavo["version"] == 1
+    assert octavo["version"] == 1 + any(name.startswith("codes.apot") for name in strings)
     assert octavo["manifest_crc32"] == zlib.crc32(strings["manifest"])
     manifest = json.loads(expand(strings["manifest"]))
     streams = {}
     for name in strings:
         if name.startswith("codes."):
-            bits, symbols = coded(strings[name])
-            assert name == f"codes.{bits}"
-            streams[bits] = symbols
+            bits, symbols = coded(strings[name], apot="apot" in name)
+            assert name in (f"codes.{bits}", f"codes.apot{bits}")
+            streams[name] = symbols
     exponents, floats = np.frombuffer(expand(strings["exponents"]), "<i2").tolist(), strings.get("floats", b"")
     weights: dict[str, np.ndarray] = {}
     for row in manifest["layers"]:
         count, channels, zero = math.prod(row["shape"]), max(1, row["exponents"]), 2 ** (row["bits"] - 2)
-        codes, streams[row["bits"]] = streams[row["bits"]][:count], streams[row["bits"]][count:]
+        apot = row.get("grid", "powers") == "apot"
+        stream = f"codes.{'apot' if apot else ''}{row['bits']}"
+        codes, streams[stream] = streams[stream][:count], streams[stream][count:]
+        unit = apot_levels(row["bits"]) if apot else []
         tops, exponents = exponents[:channels], exponents[channels:]
         assert row["crc32"] == zlib.crc32(bytes(codes) + np.array(tops, "<i2").tobytes())
         values = []
         for place, code in enumerate(codes):
             n1 = tops[place * channels // count]
+            if apot:
+                values.append(math.ldexp(unit[code], n1))
+                continue
             values.append(0.0 if code == zero else math.copysign(2.0 ** (n1 - zero + abs(code - zero)), code - zero))
         weight = np.array(values, np.float64).reshape(row["shape"])
         if groups := row["groups"]:
@@ -132,18 +155,19 @@ def read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 @st.composite
 def quantized(draw: st.DrawFn, name: str) -> Quantized:
-    bits = draw(st.integers(2, 8))
+    bits = draw(st.sampled_from([*range(2, 9), *map(Apot, range(5, 9))]))
     shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     divisors = [0] + [g for g in range(1, shape[0] + 1) if shape[0] % g == 0] if len(shape) > 1 else [0]
     per_channel = draw(st.booleans())
-    top = draw(st.lists(st.integers(-149, 127), min_size=shape[0], max_size=shape[0]))
-    zero = 2 ** (bits - 2)
+    apot = isinstance(bits, Apot)
+    top = draw(st.lists(st.integers(-126 if apot else -149, 127), min_size=shape[0], max_size=shape[0]))
+    zero = 2 ** (bits - 1) - 1 if apot else 2 ** (bits - 2)
     share = draw(st.sampled_from([0, 0.5, 0.99]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     codes = np.where(rng.random(shape) < share, zero, rng.integers(0, 2 * zero + 1, shape)).astype(np.uint8)
     names = (name, *(f"{name}.{n}" for n in range(draw(st.integers(0, 2)))))
     tops = torch.tensor(top if per_channel else top[0])
-    return Quantized(names, PowerOfTwo(bits, tops), torch.from_numpy(codes), draw(st.sampled_from(divisors)))
+    return Quantized(names, codebook_at(bits, tops), torch.from_numpy(codes), draw(st.sampled_from(divisors)))
 
 
 @st.composite
@@ -171,7 +195,7 @@ def raw(tensor: Tensor) -> bytes:
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_what_is_packed_comes_back(network: tuple[dict[str, Quantized], Floats]) -> None:
     layers, floats = network
-    found, others, _ = unpack(to_file(pack(layers, floats)))
+    found, others, _ = unpack(to_file(pack(layers, floats), version_of(layers, {})))
     assert list(found) == list(layers)
     for name, layer in layers.items():
         back = found[name]
@@ -189,7 +213,7 @@ def test_what_is_packed_comes_back(network: tuple[dict[str, Quantized], Floats])
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_another_reader_reads_the_same(network: tuple[dict[str, Quantized], Floats]) -> None:
     layers, floats = network
-    weights, others = read(to_file(pack(layers, floats)))
+    weights, others = read(to_file(pack(layers, floats), version_of(layers, {})))
     expected = {name: layer.weight() for layer in layers.values() for name in layer.names}
     assert list(weights) == list(expected)
     for name, weight in weights.items():
@@ -200,6 +224,23 @@ def test_another_reader_reads_the_same(network: tuple[dict[str, Quantized], Floa
         same = plain[name].float() if plain[name].dtype == torch.bfloat16 else plain[name]
         assert value.shape == same.shape
         assert np.array_equal(value, same.numpy(), equal_nan=value.dtype.kind == "f")
+
+
+def test_another_reader_reads_the_golden_file_of_version_2() -> None:
+    """Files that exist must stay readable: never change it, nor what it holds."""
+    data = (Path(__file__).parent / "data" / "golden-v2.safetensors").read_bytes()
+    layers, *_ = unpack(data)
+    weights, _ = read(data)
+    assert {name: layer.codebook.bits for name, layer in layers.items()} == {"a": Apot(5), "b": 3, "c": Apot(6), "d": Apot(8)}
+    assert weights["a.weight"].tolist() == [
+        [v * 2.0**-6 for v in (-28, -24, -7, 0, 1)],
+        [v * 2.0**-1 for v in (28, 12, 3, 0, -5)],
+    ]
+    assert weights["b.weight"].tolist() == [0.25, -0.5]
+    assert weights["c.weight"].tolist() == [15 / 16, -120 / 16, 0.0]
+    assert weights["d.weight"].tolist() == [-49152.0, 3.0, 1088.0]
+    for name, layer in layers.items():
+        assert weights[f"{name}.weight"].tolist() == layer.weight().tolist()
 
 
 def test_another_reader_reads_the_golden_file() -> None:

@@ -26,6 +26,7 @@ from octavo.container import Quantized, pack, to_file, unpack
 from octavo.errors import FormatError
 from octavo.packed import Packed, verify
 from octavo.quantizer import InputForm
+from octavo.widths import Apot
 
 Strings = dict[str, bytes]
 
@@ -291,6 +292,52 @@ def test_a_newer_version_says_so_before_anything_else() -> None:
         data = container(strings, {"octavo": json.dumps({"version": version})})
         with pytest.raises(FormatError, match=f"version {version} is newer than 2, .*: upgrade octavo"):
             unpack(data)
+
+
+def apot(manifest: Any, strings: Strings) -> None:
+    """The first layer on the other grid, its codes as they were."""
+    manifest["layers"][2].update(grid="apot")
+    strings["codes.apot5"] = strings.pop("codes.5")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m, s: m["layers"][0].update(grid="apot"), r"^manifest: conv, .*: expected 5 to 8 bits on the grid apot, got 3"),
+        (lambda m, s: m["layers"][2].update(grid="cubes"), r"^manifest: fc, layers\.2\.grid: Input should be 'powers' or 'apot'"),
+        (lambda m, s: m["layers"][2].update(grid=None), r"^manifest: fc, layers\.2\.grid: Input should be"),
+        (apot, r"^fc: expected the grid powers in a file of version 1, got apot"),
+    ],
+)
+def test_grids_that_are_unknown_or_do_not_fit(edit: Any, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        unpack(forged(edit))
+
+
+def test_the_other_grid_wants_its_own_stream_and_exponents_within_its_range() -> None:
+    strings = strings_of(DATA)
+    manifest = manifest_of(strings)
+    manifest["layers"][2].update(grid="apot")
+    text = json.dumps(manifest).encode()
+
+    def file(**more: bytes) -> bytes:
+        given = {**strings, **{f"codes.{name}": blob for name, blob in more.items()}, "manifest": squeeze(text)}
+        given.pop("codes.5")
+        head = {"version": 2, "manifest_crc32": zlib.crc32(given["manifest"])}
+        return container(given, {"octavo": json.dumps(head)})
+
+    with pytest.raises(FormatError, match=r"^codes\.apot5: missing in the file"):
+        unpack(file())
+    assert unpack(file(apot5=strings["codes.5"]))[0]["fc"].codebook.bits == Apot(5)  # such codes are legal there too
+    layer = manifest["layers"][2]
+    tops = struct.pack("<2h", -127, 0)
+    codes = unpack(file(apot5=strings["codes.5"]))[0]["fc"].codes.numpy().tobytes()
+    layer["crc32"] = zlib.crc32(codes + tops)
+    text = json.dumps(manifest).encode()
+    exponents = zstandard.ZstdDecompressor().decompress(strings["exponents"])
+    strings["exponents"] = squeeze(exponents[:-4] + tops)
+    with pytest.raises(FormatError, match=r"^fc: expected exponents from -126 to 127, got -127 to 0"):
+        unpack(file(apot5=strings["codes.5"]))
 
 
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:

@@ -12,7 +12,11 @@ FLOORS = (
     "errors",
     "yamls",
     "seeds",
+    "levels",
     "codebook",
+    "widths",
+    "additive",
+    "grids",
     "compensate",
     "coding",
     "partition",
@@ -56,7 +60,19 @@ FLOORS = (
     "cli",
     "__main__",
 )
-NUMBERS = ("errors", "seeds", "codebook", "compensate", "coding", "partition", "histogram")
+NUMBERS = (
+    "errors",
+    "seeds",
+    "levels",
+    "codebook",
+    "widths",
+    "additive",
+    "grids",
+    "compensate",
+    "coding",
+    "partition",
+    "histogram",
+)
 OPTIONAL = {"sklearn", "torchvision", "timm", "PIL", "datasets", "constriction"}
 STRANGERS = {("search", "incremental"), ("tasks", "tasks")}  # the search is handed a function; tasks know no other task
 

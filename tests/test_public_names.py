@@ -12,9 +12,9 @@ import pytest
 import octavo
 
 PUBLIC = {
-    "METHODS", "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan",
-    "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate", "compress",
-    "fold_masks", "inspect", "power_of_two", "quantize_activations", "search", "verify",
+    "METHODS", "Apot", "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed",
+    "Plan", "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate",
+    "compress", "fold_masks", "inspect", "power_of_two", "quantize_activations", "search", "verify",
 }  # fmt: skip
 MODULES = sorted(module.name for module in pkgutil.walk_packages(octavo.__path__, "octavo."))
 

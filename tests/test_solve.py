@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from octavo.codebook import power_of_two
 from octavo.errors import PlanError
+from octavo.grids import fitted_codebook
 from octavo.layers import Layer, channels_first, find_layers
 from octavo.moments import Moments, problem_count
 from octavo.oneshot import calibrate
 from octavo.solve import Settings, Solution, solve
+from octavo.widths import Apot
 
 ORDERS = ["gptq", "distance", "magnitude", "random"]
 
@@ -64,7 +66,7 @@ LAYERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, Apot(5), Apot(7)])
 @pytest.mark.parametrize("fit", ["max", "mse"])
 @pytest.mark.parametrize("per", ["layer", "channel"])
 def test_outputs_are_never_further_off_than_by_rounding(kind: str, bits: int, fit: Any, per: Any) -> None:
@@ -73,7 +75,7 @@ def test_outputs_are_never_further_off_than_by_rounding(kind: str, bits: int, fi
     X, rows = inputs_for(layer), channels_first(layer.weight.detach(), layer.groups)
     solution = solve(layer, moments_of(layer, X), bits, Settings(fit=fit, per=per))
     assert (solution.codes.dtype, solution.codes.shape) == (torch.uint8, rows.shape)
-    rounding = by_problem(layer, power_of_two(rows, bits, fit=fit, per=per).project(rows))
+    rounding = by_problem(layer, fitted_codebook(rows, bits, fit=fit, per=per).project(rows))
     weight, levels, X = weights_of(layer), levels_of(layer, solution), X.double()
     whole, nearest, found = (squared(w @ X) for w in (weight, weight - rounding, weight - levels))
     assert found <= nearest * (1 + 1e-5)

@@ -11,11 +11,12 @@ from octavo.packed import Packed, verify
 from octavo.plan import Budget, Cost, Plan
 from octavo.prune import Surgery, fold_masks
 from octavo.search import METHODS, SearchResult, search
+from octavo.widths import Apot
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed", "Plan",
-    "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate", "compress",
-    "fold_masks", "inspect", "power_of_two", "quantize_activations", "search", "verify",
+    "METHODS", "Apot", "Budget", "BudgetError", "Cost", "FormatError", "Incremental", "Inspection", "OctavoError", "Packed",
+    "Plan", "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate",
+    "compress", "fold_masks", "inspect", "power_of_two", "quantize_activations", "search", "verify",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from octavo.errors import BudgetError, OctavoError, RecipeError, nearest
 from octavo.inspection import inspect as inspect_model
 from octavo.packed import Packed
 from octavo.plan import Budget
-from octavo.recipe import Recipe, key_value, load_recipe, make_recipe, override
+from octavo.recipe import Recipe, key_value, load_recipe, make_recipe, override, yaml_value
 from octavo.report.progress import Display
 from octavo.report.tables import inspection_table, layers_table, packed_rows, plan_table, result_table, skipped_table
 from octavo.run import publish
@@ -24,6 +24,7 @@ from octavo.run import run as run_recipe
 from octavo.search import METHODS
 from octavo.search import search as search_bits
 from octavo.task import load_task, model_of
+from octavo.widths import write_widths
 
 __all__ = ["app", "main"]
 
@@ -98,6 +99,7 @@ def search(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o"
            trade_off: Annotated[float | None, typer.Option(help="Or: what doubling the ratio is worth in score.")] = None,
            method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "dnq",
            trials: Annotated[int, typer.Option(min=1, help="How many plans may be scored.")] = 512,
+           options: Annotated[str, typer.Option(help="What layers may get: bits, 2 to 8, and apot5 to apot8.")] = "2,3,4,5",
            pin: Annotated[list[str] | None, typer.Option(help="The bits of a layer: name=bits.")] = None, seed: int = 0,
            workers: Annotated[int, typer.Option(min=1, help="How many plans are scored at a time.")] = 1,
            journal: Annotated[Path | None, typer.Option(help="Append each trial here; go on from what is there.")] = None,
@@ -113,12 +115,13 @@ def search(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o"
         display.searching(trials)
         found = search_bits(
             model_of(loaded, task), loaded.calibration(), budget=limit, trade_off=trade_off, method=method, trials=trials,
-            pins=pins, seed=seed, workers=workers, journal=journal, observe=display.trial,
+            options=yaml_value(f"[{options}]", "--options"), pins=pins, seed=seed, workers=workers, journal=journal,
+            observe=display.trial,
         )  # fmt: skip
     found.plan.save(output)
     if as_json:
         scores = {"score": found.score, "uniform_score": found.uniform_score}
-        typer.echo(json.dumps({"plan": dict(found.plan), **scores, **asdict(found.plan.cost())}, indent=2))
+        typer.echo(json.dumps({"plan": write_widths(found.plan), **scores, **asdict(found.plan.cost())}, indent=2))
         return
     out.print(plan_table(found))
     out.print(f"written: {output}", soft_wrap=True, markup=False)
@@ -133,7 +136,7 @@ def _budget(pair: str) -> Budget:
 
 @app.command()
 def quantize(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o", help="The packed file to write.")],
-             bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of every layer.")] = 3,
+             bits: Annotated[str, typer.Option(help="Bits of every layer: 2 to 8, or apot5 to apot8.")] = "3",
              method: Annotated[str, typer.Option(help="inq, or oneshot: in closed form, without training.")] = "inq",
              option: Options = None,
              overrides: Overrides = None, as_json: AsJson = False) -> None:  # fmt: skip
@@ -141,7 +144,7 @@ def quantize(task: TaskName, output: Annotated[Path, typer.Option("--output", "-
 
     Example: `octavo quantize digits --bits 4 --method oneshot -o digits.safetensors`
     """
-    content = {"task": task, "options": _options(option), "bits": bits, "method": method, "control": False}
+    content = {"task": task, "options": _options(option), "bits": yaml_value(bits, "--bits"), "method": method, "control": False}
     recipe = make_recipe(override(content, overrides or ()), "quantize")
     digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
     folder = Path("runs") / f"quantize-{output.stem}-{digest}"  # other settings, another run

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo.errors import FormatError
+from octavo.widths import level_count
 
 __all__ = ["compress", "decompress", "entropy_bytes"]
 
@@ -41,8 +42,8 @@ def compress(codes: Tensor, bits: int) -> bytes:
     """``codes`` as bytes: at most 200 bytes and 2 % (if they are very skewed, 3 %) above their order-0 entropy.
 
     Args:
-        codes: uint8, any shape, each at most ``2^(bits-1)``.
-        bits: nominal bits, 2 to 8.
+        codes: uint8, any shape, each below the number of levels.
+        bits: the width: nominal bits, 2 to 8, or an ``Apot``.
 
     Raises:
         ValueError: bits out of range, or codes of another type or out of range.
@@ -94,7 +95,7 @@ def entropy_bytes(codes: Tensor, bits: int) -> float:
 def _levels(bits: int) -> int:
     if not isinstance(bits, int) or not 2 <= bits <= 8:
         raise ValueError(f"bits: expected an integer from 2 to 8, got {bits!r}")
-    return (1 << (bits - 1)) + 1
+    return level_count(bits)
 
 
 def _checked(codes: Tensor, bits: int) -> Symbols:
@@ -189,7 +190,7 @@ def _open(data: bytes, count: int, bits: int) -> tuple[Symbols, bytes]:
     if (found := zlib.crc32(content)) != expected:
         raise FormatError(f"damaged or cut short: expected checksum {expected:08x}, found {found:08x}")
     found_bits, found_count, rounds = HEADER.unpack_from(content)
-    if (found_count, found_bits) != (count, bits):
-        raise FormatError(f"expected {count} codes of {bits} bits, found {found_count} of {found_bits}")
+    if (found_count, found_bits) != (count, int(bits)):
+        raise FormatError(f"expected {count} codes of {int(bits)} bits, found {found_count} of {found_bits}")
     dropped, frame = content[HEADER.size :][:rounds], content[HEADER.size + rounds :]
     return _from_frame(frame, sum(_sizes(count, rounds))), bytes(dropped)

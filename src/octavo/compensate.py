@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import PlanError
+from octavo.levels import edges
 
 __all__ = ["FreezeOrder", "check_freeze_order", "compensate", "damped", "make_up", "output_error", "wanted"]
 
@@ -130,12 +131,6 @@ def output_error(error: Tensor, hessian: Tensor) -> Tensor:
     return ((error @ hessian) * error).sum(-1)
 
 
-def _edges(levels: Tensor) -> Tensor:
-    """What divides the levels: a tie goes to the larger one (INQ, eq. 4), so below zero it lies just above the middle."""
-    middle = (levels[1:] + levels[:-1]) / 2
-    return torch.where(middle < 0, torch.nextafter(middle, torch.zeros_like(middle)), middle)
-
-
 def _only_kept(
     weight: Tensor, hessian: Tensor, levels: Tensor, order: FreezeOrder, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,7 +166,7 @@ def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, colu
     off by ``(e M)_i / M_ii``, so the error of the outputs falls off on the way.
     """
     levels, width = levels.to(weight.dtype), weight.shape[2]
-    edges = _edges(levels)
+    between = edges(levels)
     factor = _factor(hessian, columns)
     pull = (factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(1)).to(weight.dtype).permute(1, 2, 0).contiguous()
     errors = weight.gather(2, columns.unsqueeze(1).expand_as(weight)).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
@@ -181,7 +176,7 @@ def _all_rows_in_one_order(weight: Tensor, hessian: Tensor, levels: Tensor, colu
     for start in range(0, width, BLOCK):
         end = min(start + BLOCK, width)
         for i, (value, code, level, error, row) in enumerate(steps[start:end], start):
-            torch.bucketize(value, edges, right=True, out=code)
+            torch.bucketize(value, between, right=True, out=code)
             torch.take(levels, code, out=level)
             error.sub_(level)
             free[i + 1 : end].addcmul_(row[i + 1 : end], error)
@@ -216,11 +211,11 @@ def _rows_in_their_order(weight: Tensor, inverse: Tensor, levels: Tensor, order:
     """Both arguments are used up. Whenever a quarter of the weights has been frozen, only what the others need is kept."""
     row = torch.arange(len(weight), device=weight.device)
     free = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)  # each row's columns that are left
-    edges, result = _edges(levels), torch.zeros_like(weight, dtype=torch.int64)
+    between, result = edges(levels), torch.zeros_like(weight, dtype=torch.int64)
     while free.shape[1]:
         frozen = torch.zeros_like(weight, dtype=torch.bool)
         for _ in range(math.ceil(free.shape[1] / 4)):
-            codes = torch.bucketize(weight, edges, right=True)
+            codes = torch.bucketize(weight, between, right=True)
             error = weight - levels[codes]
             cost = error.square() / inverse.diagonal(dim1=1, dim2=2) if order == "distance" else -weight.abs()
             j = cost.masked_fill_(frozen, torch.inf).argmin(1)

@@ -1,6 +1,6 @@
 """The file of a packed network: a safetensors container of a few byte strings (docs/format.md is its specification).
 
-``manifest`` (zstandard, JSON) names the tensors, in order; ``codes.B`` holds the codes of all layers of B bits, coded by
+``manifest`` (zstandard, JSON) names the tensors, in order; ``codes.B`` holds the codes of all layers of the width B, coded by
 ``octavo.coding``; ``exponents`` (zstandard, int16) every n1; ``floats`` the raw bytes of all other tensors. Each tensor has its
 CRC-32 in the manifest, and the manifest has one in the header. Reading unpickles nothing.
 """
@@ -19,11 +19,13 @@ import zstandard
 from torch import Tensor
 
 from octavo import coding
-from octavo.codebook import LARGEST, SMALLEST, PowerOfTwo
 from octavo.errors import FormatError, brief
+from octavo.grids import codebook_at
 from octavo.layers import Layer, channels_back
+from octavo.levels import LARGEST, Codebook
 from octavo.manifest import DTYPES, ActivationRow, FloatRow, LayerRow, Manifest, checksum, raw_bytes, read_manifest
 from octavo.quantizer import InputForm, step_name
+from octavo.widths import Apot, by_size
 
 __all__ = ["VERSION", "Quantized", "pack", "to_file", "unpack", "version_of"]
 
@@ -48,15 +50,15 @@ class Quantized:
     """
 
     names: tuple[str, ...]
-    codebook: PowerOfTwo
+    codebook: Codebook
     codes: Tensor
     groups: int = 0
 
     @classmethod
-    def of(cls, layer: Layer, codebook: PowerOfTwo, codes: Tensor) -> Self:
+    def of(cls, layer: Layer, codebook: Codebook, codes: Tensor) -> Self:
         """The quantized form of a model's layer, from its codes with output channels first."""
         names = (layer.parameter, *(full for full, *_ in layer.tied))
-        return cls(names, PowerOfTwo(codebook.bits, codebook.top.cpu()), codes, layer.groups)
+        return cls(names, codebook_at(codebook.bits, codebook.top.cpu()), codes, layer.groups)
 
     def weight(self) -> Tensor:
         """The weights, float32, in the parameter's own layout."""
@@ -71,7 +73,7 @@ def pack(layers: Mapping[str, Quantized], floats: Floats, activations: Activatio
         activations=[ActivationRow(name=name, **asdict(form)) for name, form in (activations or {}).items()],
     )
     blobs = {"manifest": _squeeze(manifest.model_dump_json(exclude_defaults=True).encode())}
-    for bits in sorted({layer.codebook.bits for layer in layers.values()}):
+    for bits in sorted({layer.codebook.bits for layer in layers.values()}, key=by_size):
         same = [layer.codes.reshape(-1) for layer in layers.values() if layer.codebook.bits == bits]
         blobs[f"codes.{bits}"] = coding.compress(torch.cat(same), bits)
     blobs["exponents"] = _squeeze(b"".join(raw_bytes(layer.codebook.top.to(torch.int16)) for layer in layers.values()))
@@ -79,9 +81,9 @@ def pack(layers: Mapping[str, Quantized], floats: Floats, activations: Activatio
     return blobs
 
 
-def version_of(activations: Activations) -> int:
+def version_of(layers: Mapping[str, Quantized], activations: Activations) -> int:
     """The oldest version of the format that can say all this."""
-    return 2 if activations else 1
+    return 2 if activations or any(isinstance(layer.codebook.bits, Apot) for layer in layers.values()) else 1
 
 
 def to_file(blobs: Mapping[str, bytes], version: int = 1) -> bytes:
@@ -103,6 +105,8 @@ def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats, Activations]:
     if zlib.crc32(squeezed) != head.get("manifest_crc32"):
         raise FormatError("manifest: its checksum does not match: the file is damaged or was altered")
     manifest = read_manifest(_expand(squeezed, SMALL_MANIFEST + RATIO * len(squeezed), "manifest"))
+    if head["version"] == 1:
+        _check_powers(manifest)
     try:
         floats = _read_floats(manifest.floats, blobs.get("floats", b""))
         return _read_layers(manifest.layers, blobs), floats, _read_activations(manifest.activations, floats)
@@ -134,13 +138,21 @@ def _open(data: bytes) -> tuple[dict[str, bytes], Json]:
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items() if tensor.dtype == torch.uint8}, head
 
 
+def _check_powers(manifest: Manifest) -> None:
+    """Readers of version 1 know no other grid, and would take its codes for powers of two."""
+    for row in manifest.layers:
+        if row.grid != "powers":
+            raise FormatError(f"{row.name}: expected the grid powers in a file of version 1, got {row.grid}")
+
+
 def _layer_row(name: str, layer: Quantized) -> LayerRow:
     top = layer.codebook.top
     return LayerRow(
         name=name,
         names=list(layer.names),
         shape=list(layer.codes.shape),
-        bits=layer.codebook.bits,
+        bits=int(layer.codebook.bits),
+        grid="apot" if isinstance(layer.codebook.bits, Apot) else "powers",
         groups=layer.groups,
         exponents=top.numel() if top.dim() else 0,
         crc32=checksum(layer.codes, top.to(torch.int16)),
@@ -154,20 +166,20 @@ def _float_row(names: tuple[str, ...], value: Tensor) -> FloatRow:
 
 def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[str, Quantized]:
     streams = {}
-    for bits in {row.bits for row in rows}:
-        count = sum(math.prod(row.shape) for row in rows if row.bits == bits)
+    for bits in {row.width for row in rows}:
+        count = sum(math.prod(row.shape) for row in rows if row.width == bits)
         name = f"codes.{bits}"
         streams[bits] = _Stream(name, _decompress(_blob(blobs, name), count, bits, name))
     size = 2 * sum(max(1, row.exponents) for row in rows)
     tops = _Stream("exponents", _tensor(_expand(_blob(blobs, "exponents"), size, "exponents"), torch.int16))
     layers = {}
     for row in rows:
-        codes = streams[row.bits].take(math.prod(row.shape)).view(row.shape)
+        codes = streams[row.width].take(math.prod(row.shape)).view(row.shape)
         top = tops.take(max(1, row.exponents))
         row.check(codes, top)
-        if not bool(((top >= SMALLEST) & (top <= LARGEST)).all()):
-            raise FormatError(f"{row.name}: expected exponents from {SMALLEST} to {LARGEST}, got {top.min()} to {top.max()}")
-        codebook = PowerOfTwo(row.bits, (top if row.exponents else top[0]).int())
+        codebook = codebook_at(row.width, (top if row.exponents else top[0]).int())
+        if not bool(((top >= (low := codebook.lowest)) & (top <= LARGEST)).all()):
+            raise FormatError(f"{row.name}: expected exponents from {low} to {LARGEST}, got {top.min()} to {top.max()}")
         layers[row.name] = Quantized(tuple(row.names), codebook, codes, row.groups)
     for stream in (*streams.values(), tops):
         stream.close()

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from octavo.codebook import PowerOfTwo
+from octavo.grids import codebook_at
 from octavo.layers import Layer, channels_back, channels_first
+from octavo.levels import Codebook
+from octavo.widths import Apot
 
 __all__ = ["Held", "Masks", "attach", "hold", "release"]
 
-EDGE = 1.5  # the outer edge of the largest level's cell, in units of that level (INQ, eq. 4)
-ROOM = 3.0  # how far beyond it the bound lies, times the free share
+ROOM = 3.0  # how far beyond the outer edge of the largest level's cell the bound lies, times the free share
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers as wide as a float of so many bytes
 ONE, MANTISSA = 127, 23  # of float32's bits: the exponent field of 1, how far up it lies
 FREE = -128  # the mark of a weight that is free: the least int8
@@ -51,6 +52,7 @@ class Held(nn.Module):
 
     It keeps one byte a weight, and its output four while a graph is alive: 5 bytes of extra memory a weight. The byte marks a
     weight as free, or has the sign and the exponent field of its level for n1 = 0: shifted up, these are the level's own bits.
+    On another grid than powers of two it has the level's place from zero, to be looked up.
     """
 
     pruned: int  # how many weights were frozen at zero before any other
@@ -58,22 +60,31 @@ class Held(nn.Module):
     marks: Tensor  # int8, the weight's own shape
     scale: Tensor  # 2^n1, broadcastable to the weight
     edge: Tensor  # the bound of free weights in units of the scale; infinite until the first weight is frozen
+    table: Tensor | None  # by mark, from FREE on, the level for n1 = 0; None where the mark has it
 
-    def __init__(self, weight: Tensor, codebook: PowerOfTwo, groups: int = 0) -> None:
+    def __init__(self, weight: Tensor, codebook: Codebook, groups: int = 0) -> None:
         super().__init__()
         rows = channels_first(weight, groups)
         scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))
         if groups and len(scale) > 1:
             scale = channels_back(scale.expand(-1, rows.shape[1], *scale.shape[2:]), groups)
         self.pruned, self.straight_through = 0, False
-        self._unit = PowerOfTwo(codebook.bits, torch.zeros((), dtype=torch.int32))
+        self._unit = codebook_at(codebook.bits, torch.zeros((), dtype=torch.int32))
         self.register_buffer("marks", torch.full_like(weight, FREE, dtype=torch.int8))
         self.register_buffer("scale", scale.to(weight.device))
         self.register_buffer("edge", torch.full((), math.inf, device=weight.device))
+        self.register_buffer("table", self._table(weight.device), persistent=False)
+
+    def _table(self, device: torch.device) -> Tensor | None:
+        if not isinstance(self._unit.bits, Apot):
+            return None
+        table, levels = torch.zeros(1 << 8), self._unit.unit_levels()
+        table[-self._unit.zero - FREE :][: len(levels)] = levels
+        return table.to(device)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as the network shall see it, same shape and type."""
-        result: Tensor = _Hold.apply(weight, self.marks, self.scale, self.edge)  # type: ignore[no-untyped-call]
+        result: Tensor = _Hold.apply(weight, self.marks, self.scale, self.edge, self.table)  # type: ignore[no-untyped-call]
         if self.straight_through:  # the gradient is as if nothing were rounded (Bengio et al., arXiv 1308.3432)
             levels = self._unit.project(result / self.scale).mul_(self.scale).to(result.dtype)
             result = levels + (result - result.detach())
@@ -98,13 +109,14 @@ class Held(nn.Module):
     @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
         """Freeze the weights under ``mask`` that are still free, at ``codes``; both of the weight's own shape."""
-        rank = codes.int() - self._unit.exponents
-        field = ONE - self._unit.exponents + rank.abs()
-        marks = torch.where(rank == 0, 0, torch.where(rank < 0, field + FREE, field)).to(torch.int8)
-        grown = torch.where(mask & ~self.frozen, marks, self.marks)
+        marks = codes.int() - self._unit.zero
+        if self.table is None:
+            field = ONE - self._unit.zero + marks.abs()
+            marks = torch.where(marks == 0, 0, torch.where(marks < 0, field + FREE, field))
+        grown = torch.where(mask & ~self.frozen, marks.to(torch.int8), self.marks)
         self.marks = torch.empty_like(self.marks).copy_(grown)  # a new tensor: snapshots stay what they are
         free = self.marks.numel() - int(self.frozen.sum())
-        self.edge.fill_(EDGE + ROOM * free / max(1, self.marks.numel() - self.pruned))
+        self.edge.fill_(self._unit.edge + ROOM * free / max(1, self.marks.numel() - self.pruned))
 
 
 # The functions below work on the bits of floats. Masks in bool and look-ups by index cost ten times as much per weight, which
@@ -115,13 +127,18 @@ class _Hold(torch.autograd.Function):
     """``where(free, clamp(weight), level)``; the gradient passes the clamp, and saves only the marks, which are kept anyway."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, marks: Tensor, scale: Tensor, edge: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, marks: Tensor, scale: Tensor, edge: Tensor, table: Tensor | None) -> Tensor:
         ctx.save_for_backward(marks)
         bits = marks.int()
         free = _free_bits(bits, BITS[weight.element_size()])
-        bits <<= MANTISSA
-        bits &= LEVEL
-        level = bits.view(torch.float32).mul_(scale).to(weight.dtype).view(free.dtype)
+        if table is None:
+            bits <<= MANTISSA
+            bits &= LEVEL
+            level = bits.view(torch.float32)
+        else:
+            bits -= FREE
+            level = table[bits]
+        level = level.mul_(scale).to(weight.dtype).view(free.dtype)
         bound = (edge * scale).to(weight.dtype)
         result = weight.minimum(bound)
         torch.maximum(result, -bound, out=result)
@@ -132,7 +149,7 @@ class _Hold(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (marks,), (gradient,) = ctx.saved_tensors, gradients
         if gradient.is_sparse:  # an embedding's, of the rows that were looked up
             rows = gradient.coalesce()
@@ -140,7 +157,7 @@ class _Hold(torch.autograd.Function):
             masked = torch.sparse_coo_tensor(rows.indices(), values, rows.shape, is_coalesced=True, check_invariants=False)
         else:
             masked = _OnlyFree.apply(gradient, marks)  # type: ignore[no-untyped-call]
-        return masked, None, None, None
+        return masked, None, None, None, None
 
 
 class _OnlyFree(torch.autograd.Function):
@@ -166,7 +183,7 @@ def _free_bits(marks: Tensor, wide: torch.dtype) -> Tensor:
     return bits.to(wide)
 
 
-def hold(layer: Layer, codebook: PowerOfTwo) -> Held:
+def hold(layer: Layer, codebook: Codebook) -> Held:
     """Put a :class:`Held` on a layer's parameter, at every place that shares it. The Parameter object stays the same."""
     held = Held(layer.weight, codebook, layer.groups)
     attach(layer, held)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from octavo.calling import Inputs, observing
-from octavo.codebook import Fit, Per, PowerOfTwo, power_of_two
 from octavo.compensate import damped, make_up, wanted
 from octavo.container import Quantized
 from octavo.errors import PlanError, TrainingError
 from octavo.freeze import Held, Masks, hold, release
+from octavo.grids import codebook_at, fitted_codebook
 from octavo.layers import Layer, channels_back, channels_first
+from octavo.levels import Codebook, Fit, Per
 from octavo.moments import Moments
 from octavo.oneshot import calibrate, freeze_sequentially
 from octavo.packed import Packed, check_state, pack
@@ -23,6 +24,7 @@ from octavo.plan import planned_layers
 from octavo.prune import clear, portions_for, pruned_masks
 from octavo.seeds import seed_of
 from octavo.solve import Settings
+from octavo.widths import write_widths
 
 __all__ = ["Incremental", "Stage"]
 
@@ -54,11 +56,11 @@ class _Slot:
     """A planned layer with its codebook and what holds its weights."""
 
     layer: Layer
-    codebook: PowerOfTwo
+    codebook: Codebook
     held: Held
 
     @classmethod
-    def of(cls, layer: Layer, codebook: PowerOfTwo, pruned: Tensor | None) -> Self:
+    def of(cls, layer: Layer, codebook: Codebook, pruned: Tensor | None) -> Self:
         """Hold a layer, with what is pruned of it frozen at zero."""
         held = hold(layer, codebook)
         if pruned is not None:
@@ -124,7 +126,7 @@ class Incremental:
 
     Args:
         model: the trained network; it is changed in place.
-        plan: layer name to bits: a ``Plan`` or a dict. Layers that it does not name stay in float.
+        plan: layer name to bits, or to an ``Apot``: a ``Plan`` or a dict. Layers that it does not name stay in float.
         portions: accumulated shares of frozen weights, rising to 1. Where none are given and at least half of the planned weights
             are pruned, they are not the default but the paper's finer ones (``octavo.partition.SPARSE_PORTIONS``).
         order: which weights freeze first: see ``octavo.partition.score``; one order, or one for each portion.
@@ -167,7 +169,7 @@ class Incremental:
         self._orders = orders_of(order, len(self.portions))
         self.model, self.order, self.seed = model, order, seed
         self._settings = {
-            "plan": dict(plan),
+            "plan": write_widths(plan),
             "portions": tuple(portions),
             "order": order if isinstance(order, str) else self._orders,
             "fit": fit,
@@ -260,9 +262,7 @@ class Incremental:
         self._orders = orders_of(self.order, len(self.portions))
         for slot in self._slots:
             slot.held.pruned = state.get("pruned", {}).get(slot.layer.name, 0)
-        self._slots = [
-            _Slot(slot.layer, PowerOfTwo(slot.codebook.bits, state["tops"][slot.layer.name]), slot.held) for slot in self._slots
-        ]
+        self._slots = [_Slot(s.layer, codebook_at(s.codebook.bits, state["tops"][s.layer.name]), s.held) for s in self._slots]
         self._see_through(self._done)
 
     def finish(self) -> Packed:
@@ -290,10 +290,10 @@ class Incremental:
 
 def _codebooks(
     model: nn.Module, planned: Sequence[tuple[Layer, int]], inputs: list[Inputs] | None, fit: Fit, per: Per
-) -> list[PowerOfTwo]:
+) -> list[Codebook]:
     """The levels of each layer: by its weights alone or, with inputs, the closed form's."""
     if inputs is None:
         rows = [(layer, channels_first(layer.weight, layer.groups), bits) for layer, bits in planned]
-        return [power_of_two(weight, bits, fit=fit, per=per, name=layer.name) for layer, weight, bits in rows]
+        return [fitted_codebook(weight, bits, fit=fit, per=per, name=layer.name) for layer, weight, bits in rows]
     packed = calibrate(model, {layer.name: bits for layer, bits in planned}, inputs, fit=fit, per=per)
     return [packed.layers[layer.name].codebook for layer, _ in planned]

@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections import Counter
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo.errors import FormatError
 from octavo.quantizer import step_name
+from octavo.widths import Apot
 
 __all__ = ["DTYPES", "ActivationRow", "FloatRow", "LayerRow", "Manifest", "checksum", "raw_bytes", "read_manifest"]
 
@@ -61,6 +62,12 @@ class LayerRow(_Row):
     bits: Annotated[int, Field(ge=2, le=8)]
     groups: Annotated[int, Field(ge=0)]
     exponents: Annotated[int, Field(ge=0)]
+    grid: Literal["powers", "apot"] = "powers"
+
+    @property
+    def width(self) -> int:
+        """Bits and grid."""
+        return Apot(self.bits) if self.grid == "apot" else self.bits
 
     @property
     def label(self) -> str:
@@ -69,6 +76,8 @@ class LayerRow(_Row):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.grid == "apot" and self.bits < 5:
+            raise ValueError(f"{self.name}: expected 5 to 8 bits on the grid apot, got {self.bits}")
         if self.exponents not in (0, self.shape[0]):
             raise ValueError(f"{self.name}: expected 0 or {self.shape[0]} exponents, got {self.exponents}")
         if self.groups and (len(self.shape) < 2 or self.shape[0] % self.groups):

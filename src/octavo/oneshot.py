@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from octavo.calling import Inputs, check_given, device_of, feed, hooked, naming_errors, observing, on_device
-from octavo.codebook import Fit, Per
 from octavo.compensate import FreezeOrder
 from octavo.container import Quantized
 from octavo.errors import PlanError
 from octavo.forward_order import Freeze, count_calls, freeze_in_forward_order
 from octavo.layers import Layer, calling_modules
+from octavo.levels import Fit, Per
 from octavo.moments import Moments, layer_inputs
 from octavo.packed import Packed, check_state, pack
 from octavo.plan import planned_layers
@@ -58,7 +58,7 @@ def calibrate(
 
     Args:
         model: the trained network.
-        plan: layer name to bits: a ``Plan`` or a dict. Layers that it does not name stay in float.
+        plan: layer name to bits, or to an ``Apot``: a ``Plan`` or a dict. Layers that it does not name stay in float.
         inputs: batches that the model is called with, unlabelled: tensors, or tuples or dicts of arguments.
         order: which weights freeze first: ``"gptq"``, one order for all rows of a layer; ``"distance"``, the cheapest weight of
             each row first (OBQ; DNQ's criterion, weighted); or ``"magnitude"`` or ``"random"``, to compare with.

@@ -65,7 +65,7 @@ class Packed:
     @cached_property
     def file_bytes(self) -> int:
         """Bytes of the file that ``save`` writes."""
-        return len(container.to_file(self._blobs, container.version_of(self.activations)))
+        return len(container.to_file(self._blobs, container.version_of(self.layers, self.activations)))
 
     @property
     def ratio(self) -> float:
@@ -105,7 +105,7 @@ class Packed:
 
     def save(self, path: str | Path) -> None:
         """Write the file, atomically: under ``path`` there is the whole file or what was there before."""
-        content = container.to_file(self._blobs, container.version_of(self.activations))
+        content = container.to_file(self._blobs, container.version_of(self.layers, self.activations))
         write_atomically(path, lambda file: file.write(content))
 
     @classmethod

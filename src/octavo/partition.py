@@ -7,8 +7,8 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from octavo.codebook import PowerOfTwo
 from octavo.errors import PlanError
+from octavo.levels import Codebook
 
 __all__ = [
     "PORTIONS",
@@ -29,7 +29,7 @@ PORTIONS = (0.5, 0.75, 0.875, 1.0)  # INQ's, of VGG-16, ResNet-18 and ResNet-50 
 SPARSE_PORTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)  # INQ's, of survivors of pruning
 
 
-def score(weight: Tensor, codebook: PowerOfTwo, order: Order, *, generator: torch.Generator | None = None) -> Tensor:
+def score(weight: Tensor, codebook: Codebook, order: Order, *, generator: torch.Generator | None = None) -> Tensor:
     """How early each weight freezes, the highest first: float32, shape of ``weight``.
 
     ``magnitude``: the largest first (INQ's choice); ``distance``: the nearest to its level first (DNQ's criterion);
@@ -45,20 +45,23 @@ def score(weight: Tensor, codebook: PowerOfTwo, order: Order, *, generator: torc
     distance = (weight.detach().float() - levels).abs_()
     if order == "relative":
         scale = codebook.scale().to(weight.device).view(-1, *[1] * (weight.dim() - 1))
-        distance /= levels.abs_().maximum(scale * 2.0**-codebook.exponents)
+        distance /= levels.abs_().maximum(scale * float(codebook.unit_levels()[codebook.zero + 1] / 2))
     return distance if order == "far" else distance.neg_()
 
 
 def pruned(weight: Tensor) -> Tensor:
     """Which weights are taken to be pruned: bool, same shape: all that are exactly zero, for training leaves no such weight.
 
-    Not so where every other weight is a power of two: there the layer was quantized before, and zero is one of its levels.
+    Not so where every other weight is a power of two, or a sum or difference of two: there the layer was quantized before, and
+    zero is one of its levels.
     """
     zero = weight.detach() == 0
     if not bool(zero.any()) or bool(zero.all()):
         return zero
-    levels = zero | (torch.frexp(weight.detach().float()).mantissa.abs() == 0.5)
-    return zero & ~levels.all()
+    mantissa = (torch.frexp(weight.detach().float()).mantissa.abs() * 2**24).int()
+    powers = mantissa ^ (3 * mantissa)  # a bit for each of the fewest powers that add up to it, signed (its non-adjacent form)
+    others = powers & (powers - 1)
+    return zero & bool((others & (others - 1)).any())
 
 
 def grow(frozen: Tensor, score: Tensor, portion: float, *, pruned: int = 0) -> Tensor:

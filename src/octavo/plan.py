@@ -10,10 +10,10 @@ from typing import Any, Self
 import yaml
 from torch import nn
 
-from octavo.codebook import check_bits
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.files import write_atomically
 from octavo.layers import MASKED, Layer, Skipped, find_layers
+from octavo.widths import read_width, write_widths
 from octavo.yamls import read_yaml
 
 __all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
@@ -39,6 +39,8 @@ class Cost:
 
 class Plan(MutableMapping[str, int]):
     """Bits by layer name, 2 to 8; a layer that is missing stays in float. A plain dict is a plan too where one is asked for.
+
+    ``Apot(6)``, or the text ``apot6``, in place of bits gives a layer sums of two powers of two at so many bits, 5 to 8.
 
     Args:
         bits: layer name to bits.
@@ -84,8 +86,7 @@ class Plan(MutableMapping[str, int]):
         return self._bits[name]
 
     def __setitem__(self, name: str, bits: int) -> None:
-        check_bits(bits, name)
-        self._bits[name] = bits
+        self._bits[name] = read_width(bits, name)
 
     def __delitem__(self, name: str) -> None:
         del self._bits[name]
@@ -117,12 +118,15 @@ class Plan(MutableMapping[str, int]):
     def save(self, path: str | Path) -> None:
         """Write the plan as YAML that a person can edit."""
         content: dict[str, Any] = {
-            "bits": self._bits,
+            "bits": write_widths(self._bits),
             "weights": {n: self.weights[n] for n in self if n in self.weights},
         }
         if self.macs:
             content["macs"] = {name: self.macs[name] for name in self if name in self.macs}
-        head = "# octavo plan: bits per layer, 2 to 8; a layer without a line stays in float. The counts serve cost().\n"
+        head = (
+            "# octavo plan: bits per layer, 2 to 8, or apot5 to apot8 (sums of two powers of two); a layer without a line "
+            "stays in float. The counts serve cost().\n"
+        )
         text = head + yaml.safe_dump(content, sort_keys=False)
         write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -201,7 +205,7 @@ def matching(names: Iterable[str], bits: int | Mapping[str, int], model: str) ->
 
     """
     names = list(names)
-    patterns = {"*": bits} if isinstance(bits, int) else bits
+    patterns = bits if isinstance(bits, Mapping) else {"*": bits}
     _check_patterns(patterns, names, model)
     found = {name: [value for pattern, value in patterns.items() if fnmatchcase(name, pattern)] for name in names}
     return {name: values[-1] for name, values in found.items() if values}
@@ -225,13 +229,13 @@ def planned_layers(model: nn.Module, plan: Mapping[str, int]) -> list[tuple[Laye
     if not layers:
         raise PlanError(f"{type(model).__name__}: expected a model with layers that can be quantized, found none")
     known = {layer.name: layer for layer in layers}
-    for name, bits in plan.items():
-        check_bits(bits, name)
+    widths = {name: read_width(bits, name) for name, bits in plan.items()}
+    for name in plan:
         if name not in known:
             raise PlanError(f"{name} {_why_unknown(name, layers, skipped)} of {type(model).__name__}")
     if not plan:
         raise PlanError("the plan is empty: it names no layer to quantize")
-    return [(layer, plan[layer.name]) for layer in layers if layer.name in plan]
+    return [(layer, widths[layer.name]) for layer in layers if layer.name in widths]
 
 
 def _check_plain(skipped: Sequence[Skipped]) -> None:

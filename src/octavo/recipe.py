@@ -5,33 +5,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SkipValidation,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from octavo.activations import StepFit, check_fit
-from octavo.codebook import Fit, Per
 from octavo.compensate import FreezeOrder
 from octavo.errors import OctavoError, RecipeError, nearest
+from octavo.levels import Fit, Per
 from octavo.partition import PORTIONS, SPARSE_PORTIONS, Order, check_portions, check_straight_through, orders_of
 from octavo.plan import Budget
 from octavo.prune import check_sparsity
 from octavo.search import Method
 from octavo.train import Retraining
+from octavo.widths import read_width, write_width
 from octavo.yamls import read_yaml
 
 __all__ = [
-    "Activations",
-    "OneShot",
-    "Prune",
-    "Recipe",
-    "Search",
-    "key_value",
-    "load_recipe",
-    "make_recipe",
-    "override",
-    "yaml_value",
-]
+    "Activations", "OneShot", "Prune", "Recipe", "Search", "key_value", "load_recipe", "make_recipe", "override", "yaml_value",
+]  # fmt: skip
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
+Width = Annotated[  # bits, or apot5 to apot8, which pydantic knows nothing of
+    Bits,
+    WrapValidator(lambda value, plain: read_width(value) if str(value).startswith("apot") else plain(value)),
+    PlainSerializer(write_width, when_used="json"),
+]
 Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 
@@ -69,8 +75,8 @@ class Search:
     budget: Budget
     method: Method = "dnq"
     trials: Annotated[int, Field(ge=1)] = 512
-    options: tuple[Bits, ...] = (2, 3, 4, 5)
-    pins: Mapping[str, Bits] = field(default_factory=dict)
+    options: tuple[Width, ...] = (2, 3, 4, 5)
+    pins: Mapping[str, Width] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +109,7 @@ class Recipe(BaseModel):
         options: the task's options.
         teacher: the task's options that differ for the network whose outputs retraining imitates; none: the same network.
         bits: bits for every layer, or for layer names and shell patterns; the last that matches counts, the others stay
-            in float. Either this or ``search``.
+            in float. ``apot6`` in place of bits: sums of two powers of two. Either this or ``search``.
         search: how to search for the bits of each layer.
         activations: how the inputs of layers are quantized; None: not at all.
         method: ``inq`` freezes portion by portion and retrains; ``oneshot`` is the closed form, without training.
@@ -131,7 +137,7 @@ class Recipe(BaseModel):
     task: str
     options: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
-    bits: Bits | dict[str, Bits] | None = None
+    bits: Width | dict[str, Width] | None = None
     search: Search | None = None
     activations: Activations | None = None
     method: Literal["inq", "oneshot"] = "inq"

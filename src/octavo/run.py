@@ -27,6 +27,7 @@ from octavo.search import search
 from octavo.search.survey import survey
 from octavo.stages import Job, Observer, Track, control_score, prune, train, warm_up
 from octavo.task import Task, load_task, model_of
+from octavo.widths import write_width, write_widths
 
 __all__ = ["environment", "publish", "run"]
 
@@ -148,7 +149,8 @@ def _search(job: Job, wanted: Search, model: nn.Module) -> tuple[Plan, Json]:
         observe=job.observer.trial,
     )
     found.plan.save(job.folder / "plan.yaml")
-    about = {"plan": dict(found.plan), "score": found.score, "uniform": dict(found.uniform), "uniform_score": found.uniform_score}
+    plans = {"plan": write_widths(found.plan), "uniform": write_widths(found.uniform)}
+    about = plans | {"score": found.score, "uniform_score": found.uniform_score}
     bits = ", ".join(f"{name} {count}" for name, count in found.plan.items())
     job.observer.note(f"search: {found.score:.5g}, the uniform plan {found.uniform_score:.5g}; bits: {bits}")
     return found.plan, {"search": about}
@@ -189,8 +191,9 @@ def _in_closed_form(job: Job, model: nn.Module, plan: Plan) -> tuple[Packed, Jso
 
     inputs, settings = job.task.calibration(), asdict(recipe.oneshot)
     packed = calibrate(model, plan, inputs, fit=recipe.fit, per=recipe.per, observe=observe, **settings)
-    shown = ("name", "bits", "nearest", "compensated")
-    return packed, {"layers": [{key: getattr(error, key) for key in shown} for error in errors]}
+    shown = ("nearest", "compensated")
+    rows = [{"name": e.name, "bits": write_width(e.bits), **{key: getattr(e, key) for key in shown}} for e in errors]
+    return packed, {"layers": rows}
 
 
 def _score_reloaded(recipe: Recipe, task: Task, file: Path) -> float:
@@ -203,7 +206,7 @@ def _score_reloaded(recipe: Recipe, task: Task, file: Path) -> float:
 def _sizes(packed: Packed, float_bytes: int) -> Json:
     entropy = sum(coding.entropy_bytes(layer.codes, layer.codebook.bits) for layer in packed.layers.values())
     weights = sum(packed.plan.weights.values())
-    zeros = sum(int((layer.codes == layer.codebook.exponents).sum()) for layer in packed.layers.values())
+    zeros = sum(int((layer.codes == layer.codebook.zero).sum()) for layer in packed.layers.values())
     return {
         "weights": weights,
         "nominal_bits": packed.nominal_bits,

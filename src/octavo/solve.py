@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.codebook import LARGEST, SMALLEST, Fit, Per, PowerOfTwo, check_finite, power_of_two
 from octavo.compensate import FreezeOrder, check_freeze_order, compensate, damped, make_up, output_error, wanted
 from octavo.errors import PlanError
+from octavo.grids import codebook_at, fitted_codebook
 from octavo.layers import Layer, channels_first
+from octavo.levels import LARGEST, Codebook, Fit, Per, check_finite
 from octavo.moments import Moments
 from octavo.partition import pruned
 
@@ -47,7 +48,7 @@ class Solution:
     ``nearest`` is that of every weight at its nearest level, ``compensated`` that of the codes.
     """
 
-    codebook: PowerOfTwo
+    codebook: Codebook
     codes: Tensor
     nearest: float
     compensated: float
@@ -70,15 +71,15 @@ def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solu
     if settings.fit == "mse":
         plain, tops = problem.fitted_tops(rows, settings.per, layer.name)
     else:
-        plain = power_of_two(rows, bits, fit=settings.fit, per=settings.per, name=layer.name).top
+        plain = fitted_codebook(rows, bits, fit=settings.fit, per=settings.per, name=layer.name).top
         tops = [plain]
-    nearest = problem.candidate(plain, PowerOfTwo(bits, plain).encode(rows).view(problem.target.shape))
+    nearest = problem.candidate(plain, codebook_at(bits, plain).encode(rows).view(problem.target.shape))
     found = problem.compensated(tops, "gptq")
     if settings.order != "gptq":
         found = problem.compensated([found.top], settings.order)
     chosen = _best([nearest, found])
     return Solution(
-        PowerOfTwo(bits, chosen.top),
+        codebook_at(bits, chosen.top),
         chosen.codes.reshape(rows.shape),
         problem.relative(nearest),
         problem.relative(chosen),
@@ -101,44 +102,43 @@ class _Problem:
     kept: Tensor | None  # bool, shape of the target: what is not pruned; None where nothing is
     hessian: Tensor
     damped: Tensor
-    levels: Tensor  # for n1 = 0, float32
-    bits: int
+    unit: Codebook  # for n1 = 0
 
     @classmethod
     def of(cls, rows: Tensor, moments: Moments, bits: int, damp: float) -> "_Problem":
         hessian = damped(moments.hessian, damp)
         target = wanted(rows.reshape(moments.drift.shape), hessian, moments.drift)
-        levels = PowerOfTwo(bits, torch.zeros((), dtype=torch.int32, device=rows.device)).unit_levels()
+        unit = codebook_at(bits, torch.zeros((), dtype=torch.int32, device=rows.device))
         start, kept = target, ~pruned(rows).reshape(target.shape)
         if kept.all():
-            return cls(target, start, None, moments.hessian, hessian, levels, bits)
+            return cls(target, start, None, moments.hessian, hessian, unit)
         start = make_up(rows.reshape(target.shape).double(), target, hessian, kept)
-        return cls(target, start, kept, moments.hessian, hessian, levels, bits)
+        return cls(target, start, kept, moments.hessian, hessian, unit)
 
     def fitted_tops(self, rows: Tensor, per: Per, name: str) -> tuple[Tensor, list[Tensor]]:
         """The n1 of least squared error; that of least error if inputs did not depend on each other, and its neighbours."""
         weights = rows.reshape(self.target.shape).flatten(0, 1), self.start.flatten(0, 1).float()
         inputs = self.hessian.diagonal(dim1=1, dim2=2).unsqueeze(1).expand_as(self.target).reshape(weights[1].shape)
         importance = torch.ones_like(inputs), inputs
-        fit = functools.partial(power_of_two, bits=self.bits, fit="mse", per=per, name=name)
+        fit = functools.partial(fitted_codebook, width=self.unit.bits, fit="mse", per=per, name=name)
         if per == "channel":  # both in one call
             plain, top = fit(torch.cat(weights), importance=torch.cat(importance)).top.chunk(2)
         else:
             plain, top = (fit(some, importance=share).top for some, share in zip(weights, importance, strict=True))
-        return plain, [(top + step).clamp(SMALLEST, LARGEST) for step in (0, 1, -1)]
+        return plain, [(top + step).clamp(self.unit.lowest, LARGEST) for step in (0, 1, -1)]
 
     def compensated(self, tops: list[Tensor], order: FreezeOrder) -> _Candidate:
         """The best of one candidate for each choice of n1; they share the linear algebra, as so many rows more."""
         scales = [self._by_row(top) for top in tops]
         stacked = torch.cat([torch.ldexp(self.start, -scale).float() for scale in scales], 1)
-        codes, of_outputs, of_weights = compensate(stacked, self.damped, self.levels, order, kept=self.kept)
+        codes, of_outputs, of_weights = compensate(stacked, self.damped, self.unit.levels(), order, kept=self.kept)
         damping = self.damped[:, :1, 0] - self.hessian[:, :1, 0]
         errors = torch.ldexp(of_outputs - damping * of_weights, 2 * torch.cat(scales, 1).squeeze(2))
         found = _best([_Candidate(*one) for one in zip(tops, codes.chunk(len(tops), 1), errors.chunk(len(tops), 1), strict=True)])
         return self.candidate(found.top, found.codes)
 
     def candidate(self, top: Tensor, codes: Tensor) -> _Candidate:
-        level = torch.ldexp(self.levels.double()[codes.int()], self._by_row(top))
+        level = torch.ldexp(self.unit.levels().double()[codes.int()], self._by_row(top))
         return _Candidate(top, codes, self._error(self.target - level))
 
     def relative(self, candidate: _Candidate) -> float:

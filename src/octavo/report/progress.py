@@ -83,7 +83,8 @@ class Display:
         speed = done / max(took, 1e-9)
         left = timedelta(seconds=round(max(self._trials - done, 0) / speed))
         if trial.reward == max(self._rewards):
-            self._best = "".join(map(str, trial.choice))
+            bits = list(map(str, trial.choice))
+            self._best = (" " if max(map(len, bits)) > 1 else "").join(bits)
         state = f"best {max(self._rewards):.4g}  {speed:.1f} plans/s  {left} left"
         line = f"plan {done}  {state}  {_curve(self._rewards)}\nbest so far, bits by layer: {self._best}"
         if self._live and self._task is not None:

@@ -13,6 +13,7 @@ from octavo.search.journal import Journal
 from octavo.search.output_sum import OutputSum
 from octavo.search.space import Choice, Space, single_layers
 from octavo.seeds import seed_of
+from octavo.widths import WIDTHS, width_index
 
 __all__ = ["Bench", "Trial"]
 
@@ -91,7 +92,7 @@ class Bench:
         return scores
 
     def losses(self) -> np.ndarray:
-        """What each layer alone loses at each of its options, against full precision: (layers, 9), by bits.
+        """What each layer alone loses at each of its options, against full precision: (layers, widths), by ``width_index``.
 
         Raises:
             PlanError: too few evaluations for that and a choice.
@@ -101,9 +102,9 @@ class Bench:
         if self.left < (least := len(single) + 1 + (layers > 1)):
             raise PlanError(f"trials: expected at least {least}, for each layer alone and a plan, got {self.left}")
         top, *scores = self._scores([(None,) * layers, *single.values()])
-        loss = np.full((layers, 9), np.nan)
+        loss = np.full((layers, WIDTHS), np.nan)
         for (layer, bits), score in zip(single, scores, strict=True):
-            loss[layer, bits] = top - score
+            loss[layer, width_index(bits)] = top - score
         return loss
 
     def output_sum(self) -> OutputSum | None:

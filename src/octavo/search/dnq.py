@@ -21,6 +21,7 @@ from octavo.search.proposals import proposals
 from octavo.search.reinforce import Reinforce, imitate, learn
 from octavo.search.rivals import exact_choice
 from octavo.search.space import Choice, Space
+from octavo.widths import width_index
 
 __all__ = ["dnq", "features"]
 
@@ -112,7 +113,9 @@ def _estimate(bench: Bench, loss: np.ndarray) -> Estimate:
     layers = range(len(loss))
     return Estimate(
         bench.space.options,
-        lambda choices: torch.tensor([-loss[layers, choice].sum() for choice in choices], dtype=torch.float64),
+        lambda choices: torch.tensor(
+            [-loss[layers, list(map(width_index, choice))].sum() for choice in choices], dtype=torch.float64
+        ),
         divergence=False,
     )
 
@@ -144,7 +147,7 @@ def features(space: Space, loss: np.ndarray) -> Tensor:
     width = max(len(bits) for bits in space.options)
     floor = max(float(np.nanmax(loss)), 1e-12) * 1e-6
     for at in range(width):
-        own = [loss[layer, bits[min(at, len(bits) - 1)]] for layer, bits in enumerate(space.options)]
+        own = [loss[layer, width_index(bits[min(at, len(bits) - 1)])] for layer, bits in enumerate(space.options)]
         columns.append(np.log(np.maximum(own, floor)))
     return torch.tensor(np.stack(columns, 1), dtype=torch.float32)
 

@@ -29,6 +29,7 @@ from octavo.search.output_sum import OutputSum
 from octavo.search.replay import Replay
 from octavo.search.space import Choice, single_layers
 from octavo.solve import Settings, solve
+from octavo.widths import width_index
 
 __all__ = ["Environment", "Partial", "Score"]
 
@@ -90,7 +91,9 @@ class Environment:
 
     def scores(self, choices: Sequence[Partial]) -> list[float]:
         """The score of each choice; None in place of bits leaves that layer in full precision."""
-        alike = sorted(range(len(choices)), key=lambda at: [bits or 0 for bits in choices[at]])  # neighbours begin alike
+        alike = sorted(
+            range(len(choices)), key=lambda at: [0 if bits is None else width_index(bits) for bits in choices[at]]
+        )  # neighbours begin alike
         share = math.ceil(len(choices) / len(self._workers)) or 1
         found = dict[int, float]()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from octavo.errors import FormatError, RecipeError, brief
 from octavo.search.environment import Partial
+from octavo.widths import read_width, write_width
 
 __all__ = ["Journal"]
 
@@ -57,7 +58,8 @@ class Journal:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 for choice, score in zip(choices, scores, strict=True):
-                    file.write(json.dumps({"bits": choice, "score": score}) + "\n")
+                    bits = [None if width is None else write_width(width) for width in choice]
+                    file.write(json.dumps({"bits": bits, "score": score}) + "\n")
 
     def _read(self, lines: Sequence[str], settings: Mapping[str, Any]) -> None:
         for number, line in enumerate(lines, 1):
@@ -66,7 +68,8 @@ class Journal:
                 if number == 1:
                     there = dict(content["settings"])
                 else:
-                    self._known[tuple(content["bits"])] = float(content["score"])
+                    bits = tuple(None if width is None else read_width(width) for width in content["bits"])
+                    self._known[bits] = float(content["score"])
             except (ValueError, KeyError, TypeError) as error:
                 raise FormatError(f"{self._path}, line {number}: expected a trial of a search: {brief(error)}") from error
         for key, value in settings.items():

@@ -15,6 +15,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from octavo.errors import OctavoError
 from octavo.search.bench import Bench
 from octavo.search.space import Choice, Space
+from octavo.widths import by_size, width_index
 
 __all__ = ["RIVALS", "exact_choice", "uniform_choice"]
 
@@ -73,10 +74,15 @@ RIVALS: dict[str, Callable[[Bench], None]] = {
 
 
 def uniform_choice(space: Space, like: Choice | None = None) -> Choice:
-    """The most uniform bits that fit, pins kept; without a budget the most that cost no more than ``like``."""
+    """The most uniform bits that fit, pins kept; without a budget the most that cost no more than ``like``.
+
+    Of two grids at as many bits it is the sums of two powers.
+    """
     most = space.price(like) if like and space.budget is None else math.inf
-    for bits in sorted({bits for options in space.options for bits in options}, reverse=True):
-        choice = tuple(max((b for b in options if b <= bits), default=options[0]) for options in space.options)
+    for most_bits in sorted(map(by_size, {bits for options in space.options for bits in options}), reverse=True):
+        choice = tuple(
+            max((b for b in options if by_size(b) <= most_bits), default=options[0], key=by_size) for options in space.options
+        )
         if space.fits(choice) and space.price(choice) <= most:
             return choice
     return tuple(options[0] for options in space.options)
@@ -87,7 +93,7 @@ def exact_choice(bench: Bench, loss: np.ndarray) -> Choice:
 
     Args:
         bench: its space and its trade-off.
-        loss: (layers, bits), of each layer alone.
+        loss: (layers, widths), of each layer alone.
 
     """
     space = bench.space
@@ -95,13 +101,13 @@ def exact_choice(bench: Bench, loss: np.ndarray) -> Choice:
         return _least_loss(space, loss, space.limit)
     low, high = (space.price(tuple(bits[end] for bits in space.options)) for end in (0, -1))
     found = [_least_loss(space, loss, float(limit)) for limit in np.linspace(low, high, BUDGETS)]
-    return max(found, key=lambda choice: bench.reward(choice, -sum(loss[at, bits] for at, bits in enumerate(choice))))
+    return max(found, key=lambda choice: bench.reward(choice, -_summed(loss, choice)))
 
 
 def _least_loss(space: Space, loss: np.ndarray, limit: float) -> Choice:
     """An integer programme, solved by HiGHS: one option a layer, the sum of their prices within ``limit``."""
     pairs = [(layer, bits) for layer, options in enumerate(space.options) for bits in options]
-    cost = np.array([loss[pair] for pair in pairs])
+    cost = np.array([loss[layer, width_index(bits)] for layer, bits in pairs])
     price = np.array([space.prices[layer] * bits for layer, bits in pairs])
     one_each = np.array([[float(layer == row) for layer, _ in pairs] for row in range(len(space.names))])
     constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(price[None] / limit, -np.inf, 1)]  # tolerances are absolute
@@ -126,13 +132,19 @@ def _exchanges(space: Space, choice: Choice, loss: np.ndarray) -> Iterator[Choic
                 moved = (*choice[:layer], options[at], *choice[layer + 1 :])
                 others.append(space.project(moved, loss, keep=layer))
     distinct = [other for other in dict.fromkeys(others) if other != choice]
-    yield from sorted(distinct, key=lambda other: sum(loss[layer, bits] for layer, bits in enumerate(other)))
+    yield from sorted(distinct, key=lambda other: _summed(loss, other))
+
+
+def _summed(loss: np.ndarray, choice: Choice) -> float:
+    """The losses of a choice's layers, each alone."""
+    return float(sum(loss[layer, width_index(bits)] for layer, bits in enumerate(choice)))
 
 
 def _random_losses(space: Space, generator: torch.Generator) -> np.ndarray:
     """Losses that fall with the bits in random steps: what projects without knowing anything."""
     steps = torch.rand(len(space.names), 9, generator=generator, dtype=torch.float64).numpy()
-    return -steps.cumsum(1)
+    loss = -steps.cumsum(1)
+    return np.concatenate([loss, (loss + 2 * steps - 1)[:, 5:]], 1)  # the other grid is as likely better as worse
 
 
 def _optuna(bench: Bench, sampler: Callable[[Any, int], Any], *needs: str) -> None:

@@ -19,6 +19,7 @@ from octavo.search.journal import Journal
 from octavo.search.rivals import RIVALS, uniform_choice
 from octavo.search.space import Space
 from octavo.search.survey import survey
+from octavo.widths import write_width
 
 __all__ = ["METHODS", "Method", "SearchResult", "search"]
 
@@ -93,7 +94,7 @@ def search(
         inputs: calibration batches, as for ``calibrate``.
         budget: what the plan may cost at most; or
         trade_off: what a doubling of the compression ratio is worth, in units of the score. Exactly one of the two.
-        options: the bits that layers may get.
+        options: the bits that layers may get; among them may be an ``Apot`` or several.
         method: ``dnq``, the learned controller, or a rival: see ``octavo.search.rivals``.
         trials: how many plans, those of single layers included, may be scored.
         score: what to score a model by, higher is better; None: minus the KL divergence from its full-precision outputs.
@@ -117,7 +118,7 @@ def search(
     environment = Environment(model, space.names, batches, space.options, score=score, workers=workers)
     settings = {
         "layers": dict(zip(space.names, space.weights, strict=True)),
-        "options": space.options,
+        "options": [list(map(write_width, options)) for options in space.options],
         "own_score": score is not None,
         "weights": digest(model.state_dict()),
         "inputs": digest(batches),

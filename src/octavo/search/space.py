@@ -4,6 +4,7 @@ A choice is a tuple of bits, one for each layer in forward order. Every budget i
 """
 
 import heapq
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from octavo.codebook import check_bits
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.plan import Budget, Plan
+from octavo.widths import by_size, read_width, width_index
 
 __all__ = ["Choice", "Space", "layer_options", "single_layers"]
 
@@ -42,11 +43,13 @@ class Space:
     traits: tuple[tuple[float, ...], ...] = ()
     prices: np.ndarray = field(init=False)  # of one bit in each layer
     limit: float = field(init=False)  # of the sum of prices times bits
+    near: tuple[dict[tuple[int, int], tuple[int, ...]], ...] = field(init=False)  # by layer: a step from bits, down or up
 
     def __post_init__(self) -> None:
         prices, limit = _linear(self.budget, np.array(self.weights, float), np.array(self.macs, float))
         object.__setattr__(self, "prices", prices)
         object.__setattr__(self, "limit", limit)
+        object.__setattr__(self, "near", tuple(map(_near, self.options)))
         cheapest = tuple(bits[0] for bits in self.options)
         if not self.fits(cheapest):
             low, high = self.plan(cheapest).cost(), self.plan(tuple(bits[-1] for bits in self.options)).cost()
@@ -83,7 +86,7 @@ class Space:
 
         Args:
             choice: any.
-            loss: of each layer alone, (layers, bits).
+            loss: of each layer alone, (layers, widths), by ``width_index``.
             keep: a layer to leave as it is while others can be changed instead.
 
         """
@@ -102,12 +105,13 @@ class Space:
             return
 
         def step(layer: int) -> list[tuple[float, int, int]]:
-            options, now = self.options[layer], bits[layer]
-            at = options.index(now) + way
-            if not 0 <= at < len(options):
+            now, own = bits[layer], loss[layer]
+            near = self.near[layer][now, way]
+            if not near:
                 return []
-            hurt = loss[layer][options[at]] - loss[layer][now]
-            return [(hurt / max(prices[layer] * abs(options[at] - now), 1e-9), layer, options[at])]
+            to = near[0] if len(near) == 1 else min(near, key=lambda option: own[width_index(option)])
+            hurt = own[width_index(to)] - own[width_index(now)]
+            return [(hurt / max(prices[layer] * abs(to - now), 1e-9), layer, to)]
 
         steps = [one for layer in range(len(bits)) if layer != keep for one in step(layer)]
         heapq.heapify(steps)
@@ -136,14 +140,22 @@ def layer_options(names: Sequence[str], options: Sequence[int], pins: Mapping[st
     """
     if not options:
         raise PlanError("options: expected at least one number of bits, got none")
-    for bits in options:
-        check_bits(bits, "options")
-    for name, bits in pins.items():
+    ascending = tuple(sorted({read_width(bits, "options") for bits in options}, key=by_size))
+    for name in pins:
         if name not in names:
             raise PlanError(f"pin {name}: no layer that is searched{nearest(name, names)}")
-        check_bits(bits, f"pin {name}")
-    ascending = tuple(sorted(set(options)))
-    return tuple((pins[name],) if name in pins else ascending for name in names)
+    pinned = {name: read_width(bits, f"pin {name}") for name, bits in pins.items()}
+    return tuple((pinned[name],) if name in pinned else ascending for name in names)
+
+
+def _near(options: Sequence[int]) -> dict[tuple[int, int], tuple[int, ...]]:
+    """By bits and way, -1 or 1, the options of the next size that way: several where grids cost the same, none at the end."""
+    steps = {}
+    for now, way in itertools.product(options, (-1, 1)):
+        further = [option for option in options if (option - now) * way > 0]
+        size = min(further, key=lambda option: abs(option - now), default=0)
+        steps[now, way] = tuple(option for option in further if int(option) == int(size))
+    return steps
 
 
 def _linear(budget: Budget | None, weights: np.ndarray, macs: np.ndarray) -> tuple[np.ndarray, float]:

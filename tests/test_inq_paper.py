@@ -12,6 +12,9 @@ from octavo.recipe import Recipe, load_recipe
 FOLDER = cli.RECIPES / "inq-paper"
 
 
+SPARSE = [5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100]  # portions of a pruned network
+
+
 class Row(NamedTuple):
     network: str
     bits: int
@@ -23,6 +26,10 @@ class Row(NamedTuple):
 TABLE = {
     "alexnet-5bit": Row("alexnet", 5, [30, 60, 80, 100], 8),
     "vgg16-5bit": Row("vgg16", 5, [50, 75, 87.5, 100], 8),
+    "vgg16-w5a4": Row("vgg16", 5, [50, 75, 87.5, 100], 8),
+    "alexnet-dns-5bit": Row("alexnet", 5, SPARSE, 8),
+    "alexnet-dns-4bit": Row("alexnet", 4, SPARSE, 8),
+    "alexnet-dns-3bit": Row("alexnet", 3, SPARSE, 8),
     "googlenet-5bit": Row("googlenet", 5, [20, 40, 60, 80, 100], 8, 0.0002),
     "resnet18-5bit": Row("resnet18", 5, [50, 75, 87.5, 100], 8),
     "resnet50-5bit": Row("resnet50", 5, [50, 75, 87.5, 100], 8),
@@ -53,6 +60,14 @@ def test_the_recipe_is_the_papers(name: str) -> None:
     assert math.fsum(epochs) <= row.epochs
     assert epochs[-1] == 0  # the last step only quantizes
     assert all(epochs[:-1])
+
+
+def test_only_what_says_so_is_pruned_or_has_rounded_inputs() -> None:
+    """DNS left one weight of AlexNet in 17.7."""
+    pruned = {name: one.prune.sparsity for name in TABLE if (one := recipe(name)).prune}
+    assert pruned == dict.fromkeys([f"alexnet-dns-{bits}bit" for bits in (3, 4, 5)], pytest.approx(1 - 1 / 17.7, abs=1e-4))
+    rounded = {name: one.activations.bits for name in TABLE if (one := recipe(name)).activations}
+    assert rounded == {"vgg16-w5a4": {"*": 4, "features.0": 8}}
 
 
 @pytest.mark.parametrize("name", TABLE)

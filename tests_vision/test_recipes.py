@@ -65,7 +65,7 @@ def test_the_recipe_runs_and_its_file_reloads_exactly(path: Path, data: Path) ->
     recipe = load_recipe(path, words[1::2])
     octavo("run", f"inq-paper/{path.stem}", *words, "--folder", "run")
     result = json.loads(Path("run/result.json").read_text())
-    assert [stage["portion"] for stage in result["stages"]] == list(recipe.portions)
+    assert [stage["portion"] for stage in result["stages"]] == [0.0] * (recipe.prune is not None) + list(recipe.portions)
     assert ("control_score" in result) is control
     packed, network = Packed.load("run/packed.safetensors"), recipe.options["network"]
     assert len(packed.plan) == LAYERS[network]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 
 from octavo.calling import call, evaluating
 
@@ -15,6 +16,12 @@ class Sum(nn.Module):
 def test_call_hands_over_tensors_tuples_and_dicts() -> None:
     a, b = torch.tensor([1.0]), torch.tensor([10.0])
     assert [float(call(Sum(), x)) for x in (a, (a, b), [a, b], {"b": a, "a": b}, (a,))] == [1, 21, 21, 12, 1]
+
+
+def test_a_packed_sequence_is_one_argument() -> None:
+    packed = pack_sequence([torch.ones(2, 3), torch.ones(1, 3)])
+    outputs, _ = call(nn.GRU(3, 4), packed)
+    assert outputs.data.shape == (3, 4)
 
 
 def test_evaluating_restores_each_module_even_after_an_error() -> None:

@@ -22,6 +22,7 @@ FLOORS = (
     "partition",
     "histogram",
     "calling",
+    "outputs",
     "layers",
     "recurrent",
     "moments",

@@ -130,6 +130,32 @@ def test_convolutions_multiply_their_patches(kind: str, pieces: bool, monkeypatc
     check_sums(layer, module, inputs, x)
 
 
+class Same(nn.Conv2d):
+    """Pads its input by itself, as TensorFlow does, more on one side than on the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, [0, 1, 1, 2])
+        return F.conv2d(padded, self.weight, self.bias, self.stride, self.padding, self.dilation, groups=self.groups)
+
+
+class Shifted(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x + 1)
+
+
+@pytest.mark.parametrize("module", [Same(4, 6, 3, stride=2, groups=2), Same(2, 2, (1, 2), padding="same"), Shifted(5, 3)])
+def test_subclasses_that_change_their_input_first(module: Any) -> None:
+    """What counts is what the weight is multiplied with, not what the module is called with."""
+    torch.manual_seed(0)
+    x = torch.randn(7, 5) if isinstance(module, nn.Linear) else torch.randn(3, module.in_channels, 6, 7)
+    layer, output = layer_of(module), module(x)
+    inputs = seen(layer, module, x)
+    outputs = layer_outputs(module, output - module.bias.view(-1, *[1] * (output.dim() - 2)))
+    assert outputs is not None
+    assert torch.allclose(products(layer, inputs).T, outputs.flatten(0, 1), atol=1e-5)
+    check_sums(layer, module, inputs, x)
+
+
 @pytest.mark.parametrize("kind", TRANSPOSED)
 @pytest.mark.parametrize("pieces", [False, True])
 def test_transposed_convolutions_too(kind: str, pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:

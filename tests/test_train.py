@@ -370,24 +370,56 @@ class Returns(nn.Linear):
 @pytest.mark.parametrize(
     ("model", "teacher", "got"),
     [
-        (Returns(lambda y: (y,)), linear(2), r"got tuple and shape \(6, 3\)"),
-        (Returns(lambda y: {"logits": y}), Returns(lambda y: {"logits": y}), "got dict and dict"),
-        (linear(1), nn.Linear(INPUTS, 2), r"got shape \(6, 3\) and shape \(6, 2\)"),
-        (Returns(lambda y: y[:, 0]), Returns(lambda y: y[:, 0]), r"got shape \(6,\) and shape \(6,\)"),
-        (nn.Linear(INPUTS, 1), nn.Linear(INPUTS, 1), r"got shape \(6, 1\) and shape \(6, 1\)"),
-        (Returns(lambda y: y[:, None, None]), Returns(lambda y: y[:, None, None]), r"got shape \(6, 1, 1, 3\) and .*"),
+        (Returns(lambda y: {"logits": y}), linear(2), r"got logits \(6, 3\) and \(6, 3\)"),
+        (Returns(lambda y: [y, y]), Returns(lambda y: [y]), r"got 0 \(6, 3\), 1 \(6, 3\) and 0 \(6, 3\)"),
+        (linear(1), nn.Linear(INPUTS, 2), r"got \(6, 3\) and \(6, 2\)"),
+        (Returns(lambda y: y.argmax(1)), Returns(lambda y: y.argmax(1)), "got no floating-point tensor and no .*"),
     ],
-    ids=["tuple", "dict", "shapes", "no classes", "one class", "one class of pixels"],
+    ids=["names", "parts", "shapes", "nothing"],
 )
 @pytest.mark.parametrize("labels", [0.0, 0.5])
-def test_outputs_that_have_no_divergence(model: nn.Module, teacher: nn.Module, got: str, labels: float) -> None:
+def test_outputs_that_cannot_be_compared(model: nn.Module, teacher: nn.Module, got: str, labels: float) -> None:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         model(batch[0])
         return torch.zeros(())
 
     refused(
-        f"return logits of one shape.*{got}; set labels: 1", Toy(loss=loss), Retraining(labels=labels), model, teacher=teacher
+        f"return the same floating-point tensors, {got}; set labels: 1",
+        Toy(loss=loss),
+        Retraining(labels=labels),
+        model,
+        teacher=teacher,
     )
+
+
+def test_logits_by_name_and_all_else_by_relative_squared_error() -> None:
+    """Several outputs: the divergence of what is called logits, at the temperature, and what the others lose, added up."""
+
+    def both(seed: int) -> Returns:
+        model = Returns(lambda y: {"logits": y, "boxes": [y[:, :1], y.argmax(1)], "value": y[:, 0]})
+        model.load_state_dict(linear(seed).state_dict())
+        return model
+
+    x, settings = data()[0][0], Retraining(temperature=3.0)
+    own, full = (linear(seed)(x).detach() for seed in (1, 2))
+    relative = (own - full)[:, 0].square().sum() / full[:, 0].square().sum()
+    loss = distillation(both(1), Toy(), settings, both(2))((x, None))
+    assert loss.item() == pytest.approx(divergence(own, full, 3.0) + 2 * relative.item(), rel=1e-5)
+    alone = distillation(Returns(lambda y: y[:, 0]), Toy(), settings, Returns(lambda y: 0 * y[:, 0] + 2))((x, None))
+    assert alone.shape == ()
+
+
+def test_padding_teaches_nothing() -> None:
+    class Tagger(nn.Linear):
+        def forward(self, words: Tensor, attention_mask: Tensor) -> Any:
+            return {"logits": super().forward(words)}
+
+    x, mask = torch.randn(2, 5, INPUTS), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    student, teacher = (Tagger(INPUTS, CLASSES) for _ in range(2))
+    loss = distillation(student, Toy(), Retraining(), teacher)
+    batch = {"words": x, "attention_mask": mask}
+    rows = [F.linear(x[mask == 1], model.weight, model.bias).detach() for model in (student, teacher)]
+    assert loss((batch, None)).item() == pytest.approx(divergence(rows[0], rows[1], 1.0), rel=1e-5)
 
 
 @pytest.mark.parametrize(("value", "got"), [(0.5, "float"), (None, "NoneType"), (torch.zeros(6), r"shape \(6,\)")])

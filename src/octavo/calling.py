@@ -32,10 +32,14 @@ Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's outputs: ``model(x)`` for a tensor, ``model(*x)`` for a tuple or list, ``model(**x)`` for a dict."""
+    """The model's outputs: ``model(x)`` for a tensor, ``model(*x)`` for a tuple or list, ``model(**x)`` for a dict.
+
+    A packed sequence, which is a tuple to Python, is handed over whole.
+    """
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    several = isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence)
+    return model(*inputs) if several else model(inputs)
 
 
 @contextlib.contextmanager

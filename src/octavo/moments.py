@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from octavo.layers import EMBEDDINGS, TRANSPOSED, Layer
 from octavo.recurrent import cell_inputs, recurrent_inputs
@@ -21,6 +22,8 @@ __all__ = ["Moments", "layer_inputs", "layer_outputs", "problem_count"]
 Pieces: TypeAlias = Iterator[tuple[slice, Tensor]]  # of X: which problems, and their (problems, columns, n)
 
 CHUNK = 1 << 24  # numbers of X that are laid out at a time
+PRODUCTS = {F.linear: nn.Linear, F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
+ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
 class Moments:
@@ -100,10 +103,11 @@ def layer_inputs(layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs:
         width = module.embedding_dim
         scale = math.sqrt(given.numel() / module.num_embeddings)
         yield everything, scale * torch.eye(width, device=module.weight.device).unsqueeze(0)
-    elif isinstance(module, nn.Linear):
-        yield everything, _as_columns(given)
     else:
-        yield from ((everything, piece) for piece in _convolution_inputs(module, given.float(), output_size=state))
+        if not _is_plain(module):
+            module, given = _as_multiplied(module, layer.weight, args, kwargs) or (module, given)
+        pieces = _convolution_inputs(module, given.float(), output_size=state)
+        yield from ((everything, piece) for piece in ([_as_columns(given)] if isinstance(module, nn.Linear) else pieces))
 
 
 def layer_outputs(module: nn.Module, output: Any) -> Tensor | None:
@@ -115,6 +119,43 @@ def layer_outputs(module: nn.Module, output: Any) -> Tensor | None:
         return None
     output = output if output.dim() == len(kernel) + 2 else output.unsqueeze(0)
     return output.float().transpose(0, 1).reshape(module.groups, output.shape[1] // module.groups, -1)  # type: ignore[no-any-return]
+
+
+class _Products(TorchFunctionMode):
+    """Takes down the first product with a weight of the given shape: which function, and its arguments by name."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self._shape = shape
+        self.found: tuple[Any, dict[str, Any]] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        given = dict(zip(ARGUMENTS, args, strict=False)) | (kwargs or {})
+        if self.found is None and func in PRODUCTS and given["weight"].shape == self._shape:
+            self.found = func, given
+        return func(*args, **(kwargs or {}))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is called as torch's own: a subclass may do something to its input first, such as padding it."""
+    steps = [getattr(module, name, None) for name in ("forward", "_conv_forward")]
+    return all(step is None or getattr(step, "__module__", "").startswith("torch.nn.modules.") for step in steps)
+
+
+def _as_multiplied(
+    module: nn.Module, weight: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[nn.Module, Tensor] | None:
+    """The input that the weight of a module meets when it is called so, and a plain module that it goes through; None without."""
+    with _Products(weight.shape) as products:
+        module.forward(*args, **kwargs)
+    if products.found is None:
+        return None
+    func, given = products.found
+    if func is F.linear:
+        return nn.Linear(*weight.shape[::-1], device="meta"), given["input"]
+    settings = {name: given[name] for name in ARGUMENTS[3:] if name in given}
+    outputs, inputs, *kernel = weight.shape
+    return PRODUCTS[func](inputs * settings.get("groups", 1), outputs, kernel, device="meta", **settings), given["input"]
 
 
 def _as_columns(rows: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from octavo.calling import call, device_of, in_mode, on_device
 from octavo.errors import TrainingError
+from octavo.outputs import alike, described, parts_of
 from octavo.quantizer import steps as steps_of
 from octavo.task import Batch, Task
 
@@ -148,11 +148,10 @@ def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[
 
 
 def distillation(model: nn.Module, task: Task, settings: Retraining, teacher: nn.Module | None) -> Callable[[Batch], Tensor]:
-    """The loss of a batch: KL divergence from the teacher's outputs, mixed with the task's own loss by ``settings.labels``.
+    """The loss of a batch: how far the outputs are from the teacher's, mixed with the task's own loss by ``settings.labels``.
 
-    The divergence is the mean over the rows of logits, times the squared temperature (Hinton et al., 1503.02531). Rows lie
-    along the last dimension of outputs with 2 or 3 dimensions, ``(N, C)`` or ``(N, L, C)``, and along the second of those
-    with more, ``(N, C, H, W)``, where torch's cross entropy has its classes.
+    Logits count by their KL divergence, the mean over rows, times the squared temperature (Hinton et al., 1503.02531); all else
+    that the model returns by its relative squared error. ``octavo.outputs`` says which is which.
     """
     if teacher is None and settings.labels < 1:
         raise TrainingError("expected a teacher network, or labels: 1 for the task's own loss alone; got neither")
@@ -160,12 +159,12 @@ def distillation(model: nn.Module, task: Task, settings: Retraining, teacher: nn
     def loss(batch: Batch) -> Tensor:
         with _autocast(model, settings):
             if not settings.labels:
-                return _divergence(call(model, batch[0]), _taught(teacher, batch), settings.temperature)
+                return _lost(call(model, batch[0]), _taught(teacher, batch), batch, settings.temperature)
             supervised, outputs = _supervised(model, task, batch)
             if settings.labels == 1:
                 return supervised
-            divergence = _divergence(outputs, _taught(teacher, batch), settings.temperature)
-        return settings.labels * supervised + (1 - settings.labels) * divergence
+            lost = _lost(outputs, _taught(teacher, batch), batch, settings.temperature)
+        return settings.labels * supervised + (1 - settings.labels) * lost
 
     return loss
 
@@ -190,30 +189,19 @@ def _supervised(model: nn.Module, task: Task, batch: Batch) -> tuple[Tensor, Any
     return loss.float(), seen[-1] if seen else None
 
 
-def _divergence(outputs: Any, taught: Any, temperature: float) -> Tensor:
-    if not _comparable(outputs, taught):
+def _lost(outputs: Any, taught: Any, batch: Batch, temperature: float) -> Tensor:
+    own, full = (parts_of(some, batch[0], temperature=temperature) for some in (outputs, taught))
+    if not alike(own, full):
         raise TrainingError(
-            "expected the model and its teacher to return logits of one shape, rows of two classes or more, got "
-            f"{_form(outputs)} and {_form(taught)}; set labels: 1 to train by the task's own loss"
+            f"expected the model and its teacher to return the same floating-point tensors, got {described(own)} and "
+            f"{described(full)}; set labels: 1 to train by the task's own loss"
         )
-    student, target = (F.log_softmax(_rows(logits).float() / temperature, -1) for logits in (outputs, taught))
-    return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+    losses = [(temperature**2 if a.classes else 1.0) * (a.lost(b) / b.unit()) for a, b in zip(own, full, strict=True)]
+    return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
 
-def _rows(logits: Tensor) -> Tensor:
-    """Logits with one dimension for their classes, the last, and one for all else."""
-    return logits.movedim(1 if logits.dim() > 3 else -1, -1).flatten(0, -2)
-
-
-def _comparable(outputs: Any, taught: Any) -> bool:
-    """Whether both are logits of one shape; a softmax over a single class is 1 whatever it is given, and teaches nothing."""
-    if not isinstance(outputs, Tensor) or not isinstance(taught, Tensor):
-        return False
-    return outputs.shape == taught.shape and outputs.dim() > 1 and _rows(outputs).shape[-1] > 1
-
-
-def _form(outputs: Any) -> str:
-    return f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+def _form(loss: Any) -> str:
+    return f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
 
 
 def _autocast(model: nn.Module, settings: Retraining) -> torch.autocast:

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -67,12 +68,15 @@ def quantized_copy(model: nn.Module, inputs: Sequence[Tensor], bits: dict[str, i
 
 def divergence(model: nn.Module, other: nn.Module, inputs: Sequence[Tensor]) -> float:
     """Mean over all rows of the KL divergence, by its definition, in double precision."""
-    rows = []
     with torch.no_grad():
-        for batch in inputs:
-            for row, own in zip(model(batch).double(), other(batch).double(), strict=True):
-                p, q = row.exp() / row.exp().sum(), own.exp() / own.exp().sum()
-                rows.append(sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True)))
+        return kl(torch.cat([model(batch) for batch in inputs]), torch.cat([other(batch) for batch in inputs]))
+
+
+def kl(full: Tensor, own: Tensor) -> float:
+    rows = []
+    for one, other in zip(full.double(), own.double(), strict=True):
+        p, q = one.exp() / one.exp().sum(), other.exp() / other.exp().sum()
+        rows.append(sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True)))
     return sum(rows) / len(rows)
 
 
@@ -130,7 +134,7 @@ def test_more_workers_give_the_same_scores_in_the_same_order() -> None:
         assert environment.scores(CHOICES[:1]) == one[:1]
 
 
-def test_a_score_of_ones_own_sees_each_choice_in_place_and_needs_no_logits() -> None:
+def test_a_score_of_ones_own_sees_each_choice_in_place() -> None:
     class Regression(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -141,8 +145,6 @@ def test_a_score_of_ones_own_sees_each_choice_in_place_and_needs_no_logits() -> 
 
     torch.manual_seed(0)
     model, inputs = Regression(), batches(8)
-    with pytest.raises(PlanError, match=r"logits.*shape \(8,\).*score of your own"):
-        Environment(model, ("conv", "last"), inputs, ((2,), (2, 5)))
     target = model(inputs[0]).detach()
 
     def score(candidate: nn.Module) -> float:
@@ -168,18 +170,100 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("result", "got"),
+    "result",
     [
-        (lambda y: y[:, 0], r"shape \(4,\)"),
-        (lambda y: y[:, :1], r"shape \(4, 1\)"),
-        (lambda y: y.mean(), r"shape \(\)"),
-        (lambda y: (y, y), "tuple"),
-        (lambda y: {"logits": y}, "dict"),
+        lambda y: y[:, 0],
+        lambda y: y[:, :1],
+        lambda y: y.mean(),
+        lambda y: {"boxes": y, "labels": y.argmax(1)},
+        lambda y: [y, {"more": (y.unsqueeze(1),)}],
     ],
+    ids=["numbers", "one column", "scalar", "named", "nested"],
 )
-def test_outputs_that_are_no_logits_are_refused(result: Any, got: str) -> None:
-    with pytest.raises(PlanError, match=f"logits.*{got}.*give a score of your own"):
+def test_what_is_no_logits_scores_minus_its_relative_squared_error(result: Any) -> None:
+    """Each tensor over all batches, in units of its own; several are added up."""
+    torch.manual_seed(0)
+    model, inputs = Odd(result), [torch.randn(4, 3), torch.randn(2, 3)]
+    other = quantized_copy(model, inputs, {"last": 2})
+    with torch.no_grad():
+        rows = [[float_tensors(net(batch)) for batch in inputs] for net in (model, other)]
+    expected = 0.0
+    for full, own in zip(*(zip(*some, strict=True) for some in rows), strict=True):
+        lost = sum(float((a - b).double().square().sum()) for a, b in zip(full, own, strict=True))
+        expected -= lost / sum(float(a.double().square().sum()) for a in full)
+    environment = Environment(model, ("last",), inputs, ((2,),))
+    assert environment.scores([(2,), (None,)]) == [pytest.approx(expected, rel=1e-4), 0.0]
+    estimate = environment.output_sum()
+    assert estimate is not None
+    assert estimate.scores([(2,)]).item() == pytest.approx(expected, rel=1e-4)  # one layer alone: no sum, the thing itself
+
+
+def float_tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    return [tensor for item in (value.values() if isinstance(value, dict) else value) for tensor in float_tensors(item)]
+
+
+def test_logits_count_the_same_whatever_they_are_wrapped_in() -> None:
+    @dataclass
+    class Output:
+        logits: Tensor
+
+    torch.manual_seed(0)
+    bare, inputs = Odd(lambda y: y), [torch.randn(4, 3)]
+    expected = Environment(bare, ("last",), inputs, ((2,),)).scores([(2,)])
+    for wrap in (lambda y: (y,), lambda y: [y], lambda y: {"logits": y}, lambda y: {"head": {"mask_logits": y}}, Output):
+        model = Odd(wrap)
+        model.load_state_dict(bare.state_dict())
+        assert Environment(model, ("last",), inputs, ((2,),)).scores([(2,)]) == expected
+
+
+def test_logits_of_images_have_their_classes_second() -> None:
+    torch.manual_seed(0)
+    model, inputs = Odd(lambda y: y.view(2, 5, 2, 2)), [torch.randn(8, 3)]
+    model.last = nn.Linear(3, 5)
+    (score,) = Environment(model, ("last",), inputs, ((2,),)).scores([(2,)])
+
+    class Pixels(nn.Module):
+        def __init__(self, whole: nn.Module) -> None:
+            super().__init__()
+            self.whole = whole
+
+        def forward(self, x: Tensor) -> Tensor:
+            images = self.whole(x)
+            return torch.stack([images[i, :, j, k] for i in range(2) for j in range(2) for k in range(2)])
+
+    other = quantized_copy(model, inputs, {"last": 2})
+    assert score == pytest.approx(-divergence(Pixels(model), Pixels(other), inputs), rel=1e-4)
+
+
+def test_rows_that_are_padding_do_not_count() -> None:
+    class Masked(Odd):
+        def forward(self, x: Tensor, src_key_padding_mask: Tensor | None = None) -> Any:
+            return {"logits": self.last(x)}
+
+    torch.manual_seed(0)
+    model, x, padding = Masked(None), torch.randn(2, 4, 3), torch.zeros(2, 4, dtype=torch.bool)
+    padding[1, 2:] = True
+    inputs = [{"x": x, "src_key_padding_mask": padding}]
+    (masked, none) = Environment(model, ("last",), inputs, ((2,),)).scores([(2,), (None,)])
+    weights = Environment(model, ("last",), inputs, ((2,),)).network((2,))
+    with torch.no_grad():
+        full, own = (net(x)["logits"][~padding] for net in (model, weights))
+    assert (masked, none) == (pytest.approx(-kl(full, own), rel=1e-4), 0.0)
+
+
+@pytest.mark.parametrize(("result", "got"), [(lambda y: y.argmax(1), "Tensor"), (lambda y: {"n": 3}, "dict"), (str, "str")])
+def test_nothing_to_compare_is_refused(result: Any, got: str) -> None:
+    with pytest.raises(PlanError, match=f"floating-point tensors, got {got}; give a score of your own"):
         Environment(Odd(result), ("last",), [torch.randn(4, 3)], ((2,),))
+
+
+def test_outputs_whose_form_depends_on_the_weights_are_refused() -> None:
+    model, x = Odd(lambda y: {"boxes": y[: 1 + int(bool((y == full).all()))]}), torch.randn(4, 3)
+    full = model.last(x).detach()
+    with pytest.raises(PlanError, match=r"got boxes \(1, 5\) where full precision gave boxes \(2, 5\); give a score of your own"):
+        Environment(model, ("last",), [x], ((2,),)).scores([(2,)])
 
 
 def test_logits_of_a_sequence_are_rows() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import Budget, search
+from octavo.outputs import Part
 from octavo.search import output_sum
 from octavo.search.environment import Environment
 from octavo.search.output_sum import OutputSum
@@ -82,8 +83,21 @@ def test_the_divergence_of_summed_outputs_by_hand() -> None:
         p = full[row].exp().tolist()
         shifted = [x * math.exp(sum(float(change[row, at]) for change in changes.values())) for at, x in enumerate(p)]
         expected -= sum(x * math.log(x * sum(shifted) / y) for x, y in zip(p, shifted, strict=True) if x) / 2
-    (found,) = OutputSum(full, changes).scores([(2, 2)]).tolist()
+    alone = {pair: [full + change] for pair, change in changes.items()}
+    (found,) = OutputSum([Part("", True, full)], alone).scores([(2, 2)]).tolist()
     assert math.isclose(found, expected, rel_tol=1e-5)
+
+
+def test_values_that_add_up_are_estimated_exactly() -> None:
+    """Errors that cancel are told from errors that reinforce each other, for several outputs at once."""
+    torch.manual_seed(0)
+    full = [Part("boxes", False, torch.randn(3, 4)), Part("value", False, torch.randn(5, 1))]
+    changes = {(layer, 2): [torch.randn_like(part.rows) for part in full] for layer in range(2)}
+    alone = {pair: [part.rows + change for part, change in zip(full, some, strict=True)] for pair, some in changes.items()}
+    expected = 0.0
+    for part, one, other in zip(full, *changes.values(), strict=True):
+        expected -= float((one + other).square().sum() / part.rows.square().sum())
+    assert math.isclose(OutputSum(full, alone).scores([(2, 2)]).item(), expected, rel_tol=1e-5)
 
 
 def test_a_score_of_ones_own_is_not_modelled() -> None:

@@ -6,6 +6,7 @@ neither its environment nor its reward: this one is ours.)
 """
 
 import copy
+import dataclasses
 import functools
 import itertools
 import math
@@ -16,7 +17,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from octavo import coding
 from octavo.calling import Inputs, call, observing
@@ -25,6 +25,7 @@ from octavo.errors import PlanError
 from octavo.layers import Layer, find_layers
 from octavo.moments import Moments
 from octavo.oneshot import float_moments
+from octavo.outputs import Part, alike, described, parts_of
 from octavo.search.output_sum import OutputSum
 from octavo.search.replay import Replay
 from octavo.search.space import Choice, single_layers
@@ -53,11 +54,12 @@ class Environment:
         layers: names of the layers that are searched, in forward order.
         inputs: calibration batches, on the model's device.
         options: the bits of each layer that may be asked for.
-        score: what to score a model by; None: minus the KL divergence from its full-precision outputs, the mean over rows.
+        score: what to score a model by; None: minus what its outputs lose of full precision, the KL divergence of logits (the
+            mean over rows) and the relative squared error of all else: see ``octavo.outputs``.
         workers: how many choices are scored at a time, each by a copy of the model that shares all its weights.
 
     Raises:
-        PlanError: the inputs do not fit, a layer is not reached, or outputs that are no logits have no score.
+        PlanError: the inputs do not fit, a layer is not reached, or the model returns nothing to compare.
 
     """
 
@@ -81,13 +83,14 @@ class Environment:
         self._score = score
         self._model, self._layers = model, layers
         self._workers = [_Worker(model, layers) for _ in range(workers)]
-        self._reference: list[Tensor] = []
-        self._alone: dict[tuple[int | None, ...], Tensor] = {}  # by choices of a single layer, rows of their outputs
+        self._reference: list[list[Part]] = []
+        self._alone: dict[tuple[int | None, ...], list[Tensor]] = {}  # by choices of a single layer, rows of their outputs
         if score is None:
             with observing(model):
-                self._reference = [_log_probabilities(call(model, batch)) for batch in self._inputs]
-            pairs = sum(len(bits) for bits in options)
-            self._rows = max(1, NUMBERS // (pairs * self._reference[0].shape[1]))
+                self._reference = [_parts(call(model, batch), batch) for batch in self._inputs]
+            self._units = [sum(part.unit() for part in parts) for parts in zip(*self._reference, strict=True)]
+            numbers = sum(len(bits) for bits in options) * sum(part.rows.shape[1] for part in self._reference[0])
+            self._rows = max(1, NUMBERS // numbers)
 
     def scores(self, choices: Sequence[Partial]) -> list[float]:
         """The score of each choice; None in place of bits leaves that layer in full precision."""
@@ -125,9 +128,8 @@ class Environment:
             return None
         alone = single_layers([list(options) for options in self._cache])
         self.scores([choice for choice in alone.values() if choice not in self._alone])  # known from an earlier search
-        full = torch.cat(self._reference)[: self._rows]
-        changes = {pair: self._alone[choice] - full for pair, choice in alone.items()}
-        return OutputSum(full, {pair: change.nan_to_num(0.0) for pair, change in changes.items()})  # of classes ruled out
+        first = [dataclasses.replace(parts[0], rows=self._first(parts)) for parts in zip(*self._reference, strict=True)]
+        return OutputSum(first, {pair: self._alone[choice] for pair, choice in alone.items()})
 
     @torch.no_grad()  # of this thread
     def _one(self, worker: "_Worker", choice: Partial, common: int) -> float:
@@ -142,13 +144,21 @@ class Environment:
         return score
 
     def _divergence(self, worker: "_Worker", choice: Partial, common: int) -> float:
-        outputs, total = worker.outputs(self._weights(choice), self._inputs, common), 0.0
-        for own, target in zip(outputs, self._reference, strict=True):
-            divergence = F.kl_div(own, target, reduction="none", log_target=True)
-            total += float(divergence.masked_fill(target == -math.inf, 0).sum())  # classes ruled out count nothing
+        outputs, lost = worker.outputs(self._weights(choice), self._inputs, common), [0.0] * len(self._units)
+        for own, full in zip(outputs, self._reference, strict=True):
+            if not alike(own, full):
+                raise PlanError(
+                    f"expected outputs of the same form whatever the weights, got {described(own)} where full precision gave "
+                    f"{described(full)}; give a score of your own"
+                )
+            lost = [sum_ + float(one.lost(other)) for sum_, one, other in zip(lost, own, full, strict=True)]
         if sum(bits is not None for bits in choice) == 1:
-            self._alone[tuple(choice)] = torch.cat(outputs)[: self._rows].clone()
-        return -total / sum(map(len, outputs))
+            self._alone[tuple(choice)] = [self._first(parts) for parts in zip(*outputs, strict=True)]
+        return -sum(sum_ / unit for sum_, unit in zip(lost, self._units, strict=True))
+
+    def _first(self, parts: Sequence[Part]) -> Tensor:
+        """The first rows of a part, over all batches."""
+        return torch.cat([part.rows for part in parts])[: self._rows].clone()
 
     def _weights(self, choice: Partial) -> list[Tensor | None]:
         return [None if bits is None else self._cache[layer][bits].weight for layer, bits in enumerate(choice)]
@@ -178,10 +188,10 @@ class _Worker:
         unchanged, self._worn = _common(list(map(id, worn)), list(map(id, self._worn))), worn
         return unchanged
 
-    def outputs(self, weights: Sequence[Tensor | None], batches: Sequence[Inputs], common: int) -> list[Tensor]:
-        """Log probabilities of each batch; the batches are always the same, so many of the first weights the next time too."""
+    def outputs(self, weights: Sequence[Tensor | None], batches: Sequence[Inputs], common: int) -> list[list[Part]]:
+        """What each batch gives; the batches are always the same, so many of the first weights the next time too."""
         unchanged = self.wear(weights)
-        return list(map(_log_probabilities, self._replay.outputs(batches, unchanged, common)))
+        return list(map(_parts, self._replay.outputs(batches, unchanged, common), batches))
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -196,9 +206,9 @@ def _option(layer: Layer, moments: Moments, bits: int) -> _Option:
     return _Option(weight, 8 * coding.entropy_bytes(quantized.codes, bits))
 
 
-def _log_probabilities(outputs: Any) -> Tensor:
-    """Rows of log probabilities from logits (n, ..., classes)."""
-    if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[-1] < 2:
-        got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise PlanError(f"expected the model to return logits, rows of two classes or more, got {got}; give a score of your own")
-    return F.log_softmax(outputs.float().flatten(0, -2), -1)
+def _parts(outputs: Any, batch: Inputs) -> list[Part]:
+    if parts := parts_of(outputs, batch):
+        return parts
+    raise PlanError(
+        f"expected the model to return floating-point tensors, got {type(outputs).__name__}; give a score of your own"
+    )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from octavo.outputs import Part
 from octavo.search.space import Choice
 
 __all__ = ["OutputSum", "one_hot"]
@@ -18,30 +19,40 @@ AT_ONCE = 1 << 22  # outputs that are estimated at a time: choices by rows by cl
 
 
 class OutputSum:
-    """Estimates scores of choices: minus the KL divergence from the full-precision outputs.
+    """Estimates scores of choices: minus what their outputs lose of full precision.
 
     Args:
-        full: log probabilities in full precision, (rows, classes).
-        changes: by layer and bits, what they change by where that layer alone is quantized.
+        full: the outputs in full precision.
+        alone: by layer and bits, the rows of each part where that layer alone is quantized.
 
     """
 
-    def __init__(self, full: Tensor, changes: Mapping[tuple[int, int], Tensor]) -> None:
+    def __init__(self, full: Sequence[Part], alone: Mapping[tuple[int, int], Sequence[Tensor]]) -> None:
         self._full = full
-        self._place = {pair: at for at, pair in enumerate(changes)}
-        self._changes = torch.stack(list(changes.values())).flatten(1)
+        self._place = {pair: at for at, pair in enumerate(alone)}
+        changes = [[own - part.rows for own in owns] for part, *owns in zip(full, *alone.values(), strict=True)]
+        self._changes = [torch.stack(some).nan_to_num_(0.0).flatten(1) for some in changes]  # NaN: of classes ruled out
 
     def scores(self, choices: Sequence[Choice]) -> Tensor:
         """One estimate for each choice, float32."""
-        share = max(1, AT_ONCE // self._full.numel())
+        share = max(1, AT_ONCE // max(part.rows.numel() for part in self._full))
         return torch.cat([self._scores(choices[at : at + share]) for at in range(0, len(choices), share)])
 
     def _scores(self, choices: Sequence[Choice]) -> Tensor:
         pairs = one_hot(choices, self._place)
-        outputs = (self._full + (pairs.to(self._changes) @ self._changes).view(len(choices), *self._full.shape)).log_softmax(2)
-        ruled_out = self._full == -torch.inf
-        lost = (self._full.exp() * (self._full - outputs)).masked_fill(ruled_out, 0)
-        return -lost.sum(2).mean(1).cpu()
+        lost = [
+            _lost(part, (pairs.to(changes) @ changes).view(len(choices), *part.rows.shape))
+            for part, changes in zip(self._full, self._changes, strict=True)
+        ]
+        return -torch.stack(lost).sum(0).cpu()
+
+
+def _lost(part: Part, change: Tensor) -> Tensor:
+    """What outputs that change so, (choices, rows, features), lose."""
+    if not part.classes:
+        return change.square().sum((1, 2)) / part.unit()
+    outputs, ruled_out = (part.rows + change).log_softmax(2), part.rows == -torch.inf
+    return (part.rows.exp() * (part.rows - outputs)).masked_fill(ruled_out, 0).sum(2).mean(1)
 
 
 def one_hot(choices: Sequence[Choice], place: Mapping[tuple[int, int], int]) -> Tensor:

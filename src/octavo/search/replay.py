@@ -5,7 +5,7 @@ if all of these have the weights that they had. It is then returned from memory,
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from octavo.calling import Inputs, call
 from octavo.layers import calling_modules, find_layers
+from octavo.outputs import named_tensors
 
 __all__ = ["Replay"]
 
@@ -112,7 +113,7 @@ class Replay:
             return self._kept[place].output
         self._called.add(module)
         self._begun = max(self._begun, begins)
-        given = [(tensor, tensor._version) for tensor in _tensors((inputs, named)) if not tensor.is_inference()]
+        given = [(tensor, tensor._version) for _, tensor in named_tensors((inputs, named)) if not tensor.is_inference()]
         output = forward(*inputs, **named)
         if module not in self._repeated and all(tensor._version == version for tensor, version in given):
             self._keep(place, output)
@@ -128,16 +129,8 @@ class Replay:
                 self._bytes += kept.bytes
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Those in nested tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-
-
 def _same(one: Any, other: Any) -> bool:
-    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    """Whether both hold the same tensors in the same places."""
+    some, others = list(named_tensors(one)), list(named_tensors(other))
+    alike = bool(some) and [name for name, _ in some] == [name for name, _ in others]
+    return alike and all(torch.equal(a, b) for (_, a), (_, b) in zip(some, others, strict=True))

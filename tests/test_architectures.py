@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ WORDS, WIDTH, TAGS = 12, 8, 5
 class Tagger(nn.Module):
     """A tag for each step of a sequence; with a packed sequence given, packed tags."""
 
-    def __init__(self, kind: type[nn.RNNBase], **settings: Any) -> None:
+    def __init__(self, kind: Any, **settings: Any) -> None:
         super().__init__()
         self.rnn = kind(WIDTH, WIDTH, batch_first=True, **settings)
         self.tags = nn.Linear(WIDTH * (1 + bool(settings)), TAGS)
@@ -232,14 +233,9 @@ def test_the_closed_form_beats_the_nearest_levels_and_survives_its_file(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-class Unlabelled:
+def unlabelled(batches: list[Inputs]) -> Any:
     """A task of inputs alone."""
-
-    def __init__(self, batches: list[Inputs]) -> None:
-        self.batches = batches
-
-    def train_batches(self) -> list[tuple[Inputs, None]]:
-        return [(batch, None) for batch in self.batches]
+    return SimpleNamespace(train_batches=lambda: [(batch, None) for batch in batches])
 
 
 def test_inq_with_the_default_loss(case: tuple[nn.Module, list[Inputs]], tmp_path: Path) -> None:
@@ -250,7 +246,7 @@ def test_inq_with_the_default_loss(case: tuple[nn.Module, list[Inputs]], tmp_pat
     incremental = Incremental(student, Plan.uniform(model, 3), portions=(0.5, 0.75, 1.0))
     for stage in incremental:
         if not stage.last:
-            losses += [retrain(student, Unlabelled(batches), 1, settings, teacher=model) for _ in range(8)]
+            losses += [retrain(student, unlabelled(batches), 1, settings, teacher=model) for _ in range(8)]
     check_quantized(model, incremental.finish(), batches[0], tmp_path / "packed.safetensors")
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     assert losses[7] < losses[0]

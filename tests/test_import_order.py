@@ -37,6 +37,7 @@ FLOORS = (
     "digest",
     "container",
     "packed",
+    "absorb",
     "forward_order",
     "oneshot",
     "prune",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.absorb import NORMS, rescaled
 from octavo.calling import Inputs, call, hooked
 from octavo.layers import ONE_WEIGHT, Layer, channels_first
 from octavo.moments import Moments, layer_inputs, layer_outputs
@@ -20,8 +21,7 @@ from octavo.walk import Stop, stopping, walk
 
 __all__ = ["Freeze", "count_calls", "freeze_in_forward_order"]
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-Freeze = Callable[[Layer, Moments], object]  # freezes a layer's weight in place
+Freeze = Callable[[Layer, Moments], Tensor | None]  # freezes a layer's weight in place; by what its channels were divided
 
 
 def freeze_in_forward_order(
@@ -130,11 +130,13 @@ def _freeze(layer: Layer, here: Sequence[_Pair], freeze: Freeze, *, correct: boo
     if not moments.seen:  # called without a row: as good as not reached
         return
     before = channels_first(layer.weight.detach(), layer.groups).clone()
-    freeze(layer, moments)
+    factor = freeze(layer, moments)
     bias = getattr(layer.module, "bias", None)
     if correct and linear and isinstance(bias, nn.Parameter):
-        lost = (before - channels_first(layer.weight.detach(), layer.groups)).reshape(moments.drift.shape).float()
-        bias.data += (moments.mean_drift + (lost @ moments.mean_input.unsqueeze(2)).squeeze(2)).flatten().to(bias)
+        after = channels_first(rescaled(layer, layer.weight.detach(), factor), layer.groups)
+        lost = (before - after).reshape(moments.drift.shape).float()
+        mean = (moments.mean_drift + (lost @ moments.mean_input.unsqueeze(2)).squeeze(2)).flatten()
+        bias.data += (mean if factor is None else mean / factor).to(bias)
 
 
 def _drift(stop: Stop, partner: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ __all__ = ["Moments", "layer_inputs", "layer_outputs", "problem_count"]
 Pieces: TypeAlias = Iterator[tuple[slice, Tensor]]  # of X: which problems, and their (problems, columns, n)
 
 CHUNK = 1 << 24  # numbers of X that are laid out at a time
-PRODUCTS = {F.linear: nn.Linear, F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
+PRODUCTS: dict[Any, Any] = {F.linear: nn.Linear, F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
 ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from octavo.absorb import absorb_factor, absorbing_norms
 from octavo.calling import Inputs, check_given, device_of, feed, hooked, naming_errors, observing, on_device
 from octavo.compensate import FreezeOrder
 from octavo.container import Quantized
@@ -52,6 +53,7 @@ def calibrate(
     damp: float = 0.01,
     sequential: bool = True,
     correct: bool = False,
+    absorb: bool = False,
     observe: Callable[[LayerError], None] = lambda _: None,
 ) -> Packed:
     """Quantize ``model`` in closed form; the model is left as it was.
@@ -69,6 +71,8 @@ def calibrate(
             is better, and keeps what all inputs have become at one layer in memory; the second streams them.
         correct: fit biases and batch norms to the full-precision outputs too, where ``sequential``; on the reference networks it
             makes no difference.
+        absorb: give each channel ahead of a batch norm a scale of its own, which the norm's running statistics absorb; far
+            better where channels have few weights, as in depthwise convolutions. ``per`` must be ``"channel"``.
         observe: called after each layer.
 
     Raises:
@@ -83,15 +87,23 @@ def calibrate(
     layers = {layer.name: (layer, bits) for layer, bits in planned_layers(quantized, plan)}
     frozen: dict[str, Quantized] = {}
 
-    def freeze(layer: Layer, moments: Moments) -> None:
-        solution = solve(layer, moments, bits := layers[layer.name][1], settings)
+    norms = dict[str, nn.Module]()
+
+    def freeze(layer: Layer, moments: Moments) -> Tensor | None:
+        norm = norms.get(layer.name)
+        solution = solve(layer, moments, bits := layers[layer.name][1], settings, scaled=norm is not None)
         frozen[layer.name] = Quantized.of(layer, solution.codebook, solution.codes.cpu())
         with torch.no_grad():
             layer.weight.copy_(frozen[layer.name].weight())
+        if norm is not None and solution.factor is not None:
+            absorb_factor(layer, norm, solution.factor)
         observe(LayerError(layer.name, bits, solution.nearest, solution.compensated, len(frozen), len(layers)))
+        return solution.factor
 
     planned = [layer for layer, _ in layers.values()]
     with observing(model), observing(quantized), naming_errors(quantized, model):
+        if absorb and (inputs := list(inputs)):
+            norms |= absorbing_norms(quantized, planned, on_device(inputs[0], device_of(model)))
         if sequential:
             freeze_sequentially(model, quantized, planned, inputs, freeze, correct=correct)
         else:

@@ -53,6 +53,7 @@ class OneShot:
     damp: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     sequential: bool = True
     correct: bool = False
+    absorb: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,6 +144,7 @@ def _search(job: Job, wanted: Search, model: nn.Module) -> tuple[Plan, Json]:
         method=wanted.method,
         trials=wanted.trials,
         pins=wanted.pins,
+        absorb=job.recipe.oneshot.absorb,
         seed=job.recipe.seed,
         journal=job.folder / "search.jsonl",
         observe=job.observer.trial,

@@ -17,6 +17,8 @@ from octavo.partition import pruned
 
 __all__ = ["Settings", "Solution", "solve"]
 
+PHASES = tuple(2 ** (step / 8) for step in (-4, -3, -2, -1, 1, 2, 3))  # of a grid of powers of two, within an octave
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -45,19 +47,28 @@ class Settings:
 class Solution:
     """A layer's codes, output channels first, and how far its outputs are off: ``|error| / |output|`` over the inputs.
 
-    ``nearest`` is that of every weight at its nearest level, ``compensated`` that of the codes.
+    ``nearest`` is that of every weight at its nearest level, ``compensated`` that of the codes. ``factor``, (channels,), is what
+    the levels are multiplied with to be like the weights; None where they are like them as they are.
     """
 
     codebook: Codebook
     codes: Tensor
     nearest: float
     compensated: float
+    factor: Tensor | None = None
 
 
-def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solution:
+def solve(layer: Layer, moments: Moments, bits: int, settings: Settings, *, scaled: bool = False) -> Solution:
     """The codes of ``layer`` that keep its full-precision outputs best; never worse than rounding to the nearest level.
 
     Weights that are pruned (see ``octavo.partition.pruned``) freeze first, at zero: only the others make up for anything.
+
+    Args:
+        layer: which one.
+        moments: of its inputs.
+        bits: its width.
+        settings: how.
+        scaled: whether each channel's levels may be multiplied with a factor, within an octave, for something else to absorb.
 
     Raises:
         PlanError: the layer's weights or its inputs are not finite.
@@ -73,22 +84,31 @@ def solve(layer: Layer, moments: Moments, bits: int, settings: Settings) -> Solu
     else:
         plain = fitted_codebook(rows, bits, fit=settings.fit, per=settings.per, name=layer.name).top
         tops = [plain]
-    nearest = problem.candidate(plain, codebook_at(bits, plain).encode(rows).view(problem.target.shape))
-    found = problem.compensated(tops, "gptq")
+    one = torch.ones_like(plain, dtype=torch.float64)
+    grids = [_Grid(top, one) for top in tops] + [_Grid(tops[0], phase * one) for phase in PHASES if scaled and plain.dim()]
+    nearest = problem.candidate(_Grid(plain, one), codebook_at(bits, plain).encode(rows).view(problem.target.shape))
+    found = problem.compensated(grids, "gptq")
     if settings.order != "gptq":
-        found = problem.compensated([found.top], settings.order)
+        found = problem.compensated([found.grid], settings.order)
     chosen = _best([nearest, found])
     return Solution(
-        codebook_at(bits, chosen.top),
+        codebook_at(bits, chosen.grid.top),
         chosen.codes.reshape(rows.shape),
         problem.relative(nearest),
         problem.relative(chosen),
+        chosen.grid.factor if scaled and plain.dim() else None,
     )
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _Grid:
     top: Tensor  # as the codebook has it
+    factor: Tensor  # of all levels, float64, shape of top
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    grid: _Grid
     codes: Tensor  # (problems, rows, columns)
     error: Tensor  # (problems, rows): squared error of the outputs
 
@@ -127,19 +147,21 @@ class _Problem:
             plain, top = (fit(some, importance=share).top for some, share in zip(weights, importance, strict=True))
         return plain, [(top + step).clamp(self.unit.lowest, LARGEST) for step in (0, 1, -1)]
 
-    def compensated(self, tops: list[Tensor], order: FreezeOrder) -> _Candidate:
-        """The best of one candidate for each choice of n1; they share the linear algebra, as so many rows more."""
-        scales = [self._by_row(top) for top in tops]
-        stacked = torch.cat([torch.ldexp(self.start, -scale).float() for scale in scales], 1)
-        codes, of_outputs, of_weights = compensate(stacked, self.damped, self.unit.levels(), order, kept=self.kept)
+    def compensated(self, grids: list[_Grid], order: FreezeOrder) -> _Candidate:
+        """The best of one candidate for each grid; they share the linear algebra, as so many rows more."""
+        tops, factors = ([self._by_row(getattr(grid, name)) for grid in grids] for name in ("top", "factor"))
+        scaled = [(torch.ldexp(self.start, -top) / factor).float() for top, factor in zip(tops, factors, strict=True)]
+        codes, of_outputs, of_weights = compensate(torch.cat(scaled, 1), self.damped, self.unit.levels(), order, kept=self.kept)
         damping = self.damped[:, :1, 0] - self.hessian[:, :1, 0]
-        errors = torch.ldexp(of_outputs - damping * of_weights, 2 * torch.cat(scales, 1).squeeze(2))
-        found = _best([_Candidate(*one) for one in zip(tops, codes.chunk(len(tops), 1), errors.chunk(len(tops), 1), strict=True)])
-        return self.candidate(found.top, found.codes)
+        errors = torch.ldexp(of_outputs - damping * of_weights, 2 * torch.cat(tops, 1).squeeze(2))
+        errors *= torch.cat(factors, 1).squeeze(2).square()
+        some = zip(grids, codes.chunk(len(grids), 1), errors.chunk(len(grids), 1), strict=True)
+        found = _best([_Candidate(*one) for one in some])
+        return self.candidate(found.grid, found.codes)
 
-    def candidate(self, top: Tensor, codes: Tensor) -> _Candidate:
-        level = torch.ldexp(self.unit.levels().double()[codes.int()], self._by_row(top))
-        return _Candidate(top, codes, self._error(self.target - level))
+    def candidate(self, grid: _Grid, codes: Tensor) -> _Candidate:
+        level = torch.ldexp(self.unit.levels().double()[codes.int()], self._by_row(grid.top)) * self._by_row(grid.factor)
+        return _Candidate(grid, codes, self._error(self.target - level))
 
     def relative(self, candidate: _Candidate) -> float:
         return math.sqrt(float(candidate.error.sum()) / self._whole) if self._whole > 0 else 0.0
@@ -152,18 +174,19 @@ class _Problem:
         unit = lost.abs().max().clamp(min=torch.finfo(lost.dtype).tiny)  # so that float32, which is faster, has room for squares
         return output_error((lost / unit).float(), self.hessian).clamp(min=0).double() * unit.square()
 
-    def _by_row(self, top: Tensor) -> Tensor:
+    def _by_row(self, values: Tensor) -> Tensor:
         # In float64, as torch.ldexp may compute its power of two in the type of the exponent.
-        return top.double().expand(self.target.shape[0] * self.target.shape[1]).view(self.target.shape[0], -1, 1)
+        return values.double().expand(self.target.shape[0] * self.target.shape[1]).view(self.target.shape[0], -1, 1)
 
 
 def _best(candidates: list[_Candidate]) -> _Candidate:
     """The one of least error, or row by row where each row has its own n1; of equals, the first."""
     best = candidates[0]
     for other in candidates[1:]:
-        by_row = best.top.dim() > 0
+        by_row = best.grid.top.dim() > 0
         better = other.error < best.error if by_row else (other.error.sum() < best.error.sum()).expand_as(best.error)
-        top = torch.where(better.flatten() if by_row else better.all(), other.top, best.top)
+        where = better.flatten() if by_row else better.all()
+        grid = _Grid(*(torch.where(where, getattr(other.grid, key), getattr(best.grid, key)) for key in ("top", "factor")))
         codes = torch.where(better.unsqueeze(2), other.codes, best.codes)
-        best = _Candidate(top, codes, torch.where(better, other.error, best.error))
+        best = _Candidate(grid, codes, torch.where(better, other.error, best.error))
     return best

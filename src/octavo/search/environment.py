@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import coding
+from octavo.absorb import absorbing_norms, rescaled
 from octavo.calling import Inputs, call, observing
 from octavo.container import Quantized
 from octavo.errors import PlanError
@@ -56,6 +57,7 @@ class Environment:
         options: the bits of each layer that may be asked for.
         score: what to score a model by; None: minus what its outputs lose of full precision, the KL divergence of logits (the
             mean over rows) and the relative squared error of all else: see ``octavo.outputs``.
+        absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
         workers: how many choices are scored at a time, each by a copy of the model that shares all its weights.
 
     Raises:
@@ -72,18 +74,21 @@ class Environment:
         *,
         score: Score | None = None,
         workers: int = 1,
+        absorb: bool = False,
     ) -> None:
         self._inputs = list(inputs)
         known = {layer.name: layer for layer in find_layers(model)[0]}
         moments = float_moments(model, self._inputs, [known[name] for name in layers])
+        norms = _norms(model, [known[name] for name in layers], self._inputs[0]) if absorb else {}
         self._cache = [
-            {bits: _option(known[name], moments[name], bits) for bits in bits_of_layer}
+            {bits: _option(known[name], moments[name], bits, scaled=name in norms) for bits in bits_of_layer}
             for name, bits_of_layer in zip(layers, options, strict=True)
         ]
         self._score = score
         self._model, self._layers = model, layers
         self._workers = [_Worker(model, layers) for _ in range(workers)]
         self._reference: list[list[Part]] = []
+        self._units: list[float] = []
         self._alone: dict[tuple[int | None, ...], list[Tensor]] = {}  # by choices of a single layer, rows of their outputs
         if score is None:
             with observing(model):
@@ -199,10 +204,16 @@ def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def _option(layer: Layer, moments: Moments, bits: int) -> _Option:
-    solution = solve(layer, moments, bits, Settings())
+def _norms(model: nn.Module, layers: Sequence[Layer], batch: Inputs) -> dict[str, nn.Module]:
+    with observing(model):
+        return absorbing_norms(model, layers, batch)
+
+
+def _option(layer: Layer, moments: Moments, bits: int, *, scaled: bool) -> _Option:
+    solution = solve(layer, moments, bits, Settings(), scaled=scaled)
     quantized = Quantized.of(layer, solution.codebook, solution.codes.cpu())
-    weight = torch.empty_like(layer.weight, requires_grad=False).copy_(quantized.weight())
+    effective = rescaled(layer, quantized.weight(), solution.factor)  # the norm behind it stays as it is
+    weight = torch.empty_like(layer.weight, requires_grad=False).copy_(effective)
     return _Option(weight, 8 * coding.entropy_bytes(quantized.codes, bits))
 
 

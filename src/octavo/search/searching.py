@@ -85,6 +85,7 @@ def search(
     journal: str | Path | None = None,
     workers: int = 1,
     pins: Mapping[str, int] | None = None,
+    absorb: bool = False,
     observe: Callable[[Trial], None] = lambda _: None,
 ) -> SearchResult:
     """Choose the bits of each layer; the model is left as it was, and nothing is retrained.
@@ -97,11 +98,13 @@ def search(
         options: the bits that layers may get; among them may be an ``Apot`` or several.
         method: ``dnq``, the learned controller, or a rival: see ``octavo.search.rivals``.
         trials: how many plans, those of single layers included, may be scored.
-        score: what to score a model by, higher is better; None: minus the KL divergence from its full-precision outputs.
+        score: what to score a model by, higher is better; None: minus what its outputs lose of full precision, the KL divergence
+            of logits and the relative squared error of all else: see ``octavo.outputs``.
         seed: of what is drawn: the same seed gives the same plan, whatever the number of workers.
         journal: file to which each trial is appended; a search that was killed goes on from it.
         workers: how many plans are scored at a time.
         pins: layers whose bits are given.
+        absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
         observe: called with each trial.
 
     Raises:
@@ -115,14 +118,14 @@ def search(
     if not batches:
         raise PlanError("inputs: expected at least one batch of calibration inputs, got none")
     space = survey(model, batches[0], options, pins or {}, budget)
-    environment = Environment(model, space.names, batches, space.options, score=score, workers=workers)
+    environment = Environment(model, space.names, batches, space.options, score=score, workers=workers, absorb=absorb)
     settings = {
         "layers": dict(zip(space.names, space.weights, strict=True)),
         "options": [list(map(write_width, options)) for options in space.options],
         "own_score": score is not None,
         "weights": digest(model.state_dict()),
         "inputs": digest(batches),
-    }
+    } | ({"absorb": True} if absorb else {})
     bench = Bench(
         space, environment, Journal(None if journal is None else Path(journal), settings), trials,
         trade_off=trade_off or 0.0, seed=seed, observe=observe,

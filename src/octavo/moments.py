@@ -152,7 +152,7 @@ def _as_multiplied(
         return None
     func, given = products.found
     if func is F.linear:
-        return nn.Linear(*weight.shape[::-1], device="meta"), given["input"]
+        return nn.Linear(weight.shape[1], weight.shape[0], device="meta"), given["input"]
     settings = {name: given[name] for name in ARGUMENTS[3:] if name in given}
     outputs, inputs, *kernel = weight.shape
     return PRODUCTS[func](inputs * settings.get("groups", 1), outputs, kernel, device="meta", **settings), given["input"]

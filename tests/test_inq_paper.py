@@ -12,7 +12,7 @@ from octavo.recipe import Recipe, load_recipe
 FOLDER = cli.RECIPES / "inq-paper"
 
 
-SPARSE = [5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100]  # portions of a pruned network
+SPARSE: list[float] = [5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100]  # portions of a pruned network
 
 
 class Row(NamedTuple):

@@ -39,6 +39,10 @@ def dnq() -> str:
     return retrained("resnet20-dnq-*")
 
 
+def sparse() -> str:
+    return retrained("resnet20-sparse-*")
+
+
 def activations() -> str:
     """Runs whose activations are quantized too."""
     rows = []
@@ -205,6 +209,7 @@ def main() -> None:
     fill(HERE / "README.md", "accuracy", accuracy())
     fill(HERE.parent / "README.md", "dnq", dnq())
     fill(HERE / "README.md", "dnq", dnq())
+    fill(HERE / "README.md", "sparse", sparse())
     fill(HERE / "README.md", "activations", activations())
     fill(HERE / "README.md", "orders", orders())
     fill(HERE / "README.md", "speed", speed())

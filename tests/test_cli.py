@@ -483,6 +483,7 @@ def test_the_demo_from_a_fresh_folder_to_its_table(octavo: Octavo) -> None:
     assert list(table) == [
         "score",
         "nominal bits, a weight",
+        "zero weights",
         "stored bits, a weight",
         "bytes",
         "times smaller",

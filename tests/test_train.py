@@ -243,6 +243,20 @@ def test_steps_of_activations_learn_ten_times_as_fast() -> None:
     assert torch.allclose(layer.weight, by_hand.weight - 0.01 * by_hand.weight.grad, atol=1e-6)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize(("pull", "end"), [(1.0, 0.125), (-1.0, 0.5)])
+def test_a_step_of_activations_stays_within_an_octave(pull: float, end: float) -> None:
+    """However hard the loss pulls at it; else one that runs away takes the network with it."""
+    layer = linear(1)
+    attach(layer, InputQuantizer(InputForm(4, signed=True), 0.25))
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        pulled: Tensor = pull * steps(model)[0]
+        return pulled
+
+    retrain(nn.Sequential(layer), Toy(loss=loss), 1.0, Retraining(labels=1.0, learning_rate=1.0))
+    assert steps(layer)[0].item() == end
+
+
 def test_weight_decay_spares_the_steps_of_activations() -> None:
     """No loss at all: only the decay moves anything."""
 

@@ -18,7 +18,8 @@ from octavo.task import Batch, Task
 __all__ = ["Progress", "Retraining", "distillation", "retrain", "step_count"]
 
 
-STEPS_FASTER = 10  # times the learning rate is that of the steps of activations; at 100 times they ran away
+STEPS_FASTER = 10  # times the learning rate is that of the steps of activations
+OCTAVE = 2.0  # the most by which a step may grow or shrink in a stage: at 8 bits, some ran away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,7 @@ def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[
     ]
     optimizer = torch.optim.SGD(groups, rate, settings.momentum, nesterov=settings.momentum > 0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    ranges = [(step, float(step) / OCTAVE, float(step) * OCTAVE) for step in steps_of(model)]
 
     def update(loss: Tensor) -> float:
         optimizer.zero_grad()
@@ -142,6 +144,9 @@ def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[
         if math.isfinite(norm):
             optimizer.step()
             schedule.step()
+            with torch.no_grad():
+                for step, least, most in ranges:
+                    step.clamp_(least, most)
         return norm
 
     return update

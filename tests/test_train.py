@@ -234,13 +234,13 @@ def test_steps_of_activations_learn_ten_times_as_fast() -> None:
     attach(layer, InputQuantizer(InputForm(4, signed=True), 0.25))
     by_hand = copy.deepcopy(layer)
     F.cross_entropy(by_hand(batch[0]), batch[1]).backward()
-    settings = Retraining(labels=1.0, learning_rate=0.01, momentum=0.0, clip=100)
+    settings = Retraining(labels=1.0, learning_rate=0.001, momentum=0.0, clip=100)
     retrain(nn.Sequential(layer), Toy(lambda: [batch]), 1.0, settings)
     (step,), (slope,) = steps(layer), [step.grad for step in steps(by_hand)]
     assert slope is not None
-    assert step.item() == pytest.approx(0.25 - 0.1 * slope.item(), rel=1e-5)
+    assert step.item() == pytest.approx(0.25 - 0.01 * slope.item(), rel=1e-5)
     assert step.item() != pytest.approx(0.25, rel=1e-5)
-    assert torch.allclose(layer.weight, by_hand.weight - 0.01 * by_hand.weight.grad, atol=1e-6)  # type: ignore[operator]
+    assert torch.allclose(layer.weight, by_hand.weight - 0.001 * by_hand.weight.grad, atol=1e-6)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(("pull", "end"), [(1.0, 0.125), (-1.0, 0.5)])

@@ -135,7 +135,7 @@ def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[
     ]
     optimizer = torch.optim.SGD(groups, rate, settings.momentum, nesterov=settings.momentum > 0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    ranges = [(step, float(step) / OCTAVE, float(step) * OCTAVE) for step in steps_of(model)]
+    ranges = [(step, step.item() / OCTAVE, step.item() * OCTAVE) for step in steps_of(model)]
 
     def update(loss: Tensor) -> float:
         optimizer.zero_grad()

@@ -27,6 +27,7 @@ IMAGES, SEEDS = 1024, 3
 SLOW = ("magnitude", "distance")  # each row of weights has an order of its own: one seed
 WAYS: dict[str, dict[str, Any]] = {
     "gptq, corrected": {"correct": True},
+    "gptq, absorbed": {"absorb": True},
     "gptq, float inputs": {"sequential": False},
     "gptq, per layer": {"per": "layer"},
     "random": {"order": "random"},

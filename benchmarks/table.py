@@ -191,6 +191,33 @@ def search_cost() -> str:
     return markdown([*head, "search of 512 plans, s", "a layer"], rows)
 
 
+def efficientnet() -> str:
+    result = load("efficientnet")
+    rows = [["full precision", "32", f"{result['float']:.2f}", "", "", ""]]
+    for name, r in sorted(result["rows"].items(), key=lambda item: (-item[1]["nominal_bits"], -item[1]["accuracy"])):
+        sizes = [f"{r['stored_bits']:.2f}", f"{r['file_bytes']:,}", f"{r['ratio']:.1f}"]
+        rows.append([name, f"{r['nominal_bits']:.2f}", f"{r['accuracy']:.2f}", *sizes])
+    return markdown(["bits", "average", "accuracy", "stored bits", "file in bytes", "times smaller"], rows)
+
+
+def sentences() -> str:
+    shown = ("mean_cosine", "least_cosine", "rank_correlation", "neighbours_shared")
+    rows = [
+        [f"{r['bits']}", r["way"], *(f"{r[name]:.4f}" for name in shown), f"{r['ratio']:.1f}"] for r in load("sentences")["rows"]
+    ]
+    return markdown(["bits", "way", "mean cosine", "least", "rank correlation", "neighbours", "times smaller"], rows)
+
+
+def speech() -> str:
+    result = load("speech")
+    rows = [["32", "full precision", f"{result['float']['accuracy']:.2f}", f"{result['float']['area_under_curve']:.4f}", "", ""]]
+    for r in result["rows"]:
+        if r["layers"] == "all":
+            figures = [f"{r['accuracy']:.2f}", f"{r['area_under_curve']:.4f}", f"{r['decisions_alike']:.2f}", f"{r['ratio']:.1f}"]
+            rows.append([f"{r['bits']}", r["way"], *figures])
+    return markdown(["bits", "way", "accuracy", "area", "decided alike", "times smaller"], rows)
+
+
 def fill(page: Path, name: str, text: str) -> None:
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, _, rest = page.read_text().partition(start)
@@ -215,6 +242,9 @@ def main() -> None:
     fill(HERE / "README.md", "speed", speed())
     fill(HERE / "README.md", "searches", searches())
     fill(HERE / "README.md", "search cost", search_cost())
+    fill(HERE / "README.md", "efficientnet", efficientnet())
+    fill(HERE / "README.md", "sentences", sentences())
+    fill(HERE / "README.md", "speech", speech())
 
 
 if __name__ == "__main__":

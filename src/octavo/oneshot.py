@@ -84,33 +84,44 @@ def calibrate(
     check_state(model)
     planned_layers(model, plan)  # before anything is copied or read
     quantized = copy.deepcopy(model)
-    layers = {layer.name: (layer, bits) for layer, bits in planned_layers(quantized, plan)}
-    frozen: dict[str, Quantized] = {}
-
-    norms = dict[str, nn.Module]()
-
-    def freeze(layer: Layer, moments: Moments) -> Tensor | None:
-        norm = norms.get(layer.name)
-        solution = solve(layer, moments, bits := layers[layer.name][1], settings, scaled=norm is not None)
-        frozen[layer.name] = Quantized.of(layer, solution.codebook, solution.codes.cpu())
-        with torch.no_grad():
-            layer.weight.copy_(frozen[layer.name].weight())
-        if norm is not None and solution.factor is not None:
-            absorb_factor(layer, norm, solution.factor)
-        observe(LayerError(layer.name, bits, solution.nearest, solution.compensated, len(frozen), len(layers)))
-        return solution.factor
-
-    planned = [layer for layer, _ in layers.values()]
+    planned = [layer for layer, _ in planned_layers(quantized, plan)]
+    freeze = _Freezer({layer.name: bits for layer, bits in planned_layers(quantized, plan)}, settings, observe)
     with observing(model), observing(quantized), naming_errors(quantized, model):
         if absorb and (inputs := list(inputs)):
-            norms |= absorbing_norms(quantized, planned, on_device(inputs[0], device_of(model)))
+            freeze.norms |= absorbing_norms(quantized, planned, on_device(inputs[0], device_of(model)))
         if sequential:
             freeze_sequentially(model, quantized, planned, inputs, freeze, correct=correct)
         else:
             _freeze_from_float(quantized, planned, inputs, freeze)
-    for name in layers:
-        _check_reached(name, reached=name in frozen)
-    return pack(quantized, {name: frozen[name] for name in layers})
+    for layer in planned:
+        _check_reached(layer.name, reached=layer.name in freeze.frozen)
+    return pack(quantized, {layer.name: freeze.frozen[layer.name] for layer in planned})
+
+
+class _Freezer:
+    """Solves layers and puts the solutions in place.
+
+    Attributes:
+        norms: by layer, the batch norm that absorbs a scale of it.
+        frozen: the layers that were solved.
+
+    """
+
+    def __init__(self, widths: Mapping[str, int], settings: Settings, observe: Callable[[LayerError], None]) -> None:
+        self._widths, self._settings, self._observe = widths, settings, observe
+        self.norms, self.frozen = dict[str, nn.Module](), dict[str, Quantized]()
+
+    def __call__(self, layer: Layer, moments: Moments) -> Tensor | None:
+        norm, bits = self.norms.get(layer.name), self._widths[layer.name]
+        solution = solve(layer, moments, bits, self._settings, scaled=norm is not None)
+        self.frozen[layer.name] = Quantized.of(layer, solution.codebook, solution.codes.cpu())
+        with torch.no_grad():
+            layer.weight.copy_(self.frozen[layer.name].weight())
+        if norm is not None and solution.factor is not None:
+            absorb_factor(layer, norm, solution.factor)
+        count = len(self.frozen)
+        self._observe(LayerError(layer.name, bits, solution.nearest, solution.compensated, count, len(self._widths)))
+        return solution.factor
 
 
 def float_moments(model: nn.Module, inputs: Iterable[Inputs], layers: Iterable[Layer]) -> dict[str, Moments]:

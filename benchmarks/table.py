@@ -218,6 +218,24 @@ def speech() -> str:
     return markdown(["bits", "way", "accuracy", "area", "decided alike", "times smaller"], rows)
 
 
+def exports() -> str:
+    result, names = load("export"), {"resnet20": "ResNet-20", "mobilenet": "depthwise"}
+    rows = []
+    for network, row in result["networks"].items():
+        for form, one in row["forms"].items():
+            speed = f"{row['speed']['median']['ratio']:.2f}" if form == "int8" else ""
+            figures = [f"{one[name]:,}" for name in ("bytes", "codes")]
+            rows.append([names[network], f"`{form}`", *figures, f"{row['graph_bytes']:,}", f"{one['difference']:.0e}", speed])
+    head = "network, form, file in bytes, its codes, the graph alone, difference, times faster"
+    return markdown(head.split(", "), rows)
+
+
+def int8_scores() -> str:
+    scores = load("export")["int8_scores"]
+    rows = [[bits, f"{one['packed']:.2f}", f"{one['int8']:.2f}"] for bits, one in sorted(scores.items(), reverse=True)]
+    return markdown(["bits", "packed", "int8"], rows)
+
+
 def fill(page: Path, name: str, text: str) -> None:
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, _, rest = page.read_text().partition(start)
@@ -242,6 +260,8 @@ def main() -> None:
     fill(HERE / "README.md", "speed", speed())
     fill(HERE / "README.md", "searches", searches())
     fill(HERE / "README.md", "search cost", search_cost())
+    fill(HERE / "README.md", "exports", exports())
+    fill(HERE / "README.md", "int8", int8_scores())
     fill(HERE / "README.md", "efficientnet", efficientnet())
     fill(HERE / "README.md", "sentences", sentences())
     fill(HERE / "README.md", "speech", speech())

@@ -21,7 +21,7 @@ from octavo.plan import Plan
 from octavo.task import load_task
 from octavo.widths import Apot
 
-COMMANDS = ("demo", "run", "inspect", "search", "quantize", "evaluate", "verify")
+COMMANDS = ("demo", "run", "inspect", "search", "quantize", "export", "evaluate", "verify")
 TASK = """
 import torch
 from torch import nn
@@ -338,9 +338,31 @@ def test_evaluate_and_verify_print_the_figures(octavo: Octavo, packed: Path) -> 
     assert f"  nominal bits  3.0\n   stored bits  {figures['stored_bits']}\n" in octavo("verify", str(packed)).out
 
 
+def test_export_prints_what_the_check_found_and_evaluate_scores_the_file(octavo: Octavo, packed: Path) -> None:
+    words = ("export", str(packed), "--task", "tiny.py:Tiny", "-o", "net.onnx")
+    made = json.loads(octavo(*words, "--json").out)
+    assert made.pop("largest_difference") < 1e-5
+    size = Path("net.onnx").stat().st_size
+    assert made == {"written": "net.onnx", "form": "lut", "file_bytes": size, "same_class": 1.0, "inexact_layers": []}
+    assert re.search(r"largest difference  \d", octavo(*words, "--form", "fp8").out)
+    score = json.loads(octavo("evaluate", str(packed), "-t", "tiny.py:Tiny", "--json").out)["score"]
+    evaluated = json.loads(octavo("evaluate", "net.onnx", "-t", "tiny.py:Tiny", "--json").out)
+    assert evaluated["score"] == pytest.approx(score, abs=1e-4)
+
+
+def test_export_to_int8_prints_both_scores(octavo: Octavo, packed: Path) -> None:
+    words = ("export", str(packed), "--task", "tiny.py:Tiny", "--form", "int8", "-o", "net.onnx", "--json")
+    made = json.loads(octavo(*words).out)
+    assert made["score"] == pytest.approx(made["packed_score"], abs=0.2)
+    assert made["score"] != made["packed_score"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["export", "tiny.py", "-t", "tiny.py:Tiny", "-o", "x"], "tiny.py: expected a safetensors file with octavo's header"),
+        (["evaluate", "none.onnx", "-t", "tiny.py:Tiny"], "none.onnx: No such file or directory"),
+        (["run", "r.yaml", "--set", "export=[lutt]"], "r.yaml: export.0: Input should be 'lut', 'fp8', 'int8', 'float' or 'mx'"),
         (["run", "none.yaml"], "none.yaml: no such file, nor one of the recipes that come with octavo: digits-dnq, digits"),
         (["run", "."], ".: not a readable recipe: "),
         (["run", "tiny.py"], "tiny.py: not a readable recipe: "),

@@ -12,6 +12,7 @@ BUILT_IN = {
     "RecipeError": ValueError,
     "FormatError": ValueError,
     "TrainingError": RuntimeError,
+    "ExportError": RuntimeError,
 }
 
 

@@ -75,7 +75,10 @@ NUMBERS = (
     "partition",
     "histogram",
 )
-OPTIONAL = {"sklearn", "torchvision", "timm", "PIL", "datasets", "constriction"}
+
+ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes"}
+OPTIONAL = ONNX | {"sklearn", "torchvision", "timm", "PIL", "datasets", "constriction", "torchao"}
+BEHIND = {f"export.{name}" for name in ("checks", "graph", "integers", "onnx", "ranges", "runtime")}  # loaded where asked for
 STRANGERS = {("search", "incremental"), ("tasks", "tasks")}  # the search is handed a function; tasks know no other task
 
 
@@ -166,7 +169,16 @@ def test_the_numbers_floor_knows_no_modules(module: str) -> None:
 
 def test_optional_packages_are_imported_where_they_are_used() -> None:
     trees = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in modules().items()}
-    assert {m: top_level_imports(t) & OPTIONAL for m, t in trees.items() if top_level_imports(t) & OPTIONAL} == {}
+    found = {m: top_level_imports(t) & OPTIONAL for m, t in trees.items()}
+    assert {m: names for m, names in found.items() if names and m not in BEHIND} == {}
+    assert all(names <= ONNX for m, names in found.items() if m in BEHIND)
+
+
+def test_nobody_imports_what_needs_onnx_before_it_is_asked_for() -> None:
+    for module, path in modules().items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if module not in BEHIND]
+        names = {name.removeprefix("octavo.") for node in nodes for name in targets(node, package_of(path))}
+        assert names & BEHIND == set(), module
 
 
 @pytest.mark.parametrize(

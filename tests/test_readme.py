@@ -77,6 +77,7 @@ def test_the_commands(tmp_path: Path) -> None:
         "search",
         "verify",
         "evaluate",
+        "export",
     ]
     for command in commands[1:]:  # the demo has its own test
         program = "import sys; from octavo.cli import main; main()"

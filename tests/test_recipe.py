@@ -46,6 +46,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "fit": "mse",
         "per": "channel",
         "epochs": 1.0,
+        "export": (),
         "control": True,
         "floats": "float32",
         "seed": 0,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo.activations import quantize_activations
-from octavo.errors import BudgetError, FormatError, OctavoError, PlanError, RecipeError, TrainingError
+from octavo.errors import BudgetError, ExportError, FormatError, OctavoError, PlanError, RecipeError, TrainingError
 from octavo.folder import digest_of
 from octavo.incremental import Incremental
 from octavo.oneshot import LayerError, calibrate
@@ -299,6 +299,32 @@ def test_the_closed_form_neither_trains_nor_has_a_control(folder: Path) -> None:
     by_hand.save(folder / "by_hand")
     assert files(folder)["by_hand"] == files(folder)["packed.safetensors"]
     assert run(recipe(method="oneshot", oneshot=settings, fit="max", per="layer"), folder, Watcher()) == result
+
+
+def test_the_recipes_forms_are_exported_into_the_folder(folder: Path) -> None:
+    watcher = Watcher()
+    result = run(recipe(method="oneshot", export=["lut", "int8", "mx"]), folder, watcher)
+    assert {path.name for path in folder.iterdir()} >= {"lut.onnx", "int8.onnx", "mx.safetensors"}
+    exports = result["exports"]
+    assert [exports[form]["path"] for form in ("lut", "int8", "mx")] == ["lut.onnx", "int8.onnx", "mx.safetensors"]
+    assert exports["lut"]["difference"] < 1e-5
+    assert "score" not in exports["lut"]
+    assert exports["int8"]["packed_score"] == pytest.approx(result["score"])
+    assert exports["int8"]["score"] == pytest.approx(result["score"], abs=1)
+    assert any(note.startswith(f"exported: {folder / 'lut.onnx'}, ") for note in watcher.notes)
+    assert "exports" not in run(recipe(method="oneshot"), folder.parent / "other", Watcher())
+
+
+def test_what_cannot_be_exported_for_want_of_a_library_is_known_at_the_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(forms: tuple[str, ...]) -> None:
+        raise ExportError(f"ONNX needs onnx for {forms[0]}")
+
+    monkeypatch.setattr(sys.modules["octavo.run"], "check_forms", refuse)
+    with pytest.raises(ExportError, match=r"^ONNX needs onnx for lut$"):
+        run(recipe(export=["lut"]), folder, Watcher())
+    assert not folder.exists()
 
 
 def test_retraining_can_start_from_the_closed_form(folder: Path) -> None:

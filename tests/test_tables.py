@@ -1,6 +1,7 @@
 """The tables that people look at, cell by cell."""
 
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from octavo.export import Exported
 from octavo.incremental import Incremental
 from octavo.inspection import Inspection, inspect
 from octavo.packed import Packed, pack
 from octavo.plan import Plan
 from octavo.quantizer import InputForm, install
-from octavo.report.tables import bits_range, inspection_table, packed_rows, result_table, skipped_table
+from octavo.report.tables import bits_range, exported_rows, inspection_table, packed_rows, result_table, skipped_table
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -134,3 +136,10 @@ def test_the_figures_of_a_packed_file(tmp_path: Any) -> None:
     }
     rounded = Packed(network.layers, [*network.floats, STEP], {"0": InputForm(8, signed=True)})
     assert packed_rows(rounded)["activation_bits"] == "8"
+
+
+def test_the_figures_of_an_exported_file() -> None:
+    rows = {"written": "net.onnx", "form": "lut", "file_bytes": 7, "inexact_layers": []}
+    assert exported_rows(Exported(Path("net.onnx"), "lut", 7, None, None, ())) == rows
+    measured = exported_rows(Exported(Path("net.onnx"), "int8", 7, 0.25, 0.5, ("conv1",)))
+    assert measured == rows | {"form": "int8", "largest_difference": 0.25, "same_class": 0.5, "inexact_layers": ["conv1"]}

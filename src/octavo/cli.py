@@ -1,4 +1,4 @@
-"""The command line: ``octavo demo | inspect | search | run | quantize | evaluate | verify``."""
+"""The command line: ``octavo demo | inspect | search | run | quantize | export | evaluate | verify``."""
 
 import hashlib
 import json
@@ -13,13 +13,22 @@ from rich.console import Console
 from torch import Tensor
 
 from octavo.errors import BudgetError, OctavoError, RecipeError, nearest
+from octavo.export import FORMS, export_checked, load_onnx
 from octavo.inspection import inspect as inspect_model
 from octavo.packed import Packed
 from octavo.plan import Budget
 from octavo.recipe import Recipe, key_value, load_recipe, make_recipe, override, yaml_value
 from octavo.report.progress import Display
-from octavo.report.tables import inspection_table, layers_table, packed_rows, plan_table, result_table, skipped_table
-from octavo.run import publish
+from octavo.report.tables import (
+    exported_rows,
+    inspection_table,
+    layers_table,
+    packed_rows,
+    plan_table,
+    result_table,
+    skipped_table,
+)
+from octavo.run import exported_scores, publish
 from octavo.run import run as run_recipe
 from octavo.search import METHODS
 from octavo.search import search as search_bits
@@ -155,13 +164,30 @@ def quantize(task: TaskName, output: Annotated[Path, typer.Option("--output", "-
 
 
 @app.command()
-def evaluate(file: File, task: TaskOption, option: Options = None, as_json: AsJson = False) -> None:
-    """Load a packed network into a task's model and score it.
+def export(file: File, task: TaskOption, output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+           form: Annotated[str, typer.Option(help=f"One of {', '.join(FORMS)}: docs/export.md.")] = "lut",
+           option: Options = None, as_json: AsJson = False) -> None:  # fmt: skip
+    """Write a packed network as an ONNX file or as MXFP4 and MXFP8 tensors, checked against the network before.
+
+    Example: `octavo export runs/demo/packed.safetensors --task digits --form lut -o model.onnx`
+    """
+    packed, loaded = Packed.load(file), load_task(task, _options(option))
+    made = export_checked(model_of(loaded, task), packed, output, form=form, example=list(loaded.calibration()))
+    _print(exported_rows(made) | exported_scores(made, packed, loaded, task), as_json)
+
+
+@app.command()
+def evaluate(file: Annotated[Path, typer.Argument(help="A packed network, or an ONNX file.", show_default=False)],
+             task: TaskOption, option: Options = None, as_json: AsJson = False) -> None:  # fmt: skip
+    """Load a packed network into a task's model, or an ONNX file into ONNX Runtime, and score it.
 
     Example: `octavo evaluate runs/demo/packed.safetensors --task digits`
     """
-    packed, loaded = Packed.load(file), load_task(task, _options(option))
-    model = model_of(loaded, task)
+    loaded = load_task(task, _options(option))
+    if file.suffix == ".onnx":
+        _print({"score": loaded.score(load_onnx(file)), "file_bytes": file.stat().st_size}, as_json)
+        return
+    packed, model = Packed.load(file), model_of(loaded, task)
     packed.apply(model)
     _print({"score": loaded.score(model), **packed_rows(packed)}, as_json)
 
@@ -225,5 +251,12 @@ def _print(figures: dict[str, Any], as_json: bool) -> None:
         return
     width = max(14, *map(len, figures))
     for key, value in figures.items():
-        shown = f"{round(value, 3):,}" if isinstance(value, int | float) else value
-        out.print(f"{key.replace('_', ' '):>{width}}  {shown}", soft_wrap=True, markup=False)
+        out.print(f"{key.replace('_', ' '):>{width}}  {_shown(value)}", soft_wrap=True, markup=False)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    if isinstance(value, int | float):
+        return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{round(value, 3):,}"
+    return str(value)

@@ -3,7 +3,17 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["BudgetError", "FormatError", "OctavoError", "PlanError", "RecipeError", "TrainingError", "brief", "nearest"]
+__all__ = [
+    "BudgetError",
+    "ExportError",
+    "FormatError",
+    "OctavoError",
+    "PlanError",
+    "RecipeError",
+    "TrainingError",
+    "brief",
+    "nearest",
+]
 
 
 class OctavoError(Exception):
@@ -28,6 +38,10 @@ class FormatError(OctavoError, ValueError):
 
 class TrainingError(OctavoError, RuntimeError):
     """Retraining that cannot go on; the message names the step."""
+
+
+class ExportError(OctavoError, RuntimeError):
+    """A network that a form of export cannot hold or that came out wrong; the message names the layer."""
 
 
 def nearest(word: str, known: Iterable[str], *, at_least: float = 0.0) -> str:

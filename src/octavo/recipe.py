@@ -19,6 +19,7 @@ from pydantic import (
 from octavo.activations import StepFit, check_fit
 from octavo.compensate import FreezeOrder
 from octavo.errors import OctavoError, RecipeError, nearest
+from octavo.export import Form
 from octavo.levels import Fit, Per
 from octavo.partition import PORTIONS, SPARSE_PORTIONS, Order, check_portions, check_straight_through, orders_of
 from octavo.plan import Budget
@@ -126,6 +127,7 @@ class Recipe(BaseModel):
         per: one n1 for a layer or for each output channel.
         epochs: of retraining after each portion: one number a portion, or one for all but the last, which gets none.
         retraining: how to retrain.
+        export: the forms to export the network in, see ``octavo.export``.
         control: whether to train the full-precision network equally long, for comparison.
         floats: how the file stores what is not quantized: as it is, or float32 tensors rounded to ``float16``.
         seed: of everything that is drawn.
@@ -153,6 +155,7 @@ class Recipe(BaseModel):
     per: Per = "channel"
     epochs: Epochs | tuple[Epochs, ...] = 1.0
     retraining: Retraining = Retraining()
+    export: tuple[Form, ...] = ()
     control: bool = True
     floats: Literal["float32", "float16"] = "float32"
     seed: Seed = 0

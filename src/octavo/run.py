@@ -14,6 +14,7 @@ from octavo import coding
 from octavo.activations import quantize_activations
 from octavo.calling import device_of, on_device
 from octavo.errors import RecipeError
+from octavo.export import Exported, check_forms, export_checked, load_onnx
 from octavo.files import write_atomically
 from octavo.folder import Json, check_folder, digest_of, finished, write_json
 from octavo.incremental import Incremental
@@ -29,7 +30,7 @@ from octavo.stages import Job, Observer, Track, control_score, prune, train, war
 from octavo.task import Task, load_task, model_of
 from octavo.widths import write_width, write_widths
 
-__all__ = ["environment", "publish", "run"]
+__all__ = ["environment", "exported_scores", "publish", "run"]
 
 
 def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
@@ -42,12 +43,13 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
         RecipeError: the folder holds the run of another recipe or of other weights, or the task cannot be loaded.
         PlanError: the network does not fit the recipe, or the calibration inputs do not fit the network.
         TrainingError: retraining failed; the last whole stage is kept.
+        ExportError: the network cannot be exported in a form that the recipe lists, or that form's libraries are missing.
         FormatError: a file of the folder is damaged, or half a run of other weights.
 
     """
     check_folder(folder, recipe)
-    started = time.monotonic()
-    task = load_task(recipe.task, recipe.options)
+    check_forms(recipe.export)
+    started, task = time.monotonic(), load_task(recipe.task, recipe.options)
     model, copy = _two_models(task, recipe.task)
     given, digest = matching_plan(model, recipe.bits or {}), digest_of(copy)
     check_state(model)
@@ -76,7 +78,7 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     float_bytes = packed.float_bytes
     packed = with_float16(packed) if recipe.floats == "float16" else packed
     packed.save(file)
-    result |= rounded | searched | how | {"score": _score_reloaded(recipe, task, file)}
+    result |= rounded | searched | how | {"score": _score_reloaded(recipe, task, file)} | _exports(job, packed)
     observer.note(f"quantized, packed and loaded again: {result['score']:.2f}")
     if recipe.controlled:
         result["control_score"] = control_score(job)
@@ -99,6 +101,28 @@ def publish(recipe: Recipe, recipe_path: Path, folder: Path) -> list[Path]:
         content = source.read_bytes()
         write_atomically(target, lambda file, content=content: file.write(content))  # type: ignore[misc]
     return [target for _, target in pairs]
+
+
+def exported_scores(exported: Exported, packed: Packed, task: Task, name: str) -> Json:
+    """What rounded activations make of the score; nothing for the forms that compute what the network does."""
+    if exported.form != "int8":
+        return {}
+    model = model_of(task, name)
+    packed.apply(model)
+    return {"score": float(task.score(load_onnx(exported.path))), "packed_score": float(task.score(model))}
+
+
+def _exports(job: Job, packed: Packed) -> Json:
+    """Every form that the recipe lists, in the run's folder."""
+    found = Json()
+    for form in job.recipe.export:
+        model = model_of(job.task, job.recipe.task)
+        path = job.folder / (f"{form}.safetensors" if form == "mx" else f"{form}.onnx")
+        made = export_checked(model, packed, path, form=form, example=list(job.task.calibration()))
+        scores = exported_scores(made, packed, job.task, job.recipe.task)
+        found[form] = asdict(made) | {"path": path.name} | scores
+        job.observer.note(f"exported: {path}, {made.bytes:,} bytes" + (f", score {scores['score']:.2f}" if scores else ""))
+    return {"exports": found} if found else {}
 
 
 def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:

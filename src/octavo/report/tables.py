@@ -6,11 +6,21 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from octavo.export import Exported
 from octavo.inspection import Inspection
 from octavo.packed import Packed
 from octavo.search import SearchResult
 
-__all__ = ["bits_range", "inspection_table", "layers_table", "packed_rows", "plan_table", "result_table", "skipped_table"]
+__all__ = [
+    "bits_range",
+    "exported_rows",
+    "inspection_table",
+    "layers_table",
+    "packed_rows",
+    "plan_table",
+    "result_table",
+    "skipped_table",
+]
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
@@ -105,4 +115,16 @@ def packed_rows(packed: Packed) -> dict[str, Any]:
         **({"activation_bits": bits_range(activations)} if activations else {}),
         "file_bytes": packed.file_bytes,
         "ratio": round(packed.ratio, 2),
+    }
+
+
+def exported_rows(exported: Exported) -> dict[str, Any]:
+    """The figures of an exported file; what was not measured is missing."""
+    checks = {"largest_difference": exported.difference, "same_class": exported.agreement}
+    return {
+        "written": str(exported.path),
+        "form": exported.form,
+        "file_bytes": exported.bytes,
+        **{name: figure for name, figure in checks.items() if figure is not None},
+        "inexact_layers": list(exported.inexact),
     }

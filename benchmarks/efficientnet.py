@@ -141,7 +141,7 @@ def main() -> None:
     def score(model: nn.Module) -> float:
         return accuracy(model, scored, classes, right)
 
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"float": score(network()), "rows": {}}
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"float": score(network()), "rows": {}}
     result |= {"environment": environment(), "seed": SEED, "calibration": len(seen), "scored": len(scored), "damp": DAMP}
     for name, (bits, how) in rows().items():
         if name not in result["rows"] and name.startswith(arguments.only):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy.signal import resample_poly
 from scipy.stats import mannwhitneyu
-from sentences import nearest, sentences
+from sentences import nearest, sentences  # type: ignore[import-not-found]  # its neighbour
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,7 +76,8 @@ def spoken(text: str, voice: str) -> np.ndarray:
     with wave.open(io.BytesIO(subprocess.run(command, check=True, capture_output=True).stdout)) as sound:
         samples = np.frombuffer(sound.readframes(1 << 30), np.int16).astype(np.float64)
         samples = resample_poly(samples, RATE, sound.getframerate())
-    return samples / np.sqrt(np.mean(samples**2))
+    level: np.ndarray = samples / np.sqrt(np.mean(samples**2))
+    return level
 
 
 def recordings(texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -223,7 +223,7 @@ def exports() -> str:
     rows = []
     for network, row in result["networks"].items():
         for form, one in row["forms"].items():
-            speed = f"{row['speed']['ratio']:.2f}" if form == "int8" else ""
+            speed = f"{row['speed']['median']['ratio']:.2f}" if form == "int8" else ""
             figures = [f"{one[name]:,}" for name in ("bytes", "codes")]
             rows.append([names[network], f"`{form}`", *figures, f"{row['graph_bytes']:,}", f"{one['difference']:.0e}", speed])
     head = "network, form, file in bytes, its codes, the graph alone, difference, times faster"

@@ -176,6 +176,20 @@ def test_search_writes_a_plan_within_the_budget_and_shows_it(octavo: Octavo) -> 
     assert json.loads(as_json.out)["plan"] == dict(plan)
 
 
+def test_search_takes_bits_of_inputs(octavo: Octavo) -> None:
+    words = ["search", "tiny.py:Tiny", "--activations", "4,8", "--budget", "bit_ops=100000"]
+    rest = ["--method", "exact", "-o", "both.yaml"]
+    said = octavo(*words, *rest)
+    assert "bit operations" in said.out
+    assert "x8" in said.out
+    plan = Plan.load("both.yaml")
+    assert set(plan.activations) == set(plan)
+    shown = json.loads(octavo(*words, *rest, "--json").out)
+    assert (shown["activations"], shown["bit_ops"]) == (plan.activations, plan.cost().bit_ops)
+    words[-1] = "average_bits=3"
+    assert "expected a budget of bit_ops" in octavo(*words, *rest).err
+
+
 def test_search_and_quantize_take_widths_of_both_grids(octavo: Octavo) -> None:
     words = ["search", "tiny.py:Tiny", "--options", "4,5,apot6", "--budget", "average_bits=6", "--pin", "2=apot7"]
     words += ["--trials", "20", "--method", "greedy"]

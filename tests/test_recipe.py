@@ -239,6 +239,11 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
         ("search: {budget: {}}", "search.budget: expected exactly one of ratio, average_bits, bytes and bit_ops, got none"),
         ("search: {budget: {average_bit: 3}}", "unknown key 'search.budget.average_bit' (the nearest is 'average_bits')"),
         ("search: {budget: {bytes: 9}, trial: 3}", "unknown key 'search.trial' (the nearest is 'trials')"),
+        ("search: {budget: {bit_ops: 9}, activations: [4, 9]}", "search.activations.1: Input should be less than or equal to 8"),
+        (
+            "bits: null\nactivations: {bits: 4}\nsearch: {budget: {bit_ops: 9}, activations: [4]}",
+            "expected either activations or search.activations, got both",
+        ),
         ("search: {budget: {bytes: 9}, trials: 0}", "search.trials: Input should be greater than or equal to 1, got 0"),
         ("search: {budget: {bytes: 9}, method: dqn}", "search.method: Input should be 'dnq', .*, got 'dqn'"),
         ("search: {budget: {bytes: 9}, options: [2, 9]}", "search.options.1: Input should be less than or equal to 8, got 9"),

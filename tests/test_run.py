@@ -846,6 +846,22 @@ def test_a_search_that_does_not_fit_is_refused_before_the_warm_up(wrong: dict[st
     assert files(folder.parent) == {}
 
 
+@pytest.mark.parametrize("method", ["oneshot", "inq"])
+def test_a_search_for_the_bits_of_inputs_too(method: str, folder: Path) -> None:
+    macs = {"0": INPUTS * 6, "3": 6 * CLASSES}
+    wanted = {"budget": {"bit_ops": 16 * sum(macs.values())}, "method": "exact", "trials": 20, "activations": [4, 8]}
+    settings, task = searching(search=wanted, method=method, control=False), Tiny()
+    result = run(settings, folder, Watcher())
+    found = search(task.model(), task.calibration(), budget=settings.search.budget, method="exact", trials=20, activations=(4, 8))  # type: ignore[union-attr]
+    packed = Packed.load(folder / "packed.safetensors")
+    assert packed.plan == found.plan == Plan.load(folder / "plan.yaml")
+    assert result["activation_bits"] == found.plan.activations == {n: form.bits for n, form in packed.activations.items()}
+    assert sum(found.plan[n] * found.plan.activations[n] * macs[n] for n in macs) <= 16 * sum(macs.values())
+    fresh = task.model()
+    packed.apply(fresh)
+    assert result["score"] == task.score(fresh)
+
+
 def test_every_setting_reaches_the_search(folder: Path) -> None:
     wanted = {"budget": {"ratio": 7}, "method": "random", "trials": 5, "options": [2, 3, 6], "pins": {"3": 6}}
     result = run(searching(search=wanted, seed=3, method="oneshot"), folder, Watcher())

@@ -3,7 +3,7 @@ that is wished, learned with the weights (LSQ, arXiv 1902.08153).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -17,7 +17,7 @@ from octavo.layers import Skipped, find_inputs
 from octavo.plan import matching
 from octavo.quantizer import LEAST, InputForm, InputQuantizer, attach, first_argument, input_quantizers
 
-__all__ = ["StepFit", "check_fit", "quantize_activations"]
+__all__ = ["StepFit", "check_fit", "fitted_quantizers", "quantize_activations"]
 
 StepFit: TypeAlias = Literal["mse"] | float
 
@@ -63,6 +63,23 @@ def quantize_activations(
         form = InputForm(chosen[name], histogram.lowest < 0, power_of_two)
         attach(modules[name], InputQuantizer(form, _fitted(histogram, form, fit), learned=learned))
     return skipped
+
+
+def fitted_quantizers(
+    model: nn.Module, inputs: Iterable[Inputs], bits: Mapping[str, Collection[int]]
+) -> dict[str, dict[int, InputQuantizer]]:
+    """By layer and bits, the quantizers that ``quantize_activations`` would put there; the model is left as it is.
+
+    Raises:
+        PlanError: inputs that do not fit, or a layer that none of them reaches.
+
+    """
+    seen = _observe(model, inputs, {name: model.get_submodule(name) for name in bits})
+    forms = {name: [InputForm(own, seen[name].lowest < 0) for own in bits[name]] for name in bits}
+    return {
+        name: {form.bits: InputQuantizer(form, _fitted(seen[name], form, "mse"), learned=False) for form in own}
+        for name, own in forms.items()
+    }
 
 
 def check_fit(fit: StepFit) -> None:

@@ -110,6 +110,7 @@ def search(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o"
            trials: Annotated[int, typer.Option(min=1, help="How many plans may be scored.")] = 512,
            options: Annotated[str, typer.Option(help="What layers may get: bits, 2 to 8, and apot5 to apot8.")] = "2,3,4,5",
            pin: Annotated[list[str] | None, typer.Option(help="The bits of a layer: name=bits.")] = None, seed: int = 0,
+           activations: Annotated[str | None, typer.Option(help="Search for the bits of inputs too, of these: 4,8.")] = None,
            workers: Annotated[int, typer.Option(min=1, help="How many plans are scored at a time.")] = 1,
            journal: Annotated[Path | None, typer.Option(help="Append each trial here; go on from what is there.")] = None,
            option: Options = None, as_json: AsJson = False) -> None:  # fmt: skip
@@ -125,12 +126,14 @@ def search(task: TaskName, output: Annotated[Path, typer.Option("--output", "-o"
         found = search_bits(
             model_of(loaded, task), loaded.calibration(), budget=limit, trade_off=trade_off, method=method, trials=trials,
             options=yaml_value(f"[{options}]", "--options"), pins=pins, seed=seed, workers=workers, journal=journal,
+            activations=None if activations is None else yaml_value(f"[{activations}]", "--activations"),
             observe=display.trial,
         )  # fmt: skip
     found.plan.save(output)
     if as_json:
         scores = {"score": found.score, "uniform_score": found.uniform_score}
-        typer.echo(json.dumps({"plan": write_widths(found.plan), **scores, **asdict(found.plan.cost())}, indent=2))
+        inputs = {"activations": found.plan.activations} if found.plan.activations else {}
+        typer.echo(json.dumps({"plan": write_widths(found.plan), **inputs, **scores, **asdict(found.plan.cost())}, indent=2))
         return
     out.print(plan_table(found))
     out.print(f"written: {output}", soft_wrap=True, markup=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from octavo.activations import quantize_activations
 from octavo.calling import Inputs
 from octavo.errors import PlanError, nearest
 from octavo.incremental import Incremental
@@ -50,6 +51,9 @@ def compress(
             raise PlanError(f"{name}: no option of search or {freeze.__name__}{nearest(name, known)}")
     batches = list(inputs)
     plan = search(model, batches, budget=budget, **_of(search, options)).plan
+    if plan.activations:
+        model = copy.deepcopy(model)
+        quantize_activations(model, batches, plan.activations)
     if retrain is None:
         return calibrate(model, plan, batches, **_of(calibrate, options))
     quantized, options = copy.deepcopy(model), {"masks": kept_masks(model, plan)} | options

@@ -10,10 +10,11 @@ from typing import Any, Self
 import yaml
 from torch import nn
 
+from octavo.codebook import check_bits
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.files import write_atomically
 from octavo.layers import MASKED, Layer, Skipped, find_layers
-from octavo.widths import read_width, write_widths
+from octavo.widths import FLOAT, read_width, write_widths
 from octavo.yamls import read_yaml
 
 __all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
@@ -27,7 +28,8 @@ class Cost:
         average_bits: nominal bits per planned weight.
         ratio: 32 / average_bits.
         bytes: nominal bytes of all planned weights.
-        bit_ops: sum over the layers of bits times multiply-accumulates; None where these are not known.
+        bit_ops: sum over the layers of bits times multiply-accumulates; in a plan with activations, times the bits of the
+            layer's inputs as well, 32 where they are in float. None where multiply-accumulates are not known.
 
     """
 
@@ -46,6 +48,7 @@ class Plan(MutableMapping[str, int]):
         bits: layer name to bits.
         weights: layer name to number of weights; ``cost`` needs it. ``Plan.uniform`` fills it in.
         macs: layer name to multiply-accumulates, for bit operations.
+        activations: layer name to bits of its inputs, 2 to 8, for ``quantize_activations``; a search may find them.
 
     Raises:
         PlanError: bits that are not an integer from 2 to 8, or a count that is none.
@@ -58,10 +61,14 @@ class Plan(MutableMapping[str, int]):
         *,
         weights: Mapping[str, int] | None = None,
         macs: Mapping[str, int] | None = None,
+        activations: Mapping[str, int] | None = None,
     ) -> None:
         self._bits: dict[str, int] = {}
         self.weights = _checked_counts(weights)
         self.macs = _checked_counts(macs)
+        self.activations = {str(name): bits for name, bits in (activations or {}).items()}
+        for name, value in self.activations.items():
+            check_bits(value, f"activations, {name}")
         for name, value in bits.items():
             self[name] = value
 
@@ -98,7 +105,7 @@ class Plan(MutableMapping[str, int]):
         return len(self._bits)
 
     def __repr__(self) -> str:
-        return f"Plan({self._bits!r})"
+        return f"Plan({self._bits!r}{f', activations={self.activations!r}' if self.activations else ''})"
 
     def cost(self) -> Cost:
         """What the plan costs.
@@ -112,7 +119,8 @@ class Plan(MutableMapping[str, int]):
             raise PlanError(f"{unknown[0]}: the plan does not know its number of weights" if unknown else "the plan is empty")
         total = sum(self.weights[name] for name in self)
         bits = sum(self.weights[name] * self[name] for name in self)
-        ops = None if set(self) - set(self.macs) else sum(self[name] * self.macs[name] for name in self)
+        inputs = {name: self.activations.get(name, FLOAT) if self.activations else 1 for name in self}
+        ops = None if set(self) - set(self.macs) else sum(self[name] * inputs[name] * self.macs[name] for name in self)
         return Cost(bits / total, 32 * total / bits, math.ceil(bits / 8), ops)
 
     def save(self, path: str | Path) -> None:
@@ -123,6 +131,8 @@ class Plan(MutableMapping[str, int]):
         }
         if self.macs:
             content["macs"] = {name: self.macs[name] for name in self if name in self.macs}
+        if self.activations:
+            content["activations"] = dict(self.activations)
         head = (
             "# octavo plan: bits per layer, 2 to 8, or apot5 to apot8 (sums of two powers of two); a layer without a line "
             "stays in float. The counts serve cost().\n"
@@ -144,12 +154,12 @@ class Plan(MutableMapping[str, int]):
             raise PlanError(f"{path}: not a readable plan: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("bits"), dict):
             raise PlanError(f"{path}: expected a mapping with the key 'bits', from layer names to bits")
-        unknown = set(content) - {"bits", "weights", "macs"}
-        counts = [content.get(key) or {} for key in ("weights", "macs")]
-        if unknown or not all(isinstance(count, dict) for count in counts):
-            raise PlanError(f"{path}: expected mappings named bits, weights and macs, got {', '.join(map(str, content))}")
+        others = {key: content.get(key) or {} for key in ("weights", "macs", "activations")}
+        if set(content) - {"bits", *others} or not all(isinstance(other, dict) for other in others.values()):
+            keys = ", ".join(map(str, content))
+            raise PlanError(f"{path}: expected mappings named bits, weights, macs and activations, got {keys}")
         try:
-            return cls(content["bits"], weights=counts[0], macs=counts[1])
+            return cls(content["bits"], **others)
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
 

@@ -23,6 +23,7 @@ __all__ = [
     "input_quantizers",
     "install",
     "remove_quantizers",
+    "round_first",
     "settle",
     "step_name",
     "steps",
@@ -185,11 +186,15 @@ def attach(module: nn.Module, quantizer: InputQuantizer) -> None:
 
 def _round_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call with the first one rounded."""
-    quantizer = module._modules[NAME]
+    return round_first(module._modules[NAME], args, kwargs)  # type: ignore[arg-type]
+
+
+def round_first(quantizer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with the one that a layer multiplies rounded."""
     if args:
-        return (quantizer(args[0]), *args[1:]), kwargs  # type: ignore[misc]
+        return (quantizer(args[0]), *args[1:]), kwargs
     key = _key(kwargs)
-    return args, kwargs | {key: quantizer(kwargs[key])}  # type: ignore[misc]
+    return args, kwargs | {key: quantizer(kwargs[key])}
 
 
 def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -79,6 +79,7 @@ class Search:
     trials: Annotated[int, Field(ge=1)] = 512
     options: tuple[Width, ...] = (2, 3, 4, 5)
     pins: Mapping[str, Width] = field(default_factory=dict)
+    activations: tuple[Bits, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +175,8 @@ class Recipe(BaseModel):
         check_straight_through(self.straight_through, self.portions)
         if (self.bits is None) == (self.search is None):
             raise ValueError("expected either bits or search, got " + ("neither" if self.bits is None else "both"))
+        if self.activations and self.search and self.search.activations:
+            raise ValueError("expected either activations or search.activations, got both")
         if self.prune and not self.retrains:
             raise ValueError(f"prune: expected method inq, which retrains, got {self.method}")
         if isinstance(self.epochs, tuple) and len(self.epochs) != len(self.portions):

@@ -23,7 +23,7 @@ from octavo.packed import Packed, check_state, with_float16
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.prune import kept_masks
 from octavo.quantizer import input_forms
-from octavo.recipe import Recipe, Search
+from octavo.recipe import Activations, Recipe, Search
 from octavo.search import search
 from octavo.search.survey import survey
 from octavo.stages import Job, Observer, Track, control_score, prune, train, warm_up
@@ -69,7 +69,7 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     job = Job(recipe, task, folder, digest, observer)
     if recipe.search is not None:  # what does not fit is found before the warm-up
         _survey(job, recipe.search, model)
-    rounded = _quantize_inputs(job, model)
+    rounded = _quantize_inputs(job, model, recipe.activations)
     log = warm_up(model, job) + prune(model, job) if recipe.retrains else []
     plan, searched = _search(job, recipe.search, model) if recipe.search else (given, {})
     packed, how = _by_retraining(job, model, plan, log) if recipe.retrains else _in_closed_form(job, model, plan)
@@ -137,11 +137,11 @@ def _begin(job: Job) -> None:
     write_json(job.folder / "recipe.json", job.recipe.model_dump(mode="json"))
 
 
-def _quantize_inputs(job: Job, model: nn.Module) -> Json:
-    """Quantize the inputs of layers as the recipe says, and what came of it."""
-    if job.recipe.activations is None:
+def _quantize_inputs(job: Job, model: nn.Module, activations: Activations | None) -> Json:
+    """Quantize the inputs of layers as the recipe or the search says, and what came of it."""
+    if activations is None:
         return {}
-    wanted = asdict(job.recipe.activations)
+    wanted = asdict(activations)
     skipped = quantize_activations(model, job.task.calibration(), wanted.pop("bits"), **wanted)
     for skip in skipped:
         job.observer.note(f"{skip.name}: its inputs stay in float: {skip.reason}")
@@ -154,17 +154,19 @@ def _survey(job: Job, wanted: Search, model: nn.Module) -> None:
     """Raise PlanError or BudgetError unless the search fits the network."""
     batch = next(iter(job.task.calibration()), None)
     if batch is not None:
-        survey(model, on_device(batch, device_of(model)), wanted.options, wanted.pins, wanted.budget)
+        batch = on_device(batch, device_of(model))
+        survey(model, batch, wanted.options, wanted.pins, wanted.budget, wanted.activations)
 
 
 def _search(job: Job, wanted: Search, model: nn.Module) -> tuple[Plan, Json]:
-    """The bits of each layer that a search finds, and what else it found."""
+    """The bits of each layer that a search finds, and what else it found; the inputs' bits are put into effect."""
     job.observer.searching(wanted.trials)
     found = search(
         model,
         job.task.calibration(),
         budget=wanted.budget,
         options=wanted.options,
+        activations=wanted.activations,
         method=wanted.method,
         trials=wanted.trials,
         pins=wanted.pins,
@@ -178,7 +180,8 @@ def _search(job: Job, wanted: Search, model: nn.Module) -> tuple[Plan, Json]:
     about = plans | {"score": found.score, "uniform_score": found.uniform_score}
     bits = ", ".join(f"{name} {count}" for name, count in found.plan.items())
     job.observer.note(f"search: {found.score:.5g}, the uniform plan {found.uniform_score:.5g}; bits: {bits}")
-    return found.plan, {"search": about}
+    activations = Activations(bits=found.plan.activations) if found.plan.activations else None
+    return found.plan, {"search": about} | _quantize_inputs(job, model, activations)
 
 
 def _by_retraining(job: Job, model: nn.Module, plan: Plan, log: list[Json]) -> tuple[Packed, Json]:

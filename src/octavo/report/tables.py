@@ -9,6 +9,7 @@ from rich.table import Table
 from octavo.export import Exported
 from octavo.inspection import Inspection
 from octavo.packed import Packed
+from octavo.plan import Plan
 from octavo.search import SearchResult
 
 __all__ = [
@@ -67,14 +68,21 @@ def plan_table(found: SearchResult) -> Table:
     table = Table("layer", title="the plan", caption=caption, title_justify="left", caption_justify="left")
     for column in ("weights", "bits", "uniform"):
         table.add_column(column, justify="right")
-    for name, bits in found.plan.items():
-        table.add_row(escape(name), f"{found.plan.weights[name]:,}", str(bits), str(found.uniform[name]))
+    for name in found.plan:
+        table.add_row(escape(name), f"{found.plan.weights[name]:,}", *(_bits(plan, name) for plan in (found.plan, found.uniform)))
     costs = found.plan.cost(), found.uniform.cost()
     table.add_section()
     table.add_row("average bits", "", *(f"{cost.average_bits:.3f}" for cost in costs))
     table.add_row("nominal bytes", "", *(f"{cost.bytes:,}" for cost in costs))
+    if found.plan.activations:
+        table.add_row("bit operations", "", *(f"{cost.bit_ops:,}" for cost in costs))
     table.add_row("score", "", f"[bold]{found.score:.5g}[/]", f"{found.uniform_score:.5g}")
     return table
+
+
+def _bits(plan: Plan, name: str) -> str:
+    """Of a layer's weights; where inputs are quantized, ``3x8`` for weights and inputs."""
+    return f"{plan[name]}x{plan.activations.get(name, 'float')}" if plan.activations else str(plan[name])
 
 
 def inspection_table(inspection: Inspection) -> Table:

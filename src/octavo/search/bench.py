@@ -102,7 +102,7 @@ class Bench:
         if self.left < (least := len(single) + 1 + (layers > 1)):
             raise PlanError(f"trials: expected at least {least}, for each layer alone and a plan, got {self.left}")
         top, *scores = self._scores([(None,) * layers, *single.values()])
-        loss = np.full((layers, WIDTHS), np.nan)
+        loss = np.full((layers, max(WIDTHS, *(width_index(bits) + 1 for _, bits in single))), np.nan)
         for (layer, bits), score in zip(single, scores, strict=True):
             loss[layer, width_index(bits)] = top - score
         return loss

@@ -1,8 +1,8 @@
 """The search's environment: what a choice of bits does to the network's outputs, without retraining.
 
 Every (layer, bits) pair is quantized once, in closed form, from full-precision inputs, and kept; a trial puts the chosen weights
-in place, by reference, and runs the calibration inputs once. No choice is scored twice. (DNQ, arXiv 1812.02375, published
-neither its environment nor its reward: this one is ours.)
+in place, by reference, with what rounds the layers' inputs where that is searched for too, and runs the calibration inputs once.
+No choice is scored twice. (DNQ, arXiv 1812.02375, published neither its environment nor its reward: this one is ours.)
 """
 
 import copy
@@ -10,9 +10,9 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -20,18 +20,20 @@ from torch import Tensor, nn
 
 from octavo import coding
 from octavo.absorb import absorbing_norms, rescaled
-from octavo.calling import Inputs, call, observing
+from octavo.activations import fitted_quantizers
+from octavo.calling import Inputs, call, device_of, observing
 from octavo.container import Quantized
 from octavo.errors import PlanError
 from octavo.layers import Layer, find_layers
 from octavo.moments import Moments
 from octavo.oneshot import float_moments
 from octavo.outputs import Part, alike, described, parts_of
+from octavo.quantizer import InputQuantizer, round_first
 from octavo.search.output_sum import OutputSum
 from octavo.search.replay import Replay
 from octavo.search.space import Choice, single_layers
 from octavo.solve import Settings, solve
-from octavo.widths import width_index
+from octavo.widths import FLOAT, input_bits, weight_bits, width_index
 
 __all__ = ["Environment", "Partial", "Score"]
 
@@ -45,6 +47,7 @@ Score: TypeAlias = Callable[[nn.Module], float]
 class _Option:
     weight: Tensor
     stored_bits: float  # at the entropy of its codes
+    rounding: InputQuantizer | None = None  # of the layer's inputs; None leaves them as they are
 
 
 class Environment:
@@ -80,13 +83,14 @@ class Environment:
         known = {layer.name: layer for layer in find_layers(model)[0]}
         moments = float_moments(model, self._inputs, [known[name] for name in layers])
         norms = _norms(model, [known[name] for name in layers], self._inputs[0]) if absorb else {}
+        roundings = _roundings(model, self._inputs, dict(zip(layers, options, strict=True)))
         self._cache = [
-            {bits: _option(known[name], moments[name], bits, scaled=name in norms) for bits in bits_of_layer}
+            _options(known[name], moments[name], bits_of_layer, roundings.get(name, {}), scaled=name in norms)
             for name, bits_of_layer in zip(layers, options, strict=True)
         ]
         self._score = score
-        self._model, self._layers = model, layers
-        self._workers = [_Worker(model, layers) for _ in range(workers)]
+        self._model, self._layers, self._rounded = model, layers, tuple(roundings)
+        self._workers = [_Worker(model, layers, self._rounded) for _ in range(workers)]
         self._reference: list[list[Part]] = []
         self._units: list[float] = []
         self._alone: dict[tuple[int | None, ...], list[Tensor]] = {}  # by choices of a single layer, rows of their outputs
@@ -123,8 +127,8 @@ class Environment:
 
     def network(self, choice: Partial) -> nn.Module:
         """The network as the trial of a choice has it; all that is not searched is shared with the original."""
-        worker = _Worker(self._model, self._layers)
-        worker.wear(self._weights(choice))
+        worker = _Worker(self._model, self._layers, self._rounded)
+        worker.wear(self._chosen(choice))
         return worker.model
 
     def output_sum(self) -> OutputSum | None:
@@ -142,14 +146,14 @@ class Environment:
         if self._score is None:
             score = self._divergence(worker, choice, common)
         else:
-            worker.wear(self._weights(choice))
+            worker.wear(self._chosen(choice))
             score = float(self._score(worker.model))
         if not math.isfinite(score):
             raise PlanError(f"score: expected a finite number, got {score} for the bits {list(choice)}")
         return score
 
     def _divergence(self, worker: "_Worker", choice: Partial, common: int) -> float:
-        outputs, lost = worker.outputs(self._weights(choice), self._inputs, common), [0.0] * len(self._units)
+        outputs, lost = worker.outputs(self._chosen(choice), self._inputs, common), [0.0] * len(self._units)
         for own, full in zip(outputs, self._reference, strict=True):
             if not alike(own, full):
                 raise PlanError(
@@ -165,37 +169,50 @@ class Environment:
         """The first rows of a part, over all batches."""
         return torch.cat([part.rows for part in parts])[: self._rows].clone()
 
-    def _weights(self, choice: Partial) -> list[Tensor | None]:
-        return [None if bits is None else self._cache[layer][bits].weight for layer, bits in enumerate(choice)]
+    def _chosen(self, choice: Partial) -> list[_Option | None]:
+        return [None if bits is None else self._cache[layer][bits] for layer, bits in enumerate(choice)]
 
 
 class _Worker:
-    """A copy of the model that shares its tensors, whose searched weights can be exchanged."""
+    """A copy of the model that shares its tensors, whose searched weights, and what rounds inputs, can be exchanged."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str], rounded: Collection[str] = ()) -> None:
         shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
         known = {layer.name: layer.weight for layer in find_layers(model)[0]}
         own = {id(known[name]): nn.Parameter(known[name].detach(), requires_grad=False) for name in layers}
         self.model = copy.deepcopy(model, shared | own).eval()
         self._places = [own[id(known[name])] for name in layers]
         self._full = [place.data for place in self._places]
-        self._worn, self._layers = list[Tensor](), layers
+        self._worn, self._layers = list[tuple[Tensor, InputQuantizer | None]](), layers
+        self._rounding: dict[str, InputQuantizer | None] = dict.fromkeys(rounded)
+        for name in rounded:  # no submodules: the workers share the quantizers, and each replay replaces its modules' forward
+            hook = functools.partial(self._round, name)
+            self.model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
 
     @functools.cached_property
     def _replay(self) -> Replay:
         return Replay(self.model, self._layers)
 
-    def wear(self, weights: Sequence[Tensor | None]) -> int:
-        """Put weights in place, by reference, None for full precision. Returns how many of the first were there already."""
-        worn = [full if weight is None else weight for full, weight in zip(self._full, weights, strict=True)]
-        for place, weight in zip(self._places, worn, strict=True):
+    def _round(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        quantizer = self._rounding[name]
+        return None if quantizer is None else round_first(quantizer, args, kwargs)
+
+    def wear(self, options: Sequence[_Option | None]) -> int:
+        """Put options in place, by reference, None for full precision. Returns how many of the first were there already."""
+        worn = [
+            (full, None) if option is None else (option.weight, option.rounding)
+            for full, option in zip(self._full, options, strict=True)
+        ]
+        for place, name, (weight, rounding) in zip(self._places, self._layers, worn, strict=True):
             place.data = weight
-        unchanged, self._worn = _common(list(map(id, worn)), list(map(id, self._worn))), worn
+            if name in self._rounding:
+                self._rounding[name] = rounding
+        unchanged, self._worn = _common(_identities(worn), _identities(self._worn)), worn
         return unchanged
 
-    def outputs(self, weights: Sequence[Tensor | None], batches: Sequence[Inputs], common: int) -> list[list[Part]]:
-        """What each batch gives; the batches are always the same, so many of the first weights the next time too."""
-        unchanged = self.wear(weights)
+    def outputs(self, options: Sequence[_Option | None], batches: Sequence[Inputs], common: int) -> list[list[Part]]:
+        """What each batch gives; the batches are always the same, so many of the first options the next time too."""
+        unchanged = self.wear(options)
         return list(map(_parts, self._replay.outputs(batches, unchanged, common), batches))
 
 
@@ -207,6 +224,29 @@ def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
 def _norms(model: nn.Module, layers: Sequence[Layer], batch: Inputs) -> dict[str, nn.Module]:
     with observing(model):
         return absorbing_norms(model, layers, batch)
+
+
+def _identities(worn: Iterable[tuple[Tensor, InputQuantizer | None]]) -> list[tuple[int, int]]:
+    return [(id(weight), id(rounding)) for weight, rounding in worn]
+
+
+def _roundings(
+    model: nn.Module, inputs: Sequence[Inputs], options: Mapping[str, Sequence[int]]
+) -> dict[str, dict[int, InputQuantizer]]:
+    """What rounds the inputs of layers, by their names and the bits that they may get."""
+    wanted = {name: sorted(set(map(input_bits, own)) - {FLOAT}) for name, own in options.items()}
+    wanted = {name: bits for name, bits in wanted.items() if bits}
+    found = fitted_quantizers(model, inputs, wanted) if wanted else {}
+    device = device_of(model)
+    return {name: {bits: quantizer.to(device) for bits, quantizer in own.items()} for name, own in found.items()}
+
+
+def _options(
+    layer: Layer, moments: Moments, options: Sequence[int], roundings: Mapping[int, InputQuantizer], *, scaled: bool
+) -> dict[int, _Option]:
+    """Each with its weights, which are solved for once for all bits of inputs."""
+    solved = {bits: _option(layer, moments, bits, scaled=scaled) for bits in dict.fromkeys(map(weight_bits, options))}
+    return {option: replace(solved[weight_bits(option)], rounding=roundings.get(input_bits(option))) for option in options}
 
 
 def _option(layer: Layer, moments: Moments, bits: int, *, scaled: bool) -> _Option:

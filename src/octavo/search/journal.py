@@ -10,7 +10,7 @@ from typing import Any
 
 from octavo.errors import FormatError, RecipeError, brief
 from octavo.search.environment import Partial
-from octavo.widths import read_width, write_width
+from octavo.widths import read_option, write_width
 
 __all__ = ["Journal"]
 
@@ -68,7 +68,7 @@ class Journal:
                 if number == 1:
                     there = dict(content["settings"])
                 else:
-                    bits = tuple(None if width is None else read_width(width) for width in content["bits"])
+                    bits = tuple(None if width is None else read_option(width) for width in content["bits"])
                     self._known[bits] = float(content["score"])
             except (ValueError, KeyError, TypeError) as error:
                 raise FormatError(f"{self._path}, line {number}: expected a trial of a search: {brief(error)}") from error

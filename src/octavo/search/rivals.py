@@ -4,7 +4,7 @@ Each is a function of the bench, and scores as many choices as it may; the best 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -15,7 +15,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from octavo.errors import OctavoError
 from octavo.search.bench import Bench
 from octavo.search.space import Choice, Space
-from octavo.widths import by_size, width_index
+from octavo.widths import FLOAT, Both, by_size, input_bits, weight_bits, width_index
 
 __all__ = ["RIVALS", "exact_choice", "uniform_choice"]
 
@@ -79,13 +79,23 @@ def uniform_choice(space: Space, like: Choice | None = None) -> Choice:
     Of two grids at as many bits it is the sums of two powers.
     """
     most = space.price(like) if like and space.budget is None else math.inf
-    for most_bits in sorted(map(by_size, {bits for options in space.options for bits in options}), reverse=True):
-        choice = tuple(
-            max((b for b in options if by_size(b) <= most_bits), default=options[0], key=by_size) for options in space.options
-        )
+    everywhere = {bits for options in space.options for bits in options}
+    if any(isinstance(bits, Both) for bits in everywhere):  # the same bits of weights, and the same of all inputs not in float
+        inputs = set(map(input_bits, everywhere)) - {FLOAT}
+        everywhere = {Both(weights, own) for weights in map(weight_bits, everywhere) for own in inputs}
+    for most_bits in sorted(everywhere, key=by_size, reverse=True):
+        choice = tuple(_most(options, most_bits) for options in space.options)
         if space.fits(choice) and space.price(choice) <= most:
             return choice
     return tuple(options[0] for options in space.options)
+
+
+def _most(options: Sequence[int], most: int) -> int:
+    """The most of the options that is not above ``most``, in either of its parts where it has two; else the least."""
+    if isinstance(most, Both):
+        weights, inputs = (_most(sorted(map(part, options), key=by_size), part(most)) for part in (weight_bits, input_bits))
+        return Both(weights, inputs)
+    return max((b for b in options if by_size(b) <= by_size(most)), default=options[0], key=by_size)
 
 
 def exact_choice(bench: Bench, loss: np.ndarray) -> Choice:
@@ -144,7 +154,11 @@ def _random_losses(space: Space, generator: torch.Generator) -> np.ndarray:
     """Losses that fall with the bits in random steps: what projects without knowing anything."""
     steps = torch.rand(len(space.names), 9, generator=generator, dtype=torch.float64).numpy()
     loss = -steps.cumsum(1)
-    return np.concatenate([loss, (loss + 2 * steps - 1)[:, 5:]], 1)  # the other grid is as likely better as worse
+    loss = np.concatenate([loss, (loss + 2 * steps - 1)[:, 5:]], 1)  # the other grid is as likely better as worse
+    if not isinstance(space.options[0][0], Both):
+        return loss
+    of_inputs = -torch.rand(len(space.names), 9, generator=generator, dtype=torch.float64).numpy().cumsum(1)
+    return np.concatenate([loss + of_inputs[:, at : at + 1] for at in range(9)], 1)
 
 
 def _optuna(bench: Bench, sampler: Callable[[Any, int], Any], *needs: str) -> None:

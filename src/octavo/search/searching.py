@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from octavo.calling import Inputs, device_of, on_device
+from octavo.calling import Inputs, check_given, device_of, on_device
 from octavo.digest import digest
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.plan import Budget, Plan
@@ -87,6 +87,7 @@ def search(
     pins: Mapping[str, int] | None = None,
     absorb: bool = False,
     observe: Callable[[Trial], None] = lambda _: None,
+    activations: Sequence[int] | None = None,
 ) -> SearchResult:
     """Choose the bits of each layer; the model is left as it was, and nothing is retrained.
 
@@ -106,18 +107,20 @@ def search(
         pins: layers whose bits are given.
         absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
         observe: called with each trial.
+        activations: the bits that the inputs of layers may get, such as ``(4, 8)``: they are searched for together with those of
+            the weights, under a budget of ``bit_ops``. What is found is the plan's ``activations``, for
+            ``quantize_activations``; inputs that cannot be quantized stay in float and count 32 bits. None: all stay as they are.
 
     Raises:
-        BudgetError: no plan can meet the budget; the message has the feasible range.
-        PlanError: nothing to search, an unknown pin or method, or inputs that do not fit.
+        BudgetError: no plan can meet the budget; the message has the feasible range. Or ``activations`` without ``bit_ops``.
+        PlanError: nothing to search, an unknown pin or method, inputs that are quantized already, or inputs that do not fit.
         RecipeError: the journal is that of another search.
 
     """
     _check(budget, trade_off, method, trials, workers)
     batches = [on_device(batch, device_of(model)) for batch in inputs]
-    if not batches:
-        raise PlanError("inputs: expected at least one batch of calibration inputs, got none")
-    space = survey(model, batches[0], options, pins or {}, budget)
+    check_given(given=bool(batches))
+    space = survey(model, batches[0], options, pins or {}, budget, activations)
     environment = Environment(model, space.names, batches, space.options, score=score, workers=workers, absorb=absorb)
     settings = {
         "layers": dict(zip(space.names, space.weights, strict=True)),

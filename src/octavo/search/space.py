@@ -1,6 +1,7 @@
 """What the search chooses among: bits for each layer, what they cost, and how a choice is brought within a budget.
 
 A choice is a tuple of bits, one for each layer in forward order. Every budget is linear in them: each layer has a price a bit.
+Where inputs are quantized too an option is a ``Both``, which counts as the product of its bits.
 """
 
 import heapq
@@ -14,7 +15,7 @@ import numpy as np
 
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.plan import Budget, Plan
-from octavo.widths import by_size, read_width, width_index
+from octavo.widths import FLOAT, Both, by_size, input_bits, read_width, weight_bits, width_index
 
 __all__ = ["Choice", "Space", "layer_options", "single_layers"]
 
@@ -62,7 +63,9 @@ class Space:
     def plan(self, choice: Choice) -> Plan:
         """The choice as a plan."""
         weights, macs = (dict(zip(self.names, counts, strict=True)) for counts in (self.weights, self.macs))
-        return Plan(dict(zip(self.names, choice, strict=True)), weights=weights, macs=macs)
+        pairs = list(zip(self.names, choice, strict=True))
+        activations = {name: input_bits(option) for name, option in pairs if input_bits(option) != FLOAT}
+        return Plan({name: weight_bits(option) for name, option in pairs}, weights=weights, macs=macs, activations=activations)
 
     def choice(self, indices: Sequence[int]) -> Choice:
         """The choice of each layer's option by its index."""
@@ -106,21 +109,22 @@ class Space:
 
         def step(layer: int) -> list[tuple[float, int, int]]:
             now, own = bits[layer], loss[layer]
-            near = self.near[layer][now, way]
-            if not near:
-                return []
-            to = near[0] if len(near) == 1 else min(near, key=lambda option: own[width_index(option)])
-            hurt = own[width_index(to)] - own[width_index(now)]
-            return [(hurt / max(prices[layer] * abs(to - now), 1e-9), layer, to)]
+            near = [to for to in self.near[layer][now, way] if way < 0 or prices[layer] * (to - now) <= left]
+            rates = [
+                ((own[width_index(to)] - own[width_index(now)]) / max(prices[layer] * abs(to - now), 1e-9), to) for to in near
+            ]
+            best = min(rates, key=lambda one: (one[0], own[width_index(one[1])]), default=None)
+            return [] if best is None else [(best[0], layer, best[1])]
 
         steps = [one for layer in range(len(bits)) if layer != keep for one in step(layer)]
         heapq.heapify(steps)
         while steps and (way > 0 or left < 0):
             rate, layer, to = heapq.heappop(steps)
             price = prices[layer] * (to - bits[layer])
-            if way > 0 and (price > left or rate >= 0):
+            if way > 0 and rate >= 0:
                 continue
-            bits[layer], left = to, left - price
+            if way < 0 or price <= left:  # else the layer may have another step, which does fit
+                bits[layer], left = to, left - price
             for one in step(layer):
                 heapq.heappush(steps, one)
 
@@ -153,9 +157,17 @@ def _near(options: Sequence[int]) -> dict[tuple[int, int], tuple[int, ...]]:
     steps = {}
     for now, way in itertools.product(options, (-1, 1)):
         further = [option for option in options if (option - now) * way > 0]
-        size = min(further, key=lambda option: abs(option - now), default=0)
-        steps[now, way] = tuple(option for option in further if int(option) == int(size))
+        steps[now, way] = tuple(_next(now, further))
+        if isinstance(now, Both):  # in one of the two, the other kept
+            kept = [[to for to in further if part(to) == part(now)] for part in (weight_bits, input_bits)]
+            steps[now, way] = tuple(to for those in kept for to in _next(now, those))
     return steps
+
+
+def _next(now: int, options: Sequence[int]) -> list[int]:
+    """Those of the size nearest to ``now``."""
+    size = min((abs(option - now) for option in options), default=0)
+    return [option for option in options if abs(option - now) == size]
 
 
 def _linear(budget: Budget | None, weights: np.ndarray, macs: np.ndarray) -> tuple[np.ndarray, float]:

@@ -6,16 +6,24 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from octavo.calling import Inputs, call, hooked, observing
-from octavo.errors import PlanError
-from octavo.layers import Layer, calling_modules, channels_first, count_macs, find_layers
+from octavo.codebook import check_bits
+from octavo.errors import BudgetError, PlanError
+from octavo.layers import Layer, calling_modules, channels_first, count_macs, find_inputs, find_layers
 from octavo.plan import Budget
+from octavo.quantizer import input_quantizers
 from octavo.search.space import Space, layer_options
+from octavo.widths import FLOAT, Both, by_size
 
 __all__ = ["survey"]
 
 
 def survey(
-    model: nn.Module, batch: Inputs, options: Sequence[int], pins: Mapping[str, int], budget: Budget | None = None
+    model: nn.Module,
+    batch: Inputs,
+    options: Sequence[int],
+    pins: Mapping[str, int],
+    budget: Budget | None = None,
+    activations: Sequence[int] | None = None,
 ) -> Space:
     """The space of a network's plans.
 
@@ -25,22 +33,46 @@ def survey(
         options: the bits that layers may get.
         pins: layers whose bits are given.
         budget: what a plan may cost.
+        activations: the bits that the inputs of layers may get, where they can be quantized; None: they stay as they are.
 
     Raises:
-        PlanError: no layer that inputs reach, options that are no bits, or an unknown pin.
-        BudgetError: no plan is within the budget.
+        PlanError: no layer that inputs reach, options that are no bits, an unknown pin, or no inputs to quantize.
+        BudgetError: no plan is within the budget, or it is not one of ``bit_ops`` where there are ``activations``.
 
     """
+    if activations is not None and (budget is None or budget.bit_ops is None):
+        raise BudgetError(f"activations: expected a budget of bit_ops, which counts them, got {budget or 'none'}")
     layers, macs = _in_forward_order(model, batch)
     names = tuple(layer.name for layer in layers)
     kinds = sorted({layer.kind for layer in layers})
+    widths = layer_options(names, options, pins)
     return Space(
         names,
-        layer_options(names, options, pins),
+        widths if activations is None else _with_inputs(model, layers, widths, activations),
         tuple(layer.weight.numel() for layer in layers),
         tuple(macs[name] for name in names),
         budget,
         tuple((math.log(_fan_in(layer)), *(float(layer.kind == kind) for kind in kinds)) for layer in layers),
+    )
+
+
+def _with_inputs(
+    model: nn.Module, layers: Sequence[Layer], widths: Sequence[Sequence[int]], activations: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """The options of each layer's weights with each of its inputs'; those of a weight in several places stay in float."""
+    for bits in activations:
+        check_bits(bits, "activations")
+    for name in input_quantizers(model):
+        raise PlanError(f"{name or 'the model itself'}: its inputs are quantized already; remove_quantizers(model) first")
+    modules = find_inputs(model)[0]
+    free = [modules.get(layer.name) is layer.module and len(layer.places) == 1 for layer in layers]
+    if not activations or not any(free):
+        what = "layers whose inputs can be quantized, found none" if activations else "at least one number of bits, got none"
+        raise PlanError(f"activations: expected {what}")
+    inputs = [activations if own else (FLOAT,) for own in free]
+    return tuple(
+        tuple(sorted({Both(width, bits) for width in of_weights for bits in of_inputs}, key=by_size))
+        for of_weights, of_inputs in zip(widths, inputs, strict=True)
     )
 
 

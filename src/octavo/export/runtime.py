@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import FormatError, PlanError, brief
+from octavo.outputs import named_tensors
 
-__all__ = ["OnnxModel", "agreement", "differences", "tensors"]
+__all__ = ["OnnxModel", "agreement", "differences"]
 
 
 class OnnxModel(nn.Module):
@@ -46,7 +47,7 @@ class OnnxModel(nn.Module):
     def feed(self, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The inputs of the graph by name."""
         names = [value.name for value in self.session.get_inputs()]
-        given = dict(zip(names, tensors(args), strict=False))
+        given = dict(zip(names, _tensors(args), strict=False))
         given |= {name: value for name, value in kwargs.items() if name in names}
         if missing := [name for name in names if name not in given]:
             raise PlanError(f"the ONNX model expects inputs called {', '.join(names)}; {', '.join(missing)} missing")
@@ -62,21 +63,16 @@ def _session(data: bytes) -> onnxruntime.InferenceSession:
 
 def differences(expected: Any, got: Any) -> tuple[float, float]:
     """How far outputs, tensors or tuples or dicts of them, are apart, at most and in the mean, in terms of the largest value."""
-    pairs = [(a.detach().cpu().double(), b.double()) for a, b in zip(tensors(expected), tensors(got), strict=True) if a.numel()]
+    pairs = [(a.detach().cpu().double(), b.double()) for a, b in zip(_tensors(expected), _tensors(got), strict=True) if a.numel()]
     shares = [(a - b).abs() / a.abs().max().clamp(min=1e-30) for a, b in pairs]
     return max((float(share.max()) for share in shares), default=0.0), max((float(share.mean()) for share in shares), default=0.0)
 
 
 def agreement(expected: Any, got: Any) -> float:
     """The share of rows of the first output whose largest value is at the same place in both."""
-    first, second = next(tensors(expected)), next(tensors(got))
+    first, second = next(_tensors(expected)), next(_tensors(got))
     return float((first.argmax(-1) == second.argmax(-1)).double().mean()) if first.dim() else 1.0
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor inside of tuples, lists and dicts, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | tuple | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors(item)
+def _tensors(value: Any) -> Iterator[Tensor]:
+    return (tensor for _, tensor in named_tensors(value))

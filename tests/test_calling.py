@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from octavo.calling import call, evaluating
+from octavo.calling import arguments, call, evaluating
 
 
 class Sum(nn.Module):
@@ -16,6 +16,13 @@ class Sum(nn.Module):
 def test_call_hands_over_tensors_tuples_and_dicts() -> None:
     a, b = torch.tensor([1.0]), torch.tensor([10.0])
     assert [float(call(Sum(), x)) for x in (a, (a, b), [a, b], {"b": a, "a": b}, (a,))] == [1, 21, 21, 12, 1]
+
+
+def test_arguments_by_position_and_by_name() -> None:
+    x = torch.zeros(2)
+    assert arguments(x) == ((x,), {})
+    assert arguments((x, 3)) == ((x, 3), {})
+    assert arguments({"x": x}) == ((), {"x": x})
 
 
 def test_a_packed_sequence_is_one_argument() -> None:

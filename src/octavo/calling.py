@@ -15,6 +15,7 @@ from octavo.errors import OctavoError, PlanError, brief
 
 __all__ = [
     "Inputs",
+    "arguments",
     "call",
     "check_given",
     "device_of",
@@ -31,15 +32,21 @@ __all__ = [
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's outputs: ``model(x)`` for a tensor, ``model(*x)`` for a tuple or list, ``model(**x)`` for a dict.
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments: ``x`` alone for a tensor, ``*x`` for a tuple or list, ``**x`` for a dict.
 
-    A packed sequence, which is a tuple to Python, is handed over whole.
+    A packed sequence, which is a tuple to Python, is one argument.
     """
     if isinstance(inputs, Mapping):
-        return model(**inputs)
+        return (), dict(inputs)
     several = isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence)
-    return model(*inputs) if several else model(inputs)
+    return (tuple(inputs) if several else (inputs,)), {}
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The model's outputs: see :func:`arguments`."""
+    args, kwargs = arguments(inputs)
+    return model(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from octavo.codebook import power_of_two
 from octavo.container import Quantized
 from octavo.errors import ExportError
-from octavo.export.graph import Builder, close, split, trace
+from octavo.export.graph import Builder, close, trace
 from octavo.export.runtime import OnnxModel
 from octavo.layers import channels_first, find_layers
 from octavo.quantizer import InputForm, install
@@ -162,13 +162,6 @@ def test_a_rounded_input_is_traced_as_quantize_and_dequantize(bits: int, signed:
     assert kinds == ["Clip", "QuantizeLinear", "DequantizeLinear", "Gemm"][3 - nodes :]
     torch.testing.assert_close(OnnxModel(ir.to_proto(opened.model).SerializeToString())(x), before)
     assert torch.equal(model(x), before)  # traced in a way of its own, computed as ever
-
-
-def test_arguments_by_position_and_by_name() -> None:
-    x = torch.zeros(2)
-    assert split(x) == ((x,), {})
-    assert split((x, 3)) == ((x, 3), {})
-    assert split({"x": x}) == ((), {"x": x})
 
 
 def test_nodes_and_constants_are_named_and_typed() -> None:

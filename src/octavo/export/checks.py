@@ -8,10 +8,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from octavo.calling import Inputs, call
+from octavo.calling import Inputs, arguments, call
 from octavo.container import Quantized
 from octavo.errors import ExportError, brief
-from octavo.export.graph import Closed, split
+from octavo.export.graph import Closed
 from octavo.export.runtime import OnnxModel, agreement, differences
 
 __all__ = ["Found", "checked"]
@@ -46,7 +46,7 @@ def checked(closed: Closed, model: nn.Module, layers: Mapping[str, Quantized], b
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ExportError(f"{type(model).__name__}: not a sound ONNX file: {brief(error)}") from error
-    args, kwargs = split(batch)
+    args, kwargs = arguments(batch)
     _check_weights(closed, proto, layers, batch)
     with torch.no_grad():
         expected, got = call(model, batch), OnnxModel(data)(*args, **kwargs)
@@ -61,7 +61,7 @@ def _check_weights(closed: Closed, proto: onnx.ModelProto, layers: Mapping[str, 
     shown = onnx.ModelProto()
     shown.CopyFrom(proto)
     shown.graph.output.extend(onnx.ValueInfoProto(name=value) for value in names.values())
-    values = OnnxModel(shown.SerializeToString()).run(*split(batch), list(names.values()))
+    values = OnnxModel(shown.SerializeToString()).run(*arguments(batch), list(names.values()))
     for name, value in zip(names, values, strict=True):
         if not torch.equal(value, layers[name].weight()):
             raise ExportError(f"{name}: ONNX Runtime computes other weights than were packed; nothing was written")

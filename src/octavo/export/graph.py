@@ -17,12 +17,12 @@ import torch
 from onnx_ir.convenience import replace_all_uses_with
 from torch import Tensor, nn
 
-from octavo.calling import Inputs, where_raised
+from octavo.calling import Inputs, arguments, where_raised
 from octavo.container import Quantized
 from octavo.errors import ExportError, brief
 from octavo.quantizer import InputForm, input_quantizers
 
-__all__ = ["Builder", "Closed", "Decode", "OpenGraph", "close", "quiet", "split", "trace"]
+__all__ = ["Builder", "Closed", "Decode", "OpenGraph", "close", "quiet", "trace"]
 
 LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 BATCH = "batch"
@@ -95,14 +95,14 @@ def trace(model: nn.Module, layers: Mapping[str, Quantized], example: Inputs, op
         ExportError: torch cannot export the model; the message names the layer.
 
     """
-    args, kwargs = split(example)
+    args, kwargs = arguments(example)
     try:
-        arguments = inspect.signature(model.forward).bind(*args, **kwargs)
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise ExportError(f"example: {type(model).__name__} does not take it: {error}") from error
-    free = _free_batch(arguments)
+    free = _free_batch(bound)
     with quiet(), torch.no_grad(), _inputs_as_nodes(model):
-        program = _converted(_program(model, arguments, free), opset)
+        program = _converted(_program(model, bound, free), opset)
         weights = {name: _open(program.model.graph, name, layer) for name, layer in layers.items()}
         program.optimize()
     _tidy(program.model)
@@ -148,9 +148,9 @@ def _rounded(form: InputForm, step: float, inputs: Tensor) -> Tensor:
     return symbolic("DequantizeLinear", (codes, *around), dtype=torch.float32)
 
 
-def _program(model: nn.Module, arguments: inspect.BoundArguments, free: Any) -> torch.export.ExportedProgram:
+def _program(model: nn.Module, bound: inspect.BoundArguments, free: Any) -> torch.export.ExportedProgram:
     try:
-        return torch.export.export(model, arguments.args, arguments.kwargs, dynamic_shapes=free, strict=False)
+        return torch.export.export(model, bound.args, bound.kwargs, dynamic_shapes=free, strict=False)
     except Exception as error:
         place = where_raised(model, error) or type(model).__name__
         raise ExportError(f"{place}: torch cannot trace it: {brief(error)}") from error
@@ -176,13 +176,6 @@ def _where(error: BaseException) -> str | None:
             name, kind = list(stack.values())[-1]
             return f"{name or 'the model itself'} ({str(kind).rpartition('.')[2]})"
     return None
-
-
-def split(example: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a model is called with, as positional and keyword arguments."""
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example), {}) if isinstance(example, tuple | list) else ((example,), {})
 
 
 @contextlib.contextmanager
@@ -235,13 +228,13 @@ def _tidy(model: ir.Model) -> None:
             value.shape = ir.Shape([BATCH if dim == first else dim for dim in value.shape])
 
 
-def _free_batch(arguments: inspect.BoundArguments) -> Any:
+def _free_batch(bound: inspect.BoundArguments) -> Any:
     """Which dimensions of the arguments torch may leave open: the first, where it is the batch's."""
     found: list[int] = []
-    _map(arguments.arguments, lambda leaf: found.extend(leaf.shape[:1] if isinstance(leaf, Tensor) else ()))
+    _map(bound.arguments, lambda leaf: found.extend(leaf.shape[:1] if isinstance(leaf, Tensor) else ()))
     batch = found[0] if found else 0
-    arguments.arguments.update(_map(arguments.arguments, lambda leaf: _plain(leaf, batch)))
-    return _map(arguments.arguments, lambda leaf: {0: torch.export.Dim.AUTO} if _leads(leaf, max(2, batch)) else None)
+    bound.arguments.update(_map(bound.arguments, lambda leaf: _plain(leaf, batch)))
+    return _map(bound.arguments, lambda leaf: {0: torch.export.Dim.AUTO} if _leads(leaf, max(2, batch)) else None)
 
 
 def _leads(leaf: Any, batch: int) -> bool:

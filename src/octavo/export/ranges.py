@@ -8,8 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from octavo.calling import Inputs
-from octavo.export.graph import split
+from octavo.calling import Inputs, arguments
 from octavo.export.runtime import OnnxModel
 
 __all__ = ["Range", "measure"]
@@ -47,7 +46,7 @@ def measure(model: ir.Model, batches: Sequence[Inputs], names: Sequence[str]) ->
 
 
 def _extremes(runner: OnnxModel, batch: Inputs, names: Sequence[str], known: set[str]) -> dict[str, tuple[float, float]]:
-    args, kwargs = split(batch)
+    args, kwargs = arguments(batch)
     inner = [name for name in names if name not in known]
     found = dict(zip(inner, runner.run(args, kwargs, inner), strict=True)) if inner else {}
     found |= {name: value for name, value in runner.feed(args, kwargs).items() if name in names}

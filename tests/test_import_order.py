@@ -38,6 +38,7 @@ FLOORS = (
     "container",
     "packed",
     "absorb",
+    "slim",
     "forward_order",
     "oneshot",
     "prune",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from octavo.codebook import PowerOfTwo, power_of_two
 from octavo.container import Quantized
 from octavo.errors import FormatError, PlanError
-from octavo.packed import Packed, pack, verify, with_float16
+from octavo.packed import Packed, pack, verify
 from octavo.quantizer import InputForm, input_forms, install, steps
 
 GOLDEN = Path(__file__).parent / "data" / "golden-v1.safetensors"
@@ -383,28 +383,6 @@ def test_a_sparse_networks_file_is_near_the_entropy_of_its_codes(tmp_path: Path)
     assert torch.equal(Packed.load(tmp_path / "net.safetensors").layers["conv"].weight(), book.project(weight))
 
 
-def test_floats_in_half_their_bytes() -> None:
-    """Rounded to float16 where that is near, and taken exactly by a float32 model; counters and quantized weights stay."""
-    norm = nn.BatchNorm1d(4)
-    model = nn.Sequential(nn.Linear(3, 4), norm)
-    norm.weight.data = torch.tensor([0.1, 1e-9, 3.0, -2.0])  # small beside the others: nothing is lost
-    norm.running_var = torch.full((4,), 1e6)  # beyond float16
-    layer = Quantized(("0.weight",), PowerOfTwo(3, torch.tensor(0)), torch.full((4, 3), 3, dtype=torch.uint8))
-    whole = pack(model, {"0": layer})
-    half = with_float16(whole)
-    types = {names[0]: value.dtype for names, value in half.floats}
-    assert types.pop("1.num_batches_tracked") == torch.int64
-    assert types.pop("1.running_var") == torch.float32
-    assert set(types.values()) == {torch.float16}
-    assert {value.dtype for _, value in whole.floats} == {torch.float32, torch.int64}
-    again = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    half.apply(again)
-    for name, value in again.state_dict().items():
-        expected = model.state_dict()[name]
-        same = expected if name in ("1.running_var", "1.num_batches_tracked") else expected.half().float()
-        assert name == "0.weight" or torch.equal(value, same)
-
-
 # Networks whose inputs are quantized.
 
 
@@ -469,15 +447,6 @@ def test_quantizers_that_were_not_packed_and_layers_that_are_not_there_are_named
     with pytest.raises(PlanError, match="cannot hold its packed values"):
         rounded()[1].apply(half := Net().half())
     assert input_forms(half) == {}
-
-
-def test_steps_keep_their_bytes_where_floats_have_half_of_theirs() -> None:
-    whole = rounded()[1]
-    half = with_float16(whole)
-    assert half.activations == whole.activations
-    steps_of = [dict(p.floats)[(f"{name}.input_quantizer.step",)] for p in (whole, half) for name in ("conv", "fc")]
-    assert [step.dtype for step in steps_of] == [torch.float32] * 4
-    assert steps_of[:2] == steps_of[2:]
 
 
 def test_a_module_with_two_names_has_one_quantizer() -> None:

@@ -1005,3 +1005,16 @@ def test_other_tensors_can_be_stored_in_float16(folder: Path) -> None:
     model = Tiny().model()
     Packed.load(folder / "packed.safetensors").apply(model)
     assert result["score"] == Tiny().score(model)
+
+
+def test_norms_can_be_folded(folder: Path) -> None:
+    """The score is that of the folded file, whose statistics are gone; the closed form folds too."""
+    for method in ("inq", "oneshot"):
+        place = folder.with_name(method)
+        result = run(recipe(floats="folded", method=method, control=False), place, Watcher())
+        model = Tiny().model()
+        Packed.load(place / "packed.safetensors").apply(model)
+        assert result["score"] == Tiny().score(model)
+        assert not model.state_dict()["1.running_mean"].any()
+        assert result["float_bytes"] == 4 * (48 + 6 + 4 * 6 + CLASSES) + 8
+        assert result["other_bytes"] == 2 * (6 + 4 * 6 + CLASSES) + 8

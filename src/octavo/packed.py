@@ -16,7 +16,7 @@ from octavo.manifest import DTYPES
 from octavo.plan import Plan
 from octavo.quantizer import InputForm, input_forms, install, settle, step_name
 
-__all__ = ["Packed", "check_state", "pack", "verify", "with_float16"]
+__all__ = ["Packed", "check_state", "pack", "verify"]
 
 
 class Packed:
@@ -143,23 +143,6 @@ def _check_fits(name: str, value: Tensor, target: Tensor) -> None:
         raise PlanError(f"{name}: expected a model with memory, got one on the meta device: call to_empty() first")
     if not _same(value.to(target.dtype).to(value.dtype), value):
         raise PlanError(f"{name}: {target.dtype} cannot hold its packed values exactly; use a float32 model")
-
-
-def with_float16(packed: Packed) -> Packed:
-    """The same network with its other float32 tensors, biases and norms, rounded to float16: half of their bytes.
-
-    A float32 model takes these values exactly. A tensor stays as it is where float16 is off by more than a thousandth of its
-    largest number, and so does a scalar, such as the step of an input.
-    """
-    return Packed(packed.layers, [(names, _rounded(value)) for names, value in packed.floats], packed.activations)
-
-
-def _rounded(value: Tensor) -> Tensor:
-    if value.dtype != torch.float32 or not value.numel() or not value.dim():
-        return value
-    half = value.half()
-    off = (half.float() - value).abs()
-    return half if bool((off <= 1e-3 * value.abs().amax()).all()) else value
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -130,7 +130,7 @@ class Recipe(BaseModel):
         retraining: how to retrain.
         export: the forms to export the network in, see ``octavo.export``.
         control: whether to train the full-precision network equally long, for comparison.
-        floats: how the file stores what is not quantized: as it is, or float32 tensors rounded to ``float16``.
+        floats: how the file stores what is not quantized: as it is, rounded to ``float16``, or so with norms ``folded`` first.
         seed: of everything that is drawn.
         publish: where to put copies of the result (``.json``) and the network (``.safetensors``), from the recipe's folder.
 
@@ -158,7 +158,7 @@ class Recipe(BaseModel):
     retraining: Retraining = Retraining()
     export: tuple[Form, ...] = ()
     control: bool = True
-    floats: Literal["float32", "float16"] = "float32"
+    floats: Literal["float32", "float16", "folded"] = "float32"
     seed: Seed = 0
     publish: str | None = None
 

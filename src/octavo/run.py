@@ -19,13 +19,14 @@ from octavo.files import write_atomically
 from octavo.folder import Json, check_folder, digest_of, finished, write_json
 from octavo.incremental import Incremental
 from octavo.oneshot import LayerError, calibrate
-from octavo.packed import Packed, check_state, with_float16
+from octavo.packed import Packed, check_state
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.prune import kept_masks
 from octavo.quantizer import input_forms
 from octavo.recipe import Activations, Recipe, Search
 from octavo.search import search
 from octavo.search.survey import survey
+from octavo.slim import with_float16, with_folded_norms
 from octavo.stages import Job, Observer, Track, control_score, prune, train, warm_up
 from octavo.task import Task, load_task, model_of
 from octavo.widths import write_width, write_widths
@@ -76,7 +77,7 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     _begin(job)
     file = folder / "packed.safetensors"
     float_bytes = packed.float_bytes
-    packed = with_float16(packed) if recipe.floats == "float16" else packed
+    packed = _slim(packed, model, recipe)
     packed.save(file)
     result |= rounded | searched | how | {"score": _score_reloaded(recipe, task, file)} | _exports(job, packed)
     observer.note(f"quantized, packed and loaded again: {result['score']:.2f}")
@@ -231,6 +232,12 @@ def _score_reloaded(recipe: Recipe, task: Task, file: Path) -> float:
     return float(task.score(model))
 
 
+def _slim(packed: Packed, model: nn.Module, recipe: Recipe) -> Packed:
+    """With what is not quantized as the recipe wants it stored."""
+    packed = with_folded_norms(packed, model) if recipe.floats == "folded" else packed
+    return packed if recipe.floats == "float32" else with_float16(packed)
+
+
 def _sizes(packed: Packed, float_bytes: int) -> Json:
     entropy = sum(coding.entropy_bytes(layer.codes, layer.codebook.bits) for layer in packed.layers.values())
     weights = sum(packed.plan.weights.values())
@@ -243,7 +250,7 @@ def _sizes(packed: Packed, float_bytes: int) -> Json:
         "entropy_bytes": round(entropy),
         "other_bytes": packed.float_bytes - 4 * weights,
         "file_bytes": packed.file_bytes,
-        "float_bytes": float_bytes,  # before any was rounded to float16
+        "float_bytes": float_bytes,  # before any was folded or rounded to float16
         "ratio": float_bytes / packed.file_bytes,
     }
 

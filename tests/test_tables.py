@@ -38,6 +38,7 @@ RESULT = {
     "file_bytes": 88_123,
     "ratio": 12.3577,
     "seconds": 83.4,
+    "stages": [],
 }
 
 
@@ -56,6 +57,13 @@ def test_the_result_beside_what_it_started_from_and_its_control() -> None:
 def test_a_control_that_was_not_run_is_not_a_zero() -> None:
     without = {key: value for key, value in RESULT.items() if key != "control_score"}
     assert cells(result_table(without))[1] == ["score", "91.73", "not run", "91.50"]
+
+
+def test_what_does_not_retrain_has_no_control() -> None:
+    untrained = {key: value for key, value in RESULT.items() if key not in ("control_score", "stages")}
+    table = result_table(untrained)
+    assert cells(table)[:2] == [["", "full precision", "quantized"], ["score", "91.73", "91.50"]]
+    assert table.caption is None
 
 
 class Net(nn.Module):

@@ -25,23 +25,27 @@ __all__ = [
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
-    """The result of a run: what was reached against what it cost."""
-    caption = "control: the full-precision network trained equally long"
+    """The result of a run: what was reached against what it cost. Only what retrains has a control."""
+    trained, whole = "stages" in result, f"{result['float_bytes']:,}"
+    caption = "control: the full-precision network trained equally long" if trained else None
     table = Table(title="full precision against powers of two", caption=caption, title_justify="left", caption_justify="left")
-    for column in ("", "full precision", "control", "quantized"):
+    for column in ("", "full precision", *(["control"] if trained else []), "quantized"):
         table.add_column(column, justify="left" if not column else "right")
+
+    def row(name: str, full: str, quantized: str, control: str | None = None) -> None:
+        table.add_row(name, full, *([full if control is None else control] if trained else []), quantized)
+
     control = f"{result['control_score']:.2f}" if "control_score" in result else "not run"
-    table.add_row("score", f"{result['float_score']:.2f}", control, f"[bold]{result['score']:.2f}[/]")
-    table.add_row("nominal bits, a weight", "32", "32", f"{result['nominal_bits']:.2f}")
+    row("score", f"{result['float_score']:.2f}", f"[bold]{result['score']:.2f}[/]", control)
+    row("nominal bits, a weight", "32", f"{result['nominal_bits']:.2f}")
     if "sparsity" in result:
-        table.add_row("zero weights", "", "", f"{result['sparsity']:.1%}")
-    table.add_row("stored bits, a weight", "32", "32", f"{result['stored_bits']:.2f}")
+        row("zero weights", "", f"{result['sparsity']:.1%}")
+    row("stored bits, a weight", "32", f"{result['stored_bits']:.2f}")
     if bits := result.get("activation_bits"):
-        table.add_row("activations, bits", "32", "32", bits_range(bits.values()))
-    whole = f"{result['float_bytes']:,}"
-    table.add_row("bytes", whole, whole, f"{result['file_bytes']:,}")
-    table.add_row("times smaller", "1.0", "1.0", f"[bold]{result['ratio']:.1f}[/]")
-    table.add_row("time", "", "", f"{result['seconds']:.0f} s in all")
+        row("activations, bits", "32", bits_range(bits.values()))
+    row("bytes", whole, f"{result['file_bytes']:,}")
+    row("times smaller", "1.0", f"[bold]{result['ratio']:.1f}[/]")
+    row("time", "", f"{result['seconds']:.0f} s in all")
     return table
 
 

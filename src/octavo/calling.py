@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "feed",
     "hooked",
     "in_mode",
+    "mapped",
     "naming_errors",
     "observing",
     "on_device",
@@ -97,15 +98,23 @@ def device_of(model: nn.Module) -> torch.device:
 
 def on_device(value: Any, device: torch.device) -> Any:
     """``value`` with every tensor inside its tuples, lists and dicts on ``device``."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, PackedSequence):
-        return value.to(device)  # type: ignore[arg-type]  # torch's stub is narrower than its method
+
+    def moved(leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence):
+            return leaf.to(device)  # type: ignore[arg-type]  # torch's stub is narrower than its method
+        return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+
+    return mapped(value, moved)
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """``value`` with ``change`` of everything inside its tuples, lists and dicts; a packed sequence is one thing."""
     if isinstance(value, Mapping):
-        return {key: on_device(item, device) for key, item in value.items()}
-    if hasattr(value, "_fields"):  # a named tuple takes its items one by one
-        return type(value)(*(on_device(item, device) for item in value))
-    return type(value)(on_device(item, device) for item in value) if isinstance(value, list | tuple) else value
+        return {key: mapped(item, change) for key, item in value.items()}
+    if not isinstance(value, list | tuple) or isinstance(value, PackedSequence):
+        return change(value)
+    items = [mapped(item, change) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple takes them one by one
 
 
 def where_raised(model: nn.Module, error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ import torch
 from onnx_ir.convenience import replace_all_uses_with
 from torch import Tensor, nn
 
-from octavo.calling import Inputs, arguments, where_raised
+from octavo.calling import Inputs, arguments, mapped, where_raised
 from octavo.container import Quantized
 from octavo.errors import ExportError, brief
 from octavo.quantizer import InputForm, input_quantizers
@@ -231,10 +231,10 @@ def _tidy(model: ir.Model) -> None:
 def _free_batch(bound: inspect.BoundArguments) -> Any:
     """Which dimensions of the arguments torch may leave open: the first, where it is the batch's."""
     found: list[int] = []
-    _map(bound.arguments, lambda leaf: found.extend(leaf.shape[:1] if isinstance(leaf, Tensor) else ()))
+    mapped(bound.arguments, lambda leaf: found.extend(leaf.shape[:1] if isinstance(leaf, Tensor) else ()))
     batch = found[0] if found else 0
-    bound.arguments.update(_map(bound.arguments, lambda leaf: _plain(leaf, batch)))
-    return _map(bound.arguments, lambda leaf: {0: torch.export.Dim.AUTO} if _leads(leaf, max(2, batch)) else None)
+    bound.arguments.update(mapped(bound.arguments, lambda leaf: _plain(leaf, batch)))
+    return mapped(bound.arguments, lambda leaf: {0: torch.export.Dim.AUTO} if _leads(leaf, max(2, batch)) else None)
 
 
 def _leads(leaf: Any, batch: int) -> bool:
@@ -246,10 +246,3 @@ def _plain(leaf: Any, batch: int) -> Any:
     """What may be a tensor as the tracer wants it: dense, and several inputs, as it would take a batch of one for a constant."""
     leaf = torch.cat([leaf, leaf]) if batch == 1 and _leads(leaf, 1) else leaf
     return leaf.detach().contiguous() if isinstance(leaf, Tensor) else leaf
-
-
-def _map(value: Any, change: Callable[[Any], Any]) -> Any:
-    """``value`` with ``change`` of everything inside its tuples, lists and dicts."""
-    if isinstance(value, Mapping):
-        return {key: _map(item, change) for key, item in value.items()}
-    return type(value)(_map(item, change) for item in value) if isinstance(value, list | tuple) else change(value)

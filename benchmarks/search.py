@@ -117,7 +117,7 @@ def main() -> None:
         print({key: value for key, value in result["rows"][-1].items() if key != "choice"}, flush=True)
         write_json(path, result)
     for row in result["rows"] if asked.retrain else ():
-        if "retrained" not in row:
+        if "retrained" not in row and row["seed"] in asked.seeds:
             row["retrained"] = setting.retrained(row["choice"], row["seed"])
             print(row["budget"], row["method"], row["seed"], row["accuracy"], row["retrained"], flush=True)
             write_json(path, result)

@@ -191,6 +191,18 @@ def search_cost() -> str:
     return markdown([*head, "search of 512 plans, s", "a layer"], rows)
 
 
+def mixed() -> str:
+    """Bits of weights and inputs searched for together, and the same bits everywhere for as many bit operations."""
+    found, rows = load("mixed")["rows"], []
+    for name, r in found.items():
+        if (everywhere := name.removesuffix(", searched")) != name:
+            same = found[f"{everywhere}, uniform"]
+            figures = [f"{one['accuracy']:.2f}" for one in (same, r)] + [f"{one['file_bytes']:,}" for one in (same, r)]
+            rows.append([everywhere, f"{same['bit_ops'] / 1e6:.0f}", *figures, f"{r['average_bits']:.2f}"])
+    head = "everywhere, million bit operations, accuracy, searched, file in bytes, searched, its average of weights"
+    return markdown(head.split(", "), rows)
+
+
 def efficientnet() -> str:
     result = load("efficientnet")
     rows = [["full precision", "32", f"{result['float']:.2f}", "", "", ""]]
@@ -260,6 +272,7 @@ def main() -> None:
     fill(HERE / "README.md", "speed", speed())
     fill(HERE / "README.md", "searches", searches())
     fill(HERE / "README.md", "search cost", search_cost())
+    fill(HERE / "README.md", "mixed", mixed())
     fill(HERE / "README.md", "exports", exports())
     fill(HERE / "README.md", "int8", int8_scores())
     fill(HERE / "README.md", "efficientnet", efficientnet())

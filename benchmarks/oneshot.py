@@ -27,7 +27,6 @@ IMAGES, SEEDS = 1024, 3
 SLOW = ("magnitude", "distance")  # each row of weights has an order of its own: one seed
 WAYS: dict[str, dict[str, Any]] = {
     "gptq, corrected": {"correct": True},
-    "gptq, absorbed": {"absorb": True},
     "gptq, float inputs": {"sequential": False},
     "gptq, per layer": {"per": "layer"},
     "random": {"order": "random"},
@@ -42,12 +41,14 @@ def rows() -> dict[str, tuple[int, int, dict[str, Any] | None]]:
     for bits in (5, 4, 3, 2):
         found[f"resnet20/{bits}/nearest"] = (20, bits, None)
         found[f"resnet20/{bits}/gptq"] = (20, bits, {})
+        found[f"resnet20/{bits}/gptq, absorbed"] = (20, bits, {"absorb": True})
     for width in (Apot(6), Apot(5), Apot(7), Apot(8)):
         found[f"resnet20/{width}/gptq"] = (20, width, {})
         found[f"resnet20/{width}/nearest"] = (20, width, None)
     for bits in (5, 4, 3, 2):
         found[f"resnet56/{bits}/nearest"] = (56, bits, None)
         found[f"resnet56/{bits}/gptq"] = (56, bits, {})
+        found[f"resnet56/{bits}/gptq, absorbed"] = (56, bits, {"absorb": True})
     found |= {f"resnet20/{bits}/{name}": (20, bits, arguments) for bits in (3, 2) for name, arguments in WAYS.items()}
     return found
 

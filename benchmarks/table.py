@@ -8,6 +8,7 @@ Every figure on those pages stands between markers that this command fills; noth
 import json
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,13 @@ def oneshot() -> str:
     rows = []
     for network, before in result["float"].items():
         for bits in ("apot8", "apot7", "apot6", "apot5", 5, 4, 3, 2):
-            row = {way: result["rows"].get(f"{network}/{bits}/{way}") for way in ("nearest", "gptq")}
-            if all(row.values()):
-                spread = max(row["gptq"]["scores"]) - min(row["gptq"]["scores"])
-                name = network.replace("resnet", "ResNet-")
-                figures = [f"{before:.2f}", f"{row['nearest']['mean']:.2f}", f"**{row['gptq']['mean']:.2f}**", f"{spread:.2f}"]
-                rows.append([name, f"{bits}", *figures])
-    return markdown(["network", "bits", "full precision", "nearest levels", "closed form", "spread of 3"], rows)
+            ways = [result["rows"].get(f"{network}/{bits}/{way}") for way in ("nearest", "gptq", "gptq, absorbed")]
+            if all(ways[:2]):
+                spread = max(ways[1]["scores"]) - min(ways[1]["scores"])
+                figures = [f"{row['mean']:.2f}" if row else "" for row in ways]
+                rows.append([network.replace("resnet", "ResNet-"), f"{bits}", f"{before:.2f}", *figures, f"{spread:.2f}"])
+    head = ["network", "bits", "full precision", "nearest levels", "closed form", "absorbed", "spread of 3"]
+    return markdown(head, rows)
 
 
 def apot() -> str:
@@ -249,35 +250,41 @@ def int8_scores() -> str:
 
 
 def fill(page: Path, name: str, text: str) -> None:
+    """Put a table between its markers, where the page has them."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, _, rest = page.read_text().partition(start)
+    before, found, rest = page.read_text().partition(start)
     _, _, after = rest.partition(end)
-    page.write_text(f"{before}{start}\n{text}\n{end}{after}")
+    if found:
+        page.write_text(f"{before}{start}\n{text}\n{end}{after}")
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "oneshot": oneshot,
+    "ways": ways,
+    "apot": apot,
+    "oneshot cost": oneshot_cost,
+    "start": starts,
+    "accuracy": accuracy,
+    "dnq": dnq,
+    "sparse": sparse,
+    "activations": activations,
+    "orders": orders,
+    "speed": speed,
+    "searches": searches,
+    "search cost": search_cost,
+    "mixed": mixed,
+    "exports": exports,
+    "int8": int8_scores,
+    "efficientnet": efficientnet,
+    "sentences": sentences,
+    "speech": speech,
+}
 
 
 def main() -> None:
-    fill(HERE.parent / "README.md", "accuracy", accuracy())
-    fill(HERE.parent / "README.md", "oneshot", oneshot())
-    fill(HERE / "README.md", "oneshot", oneshot())
-    fill(HERE / "README.md", "ways", ways())
-    fill(HERE / "README.md", "apot", apot())
-    fill(HERE / "README.md", "oneshot cost", oneshot_cost())
-    fill(HERE / "README.md", "start", starts())
-    fill(HERE / "README.md", "accuracy", accuracy())
-    fill(HERE.parent / "README.md", "dnq", dnq())
-    fill(HERE / "README.md", "dnq", dnq())
-    fill(HERE / "README.md", "sparse", sparse())
-    fill(HERE / "README.md", "activations", activations())
-    fill(HERE / "README.md", "orders", orders())
-    fill(HERE / "README.md", "speed", speed())
-    fill(HERE / "README.md", "searches", searches())
-    fill(HERE / "README.md", "search cost", search_cost())
-    fill(HERE / "README.md", "mixed", mixed())
-    fill(HERE / "README.md", "exports", exports())
-    fill(HERE / "README.md", "int8", int8_scores())
-    fill(HERE / "README.md", "efficientnet", efficientnet())
-    fill(HERE / "README.md", "sentences", sentences())
-    fill(HERE / "README.md", "speech", speech())
+    for page in (HERE.parent / "README.md", HERE / "README.md"):
+        for name, table in TABLES.items():
+            fill(page, name, table())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +115,21 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
     with pytest.raises(
         ExportError, match=r"^Sequential: ONNX Runtime's outputs are not PyTorch's: the largest difference is 2\.0e-04 of "
     ):
+        export(model, quantize(model), tmp_path / "net.onnx", example=torch.randn(4, 6))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_run_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from octavo.export import runtime
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL")
+
+    monkeypatch.setattr(runtime.OnnxModel, "feed", lambda *_: {})
+    monkeypatch.setattr(runtime, "_session", lambda _: SimpleNamespace(run=fail))
+    model = network()
+    said = r"^Sequential: the ONNX model: ONNX Runtime cannot run it on these inputs: .* FAIL; nothing was written$"
+    with pytest.raises(ExportError, match=said):
         export(model, quantize(model), tmp_path / "net.onnx", example=torch.randn(4, 6))
     assert list(tmp_path.iterdir()) == []
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from octavo.calling import Inputs, on_device
-from octavo.errors import ExportError, PlanError, nearest
+from octavo.errors import ExportError, FormatError, PlanError, nearest
 from octavo.export.mx import to_mx
 from octavo.files import write_atomically
 from octavo.packed import Packed
@@ -94,7 +94,10 @@ def export_checked(
         raise PlanError("example: expected at least one batch of inputs, got none")
     network = copy.deepcopy(model).cpu().eval()
     packed.apply(network)
-    data, found, inexact = FORMS[form](Job(network, packed, batches))
+    try:
+        data, found, inexact = FORMS[form](Job(network, packed, batches))
+    except FormatError as error:  # what was made, nothing that was read
+        raise ExportError(f"{type(model).__name__}: {error}; nothing was written") from error
     write_atomically(path, lambda file: file.write(data))
     difference, agreement = found or (None, None)
     return Exported(Path(path), form, len(data), difference, agreement, inexact)

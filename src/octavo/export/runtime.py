@@ -42,7 +42,11 @@ class OnnxModel(nn.Module):
     def run(self, args: Any, kwargs: Mapping[str, Any], names: Sequence[str] | None = None) -> list[Tensor]:
         """The values called ``names``, or all outputs, for arguments of the network."""
         arrays = {name: value.detach().cpu().numpy() for name, value in self.feed(args, kwargs).items()}
-        return [torch.from_numpy(np.asarray(output)) for output in self.session.run(names, arrays)]
+        try:
+            outputs = self.session.run(names, arrays)
+        except Exception as error:  # onnxruntime's own have no common ancestor
+            raise FormatError(f"the ONNX model: ONNX Runtime cannot run it on these inputs: {brief(error)}") from error
+        return [torch.from_numpy(np.asarray(output)) for output in outputs]
 
     def feed(self, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The inputs of the graph by name."""

@@ -48,7 +48,8 @@ def test_a_file_that_onnx_runtime_does_not_know_says_what_to_install(tmp_path: P
 
 def test_what_onnx_runtime_cannot_run_is_one_line() -> None:
     """It checks shapes only as it runs."""
-    with pytest.raises(FormatError, match=r"^the ONNX model: ONNX Runtime cannot run it on these inputs: Fail: .* running Sub node") as raised:
+    said = r"^the ONNX model: ONNX Runtime cannot run it on these inputs: Fail: .* running Sub node"
+    with pytest.raises(FormatError, match=said) as raised:
         OnnxModel(model().SerializeToString())(torch.rand(2, 3), torch.rand(5, 3))
     assert "\n" not in str(raised.value)
 

@@ -158,7 +158,8 @@ def searches() -> str:
             groups.setdefault((row["budget"], row["method"]), []).append(row)
         means = {key: {name: _mean(found, name) for name in FIGURES} for key, found in groups.items()}
         for (budget, method), mean in sorted(means.items(), key=lambda item: (item[0][0], -item[1]["score"])):
-            retrained = "" if math.isnan(mean["retrained"]) else f"{mean['retrained']:.2f}"
+            count = sum("retrained" in row for row in groups[budget, method])
+            retrained = f"{mean['retrained']:.2f} ({count})" if count else ""
             rows.append([
                 path.stem.replace("search-resnet", "ResNet-"), f"{budget:.1f}", method, f"{len(groups[budget, method])}",
                 f"{-mean['score']:.4f}", f"{mean['accuracy']:.2f}", retrained, f"{mean['stored_bits']:.2f}",
@@ -249,13 +250,15 @@ def int8_scores() -> str:
     return markdown(["bits", "packed", "int8"], rows)
 
 
-def fill(page: Path, name: str, text: str) -> None:
-    """Put a table between its markers, where the page has them."""
+def fill(page: Path, name: str, text: str) -> bool:
+    """Put a table between its markers; whether the page has them."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, found, rest = page.read_text().partition(start)
-    _, _, after = rest.partition(end)
-    if found:
-        page.write_text(f"{before}{start}\n{text}\n{end}{after}")
+    _, ended, after = rest.partition(end)
+    if found != start or ended != end:
+        return False
+    page.write_text(f"{before}{start}\n{text}\n{end}{after}")
+    return True
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -282,9 +285,10 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    for page in (HERE.parent / "README.md", HERE / "README.md"):
-        for name, table in TABLES.items():
-            fill(page, name, table())
+    for name, table in TABLES.items():
+        text = table()
+        if not any([fill(page, name, text) for page in (HERE.parent / "README.md", HERE / "README.md")]):  # noqa: C419 - both
+            raise SystemExit(f"{name}: expected its two markers on one of the pages, found none")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 def test_nested_inputs_keep_their_form() -> None:
     """Tuples, lists, dicts and named tuples are rebuilt; a packed sequence is one thing, and no tensor stays behind."""
     packed = pack_sequence([torch.ones(2, 3), torch.ones(1, 3)])
-    value = (1, [2, "x"], {"k": Pair(3, (4,))}, packed)
+    value = (1, [2, "x"], {"k": Pair(3, torch.Size((4,)))}, packed)
     found = mapped(value, lambda leaf: leaf if leaf is packed else [leaf])
     assert found == ([1], [[2], ["x"]], {"k": Pair([3], ([4],))}, packed)
     assert isinstance(found[2]["k"], Pair)

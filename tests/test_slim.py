@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,10 +68,13 @@ class Normed(nn.Module):
         return found
 
 
-def trained() -> Normed:
+def trained() -> Any:
     """With norms that do something, in evaluation mode."""
+    return stirred(Normed())
+
+
+def stirred(model: nn.Module) -> Any:
     torch.manual_seed(0)
-    model = Normed()
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
             assert norm.running_mean is not None
@@ -129,4 +133,40 @@ def test_folding_goes_with_halves_and_quantized_layers(first: bool) -> None:
     both.apply(slim := Normed().eval())
     torch.testing.assert_close(slim(inputs), quantized(inputs), rtol=0.02, atol=0.02)
     assert torch.equal(slim.conv.weight, quantized.conv.weight)
-    assert both.file_bytes < packed.file_bytes
+    assert slim.bn1.running_mean is not None
+    assert bool(slim.bn1.running_mean.any()) != first  # norms in float16 are left alone
+    assert first == (both.file_bytes < with_float16(packed).file_bytes)
+
+
+class Shifted(nn.BatchNorm1d):
+    """As some ports have it: what is stored is the scale less one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, 1 + self.weight, self.bias)
+
+
+def raw() -> nn.BatchNorm1d:
+    """On numbers as large as they come, in one channel."""
+    norm = nn.BatchNorm1d(6)
+    norm.running_mean, norm.running_var = torch.full((6,), 5e8), torch.tensor([1.0, 1, 1, 1, 1, 1e18])
+    return norm
+
+
+def twins() -> nn.Module:
+    """Two norms, of another eps each, with the same four tensors."""
+    one, other = nn.BatchNorm1d(6), nn.BatchNorm1d(6, eps=10.0)
+    for key, parameter in one.named_parameters():
+        setattr(other, key, parameter)
+    other.running_mean, other.running_var = one.running_mean, one.running_var
+    return nn.Sequential(one, other)
+
+
+WHOLE = [stirred(Shifted(6)), raw(), stirred(twins()), stirred(nn.BatchNorm1d(6)).bfloat16(), nn.BatchNorm1d(6, affine=False)]
+
+
+@pytest.mark.parametrize("module", WHOLE)
+def test_where_folding_would_not_do_a_norm_stays_as_it_is(module: nn.Module) -> None:
+    whole = pack(module.eval(), {})
+    folded = with_folded_norms(whole, module)
+    assert [names for names, _ in folded.floats] == [names for names, _ in whole.floats]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(folded.floats, whole.floats, strict=True))

@@ -114,7 +114,9 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     if not isinstance(value, list | tuple) or isinstance(value, PackedSequence):
         return change(value)
     items = [mapped(item, change) for item in value]
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple takes them one by one
+    if hasattr(value, "_fields"):  # a named tuple takes them one by one
+        return type(value)(*items)
+    return items if isinstance(value, list) else tuple(items)
 
 
 def where_raised(model: nn.Module, error: BaseException) -> str | None:

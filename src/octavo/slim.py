@@ -16,7 +16,7 @@ from octavo.packed import Packed
 
 __all__ = ["with_float16", "with_folded_norms"]
 
-NEAR = 1e-3  # of a tensor's largest number: what rounding to float16 may change
+NEAR = 1e-3  # what rounding to float16 may change
 
 Names: TypeAlias = tuple[str, ...]  # that share a tensor
 AFFINE, RUNNING = ("weight", "bias"), ("running_mean", "running_var")
@@ -38,32 +38,42 @@ def with_folded_norms(packed: Packed, model: nn.Module) -> Packed:
     evaluation mode nothing changes but by rounding; in training mode, where a norm takes its statistics from the batch, the
     network is another one.
 
+    A norm stays as it is where that would not do: if it has no scale, is not in float32, has a ``forward`` of its own, or shares
+    a tensor with another module, and where float16 does not hold the folded scale of every channel.
+
     Args:
         packed: the network.
-        model: of its architecture; it tells which tensors are those of a batch norm. A norm without a scale of its own, or one
-            that shares some of its tensors with another norm, stays as it is.
+        model: of its architecture; it tells which tensors are those of a batch norm.
 
     """
     names_of = {name: names for names, _ in packed.floats for name in names}
-    values = dict(packed.floats)
-    statistics = set[Names]()
+    values, statistics = dict(packed.floats), set[Names]()
+    modules = dict(model.named_modules(remove_duplicate=False))
     for path, module in model.named_modules():
         rows = [names_of.get(f"{path}.{key}".lstrip("."), ()) for key in AFFINE + RUNNING]
-        if isinstance(module, NORMS) and all(rows) and len({_owners(names) for names in rows}) == 1:
-            values |= dict(zip(rows, _folded(*map(values.__getitem__, rows), eps=module.eps), strict=True))
+        owners = {name.rpartition(".")[0] for names in rows for name in names}
+        if not (_is_plain_norm(module) and all(rows) and all(modules.get(owner) is module for owner in owners)):
+            continue
+        if folded := _folded(*map(values.__getitem__, rows), eps=module.eps):
+            values |= dict(zip(rows, folded, strict=True))
             statistics |= set(rows[len(AFFINE) :])
     return Packed(packed.layers, _stored_once(values, statistics), packed.activations)
 
 
-def _owners(names: Names) -> frozenset[str]:
-    return frozenset(name.rpartition(".")[0] for name in names)
+def _is_plain_norm(module: nn.Module) -> bool:
+    return isinstance(module, NORMS) and type(module).forward is NORMS[0].forward
 
 
 def _folded(scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, *, eps: float) -> tuple[Tensor, ...]:
-    """The four tensors of a batch norm that does the same with the mean 0 and the variance 1."""
+    """The four tensors of a batch norm that does the same with the mean 0 and the variance 1, if they can hold it."""
+    if {(tensor.dtype, tensor.shape) for tensor in (scale, shift, mean, variance)} != {(torch.float32, scale.shape)}:
+        return ()
     factor = scale.double() / (variance.double() + eps).sqrt()
-    folded = factor * math.sqrt(1 + eps), shift.double() - mean.double() * factor
-    return folded[0].to(scale), folded[1].to(shift), torch.zeros_like(mean), torch.ones_like(variance)
+    new = (factor * math.sqrt(1 + eps)).float()
+    off = (new.half().double() - new).abs()  # a scale multiplies what may be large: each must be near, not the largest alone
+    if not bool((off <= NEAR * new.abs()).all()):
+        return ()
+    return new, (shift.double() - mean.double() * factor).float(), torch.zeros_like(mean), torch.ones_like(variance)
 
 
 def _stored_once(values: Mapping[Names, Tensor], alike: Collection[Names]) -> list[tuple[Names, Tensor]]:

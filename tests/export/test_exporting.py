@@ -5,12 +5,11 @@ import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import octavo
 from octavo.codebook import power_of_two
@@ -119,17 +118,34 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_run_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Projected(nn.Module):
+    """ONNX Runtime takes the file and cannot run it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, proj_size=2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.lstm(x)[0]
+        return outputs
+
+
+def test_a_file_that_cannot_be_run_is_not_written(tmp_path: Path) -> None:
+    model = Projected().eval()
+    with pytest.raises(ExportError, match=r"^the ONNX model: ONNX Runtime cannot run it on these inputs: .* LSTM node"):
+        export(model, quantize(model), tmp_path / "net.onnx", example=torch.randn(2, 3, 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_onnx_runtime_does_not_take_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from octavo.export import runtime
 
-    def fail(*_: Any) -> None:
-        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL")
+    def refuse(_: bytes) -> None:
+        raise RuntimeError("opset 99")
 
-    monkeypatch.setattr(runtime.OnnxModel, "feed", lambda *_: {})
-    monkeypatch.setattr(runtime, "_session", lambda _: SimpleNamespace(run=fail))
+    monkeypatch.setattr(runtime, "_session", refuse)
     model = network()
-    said = r"^Sequential: the ONNX model: ONNX Runtime cannot run it on these inputs: .* FAIL; nothing was written$"
-    with pytest.raises(ExportError, match=said):
+    with pytest.raises(ExportError, match=r"^Sequential: the ONNX model: ONNX Runtime .*: opset 99; nothing was written$"):
         export(model, quantize(model), tmp_path / "net.onnx", example=torch.randn(4, 6))
     assert list(tmp_path.iterdir()) == []
 

@@ -72,12 +72,6 @@ def test_arguments_that_the_model_does_not_take() -> None:
         trace(model, layers_of(model), (torch.randn(2, 4), torch.randn(2, 4)), 21)
 
 
-def test_an_lstm_with_a_projection_is_refused_by_name() -> None:
-    model = nn.Sequential(nn.Identity(), nn.LSTM(4, 6, proj_size=2)).eval()
-    with pytest.raises(ExportError, match=r"^1: expected no LSTM with proj_size: ONNX has no such layer$"):
-        trace(model, {}, torch.randn(2, 3, 4), 21)
-
-
 class Constant(nn.Module):
     """Has its weight, but multiplies with a copy that was made before."""
 

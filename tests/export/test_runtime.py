@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from octavo.errors import FormatError, PlanError
+from octavo.errors import ExportError, FormatError, PlanError
 from octavo.export.runtime import OnnxModel, agreement, differences
 
 
@@ -49,9 +49,11 @@ def test_a_file_that_onnx_runtime_does_not_know_says_what_to_install(tmp_path: P
 def test_what_onnx_runtime_cannot_run_is_one_line() -> None:
     """It checks shapes only as it runs."""
     said = r"^the ONNX model: ONNX Runtime cannot run it on these inputs: Fail: .* running Sub node"
-    with pytest.raises(FormatError, match=said) as raised:
+    with pytest.raises(ExportError, match=said) as raised:
         OnnxModel(model().SerializeToString())(torch.rand(2, 3), torch.rand(5, 3))
     assert "\n" not in str(raised.value)
+    with pytest.raises(ExportError, match=r"cannot run it on these inputs: TypeError: "):
+        OnnxModel(model().SerializeToString())(torch.rand(2, 3), torch.rand(2, 3).bfloat16())
 
 
 def largest(expected: object, got: object) -> float:

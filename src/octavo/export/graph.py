@@ -100,9 +100,6 @@ def trace(model: nn.Module, layers: Mapping[str, Quantized], example: Inputs, op
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise ExportError(f"example: {type(model).__name__} does not take it: {error}") from error
-    for name, module in model.named_modules():
-        if isinstance(module, nn.LSTM) and module.proj_size:
-            raise ExportError(f"{name or type(model).__name__}: expected no LSTM with proj_size: ONNX has no such layer")
     free = _free_batch(bound)
     with quiet(), torch.no_grad(), _inputs_as_nodes(model):
         program = _converted(_program(model, bound, free), opset)

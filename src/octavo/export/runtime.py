@@ -9,7 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from octavo.errors import FormatError, PlanError, brief
+from octavo.errors import ExportError, FormatError, PlanError, brief
 from octavo.outputs import named_tensors
 
 __all__ = ["OnnxModel", "agreement", "differences"]
@@ -40,12 +40,18 @@ class OnnxModel(nn.Module):
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def run(self, args: Any, kwargs: Mapping[str, Any], names: Sequence[str] | None = None) -> list[Tensor]:
-        """The values called ``names``, or all outputs, for arguments of the network."""
-        arrays = {name: value.detach().cpu().numpy() for name, value in self.feed(args, kwargs).items()}
+        """The values called ``names``, or all outputs, for arguments of the network.
+
+        Raises:
+            PlanError: an input is missing.
+            ExportError: ONNX Runtime cannot run the graph on these inputs.
+
+        """
+        given = self.feed(args, kwargs)
         try:
-            outputs = self.session.run(names, arrays)
+            outputs = self.session.run(names, {name: value.detach().cpu().numpy() for name, value in given.items()})
         except Exception as error:  # onnxruntime's own have no common ancestor
-            raise FormatError(f"the ONNX model: ONNX Runtime cannot run it on these inputs: {brief(error)}") from error
+            raise ExportError(f"the ONNX model: ONNX Runtime cannot run it on these inputs: {brief(error)}") from error
         return [torch.from_numpy(np.asarray(output)) for output in outputs]
 
     def feed(self, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1026,4 +1026,4 @@ def test_norms_can_be_folded(folder: Path) -> None:
         assert result["score"] == Normed().score(model)
         assert not model.state_dict()["1.running_mean"].any()
         assert result["float_bytes"] == 4 * (48 + 6 + 4 * 6 + CLASSES) + 8
-        assert result["other_bytes"] == 2 * (6 + 4 * 6 + CLASSES) + 8
+        assert result["other_bytes"] == 2 * (6 + 2 * 6 + CLASSES) + 2 * 6 + 8

@@ -34,9 +34,9 @@ def with_float16(packed: Packed) -> Packed:
 def with_folded_norms(packed: Packed, model: nn.Module) -> Packed:
     """The same network with the running statistics of its batch norms folded into their scales and shifts.
 
-    The means become 0 and the variances 1, which are stored once for all norms of a size: a norm takes half of its bytes. In
-    evaluation mode nothing changes but by rounding; in training mode, where a norm takes its statistics from the batch, the
-    network is another one.
+    The means become 0 and the variances 1, stored once for all norms of a size and in a byte a number: a norm takes half of its
+    bytes. In evaluation mode nothing changes but by rounding; in training mode, where a norm takes its statistics from the
+    batch, the network is another one.
 
     A norm stays as it is where that would not do: if it has no scale, is not in float32, has a ``forward`` of its own, or shares
     a tensor with another module, and where float16 does not hold the folded scale of every channel.
@@ -56,7 +56,7 @@ def with_folded_norms(packed: Packed, model: nn.Module) -> Packed:
             continue
         if folded := _folded(*map(values.__getitem__, rows), eps=module.eps):
             values |= dict(zip(rows, folded, strict=True))
-            statistics |= set(rows[len(AFFINE) :])
+            statistics |= {*rows[len(AFFINE) :], names_of.get(f"{path}.num_batches_tracked".lstrip("."), ())}
     return Packed(packed.layers, _stored_once(values, statistics), packed.activations)
 
 
@@ -73,7 +73,8 @@ def _folded(scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, *, eps
     off = (new.half().double() - new).abs()  # a scale multiplies what may be large: each must be near, not the largest alone
     if not bool((off <= NEAR * new.abs()).all()):
         return ()
-    return new, (shift.double() - mean.double() * factor).float(), torch.zeros_like(mean), torch.ones_like(variance)
+    means = torch.zeros(mean.shape, dtype=torch.uint8)
+    return new, (shift.double() - mean.double() * factor).float(), means, means + 1
 
 
 def _stored_once(values: Mapping[Names, Tensor], alike: Collection[Names]) -> list[tuple[Names, Tensor]]:

@@ -21,10 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from oneshot import nearest  # type: ignore[import-not-found]  # its neighbour
 from PIL import Image
 from torch import Tensor, nn
 
-from octavo import Apot, Budget, Incremental, Packed, Plan, calibrate, search
+from octavo import Apot, Budget, Plan, calibrate, search
+from octavo.folder import write_json
 from octavo.run import environment
 from octavo.widths import write_width, write_widths
 
@@ -100,12 +102,6 @@ def accuracy(model: nn.Module, images: Tensor, classes: list[str], right: dict[s
     return 100 * hits / len(classes)
 
 
-def nearest(model: nn.Module, plan: Plan) -> Packed:
-    incremental = Incremental(copy.deepcopy(model), plan, portions=(1.0,))
-    next(iter(incremental))
-    return incremental.finish()
-
-
 def planned(model: nn.Module, bits: Any, seen: Tensor) -> tuple[Plan, dict[str, Any]]:
     """The plan of a row, and what is published of how it was found."""
     if not isinstance(bits, tuple):
@@ -147,7 +143,7 @@ def main() -> None:
         if name not in result["rows"] and name.startswith(arguments.only):
             result["rows"][name] = row(bits, how, seen, score)
             print(name, result["rows"][name], flush=True)
-            RESULT.write_text(json.dumps(result, indent=2) + "\n")
+            write_json(RESULT, result)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import Apot, Incremental, Packed, Plan, calibrate
+from octavo.folder import write_json
 from octavo.run import environment
 from octavo.tasks.cifar10 import Cifar10
 from octavo.widths import write_width
@@ -90,7 +91,7 @@ def main() -> None:
         scores = [score(cifar, model, bits, arguments, list(images[seed].split(128))) for seed in seeds]
         result["rows"][name] = {"bits": write_width(bits), "mean": round(statistics.mean(scores), 2), "scores": scores}
         print(name, result["rows"][name])
-        RESULT.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(RESULT, result)
 
 
 if __name__ == "__main__":

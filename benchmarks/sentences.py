@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from oneshot import nearest  # type: ignore[import-not-found]  # its neighbour
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo import Apot, Incremental, Packed, Plan, calibrate
+from octavo import Apot, Plan, calibrate
+from octavo.folder import write_json
 from octavo.run import environment
 from octavo.widths import write_width
 
@@ -101,12 +103,6 @@ def agreement(own: Tensor, full: Tensor) -> dict[str, float]:
     }
 
 
-def nearest(model: nn.Module, plan: Plan) -> Packed:
-    incremental = Incremental(copy.deepcopy(model), plan, portions=(1.0,))
-    next(iter(incremental))
-    return incremental.finish()
-
-
 def main() -> None:
     texts = sentences()
     seen, others = batches(texts[:CALIBRATION]), batches(texts[CALIBRATION : CALIBRATION + SCORED])
@@ -126,7 +122,7 @@ def main() -> None:
         about |= {"stored_bits": round(packed.stored_bits, 3), "file_bytes": packed.file_bytes}
         result["rows"].append(about | agreement(embeddings(quantized, others), full))
         print(result["rows"][-1], flush=True)
-        RESULT.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(RESULT, result)
 
 
 if __name__ == "__main__":

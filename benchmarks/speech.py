@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from oneshot import nearest  # type: ignore[import-not-found]  # its neighbour
 from scipy.signal import resample_poly
 from scipy.stats import mannwhitneyu
-from sentences import nearest, sentences  # type: ignore[import-not-found]  # its neighbour
+from sentences import sentences  # type: ignore[import-not-found]  # its neighbour
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -42,8 +42,8 @@ SETTINGS = Retraining(learning_rate=0.005, temperature=4.0, bfloat16=True)
 Row = dict[str, Any]
 
 
-def task_of(depth: int) -> Cifar10:
-    return Cifar10(depth, f"~/.cache/octavo/resnet{depth}-cifar10.safetensors", calibration_size=IMAGES[depth], batch=BATCH)
+def task_of(depth: int, images: int) -> Cifar10:
+    return Cifar10(depth, f"~/.cache/octavo/resnet{depth}-cifar10.safetensors", calibration_size=images, batch=BATCH)
 
 
 def missing(rows: list[Row], seeds: list[int]) -> Iterator[tuple[float, str, int]]:
@@ -60,9 +60,9 @@ def missing(rows: list[Row], seeds: list[int]) -> Iterator[tuple[float, str, int
 class Setting:
     """A network, its environment, and the journal that all rows share."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, images: int) -> None:
         started = time.monotonic()
-        self.task = task_of(depth)
+        self.task = task_of(depth, images)
         self.model = self.task.model()
         batches = list(self.task.calibration())
         self.space = survey(self.model, batches[0], (2, 3, 4, 5), {})
@@ -109,7 +109,7 @@ def main() -> None:
     asked = parser.parse_args()
     path = RESULTS / f"search-resnet{asked.depth}.json"
     result = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    setting = Setting(asked.depth)
+    setting = Setting(asked.depth, IMAGES[asked.depth])
     result |= {"environment": environment(), "images": IMAGES[asked.depth], "trials": TRIALS, "layers": setting.space.names}
     result |= {"quantized_s": round(setting.quantized_s, 1), "single_layers_s": round(setting.single_s, 1)}
     for budget, method, seed in missing(result["rows"], asked.seeds):

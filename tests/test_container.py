@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from octavo.codebook import PowerOfTwo
-from octavo.container import VERSION, Floats, Quantized, pack, to_file, unpack, version_of
+from octavo.container import VERSION, Floats, Quantized, pack, to_file, unpack
 from octavo.errors import FormatError
 from octavo.grids import codebook_at
 from octavo.layers import find_layers
@@ -103,7 +103,7 @@ def apot_levels(bits: int) -> list[float]:
 def read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The quantized weights and the other tensors, by their names in the state dict; bfloat16 as float32."""
     strings, octavo = byte_strings(data)
-    assert octavo["version"] == 1 + any(name.startswith("codes.apot") for name in strings)
+    assert octavo["version"] >= (3 if "floats.zstd" in strings else 1 + any(name.startswith("codes.apot") for name in strings))
     assert octavo["manifest_crc32"] == zlib.crc32(strings["manifest"])
     manifest = json.loads(expand(strings["manifest"]))
     streams = {}
@@ -112,7 +112,8 @@ def read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
             bits, symbols = coded(strings[name], apot="apot" in name)
             assert name in (f"codes.{bits}", f"codes.apot{bits}")
             streams[name] = symbols
-    exponents, floats = np.frombuffer(expand(strings["exponents"]), "<i2").tolist(), strings.get("floats", b"")
+    exponents = np.frombuffer(expand(strings["exponents"]), "<i2").tolist()
+    floats = expand(strings["floats.zstd"]) if octavo["version"] >= 3 else strings.get("floats", b"")
     weights: dict[str, np.ndarray] = {}
     for row in manifest["layers"]:
         count, channels, zero = math.prod(row["shape"]), max(1, row["exponents"]), 2 ** (row["bits"] - 2)
@@ -173,8 +174,9 @@ def quantized(draw: st.DrawFn, name: str) -> Quantized:
 @st.composite
 def other(draw: st.DrawFn) -> Tensor:
     dtype = draw(st.sampled_from(list(DTYPES.values())))
-    shape = draw(st.lists(st.integers(0, 4), max_size=3))
-    raw = np.random.default_rng(draw(st.integers(0, 2**32))).integers(0, 256, (math.prod(shape), dtype.itemsize), np.uint8)
+    shape = draw(st.lists(st.integers(0, 6), max_size=4))
+    size = draw(st.sampled_from([2, 256]))  # of two values for each byte, it is worth compressing
+    raw = np.random.default_rng(draw(st.integers(0, 2**32))).integers(0, size, (math.prod(shape), dtype.itemsize), np.uint8)
     if dtype == torch.bool:
         raw &= 1
     return torch.from_numpy(raw).reshape(-1).view(dtype).reshape(shape)
@@ -195,7 +197,7 @@ def raw(tensor: Tensor) -> bytes:
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_what_is_packed_comes_back(network: tuple[dict[str, Quantized], Floats]) -> None:
     layers, floats = network
-    found, others, _ = unpack(to_file(pack(layers, floats), version_of(layers, {})))
+    found, others, _ = unpack(to_file(*pack(layers, floats)))
     assert list(found) == list(layers)
     for name, layer in layers.items():
         back = found[name]
@@ -213,7 +215,7 @@ def test_what_is_packed_comes_back(network: tuple[dict[str, Quantized], Floats])
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_another_reader_reads_the_same(network: tuple[dict[str, Quantized], Floats]) -> None:
     layers, floats = network
-    weights, others = read(to_file(pack(layers, floats), version_of(layers, {})))
+    weights, others = read(to_file(*pack(layers, floats)))
     expected = {name: layer.weight() for layer in layers.values() for name in layer.names}
     assert list(weights) == list(expected)
     for name, weight in weights.items():
@@ -255,6 +257,20 @@ def test_another_reader_reads_the_golden_file() -> None:
     assert strings["codes.5"][13] > 0  # the file has rounds in it
 
 
+def test_another_reader_reads_the_golden_file_of_version_3() -> None:
+    """Files that exist must stay readable: never change it, nor what it holds."""
+    data = (Path(__file__).parent / "data" / "golden-v3.safetensors").read_bytes()
+    strings, octavo = byte_strings(data)
+    assert octavo["version"] == 3
+    assert "floats" not in strings
+    weights, others = read(data)
+    _, floats, _ = unpack(data)
+    assert weights["a.weight"].tolist() == [[0.25, -0.125, 0.0], [2.0, 0.0, -2.0]]
+    assert others["a.bias"].tolist() == [n / 8 for n in range(32)]
+    assert others["scale"].tolist() == 0.3330078125
+    assert {names[0]: value.tolist() for names, value in floats} == {name: value.tolist() for name, value in others.items()}
+
+
 def network() -> tuple[dict[str, Quantized], Floats]:
     draw = torch.Generator().manual_seed(0)
     layers = {
@@ -269,28 +285,46 @@ def network() -> tuple[dict[str, Quantized], Floats]:
 
 
 def test_the_file_is_a_safetensors_file() -> None:
-    data = to_file(pack(*network()))
+    data = to_file(*pack(*network()))
     tensors = safetensors.deserialize(data)
     assert {name for name, _ in tensors} == {"manifest", "codes.2", "codes.3", "codes.5", "exponents", "floats"}
     assert {(entry["dtype"], len(entry["shape"])) for _, entry in tensors} == {("U8", 1)}
     strings, octavo = byte_strings(data)
     assert octavo == {"version": 1, "manifest_crc32": zlib.crc32(strings["manifest"])}
-    assert VERSION == 2
+    assert VERSION == 3
 
 
 def test_byte_strings_that_would_be_empty_are_absent() -> None:
     layers, _ = network()
-    strings, _ = byte_strings(to_file(pack(layers, [])))
+    strings, _ = byte_strings(to_file(*pack(layers, [])))
     assert "floats" not in strings
-    assert unpack(to_file(pack(layers, [])))[1] == []
+    assert unpack(to_file(*pack(layers, [])))[1] == []
+
+
+def test_floats_are_compressed_where_that_pays_and_the_file_is_of_version_3() -> None:
+    layers, _ = network()
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(3000, generator=draw)
+    for value, version in [(noise, 1), ((1 + noise / 8).half(), 3), (torch.zeros(3000), 3), (torch.zeros(0), 1)]:
+        data = to_file(*pack(layers, [(("bias",), value)]))
+        strings, octavo = byte_strings(data)
+        assert octavo["version"] == version
+        assert ("floats.zstd" in strings, "floats" in strings) == (version == 3, version == 1 and value.numel() > 0)
+        assert len(strings.get("floats.zstd", b"")) < 0.9 * raw_size(value) + (version == 1)
+        ((_, back),) = unpack(data)[1]
+        assert raw(back) == raw(value)
+
+
+def raw_size(value: Tensor) -> int:
+    return value.numel() * value.element_size()
 
 
 def test_the_same_network_makes_the_same_file() -> None:
-    assert to_file(pack(*network())) == to_file(pack(*network()))
+    assert to_file(*pack(*network())) == to_file(*pack(*network()))
 
 
 def test_all_that_is_not_codes_is_small() -> None:
-    data = to_file(pack(*network()))
+    data = to_file(*pack(*network()))
     ideal = sum(1000 * math.log2(2 ** (bits - 1) + 1) / 8 for bits in (3, 5, 3, 2))
     assert len(data) < 1.02 * ideal + 4 * 10 + 2000
 
@@ -300,7 +334,7 @@ def test_a_manifest_that_compresses_well_is_read_all_the_same() -> None:
     floats: Floats = [((f"{prefix}.{n}.num_batches_tracked",), torch.tensor(0)) for n in range(1500)]
     book, codes = PowerOfTwo(3, torch.tensor(0)), torch.full((2, 2), 2, dtype=torch.uint8)
     layers = {f"{prefix}.{n}": Quantized((f"{prefix}.{n}.weight",), book, codes) for n in range(1500)}
-    data = to_file(pack(layers, floats))
+    data = to_file(*pack(layers, floats))
     assert len(data) < 40_000
     found, others, _ = unpack(data)
     assert (list(found), [names for names, _ in others]) == (list(layers), [names for names, _ in floats])
@@ -310,7 +344,7 @@ def test_layouts_of_memory_do_not_matter() -> None:
     codes = torch.randint(0, 5, (4, 6, 3, 3), dtype=torch.uint8)
     value = torch.randn(4, 6)
     files = [
-        to_file(pack({"a": Quantized(("a.weight",), PowerOfTwo(3, torch.tensor(0)), c)}, [(("b",), v)]))
+        to_file(*pack({"a": Quantized(("a.weight",), PowerOfTwo(3, torch.tensor(0)), c)}, [(("b",), v)]))
         for c, v in (
             (codes, value),
             (codes.contiguous(memory_format=torch.channels_last), value.T.contiguous().T),
@@ -351,9 +385,9 @@ def test_types_are_those_of_the_format() -> None:
     assert all(str(dtype) == f"torch.{name}" for name, dtype in DTYPES.items())
 
 
-@pytest.mark.parametrize("version", [3, 1000, 1.5, "1", None, [1], {}, 0, -1])
+@pytest.mark.parametrize("version", [4, 1000, 1.5, "1", None, [1], {}, 0, -1])
 def test_other_versions_are_refused(version: Any) -> None:
-    data = to_file(pack(*network()))
+    data = to_file(*pack(*network()))
     strings, octavo = byte_strings(data)
     tensors = {name: torch.frombuffer(bytearray(blob), dtype=torch.uint8) for name, blob in strings.items()}
     head = json.dumps({**octavo, "version": version})

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import tracemalloc
 import zlib
@@ -46,7 +47,7 @@ def network() -> tuple[dict[str, Quantized], list[tuple[tuple[str, ...], torch.T
 
 
 LAYERS, FLOATS = network()
-DATA = to_file(pack(LAYERS, FLOATS))
+DATA = to_file(*pack(LAYERS, FLOATS))
 
 
 # A writer that puts anything into a file, with the checksums that belong to it.
@@ -81,11 +82,11 @@ def manifest_of(strings: Strings) -> Any:
     return json.loads(zstandard.ZstdDecompressor().decompress(strings["manifest"]))
 
 
-def signed(strings: Strings, manifest: bytes | None = None) -> bytes:
+def signed(strings: Strings, manifest: bytes | None = None, version: int = 1) -> bytes:
     """A file with this manifest and a header that vouches for it."""
     if manifest is not None:
         strings = {**strings, "manifest": squeeze(manifest)}
-    head = {"version": 1, "manifest_crc32": zlib.crc32(strings["manifest"])}
+    head = {"version": version, "manifest_crc32": zlib.crc32(strings["manifest"])}
     return container(strings, {"octavo": json.dumps(head)})
 
 
@@ -288,9 +289,9 @@ def test_metadata_of_another_kind(metadata: Any) -> None:
 
 def test_a_newer_version_says_so_before_anything_else() -> None:
     strings = {**strings_of(DATA), "manifest": b"all is different there"}
-    for version in (3, 99, 10**30):
+    for version in (4, 99, 10**30):
         data = container(strings, {"octavo": json.dumps({"version": version})})
-        with pytest.raises(FormatError, match=f"version {version} is newer than 2, .*: upgrade octavo"):
+        with pytest.raises(FormatError, match=f"version {version} is newer than 3, .*: upgrade octavo"):
             unpack(data)
 
 
@@ -567,6 +568,49 @@ def test_frames_that_grow() -> None:
             unpack(signed({**strings_of(DATA), name: bomb}))
 
 
+# Floats that are compressed: version 3.
+
+SQUEEZED = strings_of(to_file(*pack(LAYERS, [*FLOATS, (("norm.scale",), torch.zeros(64))])))
+SIZE = 4 * 4 + 8 + 4 * 64  # of its floats
+
+
+@pytest.mark.parametrize("size", [0, 23, SIZE - 1, SIZE, SIZE + 1, 1 << 27])
+def test_compressed_floats_that_are_too_few_too_many_or_others(size: int) -> None:
+    data = signed({**SQUEEZED, "floats.zstd": squeeze(bytes(size))}, version=3)
+    with little_memory(), pytest.raises(FormatError, match=r"floats\.zstd|conv\.bias"):
+        unpack(data)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", bytes(100), claims(1 << 40), claims(SIZE), SQUEEZED["floats.zstd"][:-1]])
+def test_compressed_floats_that_are_no_frame(content: bytes) -> None:
+    with little_memory(), pytest.raises(FormatError, match=r"floats\.zstd"):
+        unpack(signed({**SQUEEZED, "floats.zstd": content}, version=3))
+
+
+def test_every_flipped_bit_of_compressed_floats_is_noticed_or_changes_nothing() -> None:
+    frame, good = SQUEEZED["floats.zstd"], [value.tolist() for _, value in unpack(signed(SQUEEZED, version=3))[1]]
+    assert good[2] == [0.0] * 64
+    named = []
+    for place in range(8 * len(frame)):
+        flipped = bytearray(frame)
+        flipped[place // 8] ^= 1 << place % 8
+        try:
+            _, floats, _ = unpack(signed({**SQUEEZED, "floats.zstd": bytes(flipped)}, version=3))
+        except FormatError as error:
+            named.append(re.match(r"floats\.zstd|conv\.bias|norm\.count|norm\.scale", str(error)))
+        else:
+            assert [value.tolist() for _, value in floats] == good
+    assert all(named)
+    assert len(named) > 7 * len(frame)
+
+
+def test_floats_are_in_the_string_of_the_files_version() -> None:
+    with pytest.raises(FormatError, match=r"floats\.zstd: missing"):
+        unpack(signed(strings_of(DATA), version=3))
+    with pytest.raises(FormatError, match="floats: truncated"):
+        unpack(signed(SQUEEZED, version=2))
+
+
 def test_exponents_of_a_layer_without_weights() -> None:
     def edit(manifest: Any, strings: Strings) -> None:
         manifest["layers"].append(
@@ -612,7 +656,7 @@ ROW = {"name": "conv", "bits": 4, "signed": False, "power_of_two": True}
 
 def rounded(row: Any, step: torch.Tensor = STEP[1]) -> bytes:
     """A file whose manifest says this of the inputs that are quantized."""
-    strings = strings_of(to_file(pack(LAYERS, [*FLOATS, (STEP[0], step)])))
+    strings = strings_of(to_file(*pack(LAYERS, [*FLOATS, (STEP[0], step)])))
     return signed(strings, json.dumps({**manifest_of(strings), "activations": row}).encode())
 
 

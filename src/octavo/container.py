@@ -1,8 +1,9 @@
 """The file of a packed network: a safetensors container of a few byte strings (docs/format.md is its specification).
 
 ``manifest`` (zstandard, JSON) names the tensors, in order; ``codes.B`` holds the codes of all layers of the width B, coded by
-``octavo.coding``; ``exponents`` (zstandard, int16) every n1; ``floats`` the raw bytes of all other tensors. Each tensor has its
-CRC-32 in the manifest, and the manifest has one in the header. Reading unpickles nothing.
+``octavo.coding``; ``exponents`` (zstandard, int16) every n1; ``floats`` the raw bytes of all other tensors, or ``floats.zstd``
+the same compressed, where that pays. Each tensor has its CRC-32 in the manifest, and the manifest has one in the header. Reading
+unpickles nothing.
 """
 
 import json
@@ -27,9 +28,10 @@ from octavo.manifest import DTYPES, ActivationRow, FloatRow, LayerRow, Manifest,
 from octavo.quantizer import InputForm, step_name
 from octavo.widths import Apot, by_size
 
-__all__ = ["VERSION", "Quantized", "pack", "to_file", "unpack", "version_of"]
+__all__ = ["VERSION", "Quantized", "pack", "to_file", "unpack"]
 
-VERSION = 2  # the newest; a file that needs nothing of it is written as version 1
+VERSION = 3  # the newest; a file that needs nothing of it is written as version 1
+PAYS = 0.9  # of the size of raw floats: more, as of float32, is not worth a version that fewer readers know
 SMALL_MANIFEST, RATIO = 1 << 16, 1 << 10  # a manifest may expand to so many bytes and so many times its size; seen: 130
 
 Floats = list[tuple[tuple[str, ...], Tensor]]
@@ -65,8 +67,8 @@ class Quantized:
         return channels_back(self.codebook.decode(self.codes), self.groups)
 
 
-def pack(layers: Mapping[str, Quantized], floats: Floats, activations: Activations | None = None) -> dict[str, bytes]:
-    """The file's byte strings by name."""
+def pack(layers: Mapping[str, Quantized], floats: Floats, activations: Activations | None = None) -> tuple[dict[str, bytes], int]:
+    """The file's byte strings by name, and the oldest version of the format that can say all this."""
     manifest = Manifest(
         layers=[_layer_row(name, layer) for name, layer in layers.items()],
         floats=[_float_row(names, value) for names, value in floats],
@@ -77,16 +79,15 @@ def pack(layers: Mapping[str, Quantized], floats: Floats, activations: Activatio
         same = [layer.codes.reshape(-1) for layer in layers.values() if layer.codebook.bits == bits]
         blobs[f"codes.{bits}"] = coding.compress(torch.cat(same), bits)
     blobs["exponents"] = _squeeze(b"".join(raw_bytes(layer.codebook.top.to(torch.int16)) for layer in layers.values()))
-    blobs["floats"] = b"".join(raw_bytes(value) for _, value in floats)
-    return blobs
+    raw = b"".join(raw_bytes(value) for _, value in floats)
+    squeezed = _squeeze(raw, level=3)
+    if len(squeezed) < PAYS * len(raw):
+        return blobs | {"floats.zstd": squeezed}, 3
+    newer = activations or any(isinstance(layer.codebook.bits, Apot) for layer in layers.values())
+    return blobs | {"floats": raw}, 2 if newer else 1
 
 
-def version_of(layers: Mapping[str, Quantized], activations: Activations) -> int:
-    """The oldest version of the format that can say all this."""
-    return 2 if activations or any(isinstance(layer.codebook.bits, Apot) for layer in layers.values()) else 1
-
-
-def to_file(blobs: Mapping[str, bytes], version: int = 1) -> bytes:
+def to_file(blobs: Mapping[str, bytes], version: int) -> bytes:
     """The byte strings as a safetensors file, with the format's version in its header."""
     head = json.dumps({"version": version, "manifest_crc32": zlib.crc32(blobs["manifest"])})
     tensors = {name: torch.frombuffer(bytearray(blob), dtype=torch.uint8) for name, blob in blobs.items() if blob}
@@ -108,7 +109,7 @@ def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats, Activations]:
     if head["version"] == 1:
         _check_powers(manifest)
     try:
-        floats = _read_floats(manifest.floats, blobs.get("floats", b""))
+        floats = _read_floats(manifest.floats, blobs, compressed=head["version"] >= 3)
         return _read_layers(manifest.layers, blobs), floats, _read_activations(manifest.activations, floats)
     except FormatError:
         raise
@@ -193,11 +194,14 @@ def _decompress(data: bytes, count: int, bits: int, name: str) -> Tensor:
         raise FormatError(f"{name}: {error}") from error
 
 
-def _read_floats(rows: Sequence[FloatRow], data: bytes) -> Floats:
-    stream, floats = _Stream("floats", _tensor(data, torch.uint8)), []
-    for row in rows:
+def _read_floats(rows: Sequence[FloatRow], blobs: Mapping[str, bytes], *, compressed: bool) -> Floats:
+    sizes = [math.prod(row.shape) * DTYPES[row.dtype].itemsize for row in rows]
+    name = "floats.zstd" if compressed else "floats"
+    data = _expand(_blob(blobs, name), sum(sizes), name) if compressed else blobs.get(name, b"")
+    stream, floats = _Stream(name, _tensor(data, torch.uint8)), []
+    for row, size in zip(rows, sizes, strict=True):
         dtype = DTYPES[row.dtype]
-        raw = stream.take(math.prod(row.shape) * dtype.itemsize)
+        raw = stream.take(size)
         value = _tensor(raw.numpy().tobytes(), dtype).view(row.shape)
         row.check(value)
         floats.append((tuple(row.names), value))
@@ -243,8 +247,8 @@ def _tensor(data: bytes, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 
-def _squeeze(data: bytes) -> bytes:
-    return zstandard.ZstdCompressor(19, write_checksum=False).compress(data)
+def _squeeze(data: bytes, level: int = 19) -> bytes:
+    return zstandard.ZstdCompressor(level, write_checksum=False).compress(data)
 
 
 def _expand(data: bytes, most: int, name: str) -> bytes:

@@ -53,7 +53,7 @@ class Packed:
     @property
     def stored_bits(self) -> float:
         """Bits that codes and exponents take in the file, per quantized weight."""
-        stored = sum(len(blob) for name, blob in self._blobs.items() if name == "exponents" or name.startswith("codes."))
+        stored = sum(len(blob) for name, blob in self._contents[0].items() if name == "exponents" or name.startswith("codes."))
         return 8 * stored / sum(layer.codes.numel() for layer in self.layers.values())
 
     @property
@@ -65,7 +65,7 @@ class Packed:
     @cached_property
     def file_bytes(self) -> int:
         """Bytes of the file that ``save`` writes."""
-        return len(container.to_file(self._blobs, container.version_of(self.layers, self.activations)))
+        return len(container.to_file(*self._contents))
 
     @property
     def ratio(self) -> float:
@@ -105,7 +105,7 @@ class Packed:
 
     def save(self, path: str | Path) -> None:
         """Write the file, atomically: under ``path`` there is the whole file or what was there before."""
-        content = container.to_file(self._blobs, container.version_of(self.layers, self.activations))
+        content = container.to_file(*self._contents)
         write_atomically(path, lambda file: file.write(content))
 
     @classmethod
@@ -122,7 +122,7 @@ class Packed:
             raise FormatError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from error
 
     @cached_property
-    def _blobs(self) -> dict[str, bytes]:
+    def _contents(self) -> tuple[dict[str, bytes], int]:
         return container.pack(self.layers, self.floats, self.activations)
 
 

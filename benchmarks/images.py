@@ -21,14 +21,13 @@ from octavo.run import environment
 from search import TRIALS, Setting, task_of  # type: ignore[import-not-found]  # its neighbour
 
 RESULT = Path(__file__).parent / "results" / "images.json"
-SEEN, OTHERS, SEED = (512, 1024, 2048, 4096), 4096, 0
+SEEN, OTHERS, SEED = (512, 1024, 2048), 4096, 0
 WAYS = {"dnq, 2.5": ("dnq", 2.5), "dnq, 3": ("dnq", 3.0), "3 bits": ("uniform", 3.0)}
 
 
 def others() -> Tensor:
     """Training images that no search has seen."""
-    images = torch.cat(list(task_of(20, SEEN[-1] + OTHERS).calibration()))
-    return images[SEEN[-1] :]
+    return torch.cat(list(task_of(20, 2 * OTHERS).calibration()))[OTHERS:]
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from octavo import cli
+from octavo.container import VERSION
 from octavo.errors import FormatError
 from octavo.packed import Packed
 from octavo.plan import Plan
@@ -461,7 +462,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut short": (lambda data: data[:20], "not octavo's, or cut or damaged"),
     "empty": (lambda data: b"", "not octavo's, or cut or damaged"),
     "altered": (lambda data: data[:-2] + bytes([data[-2] ^ 1]) + data[-1:], "checksum does not match"),
-    "newer": (newer, "format version 99 is newer than 2, the newest this octavo reads: upgrade octavo"),
+    "newer": (newer, f"format version 99 is newer than {VERSION}, the newest this octavo reads: upgrade octavo"),
     "not ours": (someone_elses, "expected a safetensors file with octavo's header, found none"),
 }
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from octavo import calibrate
 from octavo.folder import write_json
+from octavo.outputs import parts_of
 from octavo.run import environment
 from search import TRIALS, Setting, task_of  # type: ignore[import-not-found]  # its neighbour
 
@@ -32,11 +32,11 @@ def others() -> Tensor:
 
 @torch.no_grad()
 def divergence(full: nn.Module, quantized: nn.Module, images: Tensor) -> float:
-    """Mean KL divergence of the outputs from full precision."""
+    """Mean KL divergence of the outputs from full precision, as trials are scored."""
     total = 0.0
     for batch in images.split(256):
-        own, target = (F.log_softmax(network(batch), 1) for network in (quantized, full))
-        total += float(F.kl_div(own, target, reduction="sum", log_target=True))
+        (own,), (target,) = (parts_of(network(batch)) for network in (quantized, full))
+        total += float(own.lost(target))
     return total / len(images)
 
 
@@ -55,9 +55,10 @@ def main() -> None:
     unseen = others()
     for images in SEEN:
         missing = [way for way in WAYS if f"{images}, {way}" not in result["rows"]]
-        setting = Setting(20, images) if missing else None
+        if not missing:
+            continue
+        setting = Setting(20, images)
         for way in missing:
-            assert setting
             result["rows"][f"{images}, {way}"] = row(setting, *WAYS[way], unseen)
             print(images, way, result["rows"][f"{images}, {way}"], flush=True)
             write_json(RESULT, result)

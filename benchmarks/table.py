@@ -139,13 +139,16 @@ def oneshot_cost() -> str:
 
 
 def searches() -> str:
-    """Every way of choosing bits: means over the seeds that were run."""
+    """Every way of choosing bits: means over the seeds that were run, NaN where a seed lacks the figure."""
     rows = []
     for path in sorted(RESULTS.glob("search-resnet*.json"), key=lambda path: path.stem):
         groups: dict[tuple[float, str], list[Any]] = {}
         for row in json.loads(path.read_text())["rows"]:
             groups.setdefault((row["budget"], row["method"]), []).append(row)
-        means = {key: {name: _mean(found, name) for name in FIGURES} for key, found in groups.items()}
+        means = {
+            key: {name: statistics.mean(row.get(name, math.nan) for row in found) for name in FIGURES}
+            for key, found in groups.items()
+        }
         for (budget, method), mean in sorted(means.items(), key=lambda item: (item[0][0], -item[1]["score"])):
             rows.append([
                 path.stem.replace("search-resnet", "ResNet-"), f"{budget:.1f}", method, f"{len(groups[budget, method])}",
@@ -154,12 +157,6 @@ def searches() -> str:
             ])  # fmt: skip
     head = ["network", "bits", "method", "seeds", "divergence", "accuracy", "retrained", "stored bits", "plans", "seconds"]
     return markdown(head, rows)
-
-
-def _mean(rows: list[Any], name: str) -> float:
-    """NaN where no row has it."""
-    found = [row[name] for row in rows if name in row]
-    return statistics.mean(found) if found else math.nan
 
 
 def search_cost() -> str:

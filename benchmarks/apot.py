@@ -1,11 +1,12 @@
-"""Squared error of sums of two powers of two against powers of two, and against other choices of their levels.
+"""Squared error of sums of two powers of two against powers of two, and against other choices of
+their levels.
 
     python benchmarks/apot.py                       # a minute
     python benchmarks/oneshot.py --only resnet20/apot  # their accuracy
 
-Error relative to the weights' squares, every weight at its nearest level, the scale of each row the best power of two: for
-Gaussian and Laplace weights, the mean over 16 deviations in one octave; for ResNet-20 of all layers, each channel a row. Writes
-benchmarks/results/apot.json.
+Error relative to the weights' squares, every weight at its nearest level, the scale of each row the
+best power of two: for Gaussian and Laplace weights, the mean over 16 deviations in one octave; for
+ResNet-20 of all layers, each channel a row. Writes benchmarks/results/apot.json.
 """
 
 import json
@@ -15,19 +16,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from octavo.additive import AdditivePowers
-from octavo.codebook import PowerOfTwo
-from octavo.layers import channels_first, find_layers
-from octavo.levels import Codebook, edges
-from octavo.run import environment
-from octavo.tasks.cifar10 import Cifar10
+from octavo.formats.codebook import Codebook, edges
+from octavo.formats.powers_of_two import PowerOfTwo
+from octavo.formats.sums_of_powers import AdditivePowers
+from octavo.network.layers import channels_first, find_layers
+from octavo.runs.run import environment
+from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "apot.json"
-QUANTILES, DEVIATIONS, OCTAVES = 1 << 13, 16, 8  # how far below the largest weight the largest level is looked for
+QUANTILES, DEVIATIONS, OCTAVES = (
+    1 << 13,
+    16,
+    8,
+)  # how far below the largest weight the largest level is looked for
 
 
 def distributions() -> dict[str, list[Tensor]]:
-    """Name to matrices of weights, a row for each scale; their sizes only, as levels are symmetric."""
+    """Name to matrices of weights, a row for each scale; their sizes only, as levels are
+    symmetric.
+    """
     share = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
     deviations = 2 ** (torch.arange(DEVIATIONS, dtype=torch.float64) / DEVIATIONS).unsqueeze(1)
     model = Cifar10(depth=20, weights="~/.cache/octavo/resnet20-cifar10.safetensors").model()
@@ -35,7 +42,10 @@ def distributions() -> dict[str, list[Tensor]]:
     return {
         "gaussian": [torch.special.ndtri(share / 2 + 0.5) * deviations],
         "laplace": [-torch.log1p(-share) * deviations],
-        "resnet20": [channels_first(layer.weight.detach(), layer.groups).flatten(1).abs().double() for layer in layers],
+        "resnet20": [
+            channels_first(layer.weight.detach(), layer.groups).flatten(1).abs().double()
+            for layer in layers
+        ],
     }
 
 
@@ -54,9 +64,15 @@ def grids() -> Iterator[tuple[str, Tensor]]:
             "2^e {1, 1.125, 1.25, 1.5, 1.75, 1.875}": (1.0, 1.125, 1.25, 1.5, 1.75, 1.875),
         }.items():
             octaves = [m * 2.0**e for e in range(0, -count, -1) for m in reversed(mantissas)]
-            yield f"{name}/{bits}", torch.tensor([0.0, *reversed(octaves[: count - 1])], dtype=torch.float64)
+            yield (
+                f"{name}/{bits}",
+                torch.tensor([0.0, *reversed(octaves[: count - 1])], dtype=torch.float64),
+            )
         every = [n for n in range(1, 1 << 14) if two_powers(n)]
-        yield f"the first sums of two signed powers/{bits}", torch.tensor([0, *every[: count - 1]], dtype=torch.float64)
+        yield (
+            f"the first sums of two signed powers/{bits}",
+            torch.tensor([0, *every[: count - 1]], dtype=torch.float64),
+        )
 
 
 def positive(codebook: Codebook) -> Tensor:
@@ -65,9 +81,14 @@ def positive(codebook: Codebook) -> Tensor:
 
 
 def interleaved(bits: int) -> Tensor:
-    """The sums of two sets of powers that take turns (arXiv 1909.13144, eq. 5), without the sign's bit."""
+    """The sums of two sets of powers that take turns (arXiv 1909.13144, eq. 5), without the sign's
+    bit.
+    """
     counts = (bits + 1) // 2, bits // 2
-    parts = [[0.0, *(2.0 ** -(2 * i + at) for i in range((1 << count) - 1))] for at, count in enumerate(counts)]
+    parts = [
+        [0.0, *(2.0 ** -(2 * i + at) for i in range((1 << count) - 1))]
+        for at, count in enumerate(counts)
+    ]
     return torch.tensor(sorted({a + b for a in parts[0] for b in parts[1]}), dtype=torch.float64)
 
 
@@ -94,7 +115,10 @@ def relative_error(matrices: list[Tensor], levels: Tensor) -> float:
 
 def main() -> None:
     weights = distributions()
-    rows = {name: {kind: relative_error(some, levels) for kind, some in weights.items()} for name, levels in grids()}
+    rows = {
+        name: {kind: relative_error(some, levels) for kind, some in weights.items()}
+        for name, levels in grids()
+    }
     for name, row in rows.items():
         print(f"{name:44}", *(f"{kind} {error:.5f}" for kind, error in row.items()))
     result = {"environment": environment(), "relative_squared_error": rows}

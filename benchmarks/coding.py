@@ -1,13 +1,18 @@
-"""Size and speed of octavo.coding beside other coders, and its decoding beside safetensors' loading, in one process.
+"""Size and speed of octavo.storage.coding.grouped beside other coders, and its decoding beside
+safetensors' loading, in one process.
 
     python benchmarks/coding.py --weights resnet56-cifar10.safetensors
 
-Codes: every weight of that file with two dimensions or more, 25 M Gaussian weights, and the same with nine in ten set to
-zero, all in powers of two fitted per channel by squared error. Coders: octavo (zstandard), constriction's ANS and range
-coder (with the codes' true frequencies, 4 bytes each, as a header), radix packing (octavo's grouping alone) and fixed-width
-packing. Every decoding alternates with loading the same weights in float32 from a warm page cache, in two senses: "load"
-copies them into memory of their own, as decoding does; "read" leaves them where `load_file` maps them, and adds them up
-once. `load_file` alone reads nothing at all. One thread. Writes benchmarks/results/coding.json.
+Codes: every weight of that file with two dimensions or more, 25 M Gaussian weights, and the same
+    with nine in ten set to
+zero, all in powers of two fitted per channel by squared error. Coders: octavo (zstandard),
+constriction's ANS and range
+coder (with the codes' true frequencies, 4 bytes each, as a header), radix packing (octavo's
+    grouping alone) and fixed-width
+packing. Every decoding alternates with loading the same weights in float32 from a warm page cache,
+in two senses: "load" copies them into memory of their own, as decoding does; "read" leaves them
+where `load_file` maps them, and adds them up once. `load_file` alone reads nothing at all. One
+thread. Writes benchmarks/results/coding.json.
 """
 
 import argparse
@@ -27,16 +32,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from octavo import coding
-from octavo.codebook import power_of_two
-from octavo.run import environment
+from octavo.formats.powers_of_two import power_of_two
+from octavo.runs.run import environment
 
 COUNT, CHANNELS, BITS, REPEATS, SEED = 25_000_000, 5_000, (2, 3, 4, 5), 7, 0
 RESULT = Path(__file__).parent / "results" / "coding.json"
-COLUMNS = ("weights", "bits", "coder", "bytes", "over_entropy_pct", "encode_mps", "decode_mps", "x_load", "x_read")
+COLUMNS = (
+    "weights",
+    "bits",
+    "coder",
+    "bytes",
+    "over_entropy_pct",
+    "encode_mps",
+    "decode_mps",
+    "x_load",
+    "x_read",
+)
 
 
 class Coder(NamedTuple):
-    """(codes, bits) to something, that and (count, bits) back to codes, and how many bytes that something is."""
+    """(codes, bits) to something, that and (count, bits) back to codes, and how many bytes that
+    something is.
+    """
 
     encode: Callable[[Tensor, int], Any]
     decode: Callable[[Any, int, int], Tensor]
@@ -126,7 +143,9 @@ def measure(coder: Coder, codes: Tensor, bits: int, file: Path) -> dict[str, Any
     decode, load, read = (statistics.median(column) for column in zip(*turns, strict=True))
     return {
         "bytes": coder.size(encoded),
-        "over_entropy_pct": round(100 * (coder.size(encoded) / coding.entropy_bytes(codes, bits) - 1), 2),
+        "over_entropy_pct": round(
+            100 * (coder.size(encoded) / coding.entropy_bytes(codes, bits) - 1), 2
+        ),
         "encode_mps": round(count / encode / 1e6),
         "decode_mps": round(count / decode / 1e6),
         "x_load": round(decode / load, 2),
@@ -137,7 +156,9 @@ def measure(coder: Coder, codes: Tensor, bits: int, file: Path) -> dict[str, Any
 
 
 def encoded(weights: list[Tensor], bits: int) -> Tensor:
-    return torch.cat([power_of_two(w, bits, fit="mse", per="channel").encode(w).flatten() for w in weights])
+    return torch.cat(
+        [power_of_two(w, bits, fit="mse", per="channel").encode(w).flatten() for w in weights]
+    )
 
 
 def compare(name: str, weights: list[Tensor], folder: Path) -> list[dict[str, Any]]:
@@ -146,14 +167,20 @@ def compare(name: str, weights: list[Tensor], folder: Path) -> list[dict[str, An
     for bits in BITS:
         codes = encoded(weights, bits)
         for label, coder in CODERS.items():
-            rows.append({"weights": name, "bits": bits, "coder": label, **measure(coder, codes, bits, file)})
+            rows.append(
+                {"weights": name, "bits": bits, "coder": label, **measure(coder, codes, bits, file)}
+            )
             print(*(f"{rows[-1][column]!s:>18}" for column in COLUMNS), flush=True)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True, help="a safetensors file of a trained network")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="a safetensors file of a trained network"
+    )
     path = parser.parse_args().weights
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(SEED)
@@ -163,9 +190,12 @@ def main() -> None:
     data = {path.stem: network, "Gaussian": [gaussian], "Gaussian, 90 % 0": [pruned]}
     print(*(f"{column:>18}" for column in COLUMNS))
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row for name, weights in data.items() for row in compare(name, weights, Path(folder))]
+        rows = [
+            row for name, weights in data.items() for row in compare(name, weights, Path(folder))
+        ]
     about = {
-        "environment": environment() | {name: version(name) for name in ("zstandard", "constriction", "safetensors")},
+        "environment": environment()
+        | {name: version(name) for name in ("zstandard", "constriction", "safetensors")},
         "counts": {name: sum(w.numel() for w in weights) for name, weights in data.items()},
         "seed": SEED,
         "repeats": REPEATS,

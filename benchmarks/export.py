@@ -1,12 +1,14 @@
-"""What exported files weigh, how exact they are, and how fast integers run: ResNet-20 and a depthwise network, ONNX Runtime.
+"""What exported files weigh, how exact they are, and how fast integers run: ResNet-20 and a
+depthwise network, ONNX Runtime.
 
     python benchmarks/export.py
 
-Both networks have 4 bits a weight. ResNet-20 is benchmarks/results/resnet20-inq-4bit.safetensors, and its int8 form is scored on
-CIFAR-10, as are those of the networks of 2, 3 and 5 bits; ranges of activations come from the task's 1,024 training images. The
-depthwise network is MobileNet's (arXiv 1704.04861) on images of 32 x 32 pixels, not trained: its batch norms have the statistics
-of training images, its weights are the closed form's. Times are of the processor, of float32 and int8 files in turn, batch 32,
-one thread, median. Writes benchmarks/results/export.json.
+Both networks have 4 bits a weight. ResNet-20 is benchmarks/results/resnet20-inq-4bit.safetensors,
+and its int8 form is scored on CIFAR-10, as are those of the networks of 2, 3 and 5 bits; ranges of
+activations come from the task's 1,024 training images. The depthwise network is MobileNet's (arXiv
+1704.04861) on images of 32 x 32 pixels, not trained: its batch norms have the statistics of
+training images, its weights are the closed form's. Times are of the processor, of float32 and int8
+files in turn, batch 32, one thread, median. Writes benchmarks/results/export.json.
 """
 
 import json
@@ -22,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from octavo import Packed, Plan, calibrate
-from octavo.export import export_checked, load_onnx
-from octavo.run import environment
-from octavo.tasks.cifar10 import Cifar10
+from octavo.deploy.exporting import export_checked, load_onnx
+from octavo.runs.run import environment
+from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULTS = Path(__file__).parent / "results"
 BATCH, TURNS = 32, 101
@@ -37,9 +39,24 @@ def mobilenet(images: list[Tensor]) -> nn.Module:
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
         depthwise = nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False)
         pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
-        return [depthwise, nn.BatchNorm2d(inputs), nn.ReLU6(), pointwise, nn.BatchNorm2d(outputs), nn.ReLU6()]
+        return [
+            depthwise,
+            nn.BatchNorm2d(inputs),
+            nn.ReLU6(),
+            pointwise,
+            nn.BatchNorm2d(outputs),
+            nn.ReLU6(),
+        ]
 
-    sizes = [(32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
+    sizes = [
+        (32, 64, 1),
+        (64, 128, 2),
+        (128, 128, 1),
+        (128, 256, 2),
+        (256, 256, 1),
+        (256, 512, 2),
+        (512, 512, 1),
+    ]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
         first = [nn.Conv2d(3, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6()]
@@ -51,7 +68,9 @@ def mobilenet(images: list[Tensor]) -> nn.Module:
 
 
 def timed(sessions: dict[str, onnxruntime.InferenceSession], images: np.ndarray) -> dict[str, Any]:
-    """Milliseconds of processor time of two sessions, run in turn, and how many times the second is faster."""
+    """Milliseconds of processor time of two sessions, run in turn, and how many times the second is
+    faster.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(TURNS):
         for name, session in sessions.items():
@@ -59,7 +78,9 @@ def timed(sessions: dict[str, onnxruntime.InferenceSession], images: np.ndarray)
             session.run(None, {session.get_inputs()[0].name: images})
             seconds[name].append(time.process_time() - start)
     first, second = (1000 * statistics.median(values[1:]) for values in seconds.values())
-    return dict(zip(seconds, (round(first, 2), round(second, 2)), strict=True)) | {"ratio": round(first / second, 2)}
+    return dict(zip(seconds, (round(first, 2), round(second, 2)), strict=True)) | {
+        "ratio": round(first / second, 2)
+    }
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -71,12 +92,24 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 def measured(model: nn.Module, packed: Packed, images: list[Tensor]) -> dict[str, Any]:
     """Size and difference of each form, and the time of float32 in terms of int8's."""
     with tempfile.TemporaryDirectory() as folder:
-        made = {form: export_checked(model, packed, Path(folder, f"{form}.onnx"), form=form, example=images) for form in WIDTH}
-        speed = timed({form: session(made[form].path) for form in ("float", "int8")}, images[0][:BATCH].contiguous().numpy())
+        made = {
+            form: export_checked(
+                model, packed, Path(folder, f"{form}.onnx"), form=form, example=images
+            )
+            for form in WIDTH
+        }
+        speed = timed(
+            {form: session(made[form].path) for form in ("float", "int8")},
+            images[0][:BATCH].contiguous().numpy(),
+        )
     weights = sum(packed.plan.weights.values())
     graph = made["float"].bytes - 4 * weights
     rows = {
-        form: {"bytes": one.bytes, "codes": weights * WIDTH[form] // 8, "difference": one.difference}
+        form: {
+            "bytes": one.bytes,
+            "codes": weights * WIDTH[form] // 8,
+            "difference": one.difference,
+        }
         for form, one in made.items()
     }
     return {"weights": weights, "graph_bytes": graph, "forms": rows, "speed": speed}
@@ -87,7 +120,9 @@ def int8_scores(task: Cifar10, images: list[Tensor]) -> dict[str, Any]:
     for bits in (2, 3, 4, 5):
         packed, model = Packed.load(RESULTS / f"resnet20-inq-{bits}bit.safetensors"), task.model()
         with tempfile.TemporaryDirectory() as folder:
-            made = export_checked(model, packed, Path(folder, "int8.onnx"), form="int8", example=images)
+            made = export_checked(
+                model, packed, Path(folder, "int8.onnx"), form="int8", example=images
+            )
             packed.apply(model)
             scores[str(bits)] = {
                 "packed": task.score(model),
@@ -101,7 +136,9 @@ def int8_scores(task: Cifar10, images: list[Tensor]) -> dict[str, Any]:
 def integer_unit() -> bool:
     """Whether the processor multiplies and adds bytes in one instruction."""
     info = Path("/proc/cpuinfo")
-    return info.exists() and bool({"avx512_vnni", "avx_vnni"} & set(info.read_text(encoding="utf-8").split()))
+    return info.exists() and bool(
+        {"avx512_vnni", "avx_vnni"} & set(info.read_text(encoding="utf-8").split())
+    )
 
 
 def main() -> None:
@@ -110,11 +147,19 @@ def main() -> None:
     depthwise = mobilenet(images)
     packed = {"resnet20": Packed.load(RESULTS / "resnet20-inq-4bit.safetensors")}
     packed["mobilenet"] = calibrate(depthwise, Plan.uniform(depthwise, 4), images)
-    rows = {name: measured(model, packed[name], images) for name, model in (("resnet20", task.model()), ("mobilenet", depthwise))}
+    rows = {
+        name: measured(model, packed[name], images)
+        for name, model in (("resnet20", task.model()), ("mobilenet", depthwise))
+    }
     for name, row in rows.items():
         print(name, json.dumps(row))
     found = environment() | {"onnxruntime": onnxruntime.__version__, "vnni": integer_unit()}
-    result = {"batch": BATCH, "environment": found, "networks": rows, "int8_scores": int8_scores(task, images)}
+    result = {
+        "batch": BATCH,
+        "environment": found,
+        "networks": rows,
+        "int8_scores": int8_scores(task, images),
+    }
     (RESULTS / "export.json").write_text(json.dumps(result, indent=2) + "\n")
 
 

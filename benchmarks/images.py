@@ -1,10 +1,12 @@
-"""How many calibration images a search for bits should see: its plans on images that it has not seen.
+"""How many calibration images a search for bits should see: its plans on images that it has not
+seen.
 
     python benchmarks/images.py                     # half an hour
 
-ResNet-20 on CIFAR-10, 512 plans each, one seed. The closed form and the scores see the same unlabelled training images; the
-divergence is measured again on 4,096 others. Nothing is retrained. Rows are written as they come, and skipped where they are
-there. Writes benchmarks/results/images.json.
+ResNet-20 on CIFAR-10, 512 plans each, one seed. The closed form and the scores see the same
+unlabelled training images; the divergence is measured again on 4,096 others. Nothing is retrained.
+Rows are written as they come, and skipped where they are there. Writes
+benchmarks/results/images.json.
 """
 
 import json
@@ -12,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from search import TRIALS, Setting, task_of  # type: ignore[import-not-found]  # its neighbour
 from torch import Tensor, nn
 
 from octavo import calibrate
-from octavo.folder import write_json
-from octavo.outputs import parts_of
-from octavo.run import environment
-from search import TRIALS, Setting, task_of  # type: ignore[import-not-found]  # its neighbour
+from octavo.network.outputs import parts_of
+from octavo.runs.folder import write_json
+from octavo.runs.run import environment
 
 RESULT = Path(__file__).parent / "results" / "images.json"
 SEEN, OTHERS, SEED = (512, 1024, 2048), 4096, 0
@@ -45,7 +47,9 @@ def row(setting: Setting, method: str, average: float, unseen: Tensor) -> dict[s
     network = setting.environment.network(found["choice"])
     found["others"] = -divergence(setting.model, network, unseen)
     closed = setting.task.model()
-    calibrate(setting.model, setting.space.plan(tuple(found["choice"])), setting.task.calibration()).apply(closed)
+    calibrate(
+        setting.model, setting.space.plan(tuple(found["choice"])), setting.task.calibration()
+    ).apply(closed)
     return found | {"calibrated": setting.task.score(closed)}
 
 

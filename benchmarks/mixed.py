@@ -1,9 +1,11 @@
-"""The bits of weights and of inputs searched for together, against the same bits everywhere, for as many bit operations.
+"""The bits of weights and of inputs searched for together, against the same bits everywhere, for as
+many bit operations.
 
     python benchmarks/mixed.py                      # half an hour
 
-ResNet-20 on CIFAR-10, 512 unlabelled training images, which choose the bits, calibrate the inputs and serve the closed form;
-nothing is trained. Rows are written as they come and skipped where they are there. Writes benchmarks/results/mixed.json.
+ResNet-20 on CIFAR-10, 512 unlabelled training images, which choose the bits, calibrate the inputs
+and serve the closed form; nothing is trained. Rows are written as they come and skipped where they
+are there. Writes benchmarks/results/mixed.json.
 """
 
 import json
@@ -12,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from octavo import Budget, Plan, calibrate, quantize_activations, search
-from octavo.folder import write_json
-from octavo.run import environment
-from octavo.search.survey import survey
-from octavo.tasks.cifar10 import Cifar10
-from octavo.widths import write_widths
+from octavo.dnq.survey import survey
+from octavo.formats.width import write_widths
+from octavo.runs.folder import write_json
+from octavo.runs.run import environment
+from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "mixed.json"
 OPTIONS, INPUTS = (2, 3, 4, 5), (3, 4, 6, 8)
@@ -31,13 +33,19 @@ def scored(task: Cifar10, plan: Plan) -> dict[str, Any]:
     packed = calibrate(model, plan, inputs)
     packed.apply(model)
     cost = plan.cost()
-    sizes = {"average_bits": cost.average_bits, "bit_ops": cost.bit_ops, "file_bytes": packed.file_bytes}
+    sizes = {
+        "average_bits": cost.average_bits,
+        "bit_ops": cost.bit_ops,
+        "file_bytes": packed.file_bytes,
+    }
     return {"accuracy": task.score(model)} | sizes
 
 
 def uniform(task: Cifar10, weights: int, inputs: int) -> Plan:
     model = task.model()
-    space = survey(model, next(iter(task.calibration())), (weights,), {}, Budget(bit_ops=10**18), (inputs,))
+    space = survey(
+        model, next(iter(task.calibration())), (weights,), {}, Budget(bit_ops=10**18), (inputs,)
+    )
     return space.plan(tuple(options[0] for options in space.options))
 
 
@@ -47,21 +55,42 @@ def searched(task: Cifar10, bit_ops: int | None) -> tuple[Plan, dict[str, Any]]:
         task.model(), task.calibration(),
         budget=Budget(bit_ops=bit_ops), options=OPTIONS, activations=INPUTS, trials=TRIALS, seed=SEED,
     )  # fmt: skip
-    about = {"score": found.score, "uniform_score": found.uniform_score, "seconds": round(time.monotonic() - started, 1)}
-    return found.plan, about | {"weights": write_widths(found.plan), "inputs": dict(found.plan.activations)}
+    about = {
+        "score": found.score,
+        "uniform_score": found.uniform_score,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return found.plan, about | {
+        "weights": write_widths(found.plan),
+        "inputs": dict(found.plan.activations),
+    }
 
 
 def main() -> None:
-    task = Cifar10(20, "~/.cache/octavo/resnet20-cifar10.safetensors", calibration_size=IMAGES, batch=BATCH)
+    task = Cifar10(
+        20, "~/.cache/octavo/resnet20-cifar10.safetensors", calibration_size=IMAGES, batch=BATCH
+    )
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
     result |= {"environment": environment(), "images": IMAGES, "trials": TRIALS, "seed": SEED}
     for weights, inputs in UNIFORM:
         everywhere = uniform(task, weights, inputs)
         for name in ("uniform", "searched"):
             if (key := f"{weights}x{inputs}, {name}") not in result["rows"]:
-                plan, about = (everywhere, {}) if name == "uniform" else searched(task, everywhere.cost().bit_ops)
+                plan, about = (
+                    (everywhere, {})
+                    if name == "uniform"
+                    else searched(task, everywhere.cost().bit_ops)
+                )
                 result["rows"][key] = scored(task, plan) | about
-                print(key, {k: v for k, v in result["rows"][key].items() if k not in ("weights", "inputs")}, flush=True)
+                print(
+                    key,
+                    {
+                        k: v
+                        for k, v in result["rows"][key].items()
+                        if k not in ("weights", "inputs")
+                    },
+                    flush=True,
+                )
                 write_json(RESULT, result)
 
 

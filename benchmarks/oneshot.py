@@ -1,10 +1,12 @@
 """Accuracy of the closed form on CIFAR-10 test images, without labels and without training.
 
-    python benchmarks/oneshot.py                       # ResNet-20 and ResNet-56, every bit-width; orders and settings: an hour
-    python benchmarks/oneshot.py --only resnet20/3     # rows whose names begin so; resnet20/apot: sums of two powers of two
+    python benchmarks/oneshot.py                       # ResNet-20 and ResNet-56, every bit-width;
+    orders and settings: an hour python benchmarks/oneshot.py --only resnet20/3     # rows whose
+    names begin so; resnet20/apot: sums of two powers of two
 
-Each row is the mean of 3 seeds: 3 sets of 1,024 unlabelled training images without an image in common. Rows are written as
-they come and skipped where they are there. Writes benchmarks/results/oneshot.json.
+Each row is the mean of 3 seeds: 3 sets of 1,024 unlabelled training images without an image in
+common. Rows are written as they come and skipped where they are there. Writes
+benchmarks/results/oneshot.json.
 """
 
 import argparse
@@ -18,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from octavo import Apot, Incremental, Packed, Plan, calibrate
-from octavo.folder import write_json
-from octavo.run import environment
-from octavo.tasks.cifar10 import Cifar10
-from octavo.widths import write_width
+from octavo.formats.width import write_width
+from octavo.runs.folder import write_json
+from octavo.runs.run import environment
+from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "oneshot.json"
 IMAGES, SEEDS = 1024, 3
@@ -50,17 +52,33 @@ def rows() -> dict[str, tuple[int, int, dict[str, Any] | None]]:
         found[f"resnet56/{bits}/nearest"] = (56, bits, None)
         found[f"resnet56/{bits}/gptq"] = (56, bits, {})
         found[f"resnet56/{bits}/gptq, absorbed"] = (56, bits, {"absorb": True})
-    found |= {f"resnet20/{bits}/{name}": (20, bits, arguments) for bits in (3, 2) for name, arguments in WAYS.items()}
+    found |= {
+        f"resnet20/{bits}/{name}": (20, bits, arguments)
+        for bits in (3, 2)
+        for name, arguments in WAYS.items()
+    }
     return found
 
 
 def task(depth: int) -> Cifar10:
-    return Cifar10(depth=depth, weights=f"~/.cache/octavo/resnet{depth}-cifar10.safetensors", calibration_size=IMAGES * SEEDS)
+    return Cifar10(
+        depth=depth,
+        weights=f"~/.cache/octavo/resnet{depth}-cifar10.safetensors",
+        calibration_size=IMAGES * SEEDS,
+    )
 
 
-def score(cifar: Cifar10, model: nn.Module, bits: int, arguments: dict[str, Any] | None, images: list[Tensor]) -> float:
+def score(
+    cifar: Cifar10,
+    model: nn.Module,
+    bits: int,
+    arguments: dict[str, Any] | None,
+    images: list[Tensor],
+) -> float:
     plan = Plan.uniform(model, bits)
-    packed = nearest(model, plan) if arguments is None else calibrate(model, plan, images, **arguments)
+    packed = (
+        nearest(model, plan) if arguments is None else calibrate(model, plan, images, **arguments)
+    )
     quantized = cifar.model()
     packed.apply(quantized)
     return cifar.score(quantized)
@@ -84,12 +102,20 @@ def main() -> None:
             continue
         cifar = task(depth)
         model = cifar.model()
-        before = result.setdefault("float", {}).setdefault(f"resnet{depth}", None) or cifar.score(model)
+        before = result.setdefault("float", {}).setdefault(f"resnet{depth}", None) or cifar.score(
+            model
+        )
         result["float"][f"resnet{depth}"] = before
         images = torch.cat(list(cifar.calibration())).split(IMAGES)
         seeds = range(1 if arguments is None or arguments.get("order") in SLOW else SEEDS)
-        scores = [score(cifar, model, bits, arguments, list(images[seed].split(128))) for seed in seeds]
-        result["rows"][name] = {"bits": write_width(bits), "mean": round(statistics.mean(scores), 2), "scores": scores}
+        scores = [
+            score(cifar, model, bits, arguments, list(images[seed].split(128))) for seed in seeds
+        ]
+        result["rows"][name] = {
+            "bits": write_width(bits),
+            "mean": round(statistics.mean(scores), 2),
+            "scores": scores,
+        }
         print(name, result["rows"][name])
         write_json(RESULT, result)
 

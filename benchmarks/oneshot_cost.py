@@ -2,9 +2,10 @@
 
     python benchmarks/oneshot_cost.py
 
-ResNet-20 and ResNet-56, 3 bits, 1,024 CIFAR-10 images. The linear algebra alone: for each layer one Cholesky factorization, the
-inverse of that factor, and the column-by-column and block updates of its rows, with no rounding, no choice of n1 and no checks.
-Both are timed in turn on the same layers, median of several. Writes benchmarks/results/oneshot_cost.json.
+ResNet-20 and ResNet-56, 3 bits, 1,024 CIFAR-10 images. The linear algebra alone: for each layer one
+Cholesky factorization, the inverse of that factor, and the column-by-column and block updates of
+its rows, with no rounding, no choice of n1 and no checks. Both are timed in turn on the same
+layers, median of several. Writes benchmarks/results/oneshot_cost.json.
 """
 
 import json
@@ -17,28 +18,35 @@ import torch
 from torch import Tensor
 
 from octavo import Plan, calibrate
-from octavo.calling import observing
-from octavo.compensate import BLOCK, damped
-from octavo.layers import Layer, channels_first, find_layers
-from octavo.moments import Moments
-from octavo.oneshot import float_moments
-from octavo.run import environment
-from octavo.solve import Settings, solve
-from octavo.tasks.cifar10 import Cifar10
+from octavo.network.calling import observing
+from octavo.network.layers import Layer, channels_first, find_layers
+from octavo.network.moments import Moments
+from octavo.ptq.calibration import float_moments
+from octavo.ptq.gptq import BLOCK
+from octavo.ptq.layer_solver import Settings, solve
+from octavo.ptq.least_squares import damped
+from octavo.runs.run import environment
+from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "oneshot_cost.json"
 REPEATS, BITS = 5, 3
 
 
 def linear_algebra(weight: Tensor, hessian: Tensor) -> None:
-    """GPTQ's own: see Frantar et al., arXiv 2210.17323, algorithm 1, with a quantizer that changes nothing but a tenth."""
+    """GPTQ's own: see Frantar et al., arXiv 2210.17323, algorithm 1, with a quantizer that changes
+    nothing but a tenth.
+    """
     factor = torch.linalg.cholesky(damped(hessian, 0.01).flip(1, 2))
     unit = torch.eye(factor.shape[1], dtype=factor.dtype).expand_as(factor)
     upper = torch.linalg.solve_triangular(factor, unit, upper=False).flip(1, 2).float()
     free, width = weight.permute(2, 0, 1).contiguous(), weight.shape[2]
     for start in range(0, width, BLOCK):
         end = min(start + BLOCK, width)
-        pull = (upper / upper.diagonal(dim1=1, dim2=2).unsqueeze(2))[:, start:end, start:].permute(1, 2, 0).contiguous()
+        pull = (
+            (upper / upper.diagonal(dim1=1, dim2=2).unsqueeze(2))[:, start:end, start:]
+            .permute(1, 2, 0)
+            .contiguous()
+        )
         errors = free[start:end]
         for i in range(end - start):
             errors[i] *= 0.1
@@ -78,13 +86,22 @@ def main() -> None:
         model, images = task.model(), list(task.calibration())
         layers = find_layers(model)[0]
         with observing(model):
-            forward = statistics.median(seconds(lambda m=model, i=images: [m(x) for x in i]) for _ in range(3))  # type: ignore[misc]
+            forward = statistics.median(
+                seconds(lambda m=model, i=images: [m(x) for x in i]) for _ in range(3)
+            )  # type: ignore[misc]
         whole = seconds(lambda m=model, i=images: calibrate(m, Plan.uniform(m, BITS), i))  # type: ignore[misc]
         row = {"calibrate_s": round(whole, 1), "forward_s": round(forward, 2)}
         with torch.no_grad():
-            rows[f"resnet{depth}"] = row | solver_ratio(layers, float_moments(model, images, layers))
+            rows[f"resnet{depth}"] = row | solver_ratio(
+                layers, float_moments(model, images, layers)
+            )
         print(depth, rows[f"resnet{depth}"])
-    RESULT.write_text(json.dumps({"bits": BITS, "images": 1024, "environment": environment(), "rows": rows}, indent=2) + "\n")
+    RESULT.write_text(
+        json.dumps(
+            {"bits": BITS, "images": 1024, "environment": environment(), "rows": rows}, indent=2
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Time of `PowerOfTwo.project` against `torch.clone`, side by side in one process, on 64 M float32 weights.
+"""Time of `PowerOfTwo.project` against `torch.clone`, side by side in one process, on 64 M float32
+weights.
 
     python benchmarks/projection.py
 
-Writes benchmarks/results/projection.json: for each bit-width and granularity the median of the paired ratios.
+Writes benchmarks/results/projection.json: for each bit-width and granularity the median of the
+paired ratios.
 """
 
 import json
@@ -13,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from octavo.codebook import PowerOfTwo
-from octavo.run import environment
+from octavo.formats.powers_of_two import PowerOfTwo
+from octavo.runs.run import environment
 
 COUNT, REPEATS, SEED = 64_000_000, 9, 0
 RESULT = Path(__file__).parent / "results" / "projection.json"
@@ -28,7 +30,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 def measure(weight: torch.Tensor, codebook: PowerOfTwo) -> tuple[float, float, float]:
     codebook.project(weight), weight.clone()
-    pairs = [(seconds(lambda: codebook.project(weight)), seconds(weight.clone)) for _ in range(REPEATS)]
+    pairs = [
+        (seconds(lambda: codebook.project(weight)), seconds(weight.clone)) for _ in range(REPEATS)
+    ]
     project, clone = (statistics.median(column) for column in zip(*pairs, strict=True))
     return project, clone, statistics.median(a / b for a, b in pairs)
 
@@ -46,10 +50,22 @@ def main() -> None:
             codebook = PowerOfTwo(bits, torch.full(tops, -3))
             project, clone, ratio = measure(weight.view(shape), codebook)
             rows.append(
-                {"bits": bits, "per": label, "project_s": round(project, 4), "clone_s": round(clone, 4), "ratio": round(ratio, 2)}
+                {
+                    "bits": bits,
+                    "per": label,
+                    "project_s": round(project, 4),
+                    "clone_s": round(clone, 4),
+                    "ratio": round(ratio, 2),
+                }
             )
             print(rows[-1])
-    content = {"weights": COUNT, "repeats": REPEATS, "seed": SEED, "environment": environment(), "rows": rows}
+    content = {
+        "weights": COUNT,
+        "repeats": REPEATS,
+        "seed": SEED,
+        "environment": environment(),
+        "rows": rows,
+    }
     RESULT.write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -1,10 +1,12 @@
-"""Cost of retraining with frozen weights against plain training: time of paired steps, and extra memory a weight.
+"""Cost of retraining with frozen weights against plain training: time of paired steps, and extra
+memory a weight.
 
     python benchmarks/retraining.py
 
-The pretrained ResNet-20 on CIFAR-10, batch 128, SGD with Nesterov momentum. The two networks take their steps on the
-same batches, in one process, now the one and now the other first.
-Memory: bytes of the buffers that freezing adds, plus what its graph keeps alive between forward and backward pass.
+The pretrained ResNet-20 on CIFAR-10, batch 128, SGD with Nesterov momentum. The two networks take
+their steps on the same batches, in one process, now the one and now the other first.
+Memory: bytes of the buffers that freezing adds, plus what its graph keeps alive between forward and
+    backward pass.
 Writes benchmarks/results/retraining.json.
 """
 
@@ -22,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo import Incremental, Plan
-from octavo.run import environment
-from octavo.tasks.cifar10 import Cifar10
+from octavo.runs.run import environment
+from octavo.runs.tasks.cifar10 import Cifar10
 
 STEPS, WARMUP, BATCH, SEED = 60, 5, 128, 0
 RESULT = Path(__file__).parent / "results" / "retraining.json"
@@ -43,7 +45,9 @@ def stepper(model: nn.Module) -> Any:
 
 
 def kept_bytes(model: nn.Module, images: Tensor) -> int:
-    """Bytes of every distinct tensor storage that lives while the graph of one forward pass does."""
+    """Bytes of every distinct tensor storage that lives while the graph of one forward pass
+    does.
+    """
     loss = model(images).sum()
     gc.collect()
     storages = {}
@@ -54,7 +58,11 @@ def kept_bytes(model: nn.Module, images: Tensor) -> int:
         if node is None or node in seen:
             continue
         seen.add(node)
-        saved += [getattr(node, name) for name in dir(node) if name.startswith("_saved_") and "raw" not in name]
+        saved += [
+            getattr(node, name)
+            for name in dir(node)
+            if name.startswith("_saved_") and "raw" not in name
+        ]
         saved += list(getattr(node, "saved_tensors", ()))
         nodes += [parent for parent, _ in node.next_functions]
     for tensor in [*saved, *model.parameters(), *model.buffers()]:
@@ -93,7 +101,9 @@ def main() -> None:
         "plain_step_s": round(statistics.median(b for _, b in pairs), 4),
     }
     print(row)
-    RESULT.write_text(json.dumps({"seed": SEED, "environment": environment(), **row}, indent=2) + "\n")
+    RESULT.write_text(
+        json.dumps({"seed": SEED, "environment": environment(), **row}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

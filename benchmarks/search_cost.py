@@ -1,9 +1,11 @@
-"""What a search costs: trials against bare forward passes and a loop that quantizes anew; how it grows with layers and trials.
+"""What a search costs: trials against bare forward passes and a loop that quantizes anew; how it
+grows with layers and trials.
 
     python benchmarks/search_cost.py
 
-ResNet-20, 56 and 110 as they are built, not trained: cost does not depend on the weights. One thread, 128 images, medians of
-interleaved rounds after as many that check what may come from memory. Writes benchmarks/results/search_cost.json.
+ResNet-20, 56 and 110 as they are built, not trained: cost does not depend on the weights. One
+thread, 128 images, medians of interleaved rounds after as many that check what may come from
+memory. Writes benchmarks/results/search_cost.json.
 """
 
 import copy
@@ -20,10 +22,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from octavo import Budget, Plan, calibrate, search
-from octavo.run import environment
-from octavo.search.environment import Environment
-from octavo.search.survey import survey
-from octavo.tasks.cifar10 import Cifar10
+from octavo.dnq.environment import Environment
+from octavo.dnq.survey import survey
+from octavo.runs.run import environment
+from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "search_cost.json"
 IMAGES, BATCH, WARM, ROUNDS, PLANS = 128, 32, 10, 9, 8
@@ -41,12 +43,18 @@ def naive(model: nn.Module, batches: list[torch.Tensor], plan: Plan) -> float:
     quantized = copy.deepcopy(model)
     calibrate(model, plan, batches, sequential=False).apply(quantized)
     with torch.no_grad():
-        pairs = [(quantized(batch).log_softmax(1), model(batch).log_softmax(1)) for batch in batches]
-    return sum(float(F.kl_div(own, target, reduction="sum", log_target=True)) for own, target in pairs)
+        pairs = [
+            (quantized(batch).log_softmax(1), model(batch).log_softmax(1)) for batch in batches
+        ]
+    return sum(
+        float(F.kl_div(own, target, reduction="sum", log_target=True)) for own, target in pairs
+    )
 
 
 def trials(depth: int) -> dict[str, float]:
-    """Seconds a trial of random plans, of plans that differ in few layers, of a bare forward pass, and of the naive loop."""
+    """Seconds a trial of random plans, of plans that differ in few layers, of a bare forward pass,
+    and of the naive loop.
+    """
     task = Cifar10(depth, calibration_size=IMAGES, batch=BATCH)
     model, batches = task.model(), list(task.calibration())
     space = survey(model, batches[0], OPTIONS, {})
@@ -54,7 +62,10 @@ def trials(depth: int) -> dict[str, float]:
     drawn, took = random.Random(0), dict[str, list[float]]()
 
     def plans(change: float) -> list[tuple[int, ...]]:
-        return [tuple(drawn.choice(OPTIONS) if drawn.random() < change else 3 for _ in space.names) for _ in range(PLANS)]
+        return [
+            tuple(drawn.choice(OPTIONS) if drawn.random() < change else 3 for _ in space.names)
+            for _ in range(PLANS)
+        ]
 
     @torch.no_grad()
     def bare() -> None:
@@ -83,7 +94,12 @@ def whole(depth: int, count: int) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"environment": environment(), "images": IMAGES, "trial_s": {}, "search_s": {}}
+    result: dict[str, Any] = {
+        "environment": environment(),
+        "images": IMAGES,
+        "trial_s": {},
+        "search_s": {},
+    }
     for depth in (20, 56, 110):
         result["trial_s"][f"resnet{depth}"] = trials(depth)
         print(depth, result["trial_s"][f"resnet{depth}"], flush=True)

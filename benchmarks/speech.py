@@ -3,9 +3,10 @@
     apt-get install espeak-ng; pip install --no-deps silero-vad
     python benchmarks/speech.py
 
-The package has its network as TorchScript; it is written out below, with the same weights, those for 16 kHz, and its outputs are
-compared with the package's (``off_the_package``). Recordings are made: sentences of docstrings, read by eSpeak in five voices,
-pauses between them, noise over all; 8 calibrate, 24 others are scored. Writes benchmarks/results/speech.json, and the network
+The package has its network as TorchScript; it is written out below, with the same weights, those
+for 16 kHz, and its outputs are compared with the package's (``off_the_package``). Recordings are
+made: sentences of docstrings, read by eSpeak in five voices, pauses between them, noise over all; 8
+    calibrate, 24 others are scored. Writes benchmarks/results/speech.json, and the network
 with every layer at 3 bits beside it.
 """
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo import Plan, calibrate
-from octavo.run import environment
+from octavo.runs.run import environment
 
 RESULT = Path(__file__).parent / "results" / "speech.json"
 RATE, CHUNK, CONTEXT, SECONDS = 16000, 512, 64, 12
@@ -40,13 +41,21 @@ PLACES |= {f"encoder.{at}.reparam_conv": f"conv{at + 1}." for at in range(4)}
 
 
 class Detector(nn.Module):
-    """How likely each chunk of 512 samples is speech: a spectrum, four convolutions, an LSTM over the chunks."""
+    """How likely each chunk of 512 samples is speech: a spectrum, four convolutions, an LSTM over
+    the chunks.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stft_conv = nn.Conv1d(1, 258, 256, stride=128, bias=False)
-        self.conv1, self.conv2 = nn.Conv1d(129, 128, 3, padding=1), nn.Conv1d(128, 64, 3, stride=2, padding=1)
-        self.conv3, self.conv4 = nn.Conv1d(64, 64, 3, stride=2, padding=1), nn.Conv1d(64, 128, 3, padding=1)
+        self.conv1, self.conv2 = (
+            nn.Conv1d(129, 128, 3, padding=1),
+            nn.Conv1d(128, 64, 3, stride=2, padding=1),
+        )
+        self.conv3, self.conv4 = (
+            nn.Conv1d(64, 64, 3, stride=2, padding=1),
+            nn.Conv1d(64, 128, 3, padding=1),
+        )
         self.lstm, self.final_conv = nn.LSTM(128, 128, batch_first=True), nn.Conv1d(128, 1, 1)
 
     def forward(self, sound: Tensor) -> dict[str, Tensor]:
@@ -66,7 +75,11 @@ def network() -> Detector:
     for name, value in torch.jit.load(PACKAGED).state_dict().items():
         module, _, own = name.removeprefix("_model.").rpartition(".")
         if name.startswith("_model.") and module in PLACES:
-            state[PLACES[module] + own.replace("forward_basis_buffer", "weight") + "_l0" * ("rnn" in module)] = value
+            state[
+                PLACES[module]
+                + own.replace("forward_basis_buffer", "weight")
+                + "_l0" * ("rnn" in module)
+            ] = value
     model.load_state_dict(state)
     return model.eval()
 
@@ -74,7 +87,9 @@ def network() -> Detector:
 def spoken(text: str, voice: str) -> np.ndarray:
     """A sentence at 16 kHz, with a mean square of 1."""
     command = ["espeak-ng", "-v", voice, "--stdout", text]
-    with wave.open(io.BytesIO(subprocess.run(command, check=True, capture_output=True).stdout)) as sound:
+    with wave.open(
+        io.BytesIO(subprocess.run(command, check=True, capture_output=True).stdout)
+    ) as sound:
         samples = np.frombuffer(sound.readframes(1 << 30), np.int16).astype(np.float64)
         samples = resample_poly(samples, RATE, sound.getframerate())
     level: np.ndarray = samples / np.sqrt(np.mean(samples**2))
@@ -82,7 +97,9 @@ def spoken(text: str, voice: str) -> np.ndarray:
 
 
 def recordings(texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Sounds (recordings, samples), and which chunks are speech: those where it is louder than a hundredth of its mean."""
+    """Sounds (recordings, samples), and which chunks are speech: those where it is louder than a
+    hundredth of its mean.
+    """
     generator, length = np.random.default_rng(SEED), RATE * SECONDS // CHUNK * CHUNK
     sounds, labels, queue = [], [], iter(texts)
     for _ in range(CALIBRATION + SCORED):
@@ -121,12 +138,25 @@ def scores(own: Tensor, full: Tensor, labels: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def main() -> None:
     sounds, labels = recordings(sentences())
-    seen, scored, labels = list(sounds[:CALIBRATION].split(1)), sounds[CALIBRATION:], labels[CALIBRATION:]
+    seen, scored, labels = (
+        list(sounds[:CALIBRATION].split(1)),
+        sounds[CALIBRATION:],
+        labels[CALIBRATION:],
+    )
     model = network()
     full = model(scored)["speech"]
     off = float((packaged(scored[:2]) - full[:2]).abs().max())
-    result: dict[str, Any] = {"environment": environment(), "seed": SEED, "calibration": CALIBRATION, "scored": SCORED}
-    result |= {"chunks": labels.numel(), "speech": float(labels.float().mean()), "off_the_package": off}
+    result: dict[str, Any] = {
+        "environment": environment(),
+        "seed": SEED,
+        "calibration": CALIBRATION,
+        "scored": SCORED,
+    }
+    result |= {
+        "chunks": labels.numel(),
+        "speech": float(labels.float().mean()),
+        "off_the_package": off,
+    }
     result |= {"float": scores(full, full, labels), "rows": []}
     print(result)
     for layers in ("learned", "all"):  # the spectrum is computed, not learned
@@ -138,10 +168,17 @@ def main() -> None:
                     packed.save(RESULT.with_name("silero-vad-3bit.safetensors"))
                 quantized = copy.deepcopy(model)
                 packed.apply(quantized)
-                about = {"layers": layers, "bits": bits, "way": way, "stored_bits": round(packed.stored_bits, 3)}
+                about = {
+                    "layers": layers,
+                    "bits": bits,
+                    "way": way,
+                    "stored_bits": round(packed.stored_bits, 3),
+                }
                 about["file_bytes"] = packed.file_bytes
                 result["rows"].append(
-                    about | {"ratio": round(packed.ratio, 2)} | scores(quantized(scored)["speech"], full, labels)
+                    about
+                    | {"ratio": round(packed.ratio, 2)}
+                    | scores(quantized(scored)["speech"], full, labels)
                 )
                 print(result["rows"][-1], flush=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,8 +1,10 @@
-"""Where INQ starts: from the network as it is, from the closed form, or with every portion made up for; digits, 3 and 2 bits.
+"""Where INQ starts: from the network as it is, from the closed form, or with every portion made up
+for; digits, 3 and 2 bits.
 
     python benchmarks/start.py
 
-The recipe of `octavo demo` without its control, 5 seeds, scored on the held-out part. Writes benchmarks/results/start.json.
+The recipe of `octavo demo` without its control, 5 seeds, scored on the held-out part. Writes
+benchmarks/results/start.json.
 """
 
 import json
@@ -12,16 +14,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from octavo.cli import RECIPES
-from octavo.recipe import load_recipe
-from octavo.run import environment, run
+from octavo.runs.recipe import load_recipe
+from octavo.runs.recipes import RECIPES
+from octavo.runs.run import environment, run
 
 RESULT = Path(__file__).parent / "results" / "start.json"
 SEEDS = range(5)
 
 
 def score(bits: int, start: str, seed: int) -> dict[str, Any]:
-    changes = [f"bits={bits}", f"start={start}", f"seed={seed}", "control=false", "options.split=holdout"]
+    changes = [
+        f"bits={bits}",
+        f"start={start}",
+        f"seed={seed}",
+        "control=false",
+        "options.split=holdout",
+    ]
     quiet = SimpleNamespace(**dict.fromkeys(("note", "stage", "step", "layer"), lambda *_: None))
     with tempfile.TemporaryDirectory() as folder:
         return run(load_recipe(RECIPES / "digits.yaml", changes), Path(folder) / "run", quiet)
@@ -32,10 +40,25 @@ def main() -> None:
     for bits in (3, 2):
         for start in ("float", "oneshot", "compensated"):
             results = [score(bits, start, seed) for seed in SEEDS]
-            scores, before = [round(result["score"], 2) for result in results], results[0]["float_score"]
-            rows.append({"bits": bits, "start": start, "mean": round(statistics.mean(scores), 2), "scores": scores})
+            scores, before = (
+                [round(result["score"], 2) for result in results],
+                results[0]["float_score"],
+            )
+            rows.append(
+                {
+                    "bits": bits,
+                    "start": start,
+                    "mean": round(statistics.mean(scores), 2),
+                    "scores": scores,
+                }
+            )
             print(rows[-1])
-    RESULT.write_text(json.dumps({"float": round(before, 2), "environment": environment(), "rows": rows}, indent=2) + "\n")
+    RESULT.write_text(
+        json.dumps(
+            {"float": round(before, 2), "environment": environment(), "rows": rows}, indent=2
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

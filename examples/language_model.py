@@ -1,9 +1,10 @@
-"""A language model of characters, trained on Python's own documentation, then quantized: its perplexity before and after.
+"""A language model of characters, trained on Python's own documentation, then quantized: its
+perplexity before and after.
 
     python examples/language_model.py
 
-Half a minute. What is shown: a model that is called by name and returns several things, an embedding that is tied to the output
-projection, and a search with a score of one's own.
+Half a minute. What is shown: a model that is called by name and returns several things, an
+embedding that is tied to the output projection, and a search with a score of one's own.
 """
 
 import copy
@@ -24,13 +25,20 @@ TRAINED, HELD_OUT = CODED[:-20_000], CODED[-20_000:]
 
 
 class LanguageModel(nn.Module):
-    """A small transformer: characters in, logits of the next character and the last hidden states out."""
+    """A small transformer: characters in, logits of the next character and the last hidden states
+    out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        block = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+        block = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.letters, self.places = nn.Embedding(len(LETTERS), WIDTH), nn.Embedding(LENGTH, WIDTH)
-        self.blocks, self.norm = nn.TransformerEncoder(block, LAYERS, enable_nested_tensor=False), nn.LayerNorm(WIDTH)
+        self.blocks, self.norm = (
+            nn.TransformerEncoder(block, LAYERS, enable_nested_tensor=False),
+            nn.LayerNorm(WIDTH),
+        )
         self.head = nn.Linear(WIDTH, len(LETTERS), bias=False)
         self.head.weight = self.letters.weight  # one layer in a plan
 
@@ -38,7 +46,9 @@ class LanguageModel(nn.Module):
         """Letters as numbers, (batch, length)."""
         length = letters.shape[1]
         x = self.letters(letters) + self.places(torch.arange(length))
-        hidden = self.norm(self.blocks(x, nn.Transformer.generate_square_subsequent_mask(length), is_causal=True))
+        hidden = self.norm(
+            self.blocks(x, nn.Transformer.generate_square_subsequent_mask(length), is_causal=True)
+        )
         return {"logits": self.head(hidden), "hidden": hidden}
 
 
@@ -49,7 +59,9 @@ def passages(text: Tensor, count: int) -> Tensor:
 
 
 def loss(model: nn.Module, some: Tensor) -> Tensor:
-    return F.cross_entropy(model(letters=some[:, :-1])["logits"].flatten(0, 1), some[:, 1:].flatten())
+    return F.cross_entropy(
+        model(letters=some[:, :-1])["logits"].flatten(0, 1), some[:, 1:].flatten()
+    )
 
 
 def train(model: nn.Module) -> None:
@@ -79,16 +91,25 @@ def main() -> None:
         quantized = copy.deepcopy(model)
         packed = calibrate(model, Plan.uniform(model, bits), inputs)
         packed.apply(quantized)
-        print(f"closed form, {bits} bits             perplexity {perplexity(quantized):6.3f}, {packed.ratio:.1f} times smaller")
+        print(
+            f"closed form, {bits} bits             perplexity {perplexity(quantized):6.3f}, {packed.ratio:.1f} times smaller"
+        )
 
     tuned = TRAINED[:20_000]  # the search must not see what the last line is measured on
     found = search(
-        model, inputs, budget=Budget(average_bits=3), trials=96, method="greedy", score=lambda net: -perplexity(net, tuned)
+        model,
+        inputs,
+        budget=Budget(average_bits=3),
+        trials=96,
+        method="greedy",
+        score=lambda net: -perplexity(net, tuned),
     )
     quantized = copy.deepcopy(model)
     packed = calibrate(model, found.plan, inputs)
     packed.apply(quantized)
-    print(f"bits by perplexity, average 3   perplexity {perplexity(quantized):6.3f}, {packed.ratio:.1f} times smaller")
+    print(
+        f"bits by perplexity, average 3   perplexity {perplexity(quantized):6.3f}, {packed.ratio:.1f} times smaller"
+    )
 
 
 if __name__ == "__main__":

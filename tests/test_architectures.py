@@ -1,4 +1,5 @@
-"""Networks that are no classifiers of images: the closed form, INQ, searching, retraining and the file work for each of them."""
+"""Networks that are no classifiers of images: the closed form, INQ, searching, retraining and the
+file work for each of them."""
 
 import copy
 import math
@@ -16,12 +17,14 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from octavo import Budget, Incremental, Packed, Plan, calibrate, inspect, search
-from octavo.calling import Inputs, call
-from octavo.outputs import named_tensors
-from octavo.search import dnq
-from octavo.train import Retraining, retrain
+from octavo.dnq import agent as dnq
+from octavo.network.calling import Inputs, call
+from octavo.network.outputs import named_tensors
+from octavo.runs.training import Retraining, retrain
 
-pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's own, in its TransformerEncoder
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The PyTorch API of nested tensors"
+)  # torch's own, in its TransformerEncoder
 
 WORDS, WIDTH, TAGS = 12, 8, 5
 
@@ -69,8 +72,13 @@ class Causal(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(WORDS, WIDTH), nn.Embedding(10, WIDTH)
-        self.norm, self.attention = nn.LayerNorm(WIDTH), nn.MultiheadAttention(WIDTH, 2, batch_first=True)
-        self.feed = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 16), nn.GELU(), nn.Linear(16, WIDTH))
+        self.norm, self.attention = (
+            nn.LayerNorm(WIDTH),
+            nn.MultiheadAttention(WIDTH, 2, batch_first=True),
+        )
+        self.feed = nn.Sequential(
+            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 16), nn.GELU(), nn.Linear(16, WIDTH)
+        )
         self.logits = nn.Linear(WIDTH, WORDS, bias=False)
         self.logits.weight = self.words.weight
 
@@ -88,7 +96,9 @@ class Detector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU6())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU6()
+        )
         self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
         self.boxes, self.scores = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 3, 1)
 
@@ -150,11 +160,16 @@ def told(seed: int) -> dict[str, Tensor]:
 
 
 def sequences(seed: int) -> PackedSequence:
-    return pack_sequence([normal(length, WIDTH, seed=seed + length) for length in (3, 6, 1)], enforce_sorted=False)
+    return pack_sequence(
+        [normal(length, WIDTH, seed=seed + length) for length in (3, 6, 1)], enforce_sorted=False
+    )
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Inputs]]] = {
-    "lstm": (lambda: Tagger(nn.LSTM, num_layers=2, bidirectional=True), lambda seed: normal(3, 5, WIDTH, seed=seed)),
+    "lstm": (
+        lambda: Tagger(nn.LSTM, num_layers=2, bidirectional=True),
+        lambda seed: normal(3, 5, WIDTH, seed=seed),
+    ),
     "lstm, packed": (lambda: Tagger(nn.LSTM, num_layers=2, bidirectional=True), sequences),
     "gru": (lambda: Tagger(nn.GRU), lambda seed: (normal(3, 5, WIDTH, seed=seed),)),
     "gru, packed": (lambda: Tagger(nn.GRU), sequences),
@@ -179,7 +194,8 @@ def tensors(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def check_quantized(model: nn.Module, packed: Packed, batch: Inputs, path: Path) -> nn.Module:
-    """Loaded from its file, it gives what it gave before, bit for bit, and every weight is zero or a power of two of its plan."""
+    """Loaded from its file, it gives what it gave before, bit for bit, and every weight is zero or
+    a power of two of its plan."""
     packed.save(path)
     first, second = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     packed.apply(first)
@@ -190,7 +206,9 @@ def check_quantized(model: nn.Module, packed: Packed, batch: Inputs, path: Path)
     assert here
     assert all(torch.equal(tensor, there[name]) for name, tensor in here.items())
     for row in inspect(first).rows:
-        weight = next(p for name, p in first.named_parameters() if name in (row.name, f"{row.name}.weight"))
+        weight = next(
+            p for name, p in first.named_parameters() if name in (row.name, f"{row.name}.weight")
+        )
         exponents = weight.detach().abs().log2()[weight != 0]
         assert torch.equal(exponents, exponents.round())
         assert torch.unique(weight.detach()[0]).numel() <= 2 ** (packed.plan[row.name] - 1) + 1
@@ -224,7 +242,9 @@ def test_the_closed_form_beats_the_nearest_levels_and_survives_its_file(
     model, batches = case
     before = copy.deepcopy(model.state_dict())
     plan = Plan.uniform(model, 4)
-    quantized = check_quantized(model, calibrate(model, plan, batches), batches[0], tmp_path / "packed.safetensors")
+    quantized = check_quantized(
+        model, calibrate(model, plan, batches), batches[0], tmp_path / "packed.safetensors"
+    )
     nearest = copy.deepcopy(model)
     incremental = Incremental(nearest, plan, portions=(1.0,))
     next(iter(incremental))
@@ -239,14 +259,17 @@ def unlabelled(batches: list[Inputs]) -> Any:
 
 
 def test_inq_with_the_default_loss(case: tuple[nn.Module, list[Inputs]], tmp_path: Path) -> None:
-    """Retraining towards the full-precision outputs, whatever their form, brings the network nearer to them."""
+    """Retraining towards the full-precision outputs, whatever their form, brings the network nearer
+    to them."""
     model, batches = case
     losses, settings = list[float](), Retraining(learning_rate=1e-3)
     student = copy.deepcopy(model)
     incremental = Incremental(student, Plan.uniform(model, 3), portions=(0.5, 0.75, 1.0))
     for stage in incremental:
         if not stage.last:
-            losses += [retrain(student, unlabelled(batches), 1, settings, teacher=model) for _ in range(8)]
+            losses += [
+                retrain(student, unlabelled(batches), 1, settings, teacher=model) for _ in range(8)
+            ]
     check_quantized(model, incremental.finish(), batches[0], tmp_path / "packed.safetensors")
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     assert losses[7] < losses[0]
@@ -254,13 +277,17 @@ def test_inq_with_the_default_loss(case: tuple[nn.Module, list[Inputs]], tmp_pat
 
 def test_a_portion_is_made_up_for(case: tuple[nn.Module, list[Inputs]], tmp_path: Path) -> None:
     model, batches = case
-    incremental = Incremental(copy.deepcopy(model), Plan.uniform(model, 4), portions=(0.5, 1.0), inputs=batches)
+    incremental = Incremental(
+        copy.deepcopy(model), Plan.uniform(model, 4), portions=(0.5, 1.0), inputs=batches
+    )
     for _ in incremental:
         pass
     check_quantized(model, incremental.finish(), batches[0], tmp_path / "packed.safetensors")
 
 
-def test_a_search_with_the_default_score(case: tuple[nn.Module, list[Inputs]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_with_the_default_score(
+    case: tuple[nn.Module, list[Inputs]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Within its budget, and never worse than uniform bits."""
     monkeypatch.setattr(dnq, "IMAGINED", 64)
     model, batches = case
@@ -280,7 +307,9 @@ def test_perplexity_as_the_score() -> None:
         logits = candidate(text).logits[:, :-1]
         return -math.exp(F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten()))
 
-    found = search(model, [text], budget=Budget(average_bits=3), options=(2, 4), trials=16, score=score)
+    found = search(
+        model, [text], budget=Budget(average_bits=3), options=(2, 4), trials=16, score=score
+    )
     assert "words" in found.plan
     assert "logits" not in found.plan
     quantized = copy.deepcopy(model)

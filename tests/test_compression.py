@@ -32,7 +32,10 @@ def test_without_retraining_it_is_the_search_and_the_closed_form() -> None:
     plan = search(net(), batches(), budget=BUDGET, trials=20, seed=2).plan
     expected = calibrate(net(), plan, batches(), per="layer")
     assert packed.plan == plan
-    assert all(torch.equal(packed.layers[name].weight(), layer.weight()) for name, layer in expected.layers.items())
+    assert all(
+        torch.equal(packed.layers[name].weight(), layer.weight())
+        for name, layer in expected.layers.items()
+    )
 
 
 def test_with_retraining_it_is_incremental_from_the_closed_form() -> None:
@@ -50,16 +53,23 @@ def test_with_retraining_it_is_incremental_from_the_closed_form() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     quantized = net()
     calibrate(model, packed.plan, batches()).apply(quantized)
-    incremental = Incremental(quantized, packed.plan, portions=(0.3, 0.6, 1.0), order="random", seed=4)
+    incremental = Incremental(
+        quantized, packed.plan, portions=(0.3, 0.6, 1.0), order="random", seed=4
+    )
     for stage in incremental:
         if not stage.last:
             nudge(quantized)
     expected = incremental.finish()
-    assert all(torch.equal(packed.layers[name].weight(), layer.weight()) for name, layer in expected.layers.items())
+    assert all(
+        torch.equal(packed.layers[name].weight(), layer.weight())
+        for name, layer in expected.layers.items()
+    )
 
 
 def test_what_it_refuses() -> None:
-    with pytest.raises(PlanError, match=r"trails: no option of search or calibrate \(the nearest is 'trials'\)"):
+    with pytest.raises(
+        PlanError, match=r"trails: no option of search or calibrate \(the nearest is 'trials'\)"
+    ):
         compress(net(), batches(), budget=BUDGET, trails=3)
     with pytest.raises(PlanError, match="portions: no option of search or calibrate"):
         compress(net(), batches(), budget=BUDGET, portions=(0.5, 1.0))
@@ -68,7 +78,8 @@ def test_what_it_refuses() -> None:
 
 
 def test_a_pruned_network_keeps_its_zeros() -> None:
-    """The closed form that INQ starts from leaves powers of two, whose zeros are not pruned by themselves."""
+    """The closed form that INQ starts from leaves powers of two, whose zeros are not pruned by
+    themselves."""
     model = net()
     weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     zeros = [torch.arange(weight.numel()).view(weight.shape) % 3 == 0 for weight in weights]
@@ -76,4 +87,7 @@ def test_a_pruned_network_keeps_its_zeros() -> None:
         weight.data[zero] = 0
     for retrain in (nudge, None):
         packed = compress(model, batches(), budget=BUDGET, retrain=retrain, method="exact")
-        assert all(bool((layer.weight()[zero] == 0).all()) for layer, zero in zip(packed.layers.values(), zeros, strict=True))
+        assert all(
+            bool((layer.weight()[zero] == 0).all())
+            for layer, zero in zip(packed.layers.values(), zeros, strict=True)
+        )

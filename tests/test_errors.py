@@ -17,7 +17,11 @@ BUILT_IN = {
 
 
 def test_all_are_listed_here() -> None:
-    found = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    found = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
     assert found == {"OctavoError", *BUILT_IN}
     assert set(errors.__all__) == {*found, "brief", "nearest"}
 
@@ -47,7 +51,11 @@ def test_they_cross_processes(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("word", "at_least", "end"),
-    [("epoch", 0.0, " (the nearest is 'epochs')"), ("epoch", 0.6, " (the nearest is 'epochs')"), ("xyz", 0.6, "")],
+    [
+        ("epoch", 0.0, " (the nearest is 'epochs')"),
+        ("epoch", 0.6, " (the nearest is 'epochs')"),
+        ("xyz", 0.6, ""),
+    ],
 )
 def test_the_nearest_word(word: str, at_least: float, end: str) -> None:
     assert errors.nearest(word, iter(["bits", "epochs", "portions"]), at_least=at_least) == end

@@ -1,4 +1,5 @@
-"""The look before the leap: what is found is told, the cost is right, and the model is as it was."""
+"""The look before the leap: what is found is told, the cost is right, and the model is as it
+was."""
 
 from typing import Any
 
@@ -7,14 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from octavo.inspection import inspect
-from octavo.layers import Skipped
+from octavo.network.layers import Skipped
 from octavo.plan import Cost
 
 
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.drop = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Dropout()
+        self.conv, self.norm, self.drop = (
+            nn.Conv2d(3, 4, 3, bias=False),
+            nn.BatchNorm2d(4),
+            nn.Dropout(),
+        )
         self.fc, self.unused = nn.Linear(4, 5), nn.Linear(2, 2, bias=False)
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
@@ -66,7 +71,9 @@ def test_the_plan_knows_what_was_counted() -> None:
     assert inspect(Net()).plan(3).cost().bit_ops is None
 
 
-@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: [x, 2.0], lambda x: {"x": x, "scale": 2.0}])
+@pytest.mark.parametrize(
+    "wrap", [lambda x: x, lambda x: (x,), lambda x: [x, 2.0], lambda x: {"x": x, "scale": 2.0}]
+)
 def test_an_example_is_what_the_model_is_called_with(wrap: Any) -> None:
     assert inspect(Net(), wrap(torch.zeros(3, 3, 6, 6))).rows[1].macs == 3 * 20
 
@@ -101,4 +108,8 @@ def test_an_example_that_does_not_fit_leaves_the_model_as_it_was() -> None:
 def test_transformers_show_their_layers_though_torch_has_a_faster_path() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     macs = {row.name: row.macs for row in inspect(model, torch.zeros(3, 5, 8)).rows}
-    assert (macs["self_attn.in_proj_weight"], macs["linear1"], macs["linear2"]) == (15 * 192, 15 * 128, 15 * 128)
+    assert (macs["self_attn.in_proj_weight"], macs["linear1"], macs["linear2"]) == (
+        15 * 192,
+        15 * 128,
+        15 * 128,
+    )

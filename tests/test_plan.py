@@ -1,4 +1,5 @@
-"""Plans as data, what they cost, budgets, and what is said about names that a model does not have."""
+"""Plans as data, what they cost, budgets, and what is said about names that a model does not
+have."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +28,14 @@ class Net(nn.Module):
         self.head = nn.Linear(2, 5)  # 10 weights
 
 
-WEIGHTS = {"stem": 108, "block.0": 16, "block.1": 8, "lstm.weight_ih_l0": 16, "lstm.weight_hh_l0": 16, "head": 10}
+WEIGHTS = {
+    "stem": 108,
+    "block.0": 16,
+    "block.1": 8,
+    "lstm.weight_ih_l0": 16,
+    "lstm.weight_hh_l0": 16,
+    "head": 10,
+}
 
 
 def tied() -> nn.Module:
@@ -56,7 +64,11 @@ def test_a_plan_is_a_mapping() -> None:
 @pytest.mark.parametrize("bits", [1, 9, 0, -1, 3.0, "3", None, True, math.nan, [3]])
 def test_bits_that_no_plan_takes(bits: Any) -> None:
     plan = Plan({"conv1": 3})
-    for attempt in (lambda: Plan({"conv1": bits}), lambda: plan.__setitem__("conv1", bits), lambda: plan.update(conv1=bits)):
+    for attempt in (
+        lambda: Plan({"conv1": bits}),
+        lambda: plan.__setitem__("conv1", bits),
+        lambda: plan.update(conv1=bits),
+    ):
         with pytest.raises(PlanError, match=r"^conv1: expected an integer from 2 to 8, got "):
             attempt()
     assert plan == {"conv1": 3}
@@ -92,7 +104,10 @@ def test_uniform_with_patterns(include: str, exclude: Any, names: list[str]) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"include": "blocks.*"}, r"^'blocks\.\*' matches no layer of Net \(the nearest is 'block\.[01]'\)$"),
+        (
+            {"include": "blocks.*"},
+            r"^'blocks\.\*' matches no layer of Net \(the nearest is 'block\.[01]'\)$",
+        ),
         ({"exclude": ["heat"]}, r"^'heat' matches no layer of Net \(the nearest is 'head'\)$"),
         ({"include": "HEAD"}, "^'HEAD' matches no layer of Net"),
         ({"include": "norm"}, "^'norm' matches no layer of Net"),
@@ -103,9 +118,14 @@ def test_a_pattern_that_matches_nothing(options: Any, message: str) -> None:
         Plan.uniform(Net(), 3, **options)
 
 
-@pytest.mark.parametrize("call", [lambda m: Plan.uniform(m, 3), lambda m: planned_layers(m, {"a": 3})])
+@pytest.mark.parametrize(
+    "call", [lambda m: Plan.uniform(m, 3), lambda m: planned_layers(m, {"a": 3})]
+)
 def test_a_model_without_layers(call: Callable[[nn.Module], object]) -> None:
-    with pytest.raises(PlanError, match=r"^Sequential: expected a model with layers that can be quantized, found none$"):
+    with pytest.raises(
+        PlanError,
+        match=r"^Sequential: expected a model with layers that can be quantized, found none$",
+    ):
         call(nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()))
 
 
@@ -113,8 +133,12 @@ def test_a_model_without_layers(call: Callable[[nn.Module], object]) -> None:
 
 
 def test_cost_by_hand() -> None:
-    plan = Plan({"a": 3, "b": 5}, weights={"a": 100, "b": 51, "unplanned": 10**9}, macs={"a": 7, "b": 11})
-    assert plan.cost() == Cost(average_bits=555 / 151, ratio=32 * 151 / 555, bytes=70, bit_ops=3 * 7 + 5 * 11)
+    plan = Plan(
+        {"a": 3, "b": 5}, weights={"a": 100, "b": 51, "unplanned": 10**9}, macs={"a": 7, "b": 11}
+    )
+    assert plan.cost() == Cost(
+        average_bits=555 / 151, ratio=32 * 151 / 555, bytes=70, bit_ops=3 * 7 + 5 * 11
+    )
     assert Plan(plan, weights=plan.weights, macs={"a": 7}).cost().bit_ops is None
     assert Plan({"a": 2}, weights={"a": 4}).cost() == Cost(2, 16, 1, None)
     assert Plan({"a": 3}, weights={"a": 8}, macs={"a": 0}).cost() == Cost(3, 32 / 3, 3, 0)
@@ -122,7 +146,10 @@ def test_cost_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("plan", "message"),
-    [(Plan({}), "^the plan is empty$"), (Plan({"a": 3, "b": 3}, weights={"a": 1}), "^b: the plan does not know its number")],
+    [
+        (Plan({}), "^the plan is empty$"),
+        (Plan({"a": 3, "b": 3}, weights={"a": 1}), "^b: the plan does not know its number"),
+    ],
 )
 def test_a_cost_that_is_not_known(plan: Plan, message: str) -> None:
     with pytest.raises(PlanError, match=message):
@@ -135,9 +162,19 @@ def test_a_cost_that_is_not_known(plan: Plan, message: str) -> None:
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
 
-@given(st.dictionaries(names, st.tuples(st.integers(2, 8), st.integers(0, 2**60), st.integers(0, 2**60)), min_size=1))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_saved_plan_comes_back_whatever_the_names(tmp_path: Path, rows: dict[str, tuple[int, int, int]]) -> None:
+@given(
+    st.dictionaries(
+        names,
+        st.tuples(st.integers(2, 8), st.integers(0, 2**60), st.integers(0, 2**60)),
+        min_size=1,
+    )
+)
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_saved_plan_comes_back_whatever_the_names(
+    tmp_path: Path, rows: dict[str, tuple[int, int, int]]
+) -> None:
     plan = Plan(
         {name: bits for name, (bits, _, _) in rows.items()},
         weights={name: count for name, (_, count, _) in rows.items()},
@@ -145,7 +182,11 @@ def test_a_saved_plan_comes_back_whatever_the_names(tmp_path: Path, rows: dict[s
     )
     plan.save(tmp_path / "plan.yaml")
     loaded = Plan.load(str(tmp_path / "plan.yaml"))
-    assert (list(loaded.items()), loaded.weights, loaded.macs) == (list(plan.items()), plan.weights, plan.macs)
+    assert (list(loaded.items()), loaded.weights, loaded.macs) == (
+        list(plan.items()),
+        plan.weights,
+        plan.macs,
+    )
 
 
 def test_a_saved_plan_can_be_read_and_edited(tmp_path: Path) -> None:
@@ -170,7 +211,11 @@ def test_a_plan_that_was_written_by_hand_needs_no_counts(tmp_path: Path) -> None
 
 def test_counts_of_layers_that_are_not_planned_are_not_saved(tmp_path: Path) -> None:
     Plan({"a": 3}, weights={"a": 1, "b": 2}, macs={"a": 5, "b": 6}).save(tmp_path / "plan.yaml")
-    assert yaml.safe_load((tmp_path / "plan.yaml").read_text()) == {"bits": {"a": 3}, "weights": {"a": 1}, "macs": {"a": 5}}
+    assert yaml.safe_load((tmp_path / "plan.yaml").read_text()) == {
+        "bits": {"a": 3},
+        "weights": {"a": 1},
+        "macs": {"a": 5},
+    }
 
 
 @pytest.mark.parametrize(
@@ -182,8 +227,14 @@ def test_counts_of_layers_that_are_not_planned_are_not_saved(tmp_path: Path) -> 
         ("layers: {a: 3}", "expected a mapping with the key 'bits'"),
         ("bits: 3", "expected a mapping with the key 'bits'"),
         ("bits: [a, b]", "expected a mapping with the key 'bits'"),
-        ("bits: {a: 3}\nbats: {a: 3}", "expected mappings named bits, weights, macs and activations, got bits, bats"),
-        ("bits: {a: 3}\nweights: [1]", "expected mappings named bits, weights, macs and activations"),
+        (
+            "bits: {a: 3}\nbats: {a: 3}",
+            "expected mappings named bits, weights, macs and activations, got bits, bats",
+        ),
+        (
+            "bits: {a: 3}\nweights: [1]",
+            "expected mappings named bits, weights, macs and activations",
+        ),
         ("bits: {a: 3}\nmacs: 7", "expected mappings named bits, weights, macs and activations"),
         ("bits: {a: 3, b: 12}", "b: expected an integer from 2 to 8, got 12"),
         ("bits: {a: three}", "a: expected an integer from 2 to 8, got 'three'"),
@@ -197,7 +248,10 @@ def test_counts_of_layers_that_are_not_planned_are_not_saved(tmp_path: Path) -> 
         ("bits: {[1]: 3}", "not a readable plan"),
         ("bits: {a: 3}\x00", "not a readable plan"),
         ("bits: {a: 2001-99-99}", "not a readable plan: month must be in 1..12"),
-        ("bits:\n  a: 3\n  a: 4", "not a readable plan: line 3: the key 'a' comes twice; keep one of the two"),
+        (
+            "bits:\n  a: 3\n  a: 4",
+            "not a readable plan: line 3: the key 'a' comes twice; keep one of the two",
+        ),
     ],
 )
 def test_what_is_no_plan(content: str, message: str, tmp_path: Path) -> None:
@@ -297,7 +351,12 @@ def test_of_several_patterns_the_last_counts(bits: Any, expected: dict[str, int]
 
 
 @pytest.mark.parametrize(
-    ("bits", "message"), [({"tail": 3}, "^'tail' matches no layer"), ({"*": 9}, "from 2 to 8, got 9"), (1, "from 2 to 8, got 1")]
+    ("bits", "message"),
+    [
+        ({"tail": 3}, "^'tail' matches no layer"),
+        ({"*": 9}, "from 2 to 8, got 9"),
+        (1, "from 2 to 8, got 1"),
+    ],
 )
 def test_patterns_that_make_no_plan(bits: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
@@ -307,14 +366,21 @@ def test_patterns_that_make_no_plan(bits: Any, message: str) -> None:
 def test_planned_layers_are_the_models_own_in_its_order() -> None:
     model = Net()
     found = planned_layers(model, {"head": 2, "lstm.weight_hh_l0": 4, "stem": 8})
-    assert [(layer.name, bits) for layer, bits in found] == [("stem", 8), ("lstm.weight_hh_l0", 4), ("head", 2)]
+    assert [(layer.name, bits) for layer, bits in found] == [
+        ("stem", 8),
+        ("lstm.weight_hh_l0", 4),
+        ("head", 2),
+    ]
     assert found[0][0].weight is model.stem.weight
 
 
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ({"haed": 3}, r"^haed is no layer \(the nearest is 'head'\), and no tensor that can be quantized of Net$"),
+        (
+            {"haed": 3},
+            r"^haed is no layer \(the nearest is 'head'\), and no tensor that can be quantized of Net$",
+        ),
         ({"block": 3}, r"^block is no layer \(the nearest is 'block\.[01]'\)"),
         ({"norm": 3}, r"^norm is skipped \(norms stay in float\): it is no layer of Net$"),
         ({"norm.weight": 3}, r"^norm\.weight is skipped \(norms stay in float\)"),
@@ -332,7 +398,10 @@ def test_names_that_are_no_layers(plan: Any, message: str) -> None:
 
 
 def test_the_other_name_of_a_tied_weight() -> None:
-    with pytest.raises(PlanError, match=r"^out is tied to embed, plan that one: it is no layer by itself of Module$"):
+    with pytest.raises(
+        PlanError,
+        match=r"^out is tied to embed, plan that one: it is no layer by itself of Module$",
+    ):
         planned_layers(tied(), {"out": 3})
 
 
@@ -347,4 +416,7 @@ def test_the_model_is_not_changed_by_planning() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     planned_layers(model, matching_plan(model, {"*": 3}))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(type(module) is type(other) for module, other in zip(model.modules(), Net().modules(), strict=True))
+    assert all(
+        type(module) is type(other)
+        for module, other in zip(model.modules(), Net().modules(), strict=True)
+    )

@@ -32,14 +32,23 @@ def test_what_the_package_shows_is_public_or_a_module() -> None:
 
 
 def test_there_are_modules() -> None:
-    assert {"octavo.errors", "octavo.codebook", "octavo.packed", "octavo.incremental"} <= set(MODULES)
+    assert {
+        "octavo.errors",
+        "octavo.formats.powers_of_two",
+        "octavo.storage.packed",
+        "octavo.inq.incremental",
+    } <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", [module for module in MODULES if not module.endswith("__main__")])
 def test_every_modules_names_exist_and_are_its_own(name: str) -> None:
     module = importlib.import_module(name)
     if not getattr(module, "__all__", None):
-        names = [n for n, value in vars(module).items() if not n.startswith("_") and getattr(value, "__module__", "") == name]
+        names = [
+            n
+            for n, value in vars(module).items()
+            if not n.startswith("_") and getattr(value, "__module__", "") == name
+        ]
         assert names == [], f"{name} has no __all__"
         return
     assert len(set(module.__all__)) == len(module.__all__)
@@ -47,7 +56,9 @@ def test_every_modules_names_exist_and_are_its_own(name: str) -> None:
     assert missing == []
     made = [getattr(module, public) for public in module.__all__]
     foreign = [m for m in made if isinstance(m, type | FunctionType) and m.__module__ != name]
-    assert hasattr(module, "__path__") or foreign == []  # a package may gather the names of its modules
+    assert (
+        hasattr(module, "__path__") or foreign == []
+    )  # a package may gather the names of its modules
 
 
 @pytest.mark.parametrize("name", [module for module in MODULES if not module.endswith("__main__")])
@@ -55,7 +66,11 @@ def test_public_names_have_a_docstring(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__doc__
     public = [getattr(module, public) for public in getattr(module, "__all__", [])]
-    bare = [p.__name__ for p in public if getattr(p, "__module__", None) == name and callable(p) and not p.__doc__]
+    bare = [
+        p.__name__
+        for p in public
+        if getattr(p, "__module__", None) == name and callable(p) and not p.__doc__
+    ]
     assert bare == []
 
 
@@ -64,8 +79,19 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 def test_importing_the_package_prints_nothing_and_loads_no_command_line() -> None:
-    heavy = {"typer", "rich", "sklearn", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime"}
+    heavy = {
+        "typer",
+        "rich",
+        "sklearn",
+        "torchvision",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "onnxruntime",
+    }
     script = f"import sys, octavo; print(sorted({heavy} & set(sys.modules)))"
-    run = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False
+    )
     assert (run.returncode, run.stderr) == (0, "")
     assert ast.literal_eval(run.stdout) == []

@@ -13,9 +13,9 @@ import torch
 import yaml
 from torch import nn
 
-from octavo.quantizer import input_forms
-from octavo.recipe import Recipe, make_recipe
-from octavo.task import METHODS
+from octavo.activations.quantizer import input_forms
+from octavo.runs.recipe import Recipe, make_recipe
+from octavo.runs.task import METHODS
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -34,7 +34,10 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
     exec(quantize, {"model": model, "retrain": calls.append})
     assert calls == [model] * 4
     exec(reload, {"model": fresh})
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True)
+    )
     weights = torch.cat([layer.weight.flatten() for layer in layers]).abs()
     assert set(torch.frexp(weights[weights > 0]).mantissa.tolist()) == {0.5}
     closed: dict[str, Any] = {"model": fresh, "inputs": [torch.randn(8, 1, 4, 4)]}
@@ -45,7 +48,9 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
     steps: list[nn.Module] = []
     exec(surgery, {"model": fresh, "train_step": steps.append})
     assert len(steps) == 500
-    assert sum(int((parameter == 0).sum()) for parameter in fresh.parameters() if parameter.dim() > 1) == round(0.8 * (36 + 32))
+    assert sum(
+        int((parameter == 0).sum()) for parameter in fresh.parameters() if parameter.dim() > 1
+    ) == round(0.8 * (36 + 32))
     exec(activations.replace('"conv1"', '"0"'), closed)
     assert {name: form.bits for name, form in input_forms(fresh).items()} == {"0": 8, "3": 4}
 
@@ -80,7 +85,7 @@ def test_the_commands(tmp_path: Path) -> None:
         "export",
     ]
     for command in commands[1:]:  # the demo has its own test
-        program = "import sys; from octavo.cli import main; main()"
+        program = "import sys; from octavo.cli.commands import main; main()"
         words = [sys.executable, "-c", program, *shlex.split(command)[1:]]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"

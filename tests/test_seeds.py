@@ -1,14 +1,28 @@
-"""Seeds: the same for the same thing, another for another, within what torch's CPU generator tells apart."""
+"""Seeds: the same for the same thing, another for another, within what torch's CPU generator tells
+apart."""
 
 import itertools
 
 import torch
 
-from octavo.seeds import seed_of
+from octavo._seeds import seed_of
 
 
 def test_a_seed_is_that_of_its_numbers_in_their_order() -> None:
-    numbers = [(), (0,), (1,), (0, 1), (1, 0), (0, 0, 1), (1, 11), (11, 1), (-1,), (0, -1), (1 << 16, 0), (1 << 32, 0)]
+    numbers = [
+        (),
+        (0,),
+        (1,),
+        (0, 1),
+        (1, 0),
+        (0, 0, 1),
+        (1, 11),
+        (11, 1),
+        (-1,),
+        (0, -1),
+        (1 << 16, 0),
+        (1 << 32, 0),
+    ]
     seeds = [seed_of(*some) for some in numbers]
     assert seeds == [seed_of(*some) for some in numbers]
     assert len(set(seeds)) == len(seeds)
@@ -16,7 +30,13 @@ def test_a_seed_is_that_of_its_numbers_in_their_order() -> None:
 
 def test_a_generator_tells_seeds_apart() -> None:
     """It keeps 32 bits of a seed: those that differ only beyond would draw alike."""
-    seeds = [seed_of(seed, index) for seed, index in itertools.product((0, 1, 1 << 16, (1 << 32) - 1), range(4))]
+    seeds = [
+        seed_of(seed, index)
+        for seed, index in itertools.product((0, 1, 1 << 16, (1 << 32) - 1), range(4))
+    ]
     assert all(0 <= seed < 1 << 32 for seed in seeds)
-    drawn = {int(torch.randint(1 << 62, (), generator=torch.Generator().manual_seed(seed))) for seed in seeds}
+    drawn = {
+        int(torch.randint(1 << 62, (), generator=torch.Generator().manual_seed(seed)))
+        for seed in seeds
+    }
     assert len(drawn) == len(seeds)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from octavo.yamls import read_yaml
+from octavo._io import read_yaml
 
 
 @pytest.mark.parametrize(
@@ -12,11 +12,17 @@ from octavo.yamls import read_yaml
     [
         ("", None),
         ("{a: [1, 0.5, yes, ~, x]}", {"a": [1, 0.5, True, None, "x"]}),
-        ("{0: 1, 1.10: 2, no: 3, ~: 4, 010: 5, 2024-01-01: 6}", {"0": 1, "1.10": 2, "no": 3, "~": 4, "010": 5, "2024-01-01": 6}),
+        (
+            "{0: 1, 1.10: 2, no: 3, ~: 4, 010: 5, 2024-01-01: 6}",
+            {"0": 1, "1.10": 2, "no": 3, "~": 4, "010": 5, "2024-01-01": 6},
+        ),
         ("a: {0: {1: 2}}", {"a": {"0": {"1": 2}}}),
         ("{1.1: 1, 1.10: 2}", {"1.1": 1, "1.10": 2}),
         ("{a: &x 3, *x : 4}", {"a": 3, "3": 4}),  # the value stays a number
-        ("{a: &x {k: 1, l: 2}, b: {<<: *x, k: 3}}", {"a": {"k": 1, "l": 2}, "b": {"k": 3, "l": 2}}),  # over it, not twice
+        (
+            "{a: &x {k: 1, l: 2}, b: {<<: *x, k: 3}}",
+            {"a": {"k": 1, "l": 2}, "b": {"k": 3, "l": 2}},
+        ),  # over it, not twice
         ("{a: {b: &x {<<: {k: 1}, k: 2}}, c: {<<: *x}}", {"a": {"b": {"k": 2}}, "c": {"k": 2}}),
         ("[{a: 1}, {a: 2}]", [{"a": 1}, {"a": 2}]),
     ],

@@ -1,18 +1,29 @@
-"""octavo folds neural networks into powers of two: same accuracy, a file that really shrinks, exact on reload."""
+"""octavo folds neural networks into powers of two: same accuracy, a file that really shrinks, exact
+on reload.
+"""
 
-from octavo.activations import quantize_activations
-from octavo.codebook import PowerOfTwo, power_of_two
+from octavo.activations.quantization import quantize_activations
 from octavo.compression import compress
-from octavo.errors import BudgetError, ExportError, FormatError, OctavoError, PlanError, RecipeError, TrainingError
-from octavo.export import export
-from octavo.incremental import Incremental, Stage
+from octavo.deploy.exporting import export
+from octavo.dnq.searching import METHODS, SearchResult, search
+from octavo.errors import (
+    BudgetError,
+    ExportError,
+    FormatError,
+    OctavoError,
+    PlanError,
+    RecipeError,
+    TrainingError,
+)
+from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
+from octavo.formats.width import Apot
+from octavo.inq.incremental import Incremental, Stage
 from octavo.inspection import Inspection, inspect
-from octavo.oneshot import calibrate
-from octavo.packed import Packed, verify
 from octavo.plan import Budget, Cost, Plan
-from octavo.prune import Surgery, fold_masks
-from octavo.search import METHODS, SearchResult, search
-from octavo.widths import Apot
+from octavo.pruning.masks import fold_masks
+from octavo.pruning.surgery import Surgery
+from octavo.ptq.calibration import calibrate
+from octavo.storage.packed import Packed, verify
 
 __version__ = "0.1.0"
 

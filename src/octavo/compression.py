@@ -1,4 +1,6 @@
-"""All of it in one call, for people in a hurry: bits by search, then the closed form or INQ over a loop of yours."""
+"""All of it in one call, for people in a hurry: bits by search, then the closed form or INQ over a
+loop of yours.
+"""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -7,15 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from octavo.activations import quantize_activations
-from octavo.calling import Inputs
+from octavo.activations.quantization import quantize_activations
+from octavo.dnq.searching import search
 from octavo.errors import PlanError, nearest
-from octavo.incremental import Incremental
-from octavo.oneshot import calibrate
-from octavo.packed import Packed
+from octavo.inq.incremental import Incremental
+from octavo.network.calling import Inputs
 from octavo.plan import Budget
-from octavo.prune import kept_masks
-from octavo.search import search
+from octavo.pruning.masks import kept_masks
+from octavo.ptq.calibration import calibrate
+from octavo.storage.packed import Packed
 
 __all__ = ["compress"]
 
@@ -30,15 +32,18 @@ def compress(
     retrain: Callable[[nn.Module], object] | None = None,
     **options: Any,
 ) -> Packed:
-    """Quantize ``model`` within ``budget``: bits for each layer are searched for, then all weights freeze.
+    """Quantize ``model`` within ``budget``: bits for each layer are searched for, then all weights
+    freeze.
 
     Args:
         model: the trained network; it is left as it was.
         inputs: batches that the model is called with, unlabelled, as for ``calibrate``.
         budget: what the plan may cost.
-        retrain: trains the network that it is given, a copy of ``model``, for a while; it is called after each portion but the
-            last (INQ, from the closed form). None: the closed form alone.
-        options: of ``search``, and of ``Incremental``, or ``calibrate`` without ``retrain``; ``seed`` goes to both.
+        retrain: trains the network that it is given, a copy of ``model``, for a while; it is called
+            after each portion but the last (INQ, from the closed form). None: the closed form
+            alone.
+        options: of ``search``, and of ``Incremental``, or ``calibrate`` without ``retrain``;
+            ``seed`` goes to both.
 
     Raises:
         PlanError: an unknown option, or as ``search`` and ``calibrate``.
@@ -48,7 +53,9 @@ def compress(
     freeze = calibrate if retrain is None else Incremental
     for name in options:
         if name not in (known := _options(search) | _options(freeze)):
-            raise PlanError(f"{name}: no option of search or {freeze.__name__}{nearest(name, known)}")
+            raise PlanError(
+                f"{name}: no option of search or {freeze.__name__}{nearest(name, known)}"
+            )
     batches = list(inputs)
     plan = search(model, batches, budget=budget, **_of(search, options)).plan
     if plan.activations:

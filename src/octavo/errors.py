@@ -41,11 +41,15 @@ class TrainingError(OctavoError, RuntimeError):
 
 
 class ExportError(OctavoError, RuntimeError):
-    """A network that a form of export cannot hold or that came out wrong; the message names the layer."""
+    """A network that a form of export cannot hold or that came out wrong; the message names the
+    layer.
+    """
 
 
 def nearest(word: str, known: Iterable[str], *, at_least: float = 0.0) -> str:
-    """The end of a message about an unknown word: `` (the nearest is 'x')``, or nothing where none is alike enough (0 to 1)."""
+    """The end of a message about an unknown word: `` (the nearest is 'x')``, or nothing where none
+    is alike enough (0 to 1).
+    """
     near = difflib.get_close_matches(word, list(known), 1, at_least)
     return f" (the nearest is {near[0]!r})" if near else ""
 

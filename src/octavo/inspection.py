@@ -1,4 +1,6 @@
-"""The look before the leap: what of a model can be quantized, what not and why, and which budgets are feasible."""
+"""The look before the leap: what of a model can be quantized, what not and why, and which budgets
+are feasible.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,18 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from octavo.calling import call, observing
-from octavo.layers import Layer, Skipped, count_macs, find_inputs, find_layers
+from octavo.activations.quantizer import input_quantizers
+from octavo.network.calling import call, observing
+from octavo.network.layers import Layer, Skipped, count_macs, find_inputs, find_layers
 from octavo.plan import Cost, Plan
-from octavo.quantizer import input_quantizers
 
 __all__ = ["Inspection", "Row", "inspect"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One layer that can be quantized: ``macs`` is None without an example, ``tied`` names the other places of its weight,
-    ``activation_bits`` is None where its inputs are in float.
+    """One layer that can be quantized: ``macs`` is None without an example, ``tied`` names the
+    other places of its weight, ``activation_bits`` is None where its inputs are in float.
     """
 
     name: str
@@ -49,7 +51,9 @@ class Inspection:
     float_inputs: tuple[Skipped, ...] = ()
 
     def plan(self, bits: int) -> Plan:
-        """The uniform plan, which knows each layer's weights and, after an example, its multiply-accumulates."""
+        """The uniform plan, which knows each layer's weights and, after an example, its
+        multiply-accumulates.
+        """
         macs = {row.name: row.macs for row in self.rows if row.macs is not None}
         weights = {row.name: row.weights for row in self.rows}
         return Plan(dict.fromkeys(weights, bits), weights=weights, macs=macs)
@@ -60,12 +64,16 @@ def inspect(model: nn.Module, example: Any = None) -> Inspection:
 
     Args:
         model: any module.
-        example: what the model is called with, to count multiply-accumulates: a tensor, or a tuple or dict of arguments.
+        example: what the model is called with, to count multiply-accumulates: a tensor, or a tuple
+            or dict of arguments.
 
     """
     layers, skipped = find_layers(model)
     macs = {} if example is None else count_macs(layers, _forward(model, example))
-    bits = {model.get_submodule(name): quantizer.form.bits for name, quantizer in input_quantizers(model).items()}
+    bits = {
+        model.get_submodule(name): quantizer.form.bits
+        for name, quantizer in input_quantizers(model).items()
+    }
     rows = tuple(_row(layer, macs.get(layer.name), bits.get(layer.module)) for layer in layers)
     found = Inspection(rows, tuple(skipped), None, None, tuple(find_inputs(model)[1]))
     if not rows:
@@ -75,7 +83,9 @@ def inspect(model: nn.Module, example: Any = None) -> Inspection:
 
 def _row(layer: Layer, macs: int | None, bits: int | None) -> Row:
     tied = tuple(full for full, *_ in layer.tied)
-    return Row(layer.name, layer.kind, tuple(layer.weight.shape), layer.weight.numel(), macs, tied, bits)
+    return Row(
+        layer.name, layer.kind, tuple(layer.weight.shape), layer.weight.numel(), macs, tied, bits
+    )
 
 
 def _forward(model: nn.Module, example: Any) -> Callable[[], object]:

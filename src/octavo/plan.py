@@ -10,26 +10,27 @@ from typing import Any, Self
 import yaml
 from torch import nn
 
-from octavo.codebook import check_bits
+from octavo._io import read_yaml, write_atomically
 from octavo.errors import BudgetError, PlanError, nearest
-from octavo.files import write_atomically
-from octavo.layers import MASKED, Layer, Skipped, find_layers
-from octavo.widths import FLOAT, read_width, write_widths
-from octavo.yamls import read_yaml
+from octavo.formats.powers_of_two import check_bits
+from octavo.formats.width import FLOAT, read_width, write_widths
+from octavo.network.layers import MASKED, Layer, Skipped, find_layers
 
 __all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a plan costs, nominally: each planned weight counts its layer's bits. Stored files are smaller: see ``Packed``.
+    """What a plan costs, nominally: each planned weight counts its layer's bits. Stored files are
+    smaller: see ``Packed``.
 
     Attributes:
         average_bits: nominal bits per planned weight.
         ratio: 32 / average_bits.
         bytes: nominal bytes of all planned weights.
-        bit_ops: sum over the layers of bits times multiply-accumulates; in a plan with activations, times the bits of the
-            layer's inputs as well, 32 where they are in float. None where multiply-accumulates are not known.
+        bit_ops: sum over the layers of bits times multiply-accumulates; in a plan with activations,
+            times the bits of the layer's inputs as well, 32 where they are in float. None where
+            multiply-accumulates are not known.
 
     """
 
@@ -40,15 +41,18 @@ class Cost:
 
 
 class Plan(MutableMapping[str, int]):
-    """Bits by layer name, 2 to 8; a layer that is missing stays in float. A plain dict is a plan too where one is asked for.
+    """Bits by layer name, 2 to 8; a layer that is missing stays in float. A plain dict is a plan
+    too where one is asked for.
 
-    ``Apot(6)``, or the text ``apot6``, in place of bits gives a layer sums of two powers of two at so many bits, 5 to 8.
+    ``Apot(6)``, or the text ``apot6``, in place of bits gives a layer sums of two powers of two at
+    so many bits, 5 to 8.
 
     Args:
         bits: layer name to bits.
         weights: layer name to number of weights; ``cost`` needs it. ``Plan.uniform`` fills it in.
         macs: layer name to multiply-accumulates, for bit operations.
-        activations: layer name to bits of its inputs, 2 to 8, for ``quantize_activations``; a search may find them.
+        activations: layer name to bits of its inputs, 2 to 8, for ``quantize_activations``; a
+            search may find them.
 
     Raises:
         PlanError: bits that are not an integer from 2 to 8, or a count that is none.
@@ -73,20 +77,30 @@ class Plan(MutableMapping[str, int]):
             self[name] = value
 
     @classmethod
-    def uniform(cls, model: nn.Module, bits: int, *, include: str = "*", exclude: Sequence[str] = ()) -> Self:
-        """The same bits for every layer whose name matches ``include`` and none of ``exclude`` (shell patterns).
+    def uniform(
+        cls, model: nn.Module, bits: int, *, include: str = "*", exclude: Sequence[str] = ()
+    ) -> Self:
+        """The same bits for every layer whose name matches ``include`` and none of ``exclude``
+        (shell patterns).
 
         Raises:
-            PlanError: no layer of the model can be quantized, ``torch.nn.utils.prune`` masks one, or a pattern matches none.
+            PlanError: no layer of the model can be quantized, ``torch.nn.utils.prune`` masks one,
+                or a pattern matches none.
 
         """
         found, skipped = find_layers(model)
         _check_plain(skipped)
         layers = {layer.name: layer.weight.numel() for layer in found}
         if not layers:
-            raise PlanError(f"{type(model).__name__}: expected a model with layers that can be quantized, found none")
+            raise PlanError(
+                f"{type(model).__name__}: expected a model with layers that can be quantized, found none"
+            )
         _check_patterns([include, *exclude], layers, type(model).__name__)
-        chosen = [n for n in layers if fnmatchcase(n, include) and not any(fnmatchcase(n, out) for out in exclude)]
+        chosen = [
+            n
+            for n in layers
+            if fnmatchcase(n, include) and not any(fnmatchcase(n, out) for out in exclude)
+        ]
         return cls(dict.fromkeys(chosen, bits), weights=layers)
 
     def __getitem__(self, name: str) -> int:
@@ -116,11 +130,21 @@ class Plan(MutableMapping[str, int]):
         """
         unknown = [name for name in self if not self.weights.get(name)]
         if unknown or not self:
-            raise PlanError(f"{unknown[0]}: the plan does not know its number of weights" if unknown else "the plan is empty")
+            raise PlanError(
+                f"{unknown[0]}: the plan does not know its number of weights"
+                if unknown
+                else "the plan is empty"
+            )
         total = sum(self.weights[name] for name in self)
         bits = sum(self.weights[name] * self[name] for name in self)
-        inputs = {name: self.activations.get(name, FLOAT) if self.activations else 1 for name in self}
-        ops = None if set(self) - set(self.macs) else sum(self[name] * inputs[name] * self.macs[name] for name in self)
+        inputs = {
+            name: self.activations.get(name, FLOAT) if self.activations else 1 for name in self
+        }
+        ops = (
+            None
+            if set(self) - set(self.macs)
+            else sum(self[name] * inputs[name] * self.macs[name] for name in self)
+        )
         return Cost(bits / total, 32 * total / bits, math.ceil(bits / 8), ops)
 
     def save(self, path: str | Path) -> None:
@@ -153,11 +177,17 @@ class Plan(MutableMapping[str, int]):
         except (OSError, ValueError) as error:
             raise PlanError(f"{path}: not a readable plan: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("bits"), dict):
-            raise PlanError(f"{path}: expected a mapping with the key 'bits', from layer names to bits")
+            raise PlanError(
+                f"{path}: expected a mapping with the key 'bits', from layer names to bits"
+            )
         others = {key: content.get(key) or {} for key in ("weights", "macs", "activations")}
-        if set(content) - {"bits", *others} or not all(isinstance(other, dict) for other in others.values()):
+        if set(content) - {"bits", *others} or not all(
+            isinstance(other, dict) for other in others.values()
+        ):
             keys = ", ".join(map(str, content))
-            raise PlanError(f"{path}: expected mappings named bits, weights, macs and activations, got {keys}")
+            raise PlanError(
+                f"{path}: expected mappings named bits, weights, macs and activations, got {keys}"
+            )
         try:
             return cls(content["bits"], **others)
         except PlanError as error:
@@ -166,7 +196,8 @@ class Plan(MutableMapping[str, int]):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a plan may cost: exactly one of a least ``ratio``, or the most ``average_bits``, ``bytes`` or ``bit_ops``.
+    """What a plan may cost: exactly one of a least ``ratio``, or the most ``average_bits``,
+    ``bytes`` or ``bit_ops``.
 
     Raises:
         BudgetError: none or several are given, or one is not a positive number.
@@ -181,9 +212,15 @@ class Budget:
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
-            raise BudgetError(f"expected exactly one of ratio, average_bits, bytes and bit_ops, got {given or 'none'}")
+            raise BudgetError(
+                f"expected exactly one of ratio, average_bits, bytes and bit_ops, got {given or 'none'}"
+            )
         ((name, value),) = given.items()
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
             raise BudgetError(f"{name}: expected a positive number, got {value!r}")
 
     def __str__(self) -> str:
@@ -196,9 +233,15 @@ class Budget:
             return cost.ratio >= self.ratio
         if self.bit_ops is not None:
             if cost.bit_ops is None:
-                raise BudgetError("bit_ops: the plan knows no multiply-accumulates; make it by inspect(model, example)")
+                raise BudgetError(
+                    "bit_ops: the plan knows no multiply-accumulates; make it by inspect(model, example)"
+                )
             return cost.bit_ops <= self.bit_ops
-        return all(most is None or getattr(cost, name) <= most for name, most in vars(self).items() if name in vars(cost))
+        return all(
+            most is None or getattr(cost, name) <= most
+            for name, most in vars(self).items()
+            if name in vars(cost)
+        )
 
 
 def matching_plan(model: nn.Module, bits: int | Mapping[str, int]) -> Plan:
@@ -208,7 +251,8 @@ def matching_plan(model: nn.Module, bits: int | Mapping[str, int]) -> Plan:
 
 
 def matching(names: Iterable[str], bits: int | Mapping[str, int], model: str) -> dict[str, int]:
-    """Bits by the names of layers, in their order, from bits for all, or from shell patterns: the last that matches counts.
+    """Bits by the names of layers, in their order, from bits for all, or from shell patterns: the
+    last that matches counts.
 
     Raises:
         PlanError: a pattern matches no layer of the model.
@@ -217,7 +261,10 @@ def matching(names: Iterable[str], bits: int | Mapping[str, int], model: str) ->
     names = list(names)
     patterns = bits if isinstance(bits, Mapping) else {"*": bits}
     _check_patterns(patterns, names, model)
-    found = {name: [value for pattern, value in patterns.items() if fnmatchcase(name, pattern)] for name in names}
+    found = {
+        name: [value for pattern, value in patterns.items() if fnmatchcase(name, pattern)]
+        for name in names
+    }
     return {name: values[-1] for name, values in found.items() if values}
 
 
@@ -231,18 +278,23 @@ def planned_layers(model: nn.Module, plan: Mapping[str, int]) -> list[tuple[Laye
     """The model's layers that ``plan`` names, with their bits, in registration order.
 
     Raises:
-        PlanError: a name that the model does not have (with the nearest known), or that is skipped (with the reason).
+        PlanError: a name that the model does not have (with the nearest known), or that is skipped
+            (with the reason).
 
     """
     layers, skipped = find_layers(model)
     _check_plain(skipped)
     if not layers:
-        raise PlanError(f"{type(model).__name__}: expected a model with layers that can be quantized, found none")
+        raise PlanError(
+            f"{type(model).__name__}: expected a model with layers that can be quantized, found none"
+        )
     known = {layer.name: layer for layer in layers}
     widths = {name: read_width(bits, name) for name, bits in plan.items()}
     for name in plan:
         if name not in known:
-            raise PlanError(f"{name} {_why_unknown(name, layers, skipped)} of {type(model).__name__}")
+            raise PlanError(
+                f"{name} {_why_unknown(name, layers, skipped)} of {type(model).__name__}"
+            )
     if not plan:
         raise PlanError("the plan is empty: it names no layer to quantize")
     return [(layer, widths[layer.name]) for layer in layers if layer.name in widths]

@@ -1,1 +1,1 @@
-"""What people look at: progress while a run lasts, tables when it is over."""
+"""What people look at: tables and progress."""

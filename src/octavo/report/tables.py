@@ -6,11 +6,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from octavo.export import Exported
+from octavo.deploy.exporting import Exported
+from octavo.dnq.searching import SearchResult
 from octavo.inspection import Inspection
-from octavo.packed import Packed
 from octavo.plan import Plan
-from octavo.search import SearchResult
+from octavo.storage.packed import Packed
 
 __all__ = [
     "bits_range",
@@ -25,15 +25,24 @@ __all__ = [
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
-    """The result of a run: what was reached against what it cost. Only what retrains has a control."""
+    """The result of a run: what was reached against what it cost. Only what retrains has a
+    control.
+    """
     trained, whole = "stages" in result, f"{result['float_bytes']:,}"
     caption = "control: the full-precision network trained equally long" if trained else None
-    table = Table(title="full precision against powers of two", caption=caption, title_justify="left", caption_justify="left")
+    table = Table(
+        title="full precision against powers of two",
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+    )
     for column in ("", "full precision", *(["control"] if trained else []), "quantized"):
         table.add_column(column, justify="left" if not column else "right")
 
     def row(name: str, full: str, quantized: str, control: str | None = None) -> None:
-        table.add_row(name, full, *([full if control is None else control] if trained else []), quantized)
+        table.add_row(
+            name, full, *([full if control is None else control] if trained else []), quantized
+        )
 
     control = f"{result['control_score']:.2f}" if "control_score" in result else "not run"
     row("score", f"{result['float_score']:.2f}", f"[bold]{result['score']:.2f}[/]", control)
@@ -58,22 +67,35 @@ def bits_range(bits: Iterable[int]) -> str:
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     """What the closed form reached, layer by layer."""
     caption = "error of the outputs on the calibration inputs, relative to the outputs"
-    table = Table("layer", title="closed form", caption=caption, title_justify="left", caption_justify="left")
+    table = Table(
+        "layer", title="closed form", caption=caption, title_justify="left", caption_justify="left"
+    )
     for column in ("bits", "nearest levels", "compensated"):
         table.add_column(column, justify="right")
     for layer in layers:
-        table.add_row(escape(layer["name"]), str(layer["bits"]), f"{layer['nearest']:.1%}", f"{layer['compensated']:.1%}")
+        table.add_row(
+            escape(layer["name"]),
+            str(layer["bits"]),
+            f"{layer['nearest']:.1%}",
+            f"{layer['compensated']:.1%}",
+        )
     return table
 
 
 def plan_table(found: SearchResult) -> Table:
     """The plan that a search found, beside the uniform one."""
     caption = f"{len(found.trials)} plans scored; of the score, higher is better"
-    table = Table("layer", title="the plan", caption=caption, title_justify="left", caption_justify="left")
+    table = Table(
+        "layer", title="the plan", caption=caption, title_justify="left", caption_justify="left"
+    )
     for column in ("weights", "bits", "uniform"):
         table.add_column(column, justify="right")
     for name in found.plan:
-        table.add_row(escape(name), f"{found.plan.weights[name]:,}", *(_bits(plan, name) for plan in (found.plan, found.uniform)))
+        table.add_row(
+            escape(name),
+            f"{found.plan.weights[name]:,}",
+            *(_bits(plan, name) for plan in (found.plan, found.uniform)),
+        )
     costs = found.plan.cost(), found.uniform.cost()
     table.add_section()
     table.add_row("average bits", "", *(f"{cost.average_bits:.3f}" for cost in costs))
@@ -86,31 +108,54 @@ def plan_table(found: SearchResult) -> Table:
 
 def _bits(plan: Plan, name: str) -> str:
     """Of a layer's weights; where inputs are quantized, ``3x8`` for weights and inputs."""
-    return f"{plan[name]}x{plan.activations.get(name, 'float')}" if plan.activations else str(plan[name])
+    return (
+        f"{plan[name]}x{plan.activations.get(name, 'float')}"
+        if plan.activations
+        else str(plan[name])
+    )
 
 
 def inspection_table(inspection: Inspection) -> Table:
     """The layers that can be quantized."""
     table = Table(title="can be quantized", title_justify="left")
     rounded = any(row.activation_bits for row in inspection.rows)
-    for column in ("layer", "kind", "shape", "weights", "multiply-accumulates", "tied to", *["bits of its inputs"] * rounded):
-        table.add_column(column, justify="right" if column in ("weights", "multiply-accumulates") else "left")
+    for column in (
+        "layer",
+        "kind",
+        "shape",
+        "weights",
+        "multiply-accumulates",
+        "tied to",
+        *["bits of its inputs"] * rounded,
+    ):
+        table.add_column(
+            column, justify="right" if column in ("weights", "multiply-accumulates") else "left"
+        )
     for row in inspection.rows:
         macs = "" if row.macs is None else f"{row.macs:,}"
         name, tied = escape(row.name), escape(", ".join(row.tied))
         inputs = [str(row.activation_bits or "float")] * rounded
-        table.add_row(name, row.kind, "x".join(map(str, row.shape)), f"{row.weights:,}", macs, tied, *inputs)
+        table.add_row(
+            name, row.kind, "x".join(map(str, row.shape)), f"{row.weights:,}", macs, tied, *inputs
+        )
     return table
 
 
 def skipped_table(inspection: Inspection) -> Table:
     """The parameters that stay in float, and the inputs that have to, one row for each reason."""
-    table = Table("parameters", "weights", "why", "for example", title="stays in float", title_justify="left")
+    table = Table(
+        "parameters", "weights", "why", "for example", title="stays in float", title_justify="left"
+    )
     reasons: dict[str, list[Any]] = {}
     for skip in inspection.skipped:
         reasons.setdefault(skip.reason, []).append(skip)
     for reason, skips in reasons.items():
-        table.add_row(str(len(skips)), f"{sum(skip.weights for skip in skips):,}", escape(reason), escape(skips[0].name))
+        table.add_row(
+            str(len(skips)),
+            f"{sum(skip.weights for skip in skips):,}",
+            escape(reason),
+            escape(skips[0].name),
+        )
     for skip in inspection.float_inputs:
         table.add_row("its inputs", "", escape(skip.reason), escape(skip.name))
     return table

@@ -1,0 +1,1 @@
+"""Quantizers of layer inputs, and their calibration."""

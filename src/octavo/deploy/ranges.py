@@ -1,0 +1,59 @@
+"""Which values activations take: measured by ONNX Runtime over batches, and the 8-bit steps that
+cover them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from octavo.deploy.runtime import OnnxModel
+from octavo.network.calling import Inputs, arguments
+
+__all__ = ["Range", "measure"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values from ``low`` to ``high``, zero among them, in 255 even steps."""
+
+    low: float
+    high: float
+
+    @property
+    def scale(self) -> NDArray[Any]:
+        """The step, float32."""
+        return np.asarray(max(self.high - self.low, 1e-12) / 255, dtype=np.float32)
+
+    @property
+    def zero(self) -> NDArray[Any]:
+        """The code of zero, uint8."""
+        return np.asarray(round(-self.low / float(self.scale)), dtype=np.uint8)
+
+
+def measure(model: ir.Model, batches: Sequence[Inputs], names: Sequence[str]) -> dict[str, Range]:
+    """The range of each named value over all batches."""
+    proto = ir.to_proto(model)
+    known = {value.name for value in proto.graph.input}
+    proto.graph.output.extend(
+        type(proto.graph.output[0])(name=name) for name in names if name not in known
+    )
+    runner = OnnxModel(proto.SerializeToString())
+    spans = dict.fromkeys(names, (0.0, 0.0))
+    for batch in batches:
+        for name, (low, high) in _extremes(runner, batch, names, known).items():
+            spans[name] = min(low, spans[name][0]), max(high, spans[name][1])
+    return {name: Range(*span) for name, span in spans.items()}
+
+
+def _extremes(
+    runner: OnnxModel, batch: Inputs, names: Sequence[str], known: set[str]
+) -> dict[str, tuple[float, float]]:
+    args, kwargs = arguments(batch)
+    inner = [name for name in names if name not in known]
+    found = dict(zip(inner, runner.run(args, kwargs, inner), strict=True)) if inner else {}
+    found |= {name: value for name, value in runner.feed(args, kwargs).items() if name in names}
+    return {name: (float(value.min()), float(value.max())) for name, value in found.items()}

@@ -1,0 +1,109 @@
+"""ONNX Runtime: a file as a module that is called like the network it came from, and how far the
+two are apart.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from octavo.errors import ExportError, FormatError, PlanError, brief
+from octavo.network.outputs import named_tensors
+
+__all__ = ["OnnxModel", "agreement", "differences"]
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file, run by ONNX Runtime on the CPU: takes and gives tensors as the network does
+    that it was exported from.
+
+    Raises:
+        FormatError: the file cannot be read, or holds what this ONNX Runtime does not know.
+
+    """
+
+    def __init__(self, source: str | Path | bytes) -> None:
+        super().__init__()
+        name = "the ONNX model" if isinstance(source, bytes) else source
+        try:
+            self.session = _session(
+                source if isinstance(source, bytes) else Path(source).read_bytes()
+            )
+        except OSError as error:
+            raise FormatError(f"{name}: {error.strerror}") from error
+        except Exception as error:  # onnxruntime's own have no common ancestor
+            known = f"ONNX Runtime {onnxruntime.__version__} does not take it, pip install -U 'octavo[onnx]'"
+            raise FormatError(f"{name}: {known}: {brief(error)}") from error
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """One output, or a tuple of several."""
+        outputs = self.run(args, kwargs)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def run(
+        self, args: Any, kwargs: Mapping[str, Any], names: Sequence[str] | None = None
+    ) -> list[Tensor]:
+        """The values called ``names``, or all outputs, for arguments of the network.
+
+        Raises:
+            PlanError: an input is missing.
+            ExportError: ONNX Runtime cannot run the graph on these inputs.
+
+        """
+        given = self.feed(args, kwargs)
+        try:
+            outputs = self.session.run(
+                names, {name: value.detach().cpu().numpy() for name, value in given.items()}
+            )
+        except Exception as error:  # onnxruntime's own have no common ancestor
+            raise ExportError(
+                f"the ONNX model: ONNX Runtime cannot run it on these inputs: {brief(error)}"
+            ) from error
+        return [torch.from_numpy(np.asarray(output)) for output in outputs]
+
+    def feed(self, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The inputs of the graph by name."""
+        names = [value.name for value in self.session.get_inputs()]
+        given = dict(zip(names, _tensors(args), strict=False))
+        given |= {name: value for name, value in kwargs.items() if name in names}
+        if missing := [name for name in names if name not in given]:
+            raise PlanError(
+                f"the ONNX model expects inputs called {', '.join(names)}; {', '.join(missing)} missing"
+            )
+        return given
+
+
+def _session(data: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def differences(expected: Any, got: Any) -> tuple[float, float]:
+    """How far outputs, tensors or tuples or dicts of them, are apart, at most and in the mean, in
+    terms of the largest value.
+    """
+    pairs = [
+        (a.detach().cpu().double(), b.double())
+        for a, b in zip(_tensors(expected), _tensors(got), strict=True)
+        if a.numel()
+    ]
+    shares = [(a - b).abs() / a.abs().max().clamp(min=1e-30) for a, b in pairs]
+    return max((float(share.max()) for share in shares), default=0.0), max(
+        (float(share.mean()) for share in shares), default=0.0
+    )
+
+
+def agreement(expected: Any, got: Any) -> float:
+    """The share of rows of the first output whose largest value is at the same place in both."""
+    first, second = next(_tensors(expected)), next(_tensors(got))
+    return float((first.argmax(-1) == second.argmax(-1)).double().mean()) if first.dim() else 1.0
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    return (tensor for _, tensor in named_tensors(value))

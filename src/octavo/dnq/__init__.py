@@ -1,0 +1,3 @@
+"""DNQ, dynamic network quantization: a policy learns each layer's bits; its environment, its
+gradient and its rivals.
+"""

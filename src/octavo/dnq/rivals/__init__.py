@@ -1,0 +1,1 @@
+"""Other ways to choose bits, behind the same count of trials."""

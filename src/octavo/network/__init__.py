@@ -1,0 +1,3 @@
+"""What octavo knows of a model: its layers and their kinds, how it is called, what it returns, its
+inputs' moments.
+"""

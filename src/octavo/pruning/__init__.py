@@ -1,0 +1,1 @@
+"""Pruning: dynamic network surgery, and the masks of what is pruned already."""

@@ -1,1 +1,0 @@
-"""Recipes that come with octavo; ``octavo run NAME`` finds them by name."""

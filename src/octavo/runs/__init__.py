@@ -1,0 +1,1 @@
+"""A run as data: recipe, task, training loop, stages and the run's folder."""

@@ -1,0 +1,191 @@
+"""The one boundary with a user's model and data: what a task is, and how one is loaded by its
+name.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias, cast
+
+from torch import Tensor, nn
+
+from octavo.errors import OctavoError, RecipeError, brief, nearest
+from octavo.network.calling import Inputs
+
+__all__ = ["Batch", "Task", "load_callable", "load_task", "model_of"]
+
+Batch: TypeAlias = tuple[Inputs, Any]
+
+BUILT_IN = {
+    "digits": "octavo.runs.tasks.digits:Digits",
+    "cifar10": "octavo.runs.tasks.cifar10:Cifar10",
+    "image_folder": "octavo.runs.tasks.image_folder:ImageFolder",
+}
+METHODS = ("model", "calibration", "train_batches", "loss", "score")
+
+
+class Task(Protocol):
+    """A network, its data and its measure of success: the only user code that octavo's commands
+    load.
+
+    Inputs are a tensor, or a tuple or dict of arguments of the model (see
+    `octavo.network.calling.call`); a batch is a pair ``(inputs, targets)``.
+    """
+
+    def model(self) -> nn.Module:
+        """The trained full-precision network: a new copy of the same one at every call."""
+
+    def calibration(self) -> Iterable[Inputs]:
+        """Batches of unlabelled inputs, the same at every call."""
+
+    def train_batches(self) -> Iterable[Batch]:
+        """One epoch; asked for anew every epoch. Has a ``len()`` where that is known.
+
+        Shuffling and augmentation draw from torch's global generator, so that a seeded run can be
+        repeated and resumed.
+        """
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The supervised loss of one batch, a scalar to call ``backward()`` on."""
+
+    def score(self, model: nn.Module) -> float:
+        """How good the model is, higher is better; an accuracy in per cent. Leaves the model as it
+        was.
+        """
+
+
+def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """The task called ``name``, made with ``options`` as keyword arguments.
+
+    Args:
+        name: a ready-made task (``digits``, ``cifar10``, ``image_folder``),
+            ``package.module:Class`` or ``path/to/file.py:Class``. The working directory, or the
+            file's folder, is appended to ``sys.path``, so that neighbours can be imported.
+        options: keyword arguments of the class.
+
+    Raises:
+        RecipeError: there is no such task, or it does not take these options, or it lacks a method.
+        OctavoError: what the task itself raises, such as missing data.
+
+    """
+    options = dict(options or {})
+    maker = load_callable(*_split(name), f"task {name!r}")
+    _check_options(name, maker, options)
+    try:
+        task = maker(**options)
+    except OctavoError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"task {name!r}: making it failed: {brief(error)}") from error
+    missing = [method for method in METHODS if not callable(getattr(task, method, None))]
+    if missing:
+        raise RecipeError(
+            f"task {name!r}: expected the methods {', '.join(METHODS)}; {', '.join(missing)} missing"
+        )
+    return cast("Task", task)
+
+
+def model_of(task: Task, name: str) -> nn.Module:
+    """A new copy of a task's network; ``name`` is what the task is called.
+
+    Raises:
+        RecipeError: the task failed to make it.
+        OctavoError: what the task itself raises, such as missing data.
+
+    """
+    try:
+        return task.model()
+    except OctavoError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"task {name!r}: its model() failed: {brief(error)}") from error
+
+
+def load_callable(place: str, attribute: str, what: str) -> Callable[..., object]:
+    """The class or function called ``attribute`` of a module, or of a file ``path/to/file.py``,
+    imported.
+
+    ``what`` is what errors call it. Search paths are as for `load_task`.
+
+    Raises:
+        RecipeError: importing it failed, or there is no such thing in it.
+
+    """
+    try:
+        module = _file_module(place, what) if place.endswith(".py") else _named_module(place)
+    except OctavoError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"{what}: importing {place} failed: {brief(error)}") from error
+    maker: object = getattr(module, attribute, None)
+    if callable(maker):
+        return maker
+    near = nearest(
+        attribute, [key for key, value in vars(module).items() if callable(value)], at_least=0.6
+    )
+    raise RecipeError(f"{what}: {place} has no class or function {attribute!r}{near}")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The part before the colon, which names a module or a file, and the name of the class."""
+    place, colon, attribute = BUILT_IN.get(name, name).rpartition(":")
+    if colon and place and attribute:
+        return place, attribute
+    raise RecipeError(
+        f"task: expected one of {', '.join(BUILT_IN)}, package.module:Class or path/to/file.py:Class, "
+        f"got {name!r}{nearest(name, BUILT_IN, at_least=0.6)}"
+    )
+
+
+def _named_module(place: str) -> ModuleType:
+    _append_path(Path.cwd())
+    return importlib.import_module(place)
+
+
+def _file_module(place: str, what: str) -> ModuleType:
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise RecipeError(f"{what}: there is no file {place}")
+    # Registered under a name of its own: pickle and dataclasses look a class's module up there.
+    spec = importlib.util.spec_from_file_location(f"octavo_task_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"{what}: {place} cannot be imported")
+    _append_path(path.parent)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    return module
+
+
+def _append_path(folder: Path) -> None:
+    # At the end, so that nothing that is installed can be shadowed.
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _check_options(name: str, maker: Callable[..., object], options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(maker).parameters
+    named = {
+        key: p
+        for key, p in parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in options:
+        if key not in named and not takes_any:
+            known = f"the options {', '.join(named)}" if named else "no options"
+            raise RecipeError(
+                f"task {name!r}: expected {known}, got {key!r}{nearest(str(key), named, at_least=0.6)}"
+            )
+    missing = [key for key, p in named.items() if p.default is p.empty and key not in options]
+    if missing:
+        raise RecipeError(
+            f"task {name!r}: expected a value for each of the options {', '.join(missing)}; got none"
+        )

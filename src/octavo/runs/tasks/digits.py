@@ -1,0 +1,121 @@
+"""The task `digits`: scikit-learn's 1,797 handwritten digits and a small network that trains itself
+in seconds.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octavo.errors import OctavoError
+from octavo.network.calling import call
+from octavo.runs.task import Batch
+from octavo.runs.tasks.images import Epoch, accuracy, check_options, normalise, random_crop
+
+__all__ = ["Digits"]
+
+EPOCHS = 25
+SPLIT_SEED = 1797
+MEAN, STD = torch.tensor([4.88]), torch.tensor([6.02])  # of the pixels, which are 0 to 16
+
+
+class Digits:
+    """Handwritten digits of 8 x 8 pixels: 1,077 to train on, 360 held out, 360 to test with; needs
+    scikit-learn.
+
+    Args:
+        seed: of the network's initial weights and its training; the split is always the same.
+        batch: images per training batch.
+        split: which part `score` uses, ``test`` or ``holdout``.
+
+    """
+
+    def __init__(self, seed: int = 0, batch: int = 64, split: str = "test") -> None:
+        check_options(batch=batch, split=split)
+        self.seed, self.batch, self.split = seed, batch, split
+
+    def model(self) -> nn.Module:
+        """The small network, trained at the first call and copied at every one; the global
+        generator is not touched.
+        """
+        return copy.deepcopy(self._trained)
+
+    def calibration(self) -> Iterable[Tensor]:
+        """The training images, as they are and in a fixed order."""
+        return [_inputs(some) for some in self._parts["train"][0].split(self.batch)]
+
+    def train_batches(self) -> Epoch:
+        """One epoch, each image shifted by up to one pixel."""
+        return Epoch(
+            *self._parts["train"], self.batch, lambda images: _inputs(random_crop(images, 1))
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross entropy."""
+        inputs, labels = batch
+        return F.cross_entropy(call(model, inputs), labels)
+
+    def score(self, model: nn.Module) -> float:
+        """Accuracy in per cent on the part called ``split``."""
+        return accuracy(model, *self._parts[self.split], _inputs)
+
+    @cached_property
+    def _parts(self) -> dict[str, tuple[Tensor, Tensor]]:
+        images, labels = _load()
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        parts = zip(("train", "holdout", "test"), order.split([1077, 360, 360]), strict=True)
+        return {name: (images[index], labels[index]) for name, index in parts}
+
+    @cached_property
+    def _trained(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(
+                self.seed
+            )  # torch.manual_seed would reseed the caller's GPUs too
+            model = _network()
+            optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+            steps = EPOCHS * len(self.train_batches())
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr=0.02, total_steps=steps
+            )
+            for _ in range(EPOCHS):
+                for batch in self.train_batches():
+                    optimizer.zero_grad()
+                    self.loss(model, batch).backward()
+                    optimizer.step()
+                    schedule.step()
+        return model.eval()
+
+
+def _network() -> nn.Module:
+    """Three convolutions with batch norm and a classifier: 23,824 weights."""
+    layers: dict[str, nn.Module] = {}
+    for i, (inputs, outputs) in enumerate([(1, 16), (16, 32), (32, 64)], start=1):
+        layers[f"conv{i}"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        layers[f"norm{i}"] = nn.BatchNorm2d(outputs)
+        layers[f"relu{i}"] = nn.ReLU()
+        layers[f"pool{i}"] = nn.AdaptiveMaxPool2d(4) if i < 3 else nn.AdaptiveAvgPool2d(1)
+    layers |= {"flatten": nn.Flatten(), "linear": nn.Linear(64, 10)}
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _inputs(images: Tensor) -> Tensor:
+    return normalise(images, MEAN, STD)
+
+
+def _load() -> tuple[Tensor, Tensor]:
+    """Images as uint8 of shape ``(1797, 8, 8, 1)``, labels as int64."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise OctavoError(
+            "task 'digits' needs scikit-learn: pip install \"octavo[demo]\""
+        ) from error
+    data = load_digits()
+    return torch.tensor(data.images, dtype=torch.uint8)[..., None], torch.tensor(
+        data.target, dtype=torch.int64
+    )

@@ -1,0 +1,281 @@
+"""Images in files, a folder for each class: found, decoded by Pillow, cropped, and batched by
+torch's loader.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from octavo.errors import FormatError, OctavoError, RecipeError, brief
+from octavo.runs.tasks.images import normalise
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["INTERPOLATIONS", "ImageFiles", "Loader", "Preprocessing", "find_images"]
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+INTERPOLATIONS = ("bilinear", "bicubic")
+AREA, RATIO, TRIES = (
+    (0.08, 1.0),
+    (3 / 4, 4 / 3),
+    10,
+)  # of a training crop: Szegedy et al. (1409.4842), and torchvision's
+
+Crop: TypeAlias = "Callable[[Image, torch.Generator], Image]"
+Key: TypeAlias = tuple[
+    int, int
+]  # of an example: its place among the files, and the seed of its augmentation
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Files of images with their labels; label ``i`` stands for ``classes[i]``."""
+
+    classes: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def pick(self, indices: Tensor) -> "ImageFiles":
+        """Those at ``indices``, in that order."""
+        return ImageFiles(self.classes, tuple(self.files[index] for index in indices.tolist()))
+
+
+def find_images(folder: str, option: str) -> ImageFiles:
+    """The images below each class folder of ``folder``, classes and files in alphabetical order, as
+    torchvision's ImageFolder.
+
+    What begins with a dot is left out. ``option`` is what errors call the folder.
+
+    Raises:
+        RecipeError: there is no such folder, no class folder in it, or no image in one of these.
+
+    """
+    root, form = Path(folder).expanduser(), "a folder with one folder of images for each class"
+    if not root.is_dir():
+        raise RecipeError(f"{option}: expected {form}, there is none at {root}")
+    classes = sorted(
+        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if not classes:
+        raise RecipeError(f"{option}: expected {form}, there is no folder in {root}")
+    files: list[tuple[str, int]] = []
+    for label, name in enumerate(classes):
+        found = _images_below(root / name)
+        if not found:
+            raise RecipeError(
+                f"{option}: expected images in every class folder, there is none in {root / name}"
+            )
+        files += [(path, label) for path in found]
+    return ImageFiles(tuple(classes), tuple(files))
+
+
+def _images_below(folder: Path) -> list[str]:
+    return sorted(
+        os.path.join(place, name)
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(ENDINGS) and not name.startswith(".")
+    )
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a picture to what the network sees: torchvision's transforms for ImageNet, done with
+    Pillow.
+
+    Attributes:
+        size: height and width of what the network sees, in pixels.
+        resize: length of the short side before the centre is cut out to score it.
+        interpolation: ``bilinear`` or ``bicubic``.
+        mean: of the channels red, green and blue, on a scale of 0 to 1; subtracted.
+        std: likewise; divided by.
+
+    """
+
+    size: int
+    resize: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def centre(self, image: "Image", _: torch.Generator) -> "Image":
+        """The short side resized, the centre cut out."""
+        width, height = image.size
+        short = min(width, height)
+        image = self._resized(
+            image, int(self.resize * width / short), int(self.resize * height / short)
+        )
+        left, top = (round((side - self.size) / 2) for side in image.size)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def random(self, image: "Image", generator: torch.Generator) -> "Image":
+        """A random part resized to the whole, mirrored half of the time: RandomResizedCrop and
+        RandomHorizontalFlip.
+
+        Draws what these draw, in their order, from ``generator``.
+        """
+        left, top, width, height = _random_box(*image.size, generator)
+        image = self._resized(
+            image.crop((left, top, left + width, top + height)), self.size, self.size
+        )
+        return _mirrored(image) if torch.rand(1, generator=generator).item() < 0.5 else image
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Pixels ``(n, size, size, 3)`` from 0 to 255 as the network's inputs ``(n, 3, size,
+        size)``, channels last in memory.
+        """
+        return normalise(images, 255 * torch.tensor(self.mean), 255 * torch.tensor(self.std))
+
+    def _resized(self, image: "Image", width: int, height: int) -> "Image":
+        from PIL.Image import Resampling
+
+        return image.resize((width, height), Resampling[self.interpolation.upper()])
+
+
+def _random_box(width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a part with a random share of the area and a random ratio of
+    its sides.
+    """
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(1).uniform_(low, high, generator=generator)
+
+    for _ in range(TRIES):
+        area = width * height * uniform(*AREA).item()
+        ratio = torch.exp(uniform(math.log(RATIO[0]), math.log(RATIO[1]))).item()
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(torch.randint(0, height - h + 1, (1,), generator=generator))
+            return int(torch.randint(0, width - w + 1, (1,), generator=generator)), top, w, h
+    w = min(width, round(height * RATIO[1]))  # a very long picture: the largest part in its middle
+    h = min(height, round(width / RATIO[0]))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _mirrored(image: "Image") -> "Image":
+    from PIL.Image import Transpose
+
+    return image.transpose(Transpose.FLIP_LEFT_RIGHT)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """One pass over files in batches ``(inputs, labels)``: ``(n, 3, size, size)`` float32 and
+    ``(n,)`` int64.
+
+    Decoding and augmentation go to ``workers`` processes; the batches do not depend on how many
+    these are.
+
+    Attributes:
+        files: what to load.
+        batch: images per batch.
+        preprocessing: how.
+        workers: processes that load; 0 loads in this one.
+        training: random order and random crops, both drawn from torch's global generator, and the
+            images that do not fill a last batch left out (others each time); else all of them in
+            order, centred.
+
+    """
+
+    files: ImageFiles
+    batch: int
+    preprocessing: Preprocessing
+    workers: int = 0
+    training: bool = False
+
+    def __len__(self) -> int:
+        return (
+            max(1, len(self.files) // self.batch)
+            if self.training
+            else -(-len(self.files) // self.batch)
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        count, crop = (
+            len(self.files),
+            self.preprocessing.random if self.training else self.preprocessing.centre,
+        )
+        order, seeds = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+        if self.training:
+            order, seeds = torch.randperm(count), torch.randint(1 << 62, (count,))
+        keys = list(zip(order.tolist(), seeds.tolist(), strict=True))
+        batches = DataLoader(
+            _Pictures(self.files.files, crop),
+            batch_sampler=[
+                keys[start : start + self.batch]
+                for start in range(0, len(self) * self.batch, self.batch)
+            ],
+            num_workers=self.workers,
+            collate_fn=_Collate(self.preprocessing),
+            pin_memory=torch.cuda.is_available(),
+            # else torch draws a seed for the workers, which need none, from the global one
+            generator=torch.Generator(),
+        )
+        for batch in batches:
+            if isinstance(batch, OctavoError):
+                raise batch
+            yield batch
+
+
+@dataclass(frozen=True)
+class _Pictures(Dataset[tuple[Tensor, int] | OctavoError]):
+    """Files as pixels ``(size, size, 3)`` uint8 and a label. An error is given, not raised: torch
+    would reword a worker's.
+    """
+
+    files: tuple[tuple[str, int], ...]
+    crop: Crop
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int] | OctavoError:
+        index, seed = key
+        path, label = self.files[index]
+        try:
+            image = self.crop(_decoded(path), torch.Generator().manual_seed(seed))
+        except OctavoError as error:
+            return error
+        return torch.from_numpy(np.array(image)), label
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Pictures as a batch, or the first error among them."""
+
+    preprocessing: Preprocessing
+
+    def __call__(
+        self, examples: list[tuple[Tensor, int] | OctavoError]
+    ) -> tuple[Tensor, Tensor] | OctavoError:
+        loaded: list[tuple[Tensor, int]] = []
+        for example in examples:
+            if isinstance(example, OctavoError):
+                return example
+            loaded.append(example)
+        return self.preprocessing.inputs(
+            torch.stack([pixels for pixels, _ in loaded])
+        ), torch.tensor([at for _, at in loaded])
+
+
+def _decoded(path: str) -> "Image":
+    """The picture in a file, in red, green and blue."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise OctavoError(
+            "task 'image_folder' needs Pillow: pip install \"octavo[vision]\""
+        ) from error
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # each codec has its own
+        raise FormatError(f"{path}: not a readable image: {brief(error)}") from error

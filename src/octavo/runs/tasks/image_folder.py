@@ -1,0 +1,195 @@
+"""The task `image_folder`: any classifier of torchvision, timm or one's own, on images in a folder
+for each class.
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octavo.errors import RecipeError
+from octavo.network.calling import call, device_of, evaluating
+from octavo.runs.task import Batch
+from octavo.runs.tasks.image_files import (
+    INTERPOLATIONS,
+    ImageFiles,
+    Loader,
+    Preprocessing,
+    find_images,
+)
+from octavo.runs.tasks.images import check_options
+from octavo.runs.tasks.networks import SOURCES, build
+
+__all__ = ["ImageFolder"]
+
+HOLDOUT_SEED = 123
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images in class folders, as ImageNet's, and a network that classifies them; needs Pillow.
+
+    Args:
+        train: a folder with one folder of images for each class.
+        val: likewise, with the same classes; what ``split: test`` scores.
+        network: torchvision's or timm's name of a network; or ``package.module:function`` or
+            ``path/to/file.py:function``, which is called with ``num_classes`` and returns it.
+        source: ``torchvision`` or ``timm``; ``auto`` takes the first that is installed and has the
+            network.
+        weights: ``default``, those that come with the network; the name that torchvision or timm
+            gives to some, such as ``IMAGENET1K_V1``; a safetensors file with its state dict; None
+            gives a freshly initialised network, always the same.
+        batch: images per batch.
+        workers: processes that load images; what they load does not depend on how many they are.
+        split: ``test`` trains on all images of ``train`` and scores on ``val``; ``holdout`` never
+            looks at these: it trains on nine tenths of ``train`` and scores on the others, always
+            the same.
+        calibration_size: how many training images `calibration` gives, as they would be scored.
+        size: height and width of what the network sees, in pixels.
+        resize: length of the short side before the centre is cut out; None: 8/7 of ``size``, 256
+            for 224.
+        interpolation: ``bilinear`` or ``bicubic``.
+        mean: of the channels, on a scale of 0 to 1; ImageNet's.
+        std: likewise.
+        top: an image counts as right if its class is among so many likeliest.
+        device: where the network goes: ``auto`` is a GPU if torch sees one, else the CPU.
+
+    """
+
+    train: str
+    val: str | None = None
+    network: str = "resnet18"
+    source: str = "auto"
+    weights: str | None = "default"
+    batch: int = 64
+    workers: int = 0
+    split: str = "test"
+    calibration_size: int = 1024
+    size: int = 224
+    resize: int | None = None
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    top: int = 1
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_options(batch=self.batch, split=self.split)
+        for name, least in (("workers", 0), ("calibration_size", 1), ("size", 1), ("top", 1)):
+            if getattr(self, name) < least:
+                raise RecipeError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name, known in (("source", SOURCES), ("interpolation", INTERPOLATIONS)):
+            if getattr(self, name) not in known:
+                raise RecipeError(
+                    f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        if self.resize is not None and self.resize < self.size:
+            raise RecipeError(f"resize: expected at least the size, {self.size}, got {self.resize}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise RecipeError(
+                f"mean, std: expected three numbers each, std positive, got {self.mean} and {self.std}"
+            )
+
+    def model(self) -> nn.Module:
+        """The network, in channels-last memory format and evaluation mode; made at the first call
+        and copied at every one.
+        """
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = copy.deepcopy(self._network)
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of torch's stubs
+        return model.eval()
+
+    def calibration(self) -> Iterable[Tensor]:
+        """Training images in a fixed order, as they would be scored; loaded as they are asked
+        for.
+        """
+        trained, _ = self._parts
+        some = trained.pick(torch.arange(min(self.calibration_size, len(trained))))
+        return (inputs for inputs, _ in self._batches(some))
+
+    def train_batches(self) -> Loader:
+        """One epoch of ``(inputs, labels)``: random parts of the images, half of them mirrored."""
+        return self._batches(self._parts[0], training=True)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross entropy."""
+        inputs, labels = batch
+        return F.cross_entropy(self._logits(call(model, inputs)), labels)
+
+    def score(self, model: nn.Module) -> float:
+        """Top-1 accuracy in per cent, or top-``top``, on ``val`` or on the images held out."""
+        device, right, files = device_of(model), 0, self._scored
+        with evaluating(model), torch.no_grad():
+            for inputs, labels in self._batches(files):
+                logits = self._logits(call(model, inputs.to(device)))
+                likeliest = logits.topk(min(self.top, len(files.classes))).indices.cpu()
+                right += int((likeliest == labels.unsqueeze(1)).sum())
+        return 100 * right / len(files)
+
+    def _logits(self, outputs: Any) -> Tensor:
+        """The outputs of a network, which must be one for each class."""
+        classes = len(self._parts[0].classes)
+        if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] == classes:
+            return outputs
+        got = (
+            f"shape {tuple(outputs.shape)}"
+            if isinstance(outputs, Tensor)
+            else type(outputs).__name__
+        )
+        raise RecipeError(
+            f"network {self.network!r}: expected outputs of shape (n, {classes}), one for each class folder in {self.train}, "
+            f"got {got}"
+        )
+
+    def _batches(self, files: ImageFiles, *, training: bool = False) -> Loader:
+        resize = self.size * 8 // 7 if self.resize is None else self.resize
+        mean, std = ((r, g, b) for r, g, b in (self.mean, self.std))  # lists, out of YAML
+        preprocessing = Preprocessing(self.size, resize, self.interpolation, mean, std)
+        return Loader(files, self.batch, preprocessing, self.workers, training)
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(
+                0
+            )  # torch.manual_seed would reseed the caller's GPUs too
+            return build(
+                self.network, len(self._parts[0].classes), source=self.source, weights=self.weights
+            )
+
+    @cached_property
+    def _parts(self) -> tuple[ImageFiles, ImageFiles]:
+        """Images to train on, and the tenth of ``train`` that is held out, in an order that is
+        random and always the same.
+        """
+        found = find_images(self.train, "train")
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(HOLDOUT_SEED))
+        held = max(1, len(order) // 10)
+        return found.pick(order[:-held] if self.split == "holdout" else order), found.pick(
+            order[-held:]
+        )
+
+    @cached_property
+    def _scored(self) -> ImageFiles:
+        trained, held = self._parts
+        return held if self.split == "holdout" else _validation(self.val, trained.classes)
+
+
+def _validation(folder: str | None, classes: tuple[str, ...]) -> ImageFiles:
+    """What is in the folder ``val``, which must have the classes of ``train``."""
+    if folder is None:
+        raise RecipeError("val: expected a folder to score on, got none; or set split: holdout")
+    found = find_images(folder, "val")
+    if differing := sorted(set(found.classes) ^ set(classes)):
+        where = "val" if differing[0] in found.classes else "train"
+        raise RecipeError(
+            f"val: expected the same class folders as in train, {differing[0]!r} is only in {where}"
+        )
+    return found

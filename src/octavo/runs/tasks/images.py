@@ -1,0 +1,95 @@
+"""What the image tasks share: an epoch of augmented batches, random crops and accuracy, all
+vectorised.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octavo.errors import RecipeError
+from octavo.network.calling import device_of, evaluating
+
+__all__ = ["Epoch", "accuracy", "check_options", "normalise", "random_crop"]
+
+Transform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over ``images`` in random order: ``len()`` batches of ``(inputs, labels)``.
+
+    The images that do not fill a last batch are left out (others each time), so that all batches
+    are of one size and batch norm never meets a tiny one. The order comes from torch's global
+    generator.
+
+    Attributes:
+        images: uint8, shape ``(n, height, width, channels)``.
+        labels: int64, shape ``(n,)``.
+        batch: images per batch.
+        transform: from a batch of images to the network's inputs; may augment.
+
+    """
+
+    images: Tensor
+    labels: Tensor
+    batch: int
+    transform: Transform
+
+    def __len__(self) -> int:
+        return max(1, len(self.images) // self.batch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.images))
+        for picked in order.split(self.batch)[: len(self)]:
+            yield self.transform(self.images[picked]), self.labels[picked]
+
+
+def random_crop(images: Tensor, padding: int, *, flip: bool = False) -> Tensor:
+    """Each image padded with zeros on all sides and cut back to its size at a random place, half of
+    them mirrored.
+
+    Shape ``(n, height, width, channels)`` in and out, any dtype. Does to a whole batch what
+    torchvision's ``RandomCrop(size, padding)`` and ``RandomHorizontalFlip()`` do to an image; draws
+    from torch's global generator.
+    """
+    n, height, width, _ = images.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, n, 1))
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    if flip:
+        columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+    return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """``(images - mean) / std`` in float32: ``(n, h, w, c)`` in, ``(n, c, h, w)`` in channels-last
+    memory out.
+    """
+    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+def accuracy(
+    model: nn.Module, images: Tensor, labels: Tensor, transform: Transform, *, batch: int = 500
+) -> float:
+    """Top-1 accuracy in per cent, in evaluation mode and without gradients; the model is left as it
+    was.
+    """
+    device, right = device_of(model), 0
+    with evaluating(model), torch.no_grad():
+        for some, truth in zip(images.split(batch), labels.split(batch), strict=True):
+            guess = model(transform(some).to(device)).argmax(1).cpu()
+            right += int((guess == truth).sum())
+    return 100 * right / len(labels)
+
+
+def check_options(*, batch: int, split: str) -> None:
+    """Refuse, with `RecipeError`, a batch below 1 and a split other than ``test`` and
+    ``holdout``.
+    """
+    if batch < 1:
+        raise RecipeError(f"batch: expected at least 1, got {batch}")
+    if split not in ("test", "holdout"):
+        raise RecipeError(f"split: expected 'test' or 'holdout', got {split!r}")

@@ -1,0 +1,1 @@
+"""The packed network: the quantized tensor, the manifest, the container and its codes."""

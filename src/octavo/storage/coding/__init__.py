@@ -1,0 +1,1 @@
+"""Coders that turn codes into bytes near their entropy."""

@@ -1,0 +1,197 @@
+"""The manifest of a packed file: what it says of each tensor, checked as it is read."""
+
+import json
+import zlib
+from collections import Counter
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from octavo.activations.quantizer import step_name
+from octavo.errors import FormatError
+from octavo.formats.width import Apot
+
+__all__ = [
+    "DTYPES",
+    "ActivationRow",
+    "FloatRow",
+    "LayerRow",
+    "Manifest",
+    "checksum",
+    "raw_bytes",
+    "read_manifest",
+]
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
+}
+
+Size = Annotated[int, Field(ge=0, lt=1 << 40)]
+
+
+class _Row(BaseModel):
+    """What the manifest says of a tensor."""
+
+    model_config = ConfigDict(strict=True)
+
+    names: Annotated[list[str], Field(min_length=1)]
+    shape: list[Size]
+    crc32: int
+
+    @property
+    def label(self) -> str:
+        """What errors call the tensor."""
+        return self.names[0]
+
+    def check(self, *tensors: Tensor) -> None:
+        """Compare the checksum."""
+        if checksum(*tensors) != self.crc32:
+            raise FormatError(
+                f"{self.label}: its checksum does not match: the file is damaged or was altered"
+            )
+
+
+class LayerRow(_Row):
+    """A quantized tensor; its shape has the output channels first."""
+
+    name: str
+    shape: Annotated[list[Annotated[Size, Field(ge=1)]], Field(min_length=1)]
+    bits: Annotated[int, Field(ge=2, le=8)]
+    groups: Annotated[int, Field(ge=0)]
+    exponents: Annotated[int, Field(ge=0)]
+    grid: Literal["powers", "apot"] = "powers"
+
+    @property
+    def width(self) -> int:
+        """Bits and grid."""
+        return Apot(self.bits) if self.grid == "apot" else self.bits
+
+    @property
+    def label(self) -> str:
+        """What errors call the layer."""
+        return self.name
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.grid == "apot" and self.bits < 5:
+            raise ValueError(f"{self.name}: expected 5 to 8 bits on the grid apot, got {self.bits}")
+        if self.exponents not in (0, self.shape[0]):
+            raise ValueError(
+                f"{self.name}: expected 0 or {self.shape[0]} exponents, got {self.exponents}"
+            )
+        if self.groups and (len(self.shape) < 2 or self.shape[0] % self.groups):
+            raise ValueError(
+                f"{self.name}: {self.groups} groups do not divide the shape {self.shape}"
+            )
+        return self
+
+
+class FloatRow(_Row):
+    """A tensor that is stored as it is."""
+
+    dtype: Annotated[str, Field(pattern="^(" + "|".join(DTYPES) + ")$")]
+
+
+class ActivationRow(BaseModel):
+    """How the input of a module is quantized; its step is a tensor of ``floats``."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    bits: Annotated[int, Field(ge=2, le=8)]
+    signed: bool
+    power_of_two: bool
+
+
+class Manifest(BaseModel):
+    """All tensors of a file, in the order in which their bytes follow each other, and the inputs
+    that are quantized.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    layers: list[LayerRow]
+    floats: list[FloatRow]
+    activations: list[ActivationRow] = []
+
+    @model_validator(mode="after")
+    def _steps(self) -> Self:
+        scalars = {
+            name
+            for row in self.floats
+            for name in row.names
+            if not row.shape and "float" in row.dtype
+        }
+        for name, count in Counter(row.name for row in self.activations).items():
+            if count > 1 or step_name(name) not in scalars:
+                raise ValueError(
+                    f"{name}: expected one row, and {step_name(name)} among the floats, a scalar"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        for names in (
+            [row.name for row in self.layers],
+            [name for row in (*self.layers, *self.floats) for name in row.names],
+        ):
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise ValueError(f"{twice[0]}: two tensors have this name")
+        return self
+
+
+def read_manifest(text: bytes) -> Manifest:
+    """The manifest from its JSON.
+
+    Raises:
+        FormatError: not as the format says; the message names the tensor, where there is one, and
+            the entry.
+
+    """
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first["msg"].removeprefix("Value error, ").splitlines()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FormatError(
+            f"manifest: {_tensor_name(text, first['loc'])}{where}{': ' if where else ''}{cause}"
+        ) from error
+
+
+def _tensor_name(text: bytes, place: tuple[int | str, ...]) -> str:
+    """The name of the tensor whose row is at this place of the manifest, as far as it can be made
+    out.
+    """
+    if len(place) < 2:
+        return ""
+    try:
+        row: Any = json.loads(text)[place[0]][place[1]]
+        return f"{row.get('name') or row['names'][0]}, "
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError):
+        return ""
+
+
+def checksum(*tensors: Tensor) -> int:
+    """CRC-32 of the tensors' bytes, one after the other."""
+    return zlib.crc32(b"".join(raw_bytes(tensor) for tensor in tensors))
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    """A tensor's values as little-endian bytes."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,43 @@
+"""One quantized tensor as data."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from octavo.formats.codebook import Codebook
+from octavo.formats.registry import codebook_at
+from octavo.network.layers import Layer, channels_back
+
+__all__ = ["Quantized"]
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """One quantized tensor.
+
+    Attributes:
+        names: the full names of the parameters that share it.
+        codebook: its levels.
+        codes: uint8, output channels first.
+        groups: of a transposed convolution, whose own layout has the output channels second; else
+            0.
+
+    """
+
+    names: tuple[str, ...]
+    codebook: Codebook
+    codes: Tensor
+    groups: int = 0
+
+    @classmethod
+    def of(cls, layer: Layer, codebook: Codebook, codes: Tensor) -> Self:
+        """The quantized form of a model's layer, from its codes with output channels first."""
+        names = (layer.parameter, *(full for full, *_ in layer.tied))
+        return cls(
+            names, codebook_at(codebook.bits, codebook.max_exponent.cpu()), codes, layer.groups
+        )
+
+    def weight(self) -> Tensor:
+        """The weights, float32, in the parameter's own layout."""
+        return channels_back(self.codebook.decode(self.codes), self.groups)

@@ -1,0 +1,67 @@
+"""The check finds what it is there for: one wrong bit of one weight, other outputs, a broken
+graph."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from octavo.deploy.checks import checked
+from octavo.deploy.graph import Builder, Closed, close, trace
+from octavo.errors import ExportError
+from octavo.formats.powers_of_two import power_of_two
+from octavo.network.layers import find_layers
+from octavo.storage.quantized import Quantized
+
+
+def parts() -> tuple[nn.Module, dict[str, Quantized]]:
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    layers = {}
+    for layer in find_layers(model)[0]:
+        book = power_of_two(layer.weight, 4)
+        layers[layer.name] = Quantized.of(layer, book, book.encode(layer.weight))
+        layer.weight.data = layers[layer.name].weight()
+    return model, layers
+
+
+def closed_with(model: nn.Module, layers: dict[str, Quantized], change: float) -> Closed:
+    def decode(builder: Builder, name: str, layer: Quantized) -> object:
+        weight = layer.weight().numpy()
+        place = np.unravel_index(np.abs(weight).argmax(), weight.shape)
+        weight[place] *= 1 + change * (name == "2")
+        return builder.initializer(layer.names[0], weight)
+
+    return close(trace(model, layers, torch.randn(2, 6), 21), layers, decode)  # type: ignore[arg-type]
+
+
+def test_what_is_right_passes() -> None:
+    model, layers = parts()
+    data, found = checked(closed_with(model, layers, 0), model, layers, torch.randn(5, 6))
+    assert data
+    assert found.mean <= found.largest < 1e-6
+    assert found.agreement == 1
+
+
+def test_a_weight_that_is_off_by_its_last_bit_is_named() -> None:
+    model, layers = parts()
+    with pytest.raises(
+        ExportError,
+        match=r"^2: ONNX Runtime computes other weights than were packed; nothing was written$",
+    ):
+        checked(closed_with(model, layers, 2**-23), model, layers, torch.randn(5, 6))
+
+
+def test_other_outputs_are_seen() -> None:
+    model, layers = parts()
+    closed = closed_with(model, layers, 0)
+    model[2].bias = nn.Parameter(torch.ones(3))  # type: ignore[index]
+    _, found = checked(closed, model, layers, torch.randn(5, 6))
+    assert found.largest > 0.01
+
+
+def test_a_graph_against_the_rules_is_no_file() -> None:
+    model, layers = parts()
+    closed = closed_with(model, layers, 0)
+    closed.model.graph[0].outputs[0].name = closed.model.graph[1].outputs[0].name
+    with pytest.raises(ExportError, match=r"^Sequential: not a sound ONNX file: ValidationError: "):
+        checked(closed, model, layers, torch.randn(5, 6))

@@ -1,0 +1,433 @@
+"""The search as a whole: its plan, its journal, what it refuses."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from octavo.dnq.evaluator import Trial
+from octavo.dnq.searching import METHODS, SearchResult, search
+from octavo.errors import BudgetError, FormatError, OctavoError, PlanError, RecipeError
+from octavo.plan import Budget, Plan
+
+BUDGET = Budget(average_bits=3.2)
+
+
+class Net(nn.Module):
+    """Three layers, registered in another order than they are called in, and one that no input
+    reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.first, self.middle, self.unused = (
+            nn.Linear(5, 4),
+            nn.Linear(6, 9),
+            nn.Linear(9, 5),
+            nn.Linear(3, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(x).relu()).relu())  # type: ignore[no-any-return]
+
+
+def net() -> Net:
+    torch.manual_seed(3)
+    model = Net()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model
+
+
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(12, 6, generator=generator), torch.randn(5, 6, generator=generator)]
+
+
+def found(**changes: Any) -> SearchResult:
+    settings: dict[str, Any] = {"budget": BUDGET, "trials": 40, "seed": 2}
+    settings |= changes
+    if settings.get("trade_off"):
+        del settings["budget"]
+    return search(net(), batches(), **settings)
+
+
+def same(one: SearchResult, other: SearchResult) -> bool:
+    """Plans, scores and all trials in their order."""
+    return (dict(one.plan), one.score, dict(one.uniform), one.uniform_score, one.trials) == (
+        dict(other.plan), other.score, dict(other.uniform), other.uniform_score, other.trials
+    )  # fmt: skip
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(trials: int) -> Any:
+    """An observer in which the process dies."""
+    seen: list[Trial] = []
+
+    def observe(trial: Trial) -> None:
+        seen.append(trial)
+        if len(seen) == trials:
+            raise KilledError
+
+    return observe
+
+
+# What comes of it.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plan_names_the_layers_that_inputs_reach_in_forward_order_and_is_within_the_budget(
+    method: str,
+) -> None:
+    result = found(method=method)
+    assert list(result.plan) == ["first", "middle", "last"]
+    assert result.plan.weights == {"first": 54, "middle": 45, "last": 20}
+    assert result.plan.macs == {"first": 54, "middle": 45, "last": 20}
+    assert sum(result.plan.weights[name] * bits for name, bits in result.plan.items()) <= 3.2 * 119
+    assert set(result.plan.values()) <= {2, 3, 4, 5}
+    assert {"score": result.score, "choice": tuple(result.plan.values())} in [
+        {"score": trial.score, "choice": trial.choice} for trial in result.trials
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_uniform_plan_stands_beside_the_result(method: str) -> None:
+    result = found(method=method, trials=14)
+    assert dict(result.uniform) == {"first": 3, "middle": 3, "last": 3}
+    alone = found(method="uniform", trials=1)
+    assert dict(alone.plan) == dict(alone.uniform) == dict(result.uniform)
+    assert alone.score == alone.uniform_score == result.uniform_score
+    assert len(alone.trials) == 1
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = net().train()
+    before = copy.deepcopy(model.state_dict())
+    search(model, batches(), budget=BUDGET, trials=20, workers=2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(module.training and not module._forward_pre_hooks for module in model.modules())
+    assert all(
+        parameter.requires_grad and parameter.grad is None for parameter in model.parameters()
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_search_draws_nothing_from_the_global_generator(method: str) -> None:
+    model = net()
+    before = torch.get_rng_state()
+    search(model, batches(), budget=BUDGET, trials=20, method=method)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_plan_with_any_number_of_workers(method: str) -> None:
+    torch.manual_seed(0)
+    one = found(method=method, trials=24)
+    torch.manual_seed(1)
+    assert same(found(method=method, trials=24, workers=4), one)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_scored_twice_nor_more_than_was_asked(method: str) -> None:
+    scored = []
+
+    def score(model: nn.Module) -> float:
+        weights = [model.get_parameter(f"{name}.weight") for name in ("first", "middle", "last")]
+        scored.append(
+            tuple(weight.data_ptr() for weight in weights)
+        )  # there is one tensor for each layer and bits
+        return -sum(len(weight.unique()) for weight in weights)
+
+    seen: list[Trial] = []
+    result = found(method=method, trials=22, score=score, observe=seen.append)
+    assert len(scored) == len(set(scored)) <= 22 + 1  # the uniform plan
+    assert tuple(seen) == result.trials
+    assert len({trial.choice for trial in result.trials}) == len(result.trials)
+
+
+def test_the_score_of_ones_own_is_what_is_maximised() -> None:
+    def score(model: nn.Module) -> float:
+        return -float(model.get_parameter("middle.weight").unique().numel())
+
+    result = found(score=score, trials=60, method="random", budget=Budget(average_bits=5))
+    assert result.score == max(trial.score for trial in result.trials)
+
+
+def test_pins_are_kept_in_the_plan_and_the_uniform_one() -> None:
+    for method in METHODS:
+        result = found(method=method, pins={"last": 8}, trials=20, budget=Budget(average_bits=4))
+        assert result.plan["last"] == result.uniform["last"] == 8
+        assert all(trial.choice[2] == 8 for trial in result.trials)
+        assert result.plan.cost().average_bits <= 4
+
+
+def test_every_layer_may_be_pinned() -> None:
+    result = found(pins={"first": 2, "middle": 3, "last": 4}, trials=10)
+    assert dict(result.plan) == {"first": 2, "middle": 3, "last": 4}
+    assert len(result.trials) == 1
+
+
+def test_a_higher_trade_off_gives_fewer_bits_and_maximises_the_reward() -> None:
+    def reward(choice: tuple[int, ...], score: float, trade_off: float) -> float:
+        average = sum(w * b for w, b in zip((54, 45, 20), choice, strict=True)) / 119
+        return score + trade_off * math.log2(32 / average)
+
+    bits = []
+    for trade_off in (1e-6, 0.05, 1e3):
+        result = found(trade_off=trade_off)
+        bits.append(result.plan.cost().average_bits)
+        others = [
+            trial for trial in result.trials if trial.choice != tuple(result.uniform.values())
+        ]
+        best = max(reward(trial.choice, trial.score, trade_off) for trial in others)
+        assert reward(tuple(result.plan.values()), result.score, trade_off) >= best - 1e-12
+        assert result.uniform.cost().average_bits <= result.plan.cost().average_bits
+    assert bits[0] > bits[1] > bits[2] == 2
+    assert found(trade_off=1e3, method="exact").plan.cost().average_bits == 2
+
+
+# Other budgets.
+
+
+def test_no_trial_of_the_pareto_front_is_beaten_and_every_other_one_is() -> None:
+    result = found(method="random", trade_off=0.1, trials=50)
+    front = result.pareto
+    assert len(front) > 3
+
+    def beaten(trial: Trial) -> bool:
+        return any(
+            other.score >= trial.score
+            and other.stored_bits <= trial.stored_bits
+            and (other.score, other.stored_bits) != (trial.score, trial.stored_bits)
+            for other in result.trials
+        )
+
+    assert not any(beaten(trial) for trial in front)
+    points = {(trial.score, trial.stored_bits) for trial in front}
+    assert all(
+        beaten(trial) for trial in result.trials if (trial.score, trial.stored_bits) not in points
+    )
+    assert [trial.stored_bits for trial in front] == sorted(trial.stored_bits for trial in front)
+
+
+def test_another_budget_picks_from_the_trials() -> None:
+    result = found(method="random", trade_off=0.1, trials=50)
+    for average in (2.5, 3.0, 4.2):
+        plan = result.at(Budget(average_bits=average))
+        fitting = [
+            t
+            for t in result.trials
+            if sum(w * b for w, b in zip((54, 45, 20), t.choice, strict=True)) <= average * 119
+        ]
+        assert tuple(plan.values()) == max(fitting, key=lambda trial: trial.score).choice
+        assert isinstance(plan, Plan)
+    least = min(result.space.plan(trial.choice).cost().average_bits for trial in result.trials)
+    with pytest.raises(
+        BudgetError,
+        match=rf"none of {len(result.trials)} trials fits.*{least:g} to \d.*average bits",
+    ) as error:
+        result.at(Budget(bytes=3))
+    assert "\n" not in str(error.value)
+
+
+def test_a_budget_that_nothing_meets_says_what_is_feasible() -> None:
+    with pytest.raises(BudgetError, match=r"feasible: 2 to 5 average bits, 30 to 75 bytes"):
+        found(budget=Budget(bytes=29))
+    with pytest.raises(BudgetError, match=r"feasible: 3\.01 to 5\.5"):
+        found(budget=Budget(average_bits=3), pins={"last": 8})
+
+
+# The journal.
+
+
+@pytest.mark.parametrize(
+    ("method", "trials"),
+    [
+        ("dnq", 1),
+        ("dnq", 3),
+        ("greedy", 1),
+        ("greedy", 2),
+        ("tpe", 3),
+        ("random", 1),
+        ("random", 6),
+    ],
+)
+def test_a_search_that_was_killed_goes_on_to_the_same_plan(
+    method: str, trials: int, tmp_path: Path
+) -> None:
+    whole = found(method=method, journal=tmp_path / "whole", trials=34)
+    assert len(whole.trials) > trials
+    with pytest.raises(KilledError):
+        found(method=method, journal=tmp_path / "killed", trials=34, observe=killed_after(trials))
+    before = (tmp_path / "killed").read_text(encoding="utf-8")
+    assert before.count("\n") < (tmp_path / "whole").read_text(encoding="utf-8").count("\n")
+    seen: list[Trial] = []
+    assert same(
+        found(method=method, journal=tmp_path / "killed", trials=34, observe=seen.append), whole
+    )
+    assert tuple(seen) == whole.trials
+    text = (tmp_path / "killed").read_text(encoding="utf-8")
+    assert text.startswith(before)
+    assert sorted(text.splitlines()) == sorted(
+        (tmp_path / "whole").read_text(encoding="utf-8").splitlines()
+    )
+
+
+def test_a_journal_changes_nothing_and_answers_for_everything(tmp_path: Path) -> None:
+    calls = []
+
+    def score(model: nn.Module) -> float:
+        calls.append(1)
+        return -float(
+            sum(parameter.double().abs().sum() for parameter in model.parameters()).item() % 1
+        )  # type: ignore[union-attr]
+
+    without = found(score=score)
+    once = len(calls)
+    path = tmp_path / "new folder" / "journal"
+    assert same(found(score=score, journal=path), without)
+    assert len(calls) == 2 * once
+    assert same(found(score=score, journal=path), without)
+    assert same(found(score=score, journal=str(path), workers=3), without)
+    assert len(calls) == 2 * once
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 1 + once
+    assert {(tuple(line["bits"]), line["score"]) for line in lines[1:]} >= {
+        (t.choice, t.score) for t in without.trials
+    }
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30, "all of the trials", "half of the first line"])
+def test_a_last_line_that_was_cut_off_is_dropped(cut: int | str, tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    whole = found(journal=path, trials=18)
+    text = path.read_text(encoding="utf-8")
+    first = text.index("\n")
+    at = len(text) - cut if isinstance(cut, int) else first + 1 if "trials" in cut else first // 2
+    path.write_text(text[:at], encoding="utf-8")
+    assert same(found(journal=path, trials=18), whole)
+    assert sorted(path.read_text(encoding="utf-8").splitlines()) == sorted(text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": (2, 3)}, "options"),
+        ({"pins": {"last": 3}}, "options"),
+        ({"score": lambda _: 1.0}, "own_score"),
+    ],
+)
+def test_the_journal_of_another_search_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal"
+    found(journal=path, trials=14, method="random")
+    before = path.read_bytes()
+    with pytest.raises(RecipeError, match=message) as error:
+        found(journal=path, trials=14, method="random", **changes)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+
+
+def test_the_journal_of_other_layers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    found(journal=path, trials=14, method="random")
+    with pytest.raises(RecipeError, match="layers"):
+        search(nn.Sequential(nn.Linear(6, 4)), batches(), budget=BUDGET, journal=path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", '{"bits": 3, "score": 1}', '{"bits": [2, 2, 2]}', '{"score": 1}', "", "null"],
+)
+def test_a_journal_that_is_damaged_is_refused_by_the_line(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    found(journal=path, trials=14, method="random")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[3] = line
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    before = path.read_bytes()
+    with pytest.raises(FormatError, match=r"journal, line 4: expected a trial") as error:
+        found(journal=path, trials=14, method="random")
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"my notes",
+        b"my notes\n",
+        b"PK\x03\x04\xff\xfe\n",
+        b"\xff",
+        b'{"settings": 3}\n',
+        b'{"settings": []}\n',
+        b"[]\n",
+        b"\n",
+    ],
+)
+def test_a_file_that_is_no_journal_is_refused_and_not_touched(
+    content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(content)
+    with pytest.raises(OctavoError) as error:
+        found(journal=path, trials=14, method="random")
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == content
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("changes", [{"budget": None}, {"budget": BUDGET, "trade_off": 0.1}])
+def test_exactly_one_of_budget_and_trade_off_is_wanted(changes: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError, match="exactly one of budget and trade_off"):
+        search(net(), batches(), **changes)
+
+
+@pytest.mark.parametrize("trade_off", [0, -1.0, math.nan, math.inf])
+def test_a_trade_off_that_is_not_positive_is_refused(trade_off: float) -> None:
+    with pytest.raises(BudgetError, match="trade_off: expected a positive number"):
+        search(net(), batches(), trade_off=trade_off)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "gready"}, "method: expected one of dnq, .*'gready'.*nearest is 'greedy'"),
+        ({"pins": {"lats": 3}}, "pin lats.*nearest is 'last'"),
+        ({"pins": {"unused": 3}}, "pin unused"),
+        ({"pins": {"last": 9}}, "got 9"),
+        ({"options": ()}, "options"),
+        ({"options": (1, 2)}, "options.*got 1"),
+        ({"trials": 0}, "at least 1 trial"),
+        ({"workers": 0}, "at least 1 trial and 1 worker"),
+        ({"trials": 13}, "trials: expected at least 14.*got 13"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message) as error:
+        found(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_inputs_and_layers_are_wanted() -> None:
+    with pytest.raises(PlanError, match="at least one batch"):
+        search(net(), [], budget=BUDGET)
+    with pytest.raises(PlanError, match=r"ReLU.*layers that can be quantized"):
+        search(nn.ReLU(), [torch.ones(2, 3)], budget=BUDGET)
+
+
+def test_inputs_may_come_from_a_generator() -> None:
+    assert same(search(net(), iter(batches()), budget=BUDGET, trials=40, seed=2), found())

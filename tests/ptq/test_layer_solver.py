@@ -1,0 +1,323 @@
+"""One layer in closed form: never worse than rounding, errors as they are on the inputs themselves,
+and legal extremes."""
+
+import inspect
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from octavo.errors import PlanError
+from octavo.formats.powers_of_two import power_of_two
+from octavo.formats.registry import fitted_codebook
+from octavo.formats.width import Apot
+from octavo.network.layers import Layer, channels_first, find_layers
+from octavo.network.moments import Moments, problem_count
+from octavo.ptq.calibration import calibrate
+from octavo.ptq.layer_solver import Settings, Solution, solve
+
+ORDERS = ["gptq", "distance", "magnitude", "random"]
+
+
+def layer_of(module: nn.Module) -> Layer:
+    return find_layers(nn.ModuleDict({"m": module}))[0][0]
+
+
+def inputs_for(layer: Layer, count: int = 40, seed: int = 0) -> Tensor:
+    """Inputs (problems, columns, n) that depend on each other."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = channels_first(layer.weight, layer.groups)
+    columns = rows[0].numel()
+    mixing = torch.randn(problem_count(layer), columns, columns, generator=generator)
+    return mixing @ torch.randn(problem_count(layer), columns, count, generator=generator)
+
+
+def moments_of(layer: Layer, X: Tensor, drift: Tensor | None = None) -> Moments:
+    moments = Moments.of(layer)
+    moments.add(slice(None), X, drift)
+    return moments
+
+
+def by_problem(layer: Layer, weight: Tensor) -> Tensor:
+    """(problems, rows, columns), float64."""
+    return weight.detach().reshape(problem_count(layer), -1, weight[0].numel()).double()
+
+
+def weights_of(layer: Layer) -> Tensor:
+    return by_problem(layer, channels_first(layer.weight, layer.groups))
+
+
+def levels_of(layer: Layer, solution: Solution) -> Tensor:
+    return by_problem(layer, solution.codebook.decode(solution.codes))
+
+
+def squared(outputs: Tensor) -> float:
+    return float(outputs.square().sum())
+
+
+LAYERS: dict[str, Any] = {
+    "linear": lambda: nn.Linear(12, 5),
+    "narrow": lambda: nn.Linear(1, 3),
+    "grouped": lambda: nn.Conv2d(4, 6, (2, 3), groups=2),
+    "transposed": lambda: nn.ConvTranspose2d(4, 6, 2, groups=2),
+    "attention": lambda: nn.MultiheadAttention(6, 2),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, Apot(5), Apot(7)])
+@pytest.mark.parametrize("fit", ["max", "mse"])
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_outputs_are_never_further_off_than_by_rounding(
+    kind: str, bits: int, fit: Any, per: Any
+) -> None:
+    torch.manual_seed(bits)
+    layer = layer_of(LAYERS[kind]())
+    X, rows = inputs_for(layer), channels_first(layer.weight.detach(), layer.groups)
+    solution = solve(layer, moments_of(layer, X), bits, Settings(fit=fit, per=per))
+    assert (solution.codes.dtype, solution.codes.shape) == (torch.uint8, rows.shape)
+    rounding = by_problem(layer, fitted_codebook(rows, bits, fit=fit, per=per).project(rows))
+    weight, levels, X = weights_of(layer), levels_of(layer, solution), X.double()
+    whole, nearest, found = (squared(w @ X) for w in (weight, weight - rounding, weight - levels))
+    assert found <= nearest * (1 + 1e-5)
+    assert solution.nearest == pytest.approx(math.sqrt(nearest / whole), rel=1e-3, abs=1e-6)
+    assert solution.compensated == pytest.approx(math.sqrt(found / whole), rel=1e-3, abs=1e-6)
+    assert solution.codebook.max_exponent.shape == (() if per == "layer" else (len(rows),))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_dependent_inputs_let_weights_make_up_for_each_other(order: Any) -> None:
+    torch.manual_seed(0)
+    layer = layer_of(nn.Linear(20, 8))
+    solution = solve(layer, moments_of(layer, inputs_for(layer, 60)), 3, Settings(order=order))
+    assert solution.compensated < 0.95 * solution.nearest
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_no_order_is_worse_than_rounding_row_by_row(order: Any, per: Any) -> None:
+    """Even of few inputs, where hardly anything can be made up for."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        layer = layer_of(nn.Linear(6, 8))
+        X = inputs_for(layer, 2, seed).double()
+        solution = solve(layer, moments_of(layer, X.float()), 2, Settings(order=order, per=per))
+        weight = weights_of(layer)
+        rounding = power_of_two(layer.weight, 2, fit="mse", per=per).project(layer.weight).double()
+        found, nearest = (
+            ((weight - w) @ X).square().sum(-1) for w in (levels_of(layer, solution), rounding)
+        )
+        if per == "channel":
+            assert bool((found <= nearest * (1 + 1e-5) + 1e-9).all())
+        assert float(found.sum()) <= float(nearest.sum()) * (1 + 1e-5) + 1e-9
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("fit", ["max", "mse"])
+@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("exponent", [0, -20, 90, -140])
+def test_weights_on_the_grid_come_back_as_they_are(
+    bits: int, fit: Any, per: Any, exponent: int
+) -> None:
+    """At -140 float32 has subnormal numbers only, as weights have that decay for long."""
+    torch.manual_seed(0)
+    module, powers = nn.Linear(9, 4, bias=False), 2 ** (bits - 2)
+    values = torch.ldexp(
+        torch.ones(4, 9).double(), exponent - torch.randint(0, powers, (4, 9)).double()
+    ) * (torch.randn(4, 9) > 0)
+    values[:, 0] = -(2.0**exponent)
+    with torch.no_grad():
+        module.weight.copy_(values)
+    layer = layer_of(module)
+    solution = solve(layer, moments_of(layer, inputs_for(layer)), bits, Settings(fit=fit, per=per))
+    assert torch.equal(solution.codebook.decode(solution.codes), module.weight)
+    assert (solution.nearest, solution.compensated) == (0, 0)
+
+
+@pytest.mark.parametrize("exponent", [100, -60, -138])
+def test_the_size_of_the_weights_makes_no_difference(exponent: int) -> None:
+    torch.manual_seed(0)
+    small, scaled = nn.Linear(9, 4), nn.Linear(9, 4)
+    with torch.no_grad():
+        small.weight.copy_(
+            (small.weight * 64).round()
+        )  # few digits, which subnormal numbers have too
+        scaled.weight.copy_(torch.ldexp(small.weight.double(), torch.tensor(exponent).double()))
+    solutions = [
+        solve(layer, moments_of(layer, inputs_for(layer)), 3, Settings())
+        for layer in map(layer_of, (small, scaled))
+    ]
+    assert torch.equal(solutions[0].codes, solutions[1].codes)
+    assert (solutions[1].codebook.max_exponent - solutions[0].codebook.max_exponent).tolist() == [
+        exponent
+    ] * 4
+    assert solutions[1].compensated == pytest.approx(solutions[0].compensated)
+
+
+# Extremes.
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("damp", [0, 0.01])
+def test_inputs_that_are_always_zero_leave_their_weights_at_the_nearest_level(
+    order: Any, damp: float
+) -> None:
+    torch.manual_seed(0)
+    layer = layer_of(nn.Linear(8, 6))
+    X = inputs_for(layer)
+    X[:, [2, 5]] = 0
+    solution = solve(layer, moments_of(layer, X), 3, Settings(order=order, damp=damp))
+    assert solution.compensated < solution.nearest
+    dead = layer.weight.detach()[:, [2, 5]]
+    assert torch.equal(
+        solution.codebook.decode(solution.codes)[:, [2, 5]], solution.codebook.project(dead)
+    )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_without_any_input_but_zeros_weights_are_rounded(order: Any, per: Any) -> None:
+    layer = layer_of(nn.Linear(8, 6))
+    solution = solve(
+        layer, moments_of(layer, torch.zeros(1, 8, 9)), 3, Settings(order=order, per=per)
+    )
+    weight = layer.weight.detach()
+    assert torch.equal(solution.codes, power_of_two(weight, 3, fit="mse", per=per).encode(weight))
+    assert (solution.nearest, solution.compensated) == (0, 0)
+
+
+def test_weights_that_are_all_zero_stay_so() -> None:
+    layer = layer_of(nn.Linear(8, 6))
+    nn.init.zeros_(layer.weight)
+    for per in ("layer", "channel"):
+        solution = solve(layer, moments_of(layer, inputs_for(layer)), 3, Settings(per=per))
+        assert not solution.codebook.decode(solution.codes).any()
+        assert (solution.nearest, solution.compensated) == (0, 0)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_fewer_inputs_than_weights_and_no_damping(order: Any) -> None:
+    torch.manual_seed(0)
+    layer = layer_of(nn.Linear(20, 6))
+    solution = solve(
+        layer, moments_of(layer, inputs_for(layer, 5)), 3, Settings(order=order, damp=0)
+    )
+    assert solution.compensated < 0.6 * solution.nearest  # 20 weights for 5 outputs
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["inputs", "drift", "weight"])
+def test_what_is_not_finite_is_named_with_its_layer(value: float, where: str) -> None:
+    layer = layer_of(nn.Linear(4, 3))
+    X, drift = inputs_for(layer), torch.zeros(1, 3, 40)
+    with torch.no_grad():
+        {"inputs": X, "drift": drift, "weight": layer.weight.unsqueeze(0)}[where][0, 1, 2] = value
+    what = "weights, got 1 of 12" if where == "weight" else "calibration inputs, got some"
+    with pytest.raises(PlanError, match=f"^m: expected finite {what} that are NaN or infinite"):
+        solve(layer, moments_of(layer, X, drift), 3, Settings())
+
+
+# Drift.
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_drift_moves_the_target_to_the_least_squares_weights(order: Any, per: Any) -> None:
+    """Where these lie on a grid, they are found, however far from the layer's own weights."""
+    torch.manual_seed(0)
+    layer = layer_of(nn.Conv1d(8, 6, 2, groups=2))
+    X = inputs_for(layer, 60)
+    grid = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])[torch.randint(0, 5, (2, 3, 8))]
+    grid[..., 0] = 1.0
+    outputs = (
+        grid @ X + 1e-3 * torch.linalg.svd(X)[2][:, -3:]
+    )  # and something that no weights of these inputs give
+    drift = outputs - weights_of(layer).float() @ X
+    solution = solve(layer, moments_of(layer, X, drift), 3, Settings(order=order, per=per, damp=0))
+    assert torch.equal(levels_of(layer, solution), grid.double())
+    assert solution.compensated < 1e-3 < solution.nearest
+
+
+def test_errors_are_relative_to_the_least_squares_outputs() -> None:
+    torch.manual_seed(0)
+    layer = layer_of(nn.Linear(6, 4))
+    now = inputs_for(layer, 50)
+    full = now + 0.3 * torch.randn_like(now)
+    drift = layer.weight.detach() @ (full - now)
+    solution = solve(layer, moments_of(layer, now, drift), 3, Settings(damp=0))
+    outputs = (weights_of(layer) @ full.double())[0]
+    target = torch.linalg.lstsq(now[0].T.double(), outputs.T).solution.T
+    levels, X = levels_of(layer, solution)[0], now[0].double()
+    expected = math.sqrt(squared((target - levels) @ X) / squared(target @ X))
+    assert solution.compensated == pytest.approx(expected, rel=1e-3)
+    rounding = (
+        power_of_two(layer.weight, 3, fit="mse", per="channel").project(layer.weight).double()
+    )
+    assert squared(outputs - levels @ X) < squared(outputs - rounding @ X)
+
+
+# Settings.
+
+
+@pytest.mark.parametrize("damp", [-0.01, math.nan, math.inf, True, "0.01", None])
+def test_damping_that_is_none_is_refused(damp: Any) -> None:
+    with pytest.raises(PlanError, match="damp: expected a number of at least 0, got"):
+        Settings(damp=damp)
+
+
+def test_an_unknown_order_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"order: expected one of gptq, distance, .*, got 'far'"):
+        Settings(order="far")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [{"fit": "best"}, {"per": "row"}])
+def test_an_unknown_fit_is_refused_with_the_layers_name(settings: Any) -> None:
+    layer = layer_of(nn.Linear(4, 3))
+    with pytest.raises(PlanError, match="m: expected fit"):
+        solve(layer, moments_of(layer, inputs_for(layer)), 3, Settings(**settings))
+
+
+def test_the_settings_of_calibrate_are_these() -> None:
+    defaults = {name: p.default for name, p in inspect.signature(calibrate).parameters.items()}
+    assert {name: defaults[name] for name in vars(Settings())} == vars(Settings())
+    assert vars(Settings()) == {"order": "gptq", "fit": "mse", "per": "channel", "damp": 0.01}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_a_pruned_layer_keeps_its_zeros_and_does_not_lose_to_rounding(
+    kind: str, order: Any, per: Any
+) -> None:
+    torch.manual_seed(1)
+    layer = layer_of(LAYERS[kind]())
+    with torch.no_grad():
+        layer.weight[torch.rand_like(layer.weight) < 0.7] = 0
+    X, rows = inputs_for(layer), channels_first(layer.weight.detach(), layer.groups)
+    drift = 0.1 * torch.randn(problem_count(layer), len(rows) // problem_count(layer), X.shape[2])
+    for moments in (moments_of(layer, X), moments_of(layer, X, drift)):
+        solution = solve(layer, moments, 3, Settings(order=order, per=per))
+        zeros, rounding = (
+            weights_of(layer) == 0,
+            by_problem(layer, power_of_two(rows, 3, fit="mse", per=per).project(rows)),
+        )
+        levels = levels_of(layer, solution)
+        assert bool((levels[zeros] == 0).all())
+        wanted = weights_of(layer) @ X.double() + (
+            0 if moments.drift.eq(0).all() else drift.double()
+        )
+        found, nearest = (squared(wanted - w @ X.double()) for w in (levels, rounding))
+        assert found <= nearest * (1 + 1e-4) + 1e-9
+
+
+def test_survivors_make_up_for_what_is_rounded_and_for_drift() -> None:
+    torch.manual_seed(0)
+    layer = layer_of(nn.Linear(40, 8))
+    with torch.no_grad():
+        layer.weight[torch.rand_like(layer.weight) < 0.6] = 0
+    X = inputs_for(layer, 120)
+    for moments in (moments_of(layer, X), moments_of(layer, X, 0.2 * X[:, :8])):
+        solution = solve(layer, moments, 3, Settings())
+        assert solution.compensated < 0.95 * solution.nearest

@@ -1,0 +1,216 @@
+"""What is shown while a run lasts: a bar on a terminal, plain lines elsewhere."""
+
+import re
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from octavo.dnq.evaluator import Trial
+from octavo.ptq.calibration import LayerResult
+from octavo.report.display import Display
+from octavo.runs.training import Progress
+
+
+def steps(*numbers: int, of: int = 1000, speed: float = 12.5) -> list[Progress]:
+    return [Progress(step, of, step / 500, 1 / step, speed) for step in numbers]
+
+
+def shown(console: Console, seen: list[Progress], notes: tuple[str, ...] = ()) -> str:
+    with Display(console) as display:
+        display.stage("quantized", 1, 4)
+        for progress in seen:
+            display.step(progress)
+        for text in notes:
+            display.note(text)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
+    monkeypatch.setenv("TERM", "xterm")
+    return Console(
+        force_terminal=True, force_interactive=True, file=StringIO(), width=80, color_system=None
+    )
+
+
+@pytest.fixture
+def pipe() -> Console:
+    return Console(force_terminal=False, file=StringIO(), width=80)
+
+
+def test_a_terminal_of_80_columns_shows_stage_epoch_loss_speed_and_time_left(
+    terminal: Console,
+) -> None:
+    text = shown(terminal, steps(250))
+    assert "quantized, stage 2/4  epoch 0.50  loss 0.0040  12.5 steps/s  0:01:00 left" in text
+    assert "━" in text
+    assert text.endswith("\x1b[2K")  # the line is drawn over, and gone in the end
+
+
+def test_the_bar_moves_on_and_starts_anew_with_each_stage(terminal: Console) -> None:
+    with Display(terminal) as display:
+        for name in ("quantized", "control"):
+            display.stage(name, 0, 2)
+            display.step(steps(500)[0])
+        assert isinstance(terminal.file, StringIO)
+        before = len(terminal.file.getvalue())
+    last = terminal.file.getvalue()[before:]
+    assert "control, stage 1/2  epoch 1.00" in last
+    assert "quantized" not in last
+
+
+def test_notes_stay_above_the_bar_as_they_are(terminal: Console) -> None:
+    text = shown(terminal, steps(1), ("runs/[bold]/[/x] is 5",))
+    assert "runs/[bold]/[/x] is 5\n" in text
+
+
+def test_elsewhere_the_last_step_of_a_stage_is_one_plain_line(pipe: Console) -> None:
+    assert shown(pipe, steps(999, 1000)) == (
+        "quantized, stage 2/4  step 1000/1000  epoch 2.00  loss 0.0010  12.5 steps/s  0:00:00 left\n"
+    )
+
+
+def test_elsewhere_a_line_comes_now_and_then(
+    pipe: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("octavo.report.display.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Display(pipe) as display:
+        display.stage("quantized", 0, 1)
+        for progress in steps(*range(1, 1001)):  # one a second
+            now[0] += 1
+            display.step(progress)
+    assert isinstance(pipe.file, StringIO)
+    lines = [int(step) for step in re.findall(r"step (\d+)/1000", pipe.file.getvalue())]
+    assert len(lines) == len(pipe.file.getvalue().splitlines())
+    assert lines == [*range(16, 1000, 16), 1000]
+
+
+def test_elsewhere_a_run_that_fails_adds_no_blank_line(pipe: Console) -> None:
+    def fail() -> None:
+        with Display(pipe) as display:
+            display.note("first")
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        fail()
+    assert isinstance(pipe.file, StringIO)
+    assert pipe.file.getvalue() == "first\n"
+
+
+def test_notes_are_not_broken_elsewhere(pipe: Console) -> None:
+    text = "a folder with a long name: " + 30 * "runs/"
+    assert shown(pipe, [], (text, "[red]x[/y]")) == f"{text}\n[red]x[/y]\n"
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    text = shown(Console(force_terminal=True, file=StringIO(), width=80), steps(999, 1000))
+    assert (
+        text
+        == "quantized, stage 2/4  step 1000/1000  epoch 2.00  loss 0.0010  12.5 steps/s  0:00:00 left\n"
+    )
+
+
+def test_hours_are_hours(pipe: Console) -> None:
+    seen = [Progress(1, 1001, 0.1, 0.5, 0.1), Progress(1001, 1001, 1.0, 0.5, 0.1)]
+    monitor = Display(pipe)
+    monitor._said = -1e9  # the last plain line was long ago
+    monitor.stage("quantized", 0, 1)
+    monitor.step(seen[0])
+    assert isinstance(pipe.file, StringIO)
+    assert pipe.file.getvalue().endswith("0.1 steps/s  2:46:40 left\n")
+
+
+def test_the_closed_form_shows_each_layer(terminal: Console, pipe: Console) -> None:
+    errors = [LayerResult(name, 3, 0.25, 0.1, i, 2) for i, name in ((1, "conv1"), (2, "[a]"))]
+    for console in (terminal, pipe):
+        with Display(console) as display:
+            for error in errors:
+                display.layer(error)
+    assert isinstance(pipe.file, StringIO)
+    assert isinstance(terminal.file, StringIO)
+    assert pipe.file.getvalue().splitlines() == [
+        "closed form, layer 1/2  conv1  off by 10.0%, 25.0% at the nearest levels",
+        "closed form, layer 2/2  [a]  off by 10.0%, 25.0% at the nearest levels",
+    ]
+    assert "closed form, layer 2/2  [a]  off by 10.0%" in terminal.file.getvalue()
+    assert "nearest levels" not in terminal.file.getvalue()
+
+
+# A search for bits.
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr("octavo.report.display.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def searched(
+    console: Console, now: list[float], scores: list[float], trials: int, seconds: float
+) -> list[str]:
+    """What is shown of a search whose closed form takes a minute, and each trial so many
+    seconds."""
+    with Display(console) as display:
+        display.searching(trials)
+        now[0] += 60
+        for score in scores:
+            now[0] += seconds
+            display.trial(Trial((2, 3 + round(-score) % 3), -7.0, 2.5, score))
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_elsewhere_a_search_is_a_line_now_and_then(pipe: Console, now: list[float]) -> None:
+    lines = searched(
+        pipe, now, [-4, -3, -5, -2.5, -1, -2, -3, -9, -0.5], 100, 5
+    )  # speed and time count from the first trial
+    assert lines == [
+        "plan 5  best -1  0.2 plans/s  0:06:20 left  ▁▃▃▅█",
+        "best so far, bits by layer: 24",
+        "plan 9  best -0.5  0.2 plans/s  0:06:44 left  ▁▃▃▄▇▇▇▇█",
+        "best so far, bits by layer: 23",
+    ]
+
+
+def test_on_a_terminal_the_last_trial_stands_in_the_bar(
+    terminal: Console, now: list[float]
+) -> None:
+    text = "".join(searched(terminal, now, [-4, -1, -2], 5, 2))
+    assert "plan 3  best -1  0.8 plans/s  0:00:03 left  ▁██" in text
+    assert "best so far, bits by layer: 24" in text
+
+
+def test_a_plan_more_than_was_asked_for_takes_no_time_back(
+    terminal: Console, now: list[float]
+) -> None:
+    """The uniform plan is scored whatever is left."""
+    text = "".join(searched(terminal, now, [-4, -4, -4], 2, 40))
+    assert "plan 3  best -4  0.0 plans/s  0:00:00 left  ▁▁▁" in text
+
+
+def test_a_long_search_is_a_curve_of_24_characters(
+    monkeypatch: pytest.MonkeyPatch, now: list[float]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    wide = Console(
+        force_terminal=True, force_interactive=True, file=StringIO(), width=160, color_system=None
+    )
+    text = "".join(searched(wide, now, [float(score) for score in range(48)], 48, 1))
+    (curve,) = re.findall(r"left  ([▁▂▃▄▅▆▇█]+) ", text)
+    assert (len(curve), curve[0], curve[-1]) == (24, "▁", "█")
+    assert list(curve) == sorted(curve)
+
+
+def test_a_search_and_then_stages(pipe: Console, now: list[float]) -> None:
+    searched(pipe, now, [-1.0], 1, 1)
+    assert shown(pipe, steps(1000)).endswith(
+        "quantized, stage 2/4  step 1000/1000  epoch 2.00  loss 0.0010  12.5 steps/s  0:00:00 left\n"
+    )

@@ -16,7 +16,7 @@ from octavo.errors import (
     TrainingError,
 )
 from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
-from octavo.formats.width import Apot
+from octavo.formats.width import Apot, Width
 from octavo.inq.incremental import Incremental, Stage
 from octavo.inspection import Inspection, inspect
 from octavo.plan import Budget, Cost, Plan
@@ -29,6 +29,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "Apot", "Budget", "BudgetError", "Cost", "ExportError", "FormatError", "Incremental", "Inspection", "OctavoError",
-    "Packed", "Plan", "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate",
+    "Packed", "Plan", "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "Width", "calibrate",
     "compress", "export", "fold_masks", "inspect", "power_of_two", "quantize_activations", "search", "verify",
 ]  # fmt: skip

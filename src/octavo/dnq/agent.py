@@ -22,8 +22,8 @@ from octavo.dnq.proposals import proposals
 from octavo.dnq.reinforce import Reinforce, imitate, learn
 from octavo.dnq.rivals.methods import exact_choice
 from octavo.dnq.space import Choice, Space
+from octavo.dnq.widths import width_index
 from octavo.dnq.world_model import WorldModel
-from octavo.formats.width import width_index
 
 __all__ = ["dnq", "features"]
 

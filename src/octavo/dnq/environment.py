@@ -26,8 +26,9 @@ from octavo.activations.quantizer import InputQuantizer, round_first
 from octavo.dnq.output_sum import OutputSum
 from octavo.dnq.replay import Replay
 from octavo.dnq.space import Choice, single_layers
+from octavo.dnq.widths import input_bits, weight_bits, width_index
 from octavo.errors import PlanError
-from octavo.formats.width import FLOAT, input_bits, weight_bits, width_index
+from octavo.formats.width import FLOAT
 from octavo.network.calling import Inputs, call, device_of, observing
 from octavo.network.layers import Layer, find_layers
 from octavo.network.moments import Moments

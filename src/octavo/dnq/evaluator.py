@@ -12,8 +12,8 @@ from octavo.dnq.environment import Environment, Partial
 from octavo.dnq.journal import Journal
 from octavo.dnq.output_sum import OutputSum
 from octavo.dnq.space import Choice, Space, single_layers
+from octavo.dnq.widths import WIDTHS, width_index
 from octavo.errors import PlanError
-from octavo.formats.width import WIDTHS, width_index
 
 __all__ = ["Evaluator", "Trial"]
 

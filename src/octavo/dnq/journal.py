@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from octavo.dnq.environment import Partial
+from octavo.dnq.widths import read_option, write_option
 from octavo.errors import FormatError, RecipeError, brief
-from octavo.formats.width import read_option, write_width
 
 __all__ = ["Journal"]
 
@@ -65,7 +65,7 @@ class Journal:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 for choice, score in zip(choices, scores, strict=True):
-                    bits = [None if width is None else write_width(width) for width in choice]
+                    bits = [None if width is None else write_option(width) for width in choice]
                     file.write(json.dumps({"bits": bits, "score": score}) + "\n")
 
     def _read(self, lines: Sequence[str], settings: Mapping[str, Any]) -> None:

@@ -15,8 +15,9 @@ from octavo.dnq.journal import Journal
 from octavo.dnq.rivals.methods import RIVALS, uniform_choice
 from octavo.dnq.space import Space
 from octavo.dnq.survey import survey
+from octavo.dnq.widths import write_option
 from octavo.errors import BudgetError, PlanError, nearest
-from octavo.formats.width import write_width
+from octavo.formats.width import WidthLike
 from octavo.network.calling import Inputs, check_given, device_of, on_device
 from octavo.plan import Budget, Plan
 from octavo.storage.digest import digest
@@ -82,14 +83,14 @@ def search(
     *,
     budget: Budget | None = None,
     trade_off: float | None = None,
-    options: Sequence[int] = (2, 3, 4, 5),
+    options: Sequence[WidthLike] = (2, 3, 4, 5),
     method: str = "dnq",
     trials: int = 512,
     score: Score | None = None,
     seed: int = 0,
     journal: str | Path | None = None,
     workers: int = 1,
-    pins: Mapping[str, int] | None = None,
+    pins: Mapping[str, WidthLike] | None = None,
     absorb: bool = False,
     observe: Callable[[Trial], None] = lambda _: None,
     activations: Sequence[int] | None = None,
@@ -136,7 +137,7 @@ def search(
     )
     settings = {
         "layers": dict(zip(space.names, space.weights, strict=True)),
-        "options": [list(map(write_width, options)) for options in space.options],
+        "options": [list(map(write_option, options)) for options in space.options],
         "own_score": score is not None,
         "weights": digest(model.state_dict()),
         "inputs": digest(batches),

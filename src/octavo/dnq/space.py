@@ -15,16 +15,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from octavo.dnq.widths import Both, by_size, input_bits, weight_bits, width_index
 from octavo.errors import BudgetError, PlanError, nearest
-from octavo.formats.width import (
-    FLOAT,
-    Both,
-    by_size,
-    input_bits,
-    read_width,
-    weight_bits,
-    width_index,
-)
+from octavo.formats.width import FLOAT, Width, WidthLike, read_width
 from octavo.plan import Budget, Plan
 
 __all__ = ["Choice", "Space", "layer_options", "single_layers"]
@@ -100,7 +93,7 @@ class Space:
 
     def price(self, choice: Choice) -> float:
         """What the choice costs, in the budget's terms."""
-        return float(self.prices @ np.array(choice, float))
+        return float(self.prices @ np.array([int(bits) for bits in choice], float))
 
     def fits(self, choice: Choice) -> bool:
         """Whether the choice is within the budget."""
@@ -141,12 +134,12 @@ class Space:
             near = [
                 to
                 for to in self.near[layer][now, way]
-                if way < 0 or prices[layer] * (to - now) <= left
+                if way < 0 or prices[layer] * (int(to) - int(now)) <= left
             ]
             rates = [
                 (
                     (own[width_index(to)] - own[width_index(now)])
-                    / max(prices[layer] * abs(to - now), 1e-9),
+                    / max(prices[layer] * abs(int(to) - int(now)), 1e-9),
                     to,
                 )
                 for to in near
@@ -158,7 +151,7 @@ class Space:
         heapq.heapify(steps)
         while steps and (way > 0 or left < 0):
             rate, layer, to = heapq.heappop(steps)
-            price = prices[layer] * (to - bits[layer])
+            price = prices[layer] * (int(to) - int(bits[layer]))
             if way > 0 and rate >= 0:
                 continue
             if way < 0 or price <= left:  # else the layer may have another step, which does fit
@@ -179,8 +172,8 @@ def single_layers(
 
 
 def layer_options(
-    names: Sequence[str], options: Sequence[int], pins: Mapping[str, int]
-) -> tuple[tuple[int, ...], ...]:
+    names: Sequence[str], options: Sequence[WidthLike], pins: Mapping[str, WidthLike]
+) -> tuple[tuple[Width, ...], ...]:
     """The options of each layer, ascending; pinned layers have one.
 
     Raises:
@@ -203,7 +196,7 @@ def _near(options: Sequence[int]) -> dict[tuple[int, int], tuple[int, ...]]:
     """
     steps = {}
     for now, way in itertools.product(options, (-1, 1)):
-        further = [option for option in options if (option - now) * way > 0]
+        further = [option for option in options if (int(option) - int(now)) * way > 0]
         steps[now, way] = tuple(_next(now, further))
         if isinstance(now, Both):  # in one of the two, the other kept
             kept = [
@@ -216,8 +209,8 @@ def _near(options: Sequence[int]) -> dict[tuple[int, int], tuple[int, ...]]:
 
 def _next(now: int, options: Sequence[int]) -> list[int]:
     """Those of the size nearest to ``now``."""
-    size = min((abs(option - now) for option in options), default=0)
-    return [option for option in options if abs(option - now) == size]
+    size = min((abs(int(option) - int(now)) for option in options), default=0)
+    return [option for option in options if abs(int(option) - int(now)) == size]
 
 
 def _linear(

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from octavo.activations.quantizer import input_quantizers
 from octavo.dnq.space import Space, layer_options
+from octavo.dnq.widths import Both, by_size
 from octavo.errors import BudgetError, PlanError
-from octavo.formats.powers_of_two import check_bits
-from octavo.formats.width import FLOAT, Both, by_size
+from octavo.formats.width import FLOAT, WidthLike, check_bits
 from octavo.network.calling import Inputs, call, hooked, observing
 from octavo.network.layers import (
     Layer,
@@ -29,8 +29,8 @@ __all__ = ["survey"]
 def survey(
     model: nn.Module,
     batch: Inputs,
-    options: Sequence[int],
-    pins: Mapping[str, int],
+    options: Sequence[WidthLike],
+    pins: Mapping[str, WidthLike],
     budget: Budget | None = None,
     activations: Sequence[int] | None = None,
 ) -> Space:

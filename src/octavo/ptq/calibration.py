@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from octavo.errors import PlanError
 from octavo.formats.codebook import Fit, Per
+from octavo.formats.width import Width, WidthLike
 from octavo.network.calling import (
     Inputs,
     check_given,
@@ -47,7 +48,7 @@ class LayerResult:
     """
 
     name: str
-    bits: int
+    bits: Width
     nearest: float
     compensated: float
     done: int
@@ -56,7 +57,7 @@ class LayerResult:
 
 def calibrate(
     model: nn.Module,
-    plan: Mapping[str, int],
+    plan: Mapping[str, WidthLike],
     inputs: Iterable[Inputs],
     *,
     order: PtqOrder = "gptq",
@@ -130,7 +131,7 @@ class _Freezer:
     """
 
     def __init__(
-        self, widths: Mapping[str, int], settings: Settings, observe: Callable[[LayerResult], None]
+        self, widths: Mapping[str, Width], settings: Settings, observe: Callable[[LayerResult], None]
     ) -> None:
         self._widths, self._settings, self._observe = widths, settings, observe
         self.norms, self.frozen = dict[str, nn.Module](), dict[str, Quantized]()

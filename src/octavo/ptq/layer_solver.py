@@ -10,6 +10,7 @@ from torch import Tensor
 from octavo.errors import PlanError
 from octavo.formats.codebook import LARGEST, Codebook, Fit, Per, check_finite
 from octavo.formats.registry import codebook_at, fitted_codebook
+from octavo.formats.width import WidthLike
 from octavo.formats.zeros import pruned
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
@@ -69,7 +70,7 @@ class Solution:
 
 
 def solve(
-    layer: Layer, moments: Moments, bits: int, settings: Settings, *, scaled: bool = False
+    layer: Layer, moments: Moments, bits: WidthLike, settings: Settings, *, scaled: bool = False
 ) -> Solution:
     """The codes of ``layer`` that keep its full-precision outputs best; never worse than rounding
     to the nearest level.
@@ -152,7 +153,7 @@ class _Problem:
     unit: Codebook  # for n1 = 0
 
     @classmethod
-    def of(cls, rows: Tensor, moments: Moments, bits: int, damp: float) -> "_Problem":
+    def of(cls, rows: Tensor, moments: Moments, bits: WidthLike, damp: float) -> "_Problem":
         hessian = damped(moments.hessian, damp)
         target = least_squares_target(rows.reshape(moments.drift.shape), hessian, moments.drift)
         unit = codebook_at(bits, torch.zeros((), dtype=torch.int32, device=rows.device))
@@ -175,7 +176,7 @@ class _Problem:
         )
         importance = torch.ones_like(inputs), inputs
         fit = functools.partial(
-            fitted_codebook, width=self.unit.bits, fit="mse", per=per, name=name
+            fitted_codebook, width=self.unit.width, fit="mse", per=per, name=name
         )
         if per == "channel":  # both in one call
             plain, top = fit(

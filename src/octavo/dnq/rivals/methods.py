@@ -16,8 +16,9 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.space import Choice, Space
+from octavo.dnq.widths import Both, by_size, input_bits, weight_bits, width_index
 from octavo.errors import OctavoError
-from octavo.formats.width import FLOAT, Both, by_size, input_bits, weight_bits, width_index
+from octavo.formats.width import FLOAT
 
 __all__ = ["RIVALS", "exact_choice", "uniform_choice"]
 
@@ -144,7 +145,7 @@ def _least_loss(space: Space, loss: np.ndarray, limit: float) -> Choice:
     """
     pairs = [(layer, bits) for layer, options in enumerate(space.options) for bits in options]
     cost = np.array([loss[layer, width_index(bits)] for layer, bits in pairs])
-    price = np.array([space.prices[layer] * bits for layer, bits in pairs])
+    price = np.array([space.prices[layer] * int(bits) for layer, bits in pairs])
     one_each = np.array(
         [[float(layer == row) for layer, _ in pairs] for row in range(len(space.names))]
     )

@@ -26,7 +26,7 @@ from octavo.inq.parametrization import hold
 from octavo.network.layers import find_layers
 from octavo.plan import Budget, Plan, matching_plan, planned_layers
 from octavo.ptq.calibration import calibrate
-from octavo.ptq.layer_solver import Settings
+from octavo.ptq.settings import PtqSettings
 from octavo.runs.recipe import Search, load_recipe, make_recipe
 from octavo.runs.run import run
 from octavo.runs.stages import Observer
@@ -183,7 +183,7 @@ def test_the_closed_form_is_nearer_than_powers_of_two_and_than_rounding(order: A
 
 def test_a_mixed_plan_is_quantized_layer_by_layer(tmp_path: Path) -> None:
     model = net()
-    packed = calibrate(model, MIXED, [images()], fit=Settings.fit)
+    packed = calibrate(model, MIXED, [images()], fit=PtqSettings.fit)
     packed.save(tmp_path / "net.safetensors")
     fresh = net()
     Packed.load(tmp_path / "net.safetensors").apply(fresh)

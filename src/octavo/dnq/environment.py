@@ -33,8 +33,9 @@ from octavo.network.layers import Layer, find_layers
 from octavo.network.moments import Moments
 from octavo.network.outputs import Part, alike, described, parts_of
 from octavo.ptq.absorption import absorbing_norms, rescaled
-from octavo.ptq.calibration import float_moments
-from octavo.ptq.layer_solver import Settings, solve
+from octavo.ptq.float_inputs import float_moments
+from octavo.ptq.layer_solver import solve
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.coding import grouped as coding
 from octavo.storage.quantized import Quantized
 
@@ -326,7 +327,7 @@ def _options(
 
 
 def _option(layer: Layer, moments: Moments, bits: int, *, scaled: bool) -> _Option:
-    solution = solve(layer, moments, bits, Settings(), scaled=scaled)
+    solution = solve(layer, moments, bits, PtqSettings(), scaled=scaled)
     quantized = Quantized.of(layer, solution.codebook, solution.codes.cpu())
     effective = rescaled(
         layer, quantized.weight(), solution.factor

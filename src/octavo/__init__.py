@@ -3,6 +3,7 @@ on reload.
 """
 
 from octavo.activations.quantization import quantize_activations
+from octavo.activations.quantizer import remove_quantizers
 from octavo.compression import compress
 from octavo.deploy.exporting import export
 from octavo.dnq.searching import METHODS, SearchResult, search
@@ -30,5 +31,6 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Apot", "Budget", "BudgetError", "Cost", "ExportError", "FormatError", "Incremental", "Inspection", "OctavoError",
     "Packed", "Plan", "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate",
-    "compress", "export", "fold_masks", "inspect", "power_of_two", "quantize_activations", "search", "verify",
+    "compress", "export", "fold_masks", "inspect", "power_of_two", "quantize_activations", "remove_quantizers", "search",
+    "verify",
 ]  # fmt: skip

@@ -31,7 +31,7 @@ SLOW = ("magnitude", "distance")  # each row of weights has an order of its own:
 WAYS: dict[str, dict[str, Any]] = {
     "gptq, corrected": {"correct": True},
     "gptq, float inputs": {"sequential": False},
-    "gptq, per layer": {"per": "layer"},
+    "gptq, per layer": {"per": "tensor"},
     "random": {"order": "random"},
     "magnitude": {"order": "magnitude"},
     "distance": {"order": "distance"},

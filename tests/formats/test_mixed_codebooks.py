@@ -21,7 +21,7 @@ from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
 from octavo.formats.width import Apot
-from octavo.formats.zeros import pruned
+from octavo.formats.zeros import pruned_mask
 from octavo.inq.incremental import Incremental
 from octavo.inq.parametrization import hold
 from octavo.network.layers import find_layers
@@ -140,7 +140,7 @@ def test_frozen_weights_hold_under_any_optimizer_and_end_in_the_file(
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"straight_through": 0.5}, {"inputs": [images()]}, {"per": "layer", "fit": "max"}],
+    [{}, {"straight_through": 0.5}, {"inputs": [images()]}, {"per": "tensor", "fit": "max"}],
 )
 def test_a_resumed_run_ends_the_same(options: dict[str, Any], tmp_path: Path) -> None:
     def go_on(incremental: Incremental, save: bool) -> Packed:
@@ -436,9 +436,9 @@ def test_zeros_that_are_levels_of_either_grid_are_not_taken_for_pruned() -> None
     for name, layer in packed.layers.items():
         weight = layer.weight()
         weight.flatten()[0] = 0
-        assert not pruned(weight).any(), name
+        assert not pruned_mask(weight).any(), name
         weight.flatten()[1] = 11 / 8  # three powers of two at the least: a weight that was trained
-        assert torch.equal(pruned(weight), weight == 0), name
+        assert torch.equal(pruned_mask(weight), weight == 0), name
 
 
 def test_what_is_pruned_stays_zero_and_the_others_find_their_levels(tmp_path: Path) -> None:

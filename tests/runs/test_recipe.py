@@ -104,7 +104,7 @@ publish: out/here
         (0.25, 1.0),
         "far",
         "max",
-        "layer",
+        "tensor",
     )
     assert (recipe.epochs, recipe.schedule, recipe.warmup) == (
         (2.0, 0.5),

@@ -326,7 +326,7 @@ def test_the_closed_form_neither_trains_nor_has_a_control(folder: Path) -> None:
         "correct": False,
     }
     result = run(
-        recipe(method="oneshot", oneshot=settings, fit="max", per="layer"), folder, watcher
+        recipe(method="oneshot", oneshot=settings, fit="max", per="tensor"), folder, watcher
     )
     assert set(files(folder.parent)) == {
         f"one/{name}" for name in ("recipe.json", "packed.safetensors", "result.json")
@@ -344,12 +344,12 @@ def test_the_closed_form_neither_trains_nor_has_a_control(folder: Path) -> None:
     ]
     assert [error.name for error in watcher.layers] == ["0", "3"]
     by_hand = calibrate(
-        task.model(), {"0": 3, "3": 3}, task.calibration(), fit="max", per="layer", **settings
+        task.model(), {"0": 3, "3": 3}, task.calibration(), fit="max", per="tensor", **settings
     )
     by_hand.save(folder / "by_hand")
     assert files(folder)["by_hand"] == files(folder)["packed.safetensors"]
     assert (
-        run(recipe(method="oneshot", oneshot=settings, fit="max", per="layer"), folder, Watcher())
+        run(recipe(method="oneshot", oneshot=settings, fit="max", per="tensor"), folder, Watcher())
         == result
     )
 
@@ -474,7 +474,7 @@ def test_the_control_is_trained_just_as_long_in_the_same_way(folder: Path) -> No
         {"order": "random"},
         {"order": ["magnitude", "random", "far"]},
         {"fit": "max"},
-        {"per": "layer"},
+        {"per": "tensor"},
         {"seed": 3, "order": "random"},
     ],
 )

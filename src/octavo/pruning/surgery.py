@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from octavo._seeds import seed_of
 from octavo.errors import PlanError, nearest
-from octavo.formats.zeros import pruned
+from octavo.formats.zeros import pruned_mask
 from octavo.network.layers import Layer, find_layers
 from octavo.network.parametrizations import attach, release
 
@@ -200,7 +200,7 @@ def check_sparsity(sparsity: float | Mapping[str, float]) -> None:
 
 
 def _found(layer: Layer) -> Tensor:
-    mask, padding = pruned(layer.weight), getattr(layer.module, "padding_idx", None)
+    mask, padding = pruned_mask(layer.weight), getattr(layer.module, "padding_idx", None)
     if padding is not None:
         mask[padding] = False
     return mask

@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import (
     pad_packed_sequence,
 )
 
+from octavo.network.layer_inputs import layer_inputs
 from octavo.network.layers import find_layers
-from octavo.network.moments import Moments, layer_inputs
+from octavo.network.moments import Moments
 from octavo.network.recurrent import recurrent_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # oneDNN has none

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import octavo.network.moments
+import octavo.network.layer_inputs
 from octavo.network.calling import observing
 from octavo.network.layers import Layer, calling_modules, channels_first, find_layers
 from octavo.network.moments import Moments
@@ -168,7 +168,7 @@ def test_drift_is_what_the_full_precision_outputs_have_beyond_the_layers_own(
     correct: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        octavo.network.moments, "CHUNK", chunk
+        octavo.network.layer_inputs, "CHUNK", chunk
     )  # 1: a call's inputs come one by one
     model = make(Net)
     quantized, seen = frozen(model, images(), correct=correct)

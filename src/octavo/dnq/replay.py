@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from octavo.network.calling import Inputs, call
 from octavo.network.layers import calling_modules, find_layers
-from octavo.network.outputs import named_tensors
+from octavo.network.nested import named_tensors
 
 __all__ = ["Replay"]
 

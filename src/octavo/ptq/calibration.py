@@ -27,8 +27,9 @@ from octavo.network.calling import (
     observing,
     on_device,
 )
+from octavo.network.layer_inputs import layer_inputs
 from octavo.network.layers import Layer, calling_modules
-from octavo.network.moments import Moments, layer_inputs
+from octavo.network.moments import Moments
 from octavo.plan import planned_layers
 from octavo.ptq.absorption import absorb_factor, absorbing_norms
 from octavo.ptq.gptq import PtqOrder

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from octavo.network.calling import Inputs, call, hooked
-from octavo.network.layers import NORMS, ONE_WEIGHT, Layer, channels_first
-from octavo.network.moments import Moments, layer_inputs, layer_outputs
+from octavo.network.kinds import NORMS, ONE_WEIGHT
+from octavo.network.layer_inputs import layer_inputs, layer_outputs
+from octavo.network.layers import Layer, channels_first
+from octavo.network.moments import Moments
 from octavo.network.stepping import Stop, stopping, walk
 from octavo.ptq.absorption import rescaled
 
@@ -140,7 +142,7 @@ def _next(passing: Generator[Stop, Any, None], answer: Tensor | None) -> Stop | 
 
 def _freeze(layer: Layer, here: Sequence[_Pair], freeze: Freeze, *, correct: bool) -> None:
     """Freeze a layer at which passes stand, and fit its bias."""
-    moments, linear = Moments.of(layer), isinstance(layer.module, ONE_WEIGHT)
+    moments, linear = Moments.of(layer), layer.form in ONE_WEIGHT
     for pair in here:
         stop, seen, drift = pair.stop, 0, None
         if stop is None:

@@ -25,7 +25,7 @@ __all__ = [
 MASKED = "torch.nn.utils.prune masks it: call octavo.fold_masks(model) first"
 BIAS = "biases stay in float"
 NORM = "norms stay in float"
-SCALE = "scales of activation quantizers stay in float"
+SCALE = "scales of activations stay in float"
 ALWAYS_FLOAT = frozenset({BIAS, NORM, SCALE})  # reasons of parameters that are no weights
 
 

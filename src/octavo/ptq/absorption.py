@@ -18,11 +18,7 @@ from torch import Tensor, nn
 
 from octavo.network.calling import Inputs, call, hooked
 from octavo.network.kinds import NORMS, ONE_WEIGHT
-from octavo.network.layers import (
-    Layer,
-    channels_back,
-    channels_first,
-)
+from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.nested import named_tensors
 
 __all__ = ["absorb_factor", "absorbing_norms", "rescaled"]

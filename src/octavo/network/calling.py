@@ -72,16 +72,21 @@ def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, and every module really called: torch's fused path for
-    transformers calls no hooks.
+    """Evaluation mode, no gradients, every module really called, and every weight really read.
+
+    torch's fused path for transformers calls no hooks, and autocast keeps the weights that it has
+    cast, which octavo changes between one call of a layer and the next. Both are off for a while.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
+    cached = torch.is_autocast_cache_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.set_autocast_cache_enabled(False)
     try:
         with evaluating(model), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        torch.set_autocast_cache_enabled(cached)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Sums over the inputs of a layer: their second moments, and how far its outputs have drifted.
+"""Sums over the inputs of a layer: their second moments, and the drift of its outputs.
 
 ``octavo.network.layer_inputs`` says what the problems of a layer and their matrices are.
 """
@@ -26,8 +26,6 @@ class Moments:
     def __init__(self, problems: int, rows: int, columns: int, device: torch.device) -> None:
         self.hessian = torch.zeros(problems, columns, columns, device=device)
         self.drift = torch.zeros(problems, rows, columns, device=device)
-        self._inputs = torch.zeros(problems, columns, device=device)
-        self._drifts = torch.zeros(problems, rows, device=device)
         self._seen = torch.zeros(problems, 1, device=device)
 
     @classmethod
@@ -49,23 +47,11 @@ class Moments:
 
         """
         self.hessian[problem].baddbmm_(inputs, inputs.mT)  # H <- H + X X^T
-        self._inputs[problem] += inputs.sum(2)
         self._seen[problem] += inputs.shape[2]
         if drift is not None:
             self.drift[problem].baddbmm_(drift, inputs.mT)  # D X^T
-            self._drifts[problem] += drift.sum(2)
 
     @property
     def seen(self) -> int:
         """The number of columns of ``X`` that every problem has had at least."""
         return int(self._seen.min())
-
-    @property
-    def mean_input(self) -> Tensor:
-        """Mean of ``X``: (problems, columns)."""
-        return self._inputs / self._seen
-
-    @property
-    def mean_drift(self) -> Tensor:
-        """Mean of ``D``: (problems, rows)."""
-        return self._drifts / self._seen

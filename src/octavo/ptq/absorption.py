@@ -17,15 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from octavo.network.calling import Inputs, call, hooked
-from octavo.network.layers import (
-    EMBEDDINGS,
-    NORMS,
-    ONE_WEIGHT,
-    Layer,
-    channels_back,
-    channels_first,
-)
-from octavo.network.outputs import named_tensors
+from octavo.network.kinds import NORMS, ONE_WEIGHT
+from octavo.network.layers import Layer, channels_back, channels_first
+from octavo.network.nested import named_tensors
 
 __all__ = ["absorb_factor", "absorbing_norms", "rescaled"]
 
@@ -87,9 +81,7 @@ def _following(model: nn.Module, layers: Sequence[Layer], batch: Inputs) -> dict
     called once.
     """
     named: dict[nn.Module, str] = {
-        layer.module: layer.name
-        for layer in layers
-        if isinstance(layer.module, ONE_WEIGHT) and not layer.tied
+        layer.module: layer.name for layer in layers if layer.form in ONE_WEIGHT and not layer.tied
     }
     given, calls = dict[int, tuple[str, Tensor]](), list[tuple[nn.Module, str | None]]()
 
@@ -109,9 +101,7 @@ def _following(model: nn.Module, layers: Sequence[Layer], batch: Inputs) -> dict
 
 def _fits(layer: Layer, norm: Any) -> bool:
     rows = len(channels_first(layer.weight, layer.groups))
-    return (
-        not isinstance(layer.module, EMBEDDINGS) and norm.num_features == rows and not norm.training
-    )
+    return layer.form != "embedding" and norm.num_features == rows and not norm.training
 
 
 def _outputs_stay(

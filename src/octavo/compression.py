@@ -15,7 +15,7 @@ from octavo.errors import PlanError, nearest
 from octavo.inq.incremental import Incremental
 from octavo.network.calling import Inputs
 from octavo.plan import Budget
-from octavo.pruning.masks import kept_masks
+from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.storage.packed import Packed
 
@@ -63,7 +63,7 @@ def compress(
         quantize_activations(model, batches, plan.activations)
     if retrain is None:
         return calibrate(model, plan, batches, **_of(calibrate, options))
-    quantized, options = copy.deepcopy(model), {"masks": kept_masks(model, plan)} | options
+    quantized, options = copy.deepcopy(model), {"masks": find_kept(model, plan)} | options
     calibrate(model, plan, batches).apply(quantized)
     incremental = Incremental(quantized, plan, **_of(Incremental, options))
     for stage in incremental:

@@ -14,7 +14,7 @@ from torch import nn
 
 from octavo._io import write_atomically
 from octavo.activations.quantization import quantize_activations
-from octavo.activations.quantizer import input_forms
+from octavo.activations.quantizer import input_formats
 from octavo.deploy.exporting import Exported, check_forms, export_checked, load_onnx
 from octavo.dnq.searching import search
 from octavo.dnq.survey import survey
@@ -175,7 +175,7 @@ def _quantize_inputs(job: Job, model: nn.Module, activations: Activations | None
     skipped = quantize_activations(model, job.task.calibration(), wanted.pop("bits"), **wanted)
     for skip in skipped:
         job.observer.note(f"{skip.name}: its inputs stay in float: {skip.reason}")
-    bits = {name: form.bits for name, form in input_forms(model).items()}
+    bits = {name: form.bits for name, form in input_formats(model).items()}
     job.observer.note(
         f"inputs of {len(bits)} layers quantized, {min(bits.values())} to {max(bits.values())} bits"
     )

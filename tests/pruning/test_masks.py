@@ -115,17 +115,16 @@ def test_torchs_masks_are_named_before_and_folded_on_demand() -> None:
     plan = Plan.uniform(model, 3)
     prune.l1_unstructured(model.conv, "weight", 0.5)
     prune.random_unstructured(model.conv, "weight", 0.5)  # two of them make a container
+    masked = r"conv.weight_orig: torch.nn.utils.prune masks it: call octavo.fold_masks\(model\)"
     for wrong in (
         lambda: Plan.uniform(model, 3),
         lambda: Incremental(model, plan),
         lambda: Incremental(model, {"fc": 3}),
     ):
-        with pytest.raises(
-            PlanError,
-            match=r"conv.weight_orig: torch.nn.utils.prune masks it: call octavo.fold_masks\(model\)",
-        ):
+        with pytest.raises(PlanError, match=masked):
             wrong()
-    parameters, seen = {id(p) for p in model.parameters()}, model.conv.weight.detach().clone()
+    parameters = {id(p) for p in model.parameters()}
+    seen = model.conv.weight.detach().clone()
     masks = fold_masks(model)
     assert list(masks) == ["conv"]
     assert torch.equal(masks["conv"], seen != 0)

@@ -129,7 +129,7 @@ def solved(weight: Tensor, X: Tensor, order: PtqOrder) -> Tensor:
 )
 @pytest.mark.parametrize("shape", [(1, 4, 1), (1, 3, 5), (3, 2, 7)])
 def test_orders_against_least_squares_solved_anew(
-    order: str, choose: Any, shape: tuple[int, int, int]
+    order: PtqOrder, choose: Any, shape: tuple[int, int, int]
 ) -> None:
     for seed in range(3):
         weight, X = problems(*shape, seed=seed)

@@ -1,4 +1,4 @@
-"""PTQ of whole networks: better than rounding, the same every time, and the model left as it was."""
+"""PTQ of whole networks: better than rounding, repeatable, and the model is left as it was."""
 
 import copy
 import threading

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from octavo.formats.width import Apot
     from octavo.inq.incremental import Incremental, Stage
     from octavo.inspection import Inspection, inspect
+    from octavo.network.kinds import register_layer
     from octavo.plan import Budget, Cost, Plan
     from octavo.pruning.masks import fold_masks
     from octavo.pruning.surgery import Surgery
@@ -55,6 +56,7 @@ else:
         "inspect": "octavo.inspection",
         "power_of_two": "octavo.formats.powers_of_two",
         "quantize_activations": "octavo.activations.quantization",
+        "register_layer": "octavo.network.kinds",
         "remove_quantizers": "octavo.activations.quantizer",
         "search": "octavo.dnq.searching",
         "verify": "octavo.storage.packed",
@@ -104,6 +106,7 @@ __all__ = [
     "inspect",
     "power_of_two",
     "quantize_activations",
+    "register_layer",
     "remove_quantizers",
     "search",
     "verify",

@@ -14,6 +14,7 @@ from octavo._io import read_yaml, write_atomically
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.formats.powers_of_two import check_bits
 from octavo.formats.width import FLOAT, read_width, write_widths
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import MASKED, Layer, Skipped, find_layers
 
 __all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
@@ -95,6 +96,7 @@ class Plan(MutableMapping[str, int]):
             raise PlanError(
                 f"{type(model).__name__}: expected a model with layers that can be quantized, found none"
             )
+        warn_if_mostly_float(model)
         _check_patterns([include, *exclude], layers, type(model).__name__)
         chosen = [
             n

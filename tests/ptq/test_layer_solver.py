@@ -12,8 +12,9 @@ from octavo.errors import PlanError
 from octavo.formats.powers_of_two import power_of_two
 from octavo.formats.registry import fitted_codebook
 from octavo.formats.width import Apot
+from octavo.network.layer_inputs import problem_count
 from octavo.network.layers import Layer, channels_first, find_layers
-from octavo.network.moments import Moments, problem_count
+from octavo.network.moments import Moments
 from octavo.ptq.layer_solver import Solution, solve
 from octavo.ptq.settings import PtqOrder, PtqSettings
 

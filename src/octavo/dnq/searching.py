@@ -18,6 +18,7 @@ from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.formats.width import write_width
 from octavo.network.calling import Inputs, check_given, device_of, on_device
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.plan import Budget, Plan
 from octavo.storage.digest import digest
 
@@ -128,6 +129,7 @@ def search(
 
     """
     _check(budget, trade_off, method, trials, workers)
+    warn_if_mostly_float(model)
     batches = [on_device(batch, device_of(model)) for batch in inputs]
     check_given(given=bool(batches))
     space = survey(model, batches[0], options, pins or {}, budget, activations)

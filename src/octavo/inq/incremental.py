@@ -27,9 +27,11 @@ from octavo.inq.partition import (
     score,
 )
 from octavo.network.calling import Inputs, observing
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.moments import Moments
 from octavo.network.parametrizations import release
+from octavo.network.thread_state import without_autocast
 from octavo.plan import planned_layers
 from octavo.pruning.masks import find_pruned, set_to_zero
 from octavo.ptq.calibration import calibrate
@@ -103,6 +105,7 @@ class _Slot:
             )
             self.layer.weight.copy_(self.held(self.layer.weight))
 
+    @without_autocast()
     def freeze_and_refit(
         self, portions: Sequence[float], moments: Moments, order: Order, generator: torch.Generator
     ) -> None:
@@ -206,6 +209,7 @@ class Incremental:
         masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         check_state(model)
+        warn_if_mostly_float(model)
         planned = planned_layers(model, plan)
         layers = [layer for layer, _ in planned]
         pruned = find_pruned(layers, masks)

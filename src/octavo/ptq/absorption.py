@@ -18,15 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from octavo.network.calling import Inputs, call, hooked
-from octavo.network.layers import (
-    EMBEDDINGS,
-    NORMS,
-    ONE_WEIGHT,
-    Layer,
-    channels_back,
-    channels_first,
-)
-from octavo.network.outputs import named_tensors
+from octavo.network.kinds import NORMS, ONE_WEIGHT
+from octavo.network.layers import Layer, channels_back, channels_first
+from octavo.network.nested import named_tensors
 
 __all__ = ["absorb_factor", "absorbing_norms", "rescaled"]
 
@@ -96,9 +90,7 @@ def _following_norms(
     that are called once.
     """
     names: dict[nn.Module, str] = {
-        layer.module: layer.name
-        for layer in layers
-        if isinstance(layer.module, ONE_WEIGHT) and not layer.tied
+        layer.module: layer.name for layer in layers if layer.form in ONE_WEIGHT and not layer.tied
     }
     norms = [module for module in model.modules() if isinstance(module, NORMS)]
     # The layer that each tensor came from, by the tensor's id. The tensor is kept, so that no other
@@ -128,8 +120,7 @@ def _fits(layer: Layer, norm: Any) -> bool:
     fixed.
     """
     channels = len(channels_first(layer.weight, layer.groups))
-    embedding = isinstance(layer.module, EMBEDDINGS)
-    return not embedding and norm.num_features == channels and not norm.training
+    return layer.form != "embedding" and norm.num_features == channels and not norm.training
 
 
 def _outputs_stay(model: nn.Module, batch: Inputs, pairs: Sequence[Pair]) -> bool:

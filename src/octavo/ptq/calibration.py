@@ -18,6 +18,7 @@ from torch import nn
 from octavo._deprecated import renamed_arguments
 from octavo.formats.codebook import Fit, Per
 from octavo.network.calling import Inputs, device_of, naming_errors, observing, on_device
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import Layer
 from octavo.network.moments import Moments
 from octavo.plan import planned_layers
@@ -102,6 +103,7 @@ def calibrate(
         order=order, fit=fit, per=per, damp=damp, sequential=sequential, absorb=absorb
     )
     check_state(model)
+    warn_if_mostly_float(model)
     planned_layers(model, plan)  # checks the plan before anything is copied or read
     quantized = copy.deepcopy(model)
     planned = planned_layers(quantized, plan)

@@ -17,6 +17,7 @@ from octavo.formats.registry import codebook_at, fitted_codebook
 from octavo.formats.zeros import pruned
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
+from octavo.network.thread_state import without_autocast
 from octavo.ptq.compensation import compensate
 from octavo.ptq.least_squares import damped, least_squares_target, output_error, refit
 from octavo.ptq.settings import PtqOrder, PtqSettings
@@ -48,6 +49,7 @@ class Solution:
     factor: Tensor | None = None
 
 
+@without_autocast()
 def solve(
     layer: Layer, moments: Moments, bits: int, settings: PtqSettings, *, scaled: bool = False
 ) -> Solution:

@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from octavo.network.calling import Inputs, call, check_given, device_of, hooked, on_device
-from octavo.network.layers import ONE_WEIGHT, Layer, calling_modules
-from octavo.network.moments import Moments, layer_inputs, layer_outputs
+from octavo.network.kinds import ONE_WEIGHT
+from octavo.network.layer_inputs import layer_inputs, layer_outputs
+from octavo.network.layers import Layer, calling_modules
+from octavo.network.moments import Moments
 from octavo.network.stepping import Stop, stopping, walk
 from octavo.ptq.float_inputs import freeze_from_float
 
@@ -189,7 +191,7 @@ def _freeze_here(
 def _moments(layer: Layer, meetings: Sequence[_Meeting]) -> Moments:
     """The moments of the inputs that all batches bring to a layer."""
     moments = Moments.of(layer)
-    linear = isinstance(layer.module, ONE_WEIGHT)  # its outputs are linear in its inputs
+    linear = layer.form in ONE_WEIGHT  # its outputs are linear in its inputs
     for meeting in meetings:
         stop = meeting.stop
         drift = _drift(meeting) if linear else None

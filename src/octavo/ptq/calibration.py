@@ -151,7 +151,8 @@ class _Freezer:
             layer.weight.copy_(quantized.weight())
         if norm is not None and solution.factor is not None:
             absorb_factor(layer, norm, solution.factor)
-        done, total = next(self._count), len(self._widths)
+        done = next(self._count)
+        total = len(self._widths)
         result = LayerResult(layer.name, bits, solution.nearest, solution.compensated, done, total)
         self._progress(Event("calibrate", done, total, detail=result))
         return quantized

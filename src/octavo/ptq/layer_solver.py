@@ -180,7 +180,8 @@ class _Problem:
             fitted_codebook, width=self.unit.width, fit="mse", per=per, name=name
         )
         if per == "channel":  # each row has its own, so both fit in one call
-            weights, shares = torch.cat([weight, start]), torch.cat([equal, importance])
+            weights = torch.cat([weight, start])
+            shares = torch.cat([equal, importance])
             fitted, exponent = fit(weights, importance=shares).max_exponent.chunk(2)
         else:
             fitted = fit(weight, importance=equal).max_exponent

@@ -187,7 +187,7 @@ def _in_float(maker: str) -> Callable[[Job], Made]:
 
 
 def _int8(job: Job) -> Made:
-    integers = _need("integers")
+    integers = _need("int8")
     closed = integers.int8_graph(job.model, job.packed.layers, job.batches, OPSET)
     data, found = _need("checks").checked(closed, job.model, {}, job.batches[0])
     return (

@@ -15,8 +15,9 @@ from octavo.network.calling import Inputs, device_of, observing
 from octavo.network.layers import Layer, find_layers
 from octavo.network.moments import Moments
 from octavo.ptq.absorption import absorbing_norms, rescaled
-from octavo.ptq.calibration import float_moments
-from octavo.ptq.layer_solver import Settings, solve
+from octavo.ptq.float_inputs import float_moments
+from octavo.ptq.layer_solver import solve
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.coding import grouped as coding
 from octavo.storage.quantized import Quantized
 
@@ -119,7 +120,7 @@ def _candidates_of(
 
 def _solved(layer: Layer, moments: Moments, width: Width, *, scaled: bool) -> Candidate:
     """Return the candidate of one width, its inputs as they are."""
-    solution = solve(layer, moments, width, Settings(), scaled=scaled)
+    solution = solve(layer, moments, width, PtqSettings(), scaled=scaled)
     quantized = Quantized.of(layer, solution.codebook, solution.codes.cpu())
     # The norm behind the layer stays as it is in trials, so the weight takes the factor.
     effective = rescaled(layer, quantized.weight(), solution.factor)

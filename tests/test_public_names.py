@@ -13,7 +13,7 @@ import octavo
 
 PUBLIC = {
     "METHODS", "Apot", "Budget", "BudgetError", "Cost", "ExportError", "FormatError", "Incremental", "Inspection", "OctavoError",
-    "Packed", "Plan", "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate",
+    "Packed", "Plan", "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "Width", "calibrate",
     "compress", "export", "fold_masks", "inspect", "power_of_two", "quantize_activations", "remove_quantizers", "search",
     "verify",
 }  # fmt: skip

@@ -14,7 +14,7 @@ from octavo._seeds import seed_of
 from octavo.errors import PlanError, TrainingError
 from octavo.formats.codebook import Codebook, Fit, Per
 from octavo.formats.registry import codebook_at, fitted_codebook
-from octavo.formats.width import write_widths
+from octavo.formats.width import Width, WidthLike, write_widths
 from octavo.inq.parametrization import FrozenWeights, Masks, hold
 from octavo.inq.partition import (
     PORTIONS,
@@ -194,7 +194,7 @@ class Incremental:
     def __init__(
         self,
         model: nn.Module,
-        plan: Mapping[str, int],
+        plan: Mapping[str, WidthLike],
         *,
         portions: tuple[float, ...] = NOT_GIVEN,
         order: Order | Sequence[Order] = "magnitude",
@@ -349,7 +349,7 @@ class Incremental:
         for slot in self._slots:
             slot.held.pruned = state.get("pruned", {}).get(slot.layer.name, 0)
         self._slots = [
-            _Slot(s.layer, codebook_at(s.codebook.bits, state["tops"][s.layer.name]), s.held)
+            _Slot(s.layer, codebook_at(s.codebook.width, state["tops"][s.layer.name]), s.held)
             for s in self._slots
         ]
         self._see_through(self._done)
@@ -380,7 +380,7 @@ class Incremental:
 
 def _codebooks(
     model: nn.Module,
-    planned: Sequence[tuple[Layer, int]],
+    planned: Sequence[tuple[Layer, Width]],
     inputs: list[Inputs] | None,
     fit: Fit,
     per: Per,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from octavo.errors import PlanError, nearest
+from octavo.formats.width import WidthLike
 from octavo.network.layers import Layer, find_layers
 from octavo.plan import planned_layers
 from octavo.pruning.surgery import _found
@@ -45,7 +46,7 @@ def pruned_masks(layers: Iterable[Layer], masks: Mapping[str, Tensor] | None) ->
     return {name: mask for name, mask in found.items() if bool(mask.any())}
 
 
-def kept_masks(model: nn.Module, plan: Mapping[str, int]) -> dict[str, Tensor]:
+def kept_masks(model: nn.Module, plan: Mapping[str, WidthLike]) -> dict[str, Tensor]:
     """Masks for ``Incremental`` of what is pruned now: taken before the closed form, which makes
     zeros of its own.
     """

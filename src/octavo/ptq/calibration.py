@@ -17,6 +17,7 @@ from torch import nn
 
 from octavo._deprecated import renamed_arguments
 from octavo.formats.codebook import Fit, Per
+from octavo.formats.width import Width, WidthLike
 from octavo.network.calling import Inputs, device_of, naming_errors, observing, on_device
 from octavo.network.layers import Layer
 from octavo.network.moments import Moments
@@ -48,7 +49,7 @@ class LayerResult:
     """
 
     name: str
-    bits: int
+    bits: Width
     nearest: float
     compensated: float
     done: int
@@ -58,7 +59,7 @@ class LayerResult:
 @renamed_arguments(observe="progress", correct="")
 def calibrate(
     model: nn.Module,
-    plan: Mapping[str, int],
+    plan: Mapping[str, WidthLike],
     inputs: Iterable[Inputs],
     *,
     order: PtqOrder = PtqSettings.order,
@@ -127,7 +128,7 @@ class _Freezer:
 
     def __init__(
         self,
-        widths: Mapping[str, int],
+        widths: Mapping[str, Width],
         settings: PtqSettings,
         norms: Mapping[str, nn.Module],
         progress: Progress,

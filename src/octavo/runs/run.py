@@ -291,7 +291,7 @@ def _slim(packed: Packed, model: nn.Module, recipe: Recipe) -> Packed:
 
 def _sizes(packed: Packed, float_bytes: int) -> Json:
     entropy = sum(
-        coding.entropy_bytes(layer.codes, layer.codebook.bits) for layer in packed.layers.values()
+        coding.entropy_bytes(layer.codes, layer.codebook.width) for layer in packed.layers.values()
     )
     weights = sum(packed.plan.weights.values())
     zeros = sum(int((layer.codes == layer.codebook.zero).sum()) for layer in packed.layers.values())

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from octavo import Budget, Incremental, Packed, Plan, calibrate, inspect, search
 from octavo.dnq import agent as dnq
 from octavo.network.calling import Inputs, call
-from octavo.network.outputs import named_tensors
+from octavo.network.nested import named_tensors
 from octavo.runs.training import Retraining, retrain
 
 pytestmark = pytest.mark.filterwarnings(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from octavo.formats.width import Apot, Width
     from octavo.inq.incremental import Incremental, Stage
     from octavo.inspection import Inspection, inspect
+    from octavo.network.kinds import register_layer
     from octavo.plan import Budget, Cost, Plan
     from octavo.pruning.masks import fold_masks
     from octavo.pruning.surgery import Surgery
@@ -56,6 +57,7 @@ else:
         "inspect": "octavo.inspection",
         "power_of_two": "octavo.formats.powers_of_two",
         "quantize_activations": "octavo.activations.quantization",
+        "register_layer": "octavo.network.kinds",
         "remove_quantizers": "octavo.activations.quantizer",
         "search": "octavo.dnq.searching",
         "verify": "octavo.storage.packed",
@@ -106,6 +108,7 @@ __all__ = [
     "inspect",
     "power_of_two",
     "quantize_activations",
+    "register_layer",
     "remove_quantizers",
     "search",
     "verify",

@@ -11,7 +11,8 @@ from torch import nn
 from octavo.activations.quantizer import input_quantizers
 from octavo.formats.width import WidthLike
 from octavo.network.calling import call, observing
-from octavo.network.layers import Layer, Skipped, count_macs, find_inputs, find_layers
+from octavo.network.layers import Layer, Skipped, find_inputs, find_layers
+from octavo.network.macs import count_macs
 from octavo.plan import Cost, Plan
 
 __all__ = ["Inspection", "Row", "inspect"]

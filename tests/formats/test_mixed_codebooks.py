@@ -7,16 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo.dnq.journal import Journal
 from octavo.dnq.searching import SearchResult, search
-from octavo.dnq.space import Space, layer_options
-from octavo.dnq.widths import WIDTHS, width_index
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
@@ -385,38 +381,6 @@ def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
     assert {bits for line in lines[1:] for bits in line["bits"]} == {None, 4, 5, "apot5", "apot6"}
     with pytest.raises(RecipeError, match="the journal of a search with options"):
         found(options=(4, 5, 6), journal=tmp_path / "killed")
-
-
-def test_a_journal_tells_the_grids_apart(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", {})
-    journal.add([(5, None), (Apot(5), None)], [1.0, 2.0])
-    again = Journal(tmp_path / "j", {})
-    assert [again.known(choice) for choice in ((5, None), (Apot(5), None), (5, 5))] == [
-        1.0,
-        2.0,
-        None,
-    ]
-
-
-def test_options_of_one_price_neither_stop_nor_repeat_the_steps() -> None:
-    options = layer_options(("a", "b"), [Apot(5), 4, 5, 3, "apot5", 6], {})  # type: ignore[list-item]
-    assert options == ((3, 4, 5, Apot(5), 6),) * 2
-    loss = np.full((2, WIDTHS), np.nan)
-    for layer in range(2):
-        for width, lost in ((3, 9.0), (4, 5.0), (5, 4.0), (Apot(5), 1.0), (6, 0.5)):
-            loss[layer, width_index(width)] = lost * (1 + layer)
-    space = Space(("a", "b"), options, (10, 10), (1, 1), Budget(average_bits=5))
-    assert space.project((6, 6), loss) == (Apot(5), Apot(5))
-    assert space.project((3, 3), loss) == (Apot(5), Apot(5))
-    worse = loss.copy()
-    worse[:, width_index(Apot(5))] = 4.5
-    assert space.project((6, 6), worse) in ((5, 5), (4, 6))
-    for choice in ((Apot(5), 5), (5, Apot(5))):
-        assert (
-            space.project(choice, loss) == choice
-        )  # within the budget already, and no further step fits
-    cheap = Space(("a", "b"), options, (10, 10), (1, 1), Budget(average_bits=3.5))
-    assert cheap.price(cheap.project((Apot(5), Apot(5)), loss)) == 70
 
 
 def test_a_copy_of_a_model_with_a_table_is_a_model_of_its_own() -> None:

@@ -18,6 +18,7 @@ from octavo.formats.width import WidthLike
 from octavo.formats.zeros import pruned_mask
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
+from octavo.network.thread_state import without_autocast
 from octavo.ptq.compensation import compensate
 from octavo.ptq.least_squares import damped, least_squares_target, output_error, refit
 from octavo.ptq.settings import PtqOrder, PtqSettings
@@ -49,6 +50,7 @@ class Solution:
     factor: Tensor | None = None
 
 
+@without_autocast()
 def solve(
     layer: Layer, moments: Moments, bits: WidthLike, settings: PtqSettings, *, scaled: bool = False
 ) -> Solution:
@@ -178,7 +180,8 @@ class _Problem:
             fitted_codebook, width=self.unit.width, fit="mse", per=per, name=name
         )
         if per == "channel":  # each row has its own, so both fit in one call
-            weights, shares = torch.cat([weight, start]), torch.cat([equal, importance])
+            weights = torch.cat([weight, start])
+            shares = torch.cat([equal, importance])
             fitted, exponent = fit(weights, importance=shares).max_exponent.chunk(2)
         else:
             fitted = fit(weight, importance=equal).max_exponent

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -21,7 +22,7 @@ from octavo.activations.quantization import ScaleFit, check_fit
 from octavo.deploy.exporting import Form
 from octavo.dnq.searching import Method
 from octavo.errors import OctavoError, PlanError, RecipeError, nearest
-from octavo.formats.codebook import Fit, Per
+from octavo.formats.codebook import Fit, Per, read_per
 from octavo.formats.width import Width, read_width, write_width
 from octavo.inq.partition import (
     PORTIONS,
@@ -49,6 +50,11 @@ def _read_width(value: object) -> Width:
         return read_width(value)
     except PlanError as error:
         raise ValueError(str(error).removeprefix("bits: ")) from error
+
+
+def _read_old_per(value: object) -> object:
+    """Read the old word ``layer``; pydantic checks all others."""
+    return read_per(value) if value == "layer" else value
 
 
 RecipeWidth = Annotated[  # bits, or a text such as apot6
@@ -185,7 +191,7 @@ class Recipe(BaseModel):
     order: Order | tuple[Order, ...] = "magnitude"
     straight_through: Annotated[float, Field(gt=0, le=1)] = 1.0
     fit: Fit = "mse"
-    per: Per = "channel"
+    per: Annotated[Per, BeforeValidator(_read_old_per)] = "channel"
     epochs: Epochs | tuple[Epochs, ...] = 1.0
     retraining: Retraining = Retraining()
     export: tuple[Form, ...] = ()

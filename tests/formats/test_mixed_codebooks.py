@@ -16,7 +16,7 @@ from octavo.dnq.searching import SearchResult, search
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
-from octavo.formats.width import Apot
+from octavo.formats.width import Apot, Width, WidthLike
 from octavo.formats.zeros import pruned_mask
 from octavo.inq.incremental import Incremental
 from octavo.inq.parametrization import hold
@@ -29,7 +29,7 @@ from octavo.runs.run import run
 from octavo.runs.stages import Observer
 from octavo.storage.packed import Packed
 
-MIXED = {"conv": Apot(6), "up": 3, "fc": Apot(8)}
+MIXED: dict[str, WidthLike] = {"conv": Apot(6), "up": 3, "fc": Apot(8)}
 
 
 class Net(nn.Module):
@@ -167,7 +167,7 @@ def test_a_resumed_run_ends_the_same(options: dict[str, Any], tmp_path: Path) ->
 
 @pytest.mark.parametrize("order", ["gptq", "distance", "magnitude"])
 def test_the_closed_form_is_nearer_than_powers_of_two_and_than_rounding(order: Any) -> None:
-    errors: dict[int, list[Any]] = {5: [], Apot(5): [], Apot(7): []}
+    errors: dict[WidthLike, list[Any]] = {5: [], Apot(5): [], Apot(7): []}
     for width, found in errors.items():
         packed = calibrate(
             net(),

@@ -31,7 +31,6 @@ from octavo.runs.recipe import Activations, Recipe, Search
 from octavo.runs.stages import Job, Observer, Track, control_score, prune, train, warm_up
 from octavo.runs.task import Task, load_task, model_of
 from octavo.storage.coding import grouped as coding
-from octavo.storage.float_tensors import with_float16, with_folded_norms
 from octavo.storage.packed import Packed, check_state
 
 __all__ = ["environment", "exported_scores", "publish", "run"]
@@ -88,7 +87,7 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
     _begin(job)
     file = folder / "packed.safetensors"
     float_bytes = packed.float_bytes
-    packed = _slim(packed, model, recipe)
+    packed = packed.with_floats(recipe.floats, model)
     packed.save(file)
     result |= (
         rounded
@@ -281,12 +280,6 @@ def _score_reloaded(recipe: Recipe, task: Task, file: Path) -> float:
     model = model_of(task, recipe.task)
     Packed.load(file).apply(model)
     return float(task.score(model))
-
-
-def _slim(packed: Packed, model: nn.Module, recipe: Recipe) -> Packed:
-    """With what is not quantized as the recipe wants it stored."""
-    packed = with_folded_norms(packed, model) if recipe.floats == "folded" else packed
-    return packed if recipe.floats == "float32" else with_float16(packed)
 
 
 def _sizes(packed: Packed, float_bytes: int) -> Json:

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 from octavo.errors import PlanError
 from octavo.formats.zeros import pruned
 from octavo.inq.incremental import Incremental
-from octavo.inq.partition import PORTIONS, SPARSE_PORTIONS, portions_for
+from octavo.inq.partition import PORTIONS, SPARSE_PORTIONS, default_portions
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
 from octavo.pruning.masks import fold_masks, pruned_masks
@@ -366,7 +366,7 @@ def test_masks_that_are_given_count_and_must_fit() -> None:
 def test_sparse_networks_get_finer_portions(share: float, expected: tuple[float, ...]) -> None:
     layer = find_layers(nn.Linear(100, 1))[0][0]
     mask = torch.arange(100).view(1, 100) < 100 * share
-    assert portions_for([layer], {layer.name: mask}) == expected
+    assert default_portions([layer], {layer.name: mask}) == expected
 
 
 # torch.nn.utils.prune.

@@ -23,7 +23,7 @@ from octavo.inq.partition import (
     check_straight_through,
     grow,
     orders_of,
-    portions_for,
+    default_portions,
     score,
 )
 from octavo.network.calling import Inputs, observing
@@ -208,7 +208,7 @@ class Incremental:
         planned = planned_layers(model, plan)
         layers = [layer for layer, _ in planned]
         pruned = pruned_masks(layers, masks)
-        self.portions = portions_for(layers, pruned) if portions is NOT_GIVEN else portions
+        self.portions = default_portions(layers, pruned) if portions is NOT_GIVEN else portions
         check_portions(self.portions)
         check_straight_through(straight_through, self.portions)
         self._orders = orders_of(order, len(self.portions))

@@ -85,7 +85,6 @@ def test_the_commands(tmp_path: Path) -> None:
         "export",
     ]
     for command in commands[1:]:  # the demo has its own test
-        program = "import sys; from octavo.cli.commands import main; main()"
-        words = [sys.executable, "-c", program, *shlex.split(command)[1:]]
+        words = [sys.executable, "-m", "octavo", *shlex.split(command)[1:]]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"

@@ -20,7 +20,8 @@ from octavo.errors import PlanError
 from octavo.inq.incremental import Incremental
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
-from octavo.ptq.calibration import calibrate, float_moments
+from octavo.ptq.calibration import calibrate
+from octavo.ptq.float_inputs import float_moments
 from octavo.storage.packed import Packed
 
 

@@ -36,8 +36,10 @@ from octavo.formats.width import (
 from octavo.inq.incremental import Incremental
 from octavo.network.layers import find_layers
 from octavo.plan import Budget, Cost, Plan
-from octavo.ptq.calibration import calibrate, float_moments
-from octavo.ptq.layer_solver import Settings, solve
+from octavo.ptq.calibration import calibrate
+from octavo.ptq.float_inputs import float_moments
+from octavo.ptq.layer_solver import solve
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed
 
 MACS = {"0": 54, "2": 45, "4": 20}
@@ -110,7 +112,7 @@ def quantized(bits: dict[str, int], inputs: dict[str, int]) -> nn.Module:
     for layer in find_layers(model)[0]:
         if layer.name in bits:
             moments = float_moments(model, batches(), [layer])[layer.name]
-            solution = solve(layer, moments, bits[layer.name], Settings())
+            solution = solve(layer, moments, bits[layer.name], PtqSettings())
             levels = solution.codebook.decode(solution.codes)
             result.get_parameter(layer.parameter).data.copy_(levels.view_as(layer.weight))
     return result

@@ -23,6 +23,7 @@ from octavo.formats.width import write_width, write_widths
 from octavo.inq.incremental import Incremental
 from octavo.network.calling import device_of, on_device
 from octavo.plan import Plan, matching_plan, planned_layers
+from octavo.progress import Event
 from octavo.pruning.masks import kept_masks
 from octavo.ptq.calibration import LayerResult, calibrate
 from octavo.runs.folder import Json, check_folder, digest_of, finished, write_json
@@ -257,13 +258,15 @@ def _in_closed_form(job: Job, model: nn.Module, plan: Plan) -> tuple[Packed, Jso
     """Layer by layer, from the task's calibration inputs."""
     recipe, errors = job.recipe, list[LayerResult]()
 
-    def observe(error: LayerResult) -> None:
-        errors.append(error)
-        job.observer.layer(error)
+    def progress(event: Event) -> None:
+        if isinstance(event.detail, LayerResult):
+            errors.append(event.detail)
+            job.observer.layer(event.detail)
 
     inputs, settings = job.task.calibration(), asdict(recipe.oneshot)
+    del settings["correct"]  # it has no effect any more
     packed = calibrate(
-        model, plan, inputs, fit=recipe.fit, per=recipe.per, observe=observe, **settings
+        model, plan, inputs, fit=recipe.fit, per=recipe.per, progress=progress, **settings
     )
     shown = ("nearest", "compensated")
     rows = [

@@ -18,11 +18,13 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import octavo.inq.incremental
+import octavo.inq.planned_layer
 from octavo.errors import PlanError, TrainingError
 from octavo.formats.powers_of_two import power_of_two
-from octavo.inq.incremental import Incremental, Stage
+from octavo.inq.incremental import Incremental
+from octavo.inq.stage import Stage
 from octavo.inq.parametrization import FrozenWeights
-from octavo.inq.partition import grow, score
+from octavo.inq.partition import grow, rank
 from octavo.network.calling import call, observing
 from octavo.plan import Plan
 from octavo.ptq.calibration import calibrate
@@ -338,7 +340,7 @@ def test_each_portion_freezes_by_its_own_order() -> None:
     )
     stages, expected = list(run), list[Tensor]()
     for portion, order in ((0.4, "magnitude"), (0.8, "distance"), (1.0, "far")):
-        frozen = grow(frozen, score(weight, codebook, order), portion)  # type: ignore[arg-type]
+        frozen = grow(frozen, rank(weight, codebook, order), portion)  # type: ignore[arg-type]
         expected.append(frozen)
     assert all(
         torch.equal(stage.frozen["first"], mask)
@@ -1182,7 +1184,7 @@ def test_free_weights_are_the_least_squares_solution_given_the_frozen_ones(
     kind: str, order: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the layer as a linear map of all its weights, found one by one."""
-    monkeypatch.setattr(octavo.inq.incremental, "DAMP", 0.0)
+    monkeypatch.setattr(octavo.inq.planned_layer, "DAMP", 0.0)
     torch.manual_seed(0)
     model: Any = LINEAR[kind][0]()
     batches = [LINEAR[kind][1]() for _ in range(2)]

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from octavo.formats.powers_of_two import PowerOfTwo
-from octavo.inq.parametrization import FrozenWeights, hold
+from octavo.inq.parametrization import FrozenWeights, attach_frozen_weights
 from octavo.network.layers import find_layers
 from octavo.network.parametrizations import release
 
@@ -62,7 +62,7 @@ class Case:
             )
             mask = torch.rand(layer.weight.shape, generator=draw) < 0.5
             self.layers[layer.name] = layer
-            self.held[layer.name] = held = hold(layer, PowerOfTwo(BITS, top))
+            self.held[layer.name] = held = attach_frozen_weights(layer, PowerOfTwo(BITS, top))
             held.freeze(codes, mask)
             self.masks[layer.name] = mask
             self.levels[layer.name] = level_of(codes, top)
@@ -149,7 +149,7 @@ def test_nothing_frozen_changes_nothing() -> None:
     model = Net().eval()
     before = model(image())
     for layer in find_layers(model)[0]:
-        assert not hold(layer, PowerOfTwo(3, torch.tensor(0))).frozen.any()
+        assert not attach_frozen_weights(layer, PowerOfTwo(3, torch.tensor(0))).frozen.any()
     assert torch.equal(model(image()), before)
 
 
@@ -161,7 +161,7 @@ def test_the_exponents_of_a_transposed_convolution_are_those_of_its_output_chann
     module = nn.ConvTranspose2d(4, 8, 2, groups=groups, bias=False)
     (layer,) = find_layers(module)[0]
     top = torch.arange(8) - 4 if per == "channel" else torch.tensor(1)
-    held = hold(layer, PowerOfTwo(2, top))
+    held = attach_frozen_weights(layer, PowerOfTwo(2, top))
     held.freeze(
         torch.full_like(layer.weight, 2, dtype=torch.uint8),
         torch.ones_like(layer.weight, dtype=torch.bool),
@@ -178,7 +178,7 @@ def test_every_code_of_every_bit_width(bits: int) -> None:
     zero = 2 ** (bits - 2)
     module = nn.Linear(2 * zero + 1, 2, bias=False)
     codes = torch.arange(2 * zero + 1, dtype=torch.uint8).repeat(2, 1)
-    hold(find_layers(module)[0][0], PowerOfTwo(bits, torch.tensor([0, 5]))).freeze(
+    attach_frozen_weights(find_layers(module)[0][0], PowerOfTwo(bits, torch.tensor([0, 5]))).freeze(
         codes, torch.ones_like(codes, dtype=torch.bool)
     )
     positive = [2.0 ** (e + 1 - zero) for e in range(zero)]
@@ -206,7 +206,7 @@ def test_the_reach_of_free_weights_closes_on_the_cells_of_the_levels_as_they_bec
             torch.linspace(-1, 1, 64).repeat(2, 1) * torch.tensor([[5.9], [1000.0]])
         )
     initial = module.weight.detach().clone()
-    held = hold(find_layers(module)[0][0], PowerOfTwo(3, torch.tensor([2, -1])))
+    held = attach_frozen_weights(find_layers(module)[0][0], PowerOfTwo(3, torch.tensor([2, -1])))
     assert torch.equal(module.weight, initial)  # nothing is bound before the first portion
     outer, reaches = (
         torch.tensor([[6.0], [0.75]]),
@@ -353,7 +353,7 @@ def test_a_moving_average_of_the_model() -> None:
     torch.manual_seed(0)
     model = Net()
     layers = {
-        layer.name: hold(layer, PowerOfTwo(BITS, torch.tensor(0)))
+        layer.name: attach_frozen_weights(layer, PowerOfTwo(BITS, torch.tensor(0)))
         for layer in find_layers(model)[0]
     }
     average = AveragedModel(

@@ -16,8 +16,8 @@ from octavo.network.layers import Layer
 __all__ = [
     "PORTIONS",
     "SPARSE_PORTIONS",
+    "FreezeOrder",
     "Order",
-    "OrderName",
     "RankFunction",
     "check_order",
     "check_portions",
@@ -30,9 +30,9 @@ __all__ = [
 ]
 
 RankFunction: TypeAlias = Callable[[Tensor, Codebook], Tensor]
-OrderName: TypeAlias = Literal["magnitude", "distance", "relative", "random"]
-Order: TypeAlias = OrderName | RankFunction
-NAMES = get_args(OrderName)
+Order: TypeAlias = Literal["magnitude", "distance", "relative", "random"]
+FreezeOrder: TypeAlias = Order | RankFunction
+NAMES = get_args(Order)
 
 # INQ's portions for VGG-16, ResNet-18 and ResNet-50 at 5 bits, and those for a pruned AlexNet.
 PORTIONS = (0.5, 0.75, 0.875, 1.0)
@@ -41,7 +41,11 @@ SPARSE = 0.5  # share of pruned weights from which on a network counts as sparse
 
 
 def rank(
-    weight: Tensor, codebook: Codebook, order: Order, *, generator: torch.Generator | None = None
+    weight: Tensor,
+    codebook: Codebook,
+    order: FreezeOrder,
+    *,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Rank the weights of a layer: the one of the highest rank freezes first.
 
@@ -137,7 +141,7 @@ def check_order(order: Any) -> None:
     )
 
 
-def order_name(order: Order) -> str:
+def order_name(order: FreezeOrder) -> str:
     """The name of an order in messages and saved states: of a function, its qualified name."""
     if isinstance(order, str):
         return order
@@ -145,7 +149,7 @@ def order_name(order: Order) -> str:
     return str(name)
 
 
-def orders_of(order: Order | Sequence[Order], portions: int) -> tuple[Order, ...]:
+def orders_of(order: FreezeOrder | Sequence[FreezeOrder], portions: int) -> tuple[FreezeOrder, ...]:
     """The order of each portion, from one order for all of them or from one for each.
 
     Raises:

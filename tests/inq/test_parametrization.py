@@ -394,7 +394,7 @@ def test_a_deep_copy_is_a_model_of_its_own(make: Callable[[], nn.Module], x: Ten
 
 
 @pytest.mark.xfail(
-    reason="a limit: torch fills its list of weights with tensors of a graph when the module is moved"
+    reason="a limit: torch fills its list of weights with tensors of a graph as the module moves"
 )
 def test_a_deep_copy_of_a_recurrent_network_that_was_moved() -> None:
     model = Recurrent()

@@ -378,7 +378,7 @@ def test_moments_are_of_the_inputs_as_they_are_multiplied() -> None:
     assert torch.allclose(moments.hessian[0], rounded["fc"].T @ rounded["fc"], rtol=1e-5)
 
 
-def test_the_closed_form_makes_up_for_weights_on_quantized_inputs() -> None:
+def test_calibrate_compensates_on_quantized_inputs() -> None:
     model, inputs = net(), batches(8)
     quantize_activations(model, inputs, dict.fromkeys(NAMES, 2))
     plain = net()

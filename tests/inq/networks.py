@@ -140,8 +140,8 @@ def transposed() -> nn.Module:
 
 
 def correlated(*shape: int) -> Tensor:
-    """Inputs of which each tells something about the next, or no weight could make up for
-    another."""
+    """Inputs of which each tells something about the next, or no weight could compensate
+    for another."""
     independent = torch.randn(shape)
     return independent + 0.7 * independent.roll(1, -1)
 

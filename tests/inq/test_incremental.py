@@ -283,7 +283,7 @@ def test_weights_that_are_not_finite_are_named_at_the_start(bad: float) -> None:
     assert not any(parametrize.is_parametrized(module) for module in model.modules())
 
 
-def test_a_model_that_is_held_already() -> None:
+def test_a_model_that_is_in_a_run_already() -> None:
     model = net()
     Incremental(model, {"first": 3})
     with pytest.raises(
@@ -332,7 +332,7 @@ def test_the_finished_model_is_plain() -> None:
     parameters = [id(p) for p in model.parameters()]
     incremental = Incremental(model, Plan.uniform(model, 3))
     run(incremental)
-    held = seen(model)
+    seen_before = seen(model)
     incremental.finish()
     assert list(model.state_dict()) == list(plain.state_dict())
     assert [name for name, _ in model.named_parameters()] == [
@@ -345,7 +345,7 @@ def test_the_finished_model_is_plain() -> None:
         assert not (module._forward_hooks)
         assert not (module._forward_pre_hooks)
         assert not (module._backward_hooks)
-    assert all(torch.equal(value, held[name]) for name, value in seen(model).items())
+    assert all(torch.equal(value, seen_before[name]) for name, value in seen(model).items())
 
 
 def test_the_packed_network_does_not_change_with_the_model() -> None:

@@ -26,12 +26,11 @@ def test_what_freezes_first(order: Any, largest_first: bool | None) -> None:
 
 def test_each_portion_freezes_by_its_own_order() -> None:
     """The largest first, then by distance: as growing the frozen set by hand does."""
-    model, bits = net(), 3
+    bits = 3
+    model = net()
     weight = model.first.weight.detach().clone()
-    codebook, frozen = (
-        power_of_two(weight, bits, fit="mse"),
-        torch.zeros_like(weight, dtype=torch.bool),
-    )
+    codebook = power_of_two(weight, bits, fit="mse")
+    frozen = torch.zeros_like(weight, dtype=torch.bool)
     run = Incremental(
         model,
         {"first": bits},
@@ -47,11 +46,12 @@ def test_each_portion_freezes_by_its_own_order() -> None:
         torch.equal(stage.frozen["first"], mask)
         for stage, mask in zip(stages, expected, strict=True)
     )
-    for order in ("magnitude", "distance"):
-        alone = list(
-            Incremental(net(), {"first": bits}, portions=(0.4, 0.8, 1.0), order=order, per="layer")
-        )  # type: ignore[arg-type]
-        assert not torch.equal(alone[1].frozen["first"], expected[1])
+    alone: Any
+    for alone in ("magnitude", "distance"):
+        single = Incremental(
+            net(), {"first": bits}, portions=(0.4, 0.8, 1.0), order=alone, per="layer"
+        )
+        assert not torch.equal(list(single)[1].frozen["first"], expected[1])
 
 
 def test_by_distance_the_first_half_hardly_changes() -> None:

@@ -94,7 +94,7 @@ def test_a_mask_prunes_whatever_the_weights_are() -> None:
     assert bool((incremental.finish().layers["first"].weight()[~mask] == 0).all())
 
 
-def test_zeros_of_the_closed_form_may_move_again() -> None:
+def test_zeros_that_calibrate_made_may_move_again() -> None:
     model = net()
     calibrate(model, {"first": 2}, [batch(0)]).apply(model)
     zeros = int((model.first.weight == 0).sum())
@@ -105,7 +105,7 @@ def test_zeros_of_the_closed_form_may_move_again() -> None:
 
 @pytest.mark.parametrize("fit", ["max", "mse"])
 @pytest.mark.parametrize("per", ["layer", "channel"])
-def test_n1_is_that_of_the_survivors(fit: Any, per: Any) -> None:
+def test_the_exponent_is_that_of_the_survivors(fit: Any, per: Any) -> None:
     """Zeros add no error, so that of the row without them is the same."""
     weight = torch.randn(1, 60, generator=torch.Generator().manual_seed(3))
     model = nn.Linear(600, 1)
@@ -146,10 +146,10 @@ def test_the_bound_closes_by_the_share_of_survivors_that_is_free() -> None:
     free = 1 - round(0.5 * int((sparse(0.8).first.weight != 0).sum())) / int(
         (sparse(0.8).first.weight != 0).sum()
     )
-    held: Any = next(
+    parametrization: Any = next(
         module for module in model.first.modules() if isinstance(module, FrozenWeights)
     )
-    assert float(held.edge) == pytest.approx(1.5 + 3 * free)
+    assert float(parametrization.edge) == pytest.approx(1.5 + 3 * free)
 
 
 def test_the_padding_of_an_embedding_is_not_pruned() -> None:

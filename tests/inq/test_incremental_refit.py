@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # oneDN
 
 @pytest.mark.usefixtures("_few_pieces")
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_every_network_is_made_up_for_stage_by_stage(kind: str) -> None:
+def test_every_network_is_refitted_stage_by_stage(kind: str) -> None:
     """Counts are exact, what is frozen stays whatever happens to it, and all but the weights is as
     it was after each stage."""
     model, batches = network(kind)
@@ -69,8 +69,9 @@ def test_every_network_is_made_up_for_stage_by_stage(kind: str) -> None:
     assert torch.allclose(outputs(other, batches), last, atol=1e-5)
 
 
+@pytest.mark.usefixtures("_few_pieces")
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_made_up_for_every_network_is_nearer_to_what_it_was(kind: str) -> None:
+def test_refitted_every_network_is_nearer_to_what_it_was(kind: str) -> None:
     errors = {True: torch.zeros(2), False: torch.zeros(2)}
     for seed, given in itertools.product(range(2), errors):
         model, batches = network(kind, seed)
@@ -83,8 +84,8 @@ def test_made_up_for_every_network_is_nearer_to_what_it_was(kind: str) -> None:
     assert bool((errors[True] < 0.97 * errors[False]).all())
 
 
-def test_within_one_portion_too_the_last_weights_make_up_for_the_first() -> None:
-    """With the paper's n1, the same grid with and without inputs: frozen all at once, it would be
+def test_within_one_portion_too_the_last_weights_compensate_for_the_first() -> None:
+    """With the paper's n1, the same levels with and without inputs: frozen all at once, it would be
     plain rounding."""
     errors = {True: 0.0, False: 0.0}
     for seed, given in itertools.product(range(3), errors):
@@ -157,7 +158,7 @@ def test_with_inputs_each_portion_freezes_by_its_own_order_too() -> None:
 @pytest.mark.parametrize(
     "settings", [{}, {"fit": "max"}, {"per": "layer"}, {"fit": "max", "per": "layer"}]
 )
-def test_with_inputs_n1_is_that_of_the_closed_form(settings: dict[str, Any]) -> None:
+def test_with_inputs_the_exponents_are_those_of_calibrate(settings: dict[str, Any]) -> None:
     model, batches = network("convolutions")
     expected = calibrate(model, Plan.uniform(model, 3), batches, **settings)
     incremental = Incremental(

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # oneDN
 def test_a_portion_freezes_in_eight_equal_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     freeze, counts = FrozenWeights.freeze, list[int]()
 
-    def count(held: FrozenWeights, codes: Tensor, mask: Tensor) -> None:
-        freeze(held, codes, mask)
-        counts.append(int(held.frozen.sum()))
+    def count(parametrization: FrozenWeights, codes: Tensor, mask: Tensor) -> None:
+        freeze(parametrization, codes, mask)
+        counts.append(int(parametrization.frozen.sum()))
 
     monkeypatch.setattr(FrozenWeights, "freeze", count)
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def test_free_weights_are_the_least_squares_solution_given_the_frozen_ones(
     "kind",
     ["convolutions", "embedding", "lstm", "deep lstm", "cell", "attention", "cross attention"],
 )
-def test_the_last_layer_makes_up_for_the_layers_ahead_as_they_are_now(kind: str) -> None:
+def test_the_last_layer_is_refitted_to_the_layers_ahead_as_they_are_now(kind: str) -> None:
     """Its free weights against least squares to the outputs before the stage, from what now reaches
     it, a little damped."""
     model, batches = network(kind)

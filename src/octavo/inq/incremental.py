@@ -16,8 +16,7 @@ from octavo.formats.width import write_widths
 from octavo.inq.partition import (
     PORTIONS,
     FreezeOrder,
-    check_portions,
-    check_straight_through,
+    check_schedule,
     default_portions,
     order_name,
     orders_of,
@@ -113,18 +112,13 @@ class Incremental:
         self.portions = default_portions(layers, pruned) if portions is None else portions
         self.order = order
         self.seed = seed
-        check_portions(self.portions)
-        check_straight_through(straight_through, self.portions)
+        check_schedule(self.portions, straight_through)
         self._orders = orders_of(order, len(self.portions))
         self._straight_through = straight_through
         self._inputs = None if inputs is None else list(inputs)
         self._progress = progress or silent
         self._done = 0  # portions that are frozen
-        self._settings = {
-            "plan": write_widths(plan),
-            # A pruned network's own portions follow from its zeros; the state has them beside.
-            "portions": tuple(PORTIONS if portions is None else portions),
-            "order": _order_names(order),
+        self._settings = _described(plan, portions, order) | {
             "fit": fit,
             "per": per,
             "seed": seed,
@@ -133,10 +127,7 @@ class Incremental:
         }
         clear(layers, pruned)
         codebooks = _codebooks(model, planned, self._inputs, fit, per, self._progress)
-        self._layers = [
-            PlannedLayer.start(number, layer, codebook, pruned.get(layer.name))
-            for number, (layer, codebook) in enumerate(zip(layers, codebooks, strict=True))
-        ]
+        self._layers = _start(layers, codebooks, pruned)
 
     def __iter__(self) -> Iterator[Stage]:
         """Freeze the next portion and yield its stage, from where the last iteration or
@@ -276,11 +267,36 @@ class Incremental:
         return pack(self.model, quantized)
 
 
-def _order_names(order: FreezeOrder | Sequence[FreezeOrder]) -> str | tuple[str, ...]:
-    """The names of orders in a saved state: one text, or a tuple with one for each portion."""
+def _start(
+    layers: list[Layer], codebooks: list[Codebook], pruned: Mapping[str, Tensor]
+) -> list[PlannedLayer]:
+    """Put the parametrizations on all layers."""
+    pairs = zip(layers, codebooks, strict=True)
+    return [
+        PlannedLayer.start(number, layer, codebook, pruned.get(layer.name))
+        for number, (layer, codebook) in enumerate(pairs)
+    ]
+
+
+def _described(
+    plan: Mapping[str, int],
+    portions: tuple[float, ...] | None,
+    order: FreezeOrder | Sequence[FreezeOrder],
+) -> dict[str, Any]:
+    """Describe settings for a saved state, which is compared with the run that loads it.
+
+    If no portions are given, INQ's usual ones stand here for a pruned network too; the finer ones
+    that are in force stand beside in the state.
+    """
     if isinstance(order, str) or callable(order):
-        return order_name(order)
-    return tuple(order_name(one) for one in order)
+        names: str | tuple[str, ...] = order_name(order)
+    else:
+        names = tuple(order_name(one) for one in order)
+    return {
+        "plan": write_widths(plan),
+        "portions": tuple(PORTIONS if portions is None else portions),
+        "order": names,
+    }
 
 
 def _plain_copy(model: nn.Module, layers: list[Layer]) -> tuple[nn.Module, list[Layer]]:

@@ -21,6 +21,7 @@ __all__ = [
     "RankFunction",
     "check_order",
     "check_portions",
+    "check_schedule",
     "check_straight_through",
     "default_portions",
     "grow",
@@ -141,7 +142,7 @@ def check_order(order: Any) -> None:
     )
 
 
-def order_name(order: FreezeOrder) -> str:
+def order_name(order: Any) -> str:
     """The name of an order in messages and saved states: of a function, its qualified name."""
     if isinstance(order, str):
         return order
@@ -194,6 +195,12 @@ def check_straight_through(straight_through: float, portions: Sequence[float]) -
             f"straight_through: expected 1, for never, or at most one of {portions} before 1, "
             f"got {straight_through!r}"
         )
+
+
+def check_schedule(portions: Sequence[float], straight_through: float) -> None:
+    """Raise PlanError unless both the portions and ``straight_through`` are possible."""
+    check_portions(portions)
+    check_straight_through(straight_through, portions)
 
 
 def default_portions(layers: Iterable[Layer], pruned: Mapping[str, Tensor]) -> tuple[float, ...]:

@@ -8,13 +8,22 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.inq.networks import far
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.errors import PlanError
 from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
-from octavo.inq.partition import check_order, check_portions, grow, order_name, orders_of, rank
-
-PORTIONS = (0.5, 0.75, 0.875, 1.0)
+from octavo.inq.partition import (
+    PORTIONS,
+    SPARSE_PORTIONS,
+    check_order,
+    check_portions,
+    default_portions,
+    grow,
+    order_name,
+    orders_of,
+    rank,
+)
+from octavo.network.layers import find_layers
 
 
 def generator(seed: int) -> torch.Generator:
@@ -256,6 +265,16 @@ def test_a_function_that_returns_no_ranks(function: Any, message: str) -> None:
     wanted = rf"^order: expected {function.__name__}\(weight, codebook\) {message}"
     with pytest.raises(PlanError, match=wanted):
         rank(gaussian(3, 5), PowerOfTwo(3, torch.tensor(0)), function)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.0, PORTIONS), (0.49, PORTIONS), (0.5, SPARSE_PORTIONS), (1.0, SPARSE_PORTIONS)],
+)
+def test_sparse_networks_get_finer_portions(share: float, expected: tuple[float, ...]) -> None:
+    layer = find_layers(nn.Linear(100, 1))[0][0]
+    mask = torch.arange(100).view(1, 100) < 100 * share
+    assert default_portions([layer], {layer.name: mask}) == expected
 
 
 # What is refused.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from octavo.errors import PlanError
 from octavo.formats.codebook import Codebook, Fit, Per
 from octavo.formats.registry import codebook_at, fitted_codebook
-from octavo.formats.width import write_widths
+from octavo.formats.width import Width, WidthLike, write_widths
 from octavo.inq.partition import (
     PORTIONS,
     FreezeOrder,
@@ -24,12 +24,13 @@ from octavo.inq.partition import (
 from octavo.inq.planned_layer import PlannedLayer
 from octavo.inq.stage import FrozenMasks, Stage
 from octavo.network.calling import Inputs, observing
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
 from octavo.network.parametrizations import release
 from octavo.plan import planned_layers
 from octavo.progress import Event, Progress, silent
-from octavo.pruning.masks import clear, pruned_masks
+from octavo.pruning.masks import find_pruned, set_to_zero
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.storage.packed import Packed, check_state, pack
@@ -61,8 +62,8 @@ class Incremental:
 
     Args:
         model: the trained network; it is changed in place.
-        plan: layer name to bits, or to an ``Apot``: a ``Plan`` or a dict. Layers that it does not
-            name stay in float.
+        plan: layer name to width: a ``Plan`` or a dict. Layers that it does not name stay in
+            float.
         portions: accumulated shares of frozen weights, rising to 1. None takes INQ's 0.5, 0.75,
             0.875, 1, or, if at least half of the planned weights are pruned, its finer ones
             (``octavo.inq.partition.SPARSE_PORTIONS``).
@@ -92,7 +93,7 @@ class Incremental:
     def __init__(
         self,
         model: nn.Module,
-        plan: Mapping[str, int],
+        plan: Mapping[str, WidthLike],
         *,
         portions: tuple[float, ...] | None = None,
         order: FreezeOrder | Sequence[FreezeOrder] = "magnitude",
@@ -106,8 +107,9 @@ class Incremental:
     ) -> None:
         check_state(model)
         planned = planned_layers(model, plan)
+        warn_if_mostly_float(model)
         layers = [layer for layer, _ in planned]
-        pruned = pruned_masks(layers, masks)
+        pruned = find_pruned(layers, masks)
         self.model = model
         self.portions = default_portions(layers, pruned) if portions is None else portions
         self.order = order
@@ -125,7 +127,7 @@ class Incremental:
             "straight_through": straight_through,
             "inputs": inputs is not None,
         }
-        clear(layers, pruned)
+        set_to_zero(layers, pruned)
         codebooks = _codebooks(model, planned, self._inputs, fit, per, self._progress)
         self._layers = _start(layers, codebooks, pruned)
 
@@ -238,7 +240,7 @@ class Incremental:
         for layer in self._layers:
             layer.parametrization.pruned = pruned.get(layer.name, 0)
         self._layers = [
-            replace(layer, codebook=codebook_at(layer.codebook.bits, state["tops"][layer.name]))
+            replace(layer, codebook=codebook_at(layer.codebook.width, state["tops"][layer.name]))
             for layer in self._layers
         ]
         self._show_levels(self._done)
@@ -279,7 +281,7 @@ def _start(
 
 
 def _described(
-    plan: Mapping[str, int],
+    plan: Mapping[str, WidthLike],
     portions: tuple[float, ...] | None,
     order: FreezeOrder | Sequence[FreezeOrder],
 ) -> dict[str, Any]:
@@ -310,7 +312,7 @@ def _plain_copy(model: nn.Module, layers: list[Layer]) -> tuple[nn.Module, list[
 
 def _codebooks(
     model: nn.Module,
-    planned: Sequence[tuple[Layer, int]],
+    planned: Sequence[tuple[Layer, Width]],
     inputs: list[Inputs] | None,
     fit: Fit,
     per: Per,

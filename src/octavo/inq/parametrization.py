@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from octavo.formats.codebook import Codebook
 from octavo.formats.registry import codebook_at
-from octavo.formats.width import Apot
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.parametrizations import attach
 
@@ -80,7 +79,7 @@ class FrozenWeights(nn.Module):
         super().__init__()
         self.pruned = 0
         self.straight_through = False
-        self._unit = codebook_at(codebook.bits, torch.zeros((), dtype=torch.int32))
+        self._unit = codebook_at(codebook.width, torch.zeros((), dtype=torch.int32))
         scale = _broadcastable_scale(weight, codebook, groups)
         self.register_buffer("marks", torch.full_like(weight, FREE, dtype=torch.int8))
         self.register_buffer("scale", scale.to(weight.device))
@@ -88,7 +87,7 @@ class FrozenWeights(nn.Module):
         self.register_buffer("table", self._level_table(weight.device), persistent=False)
 
     def _level_table(self, device: torch.device) -> Tensor | None:
-        if not isinstance(self._unit.bits, Apot):
+        if self._unit.width.codebook == "power_of_two":
             return None
         levels = self._unit.unit_levels()
         first = -self._unit.zero - FREE  # the place of the lowest level, whose mark is -zero

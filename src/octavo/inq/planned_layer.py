@@ -14,6 +14,7 @@ from octavo.inq.parametrization import FrozenWeights, attach_frozen_weights
 from octavo.inq.partition import FreezeOrder, grow, rank
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.moments import Moments
+from octavo.network.thread_state import without_autocast
 from octavo.ptq.least_squares import damped, least_squares_target, refit
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.quantized import Quantized
@@ -74,6 +75,7 @@ class PlannedLayer:
         parametrization.freeze(codes, mask)
         self.layer.weight.copy_(parametrization(self.layer.weight))
 
+    @without_autocast()
     def freeze_and_refit(
         self,
         portions: Sequence[float],

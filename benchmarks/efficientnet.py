@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from oneshot import nearest  # type: ignore[import-not-found]  # its neighbour
+from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 from PIL import Image
 from torch import Tensor, nn
 

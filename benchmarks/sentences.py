@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from oneshot import nearest  # type: ignore[import-not-found]  # its neighbour
+from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F

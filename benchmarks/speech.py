@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from oneshot import nearest  # type: ignore[import-not-found]  # its neighbour
+from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 from scipy.signal import resample_poly
 from scipy.stats import mannwhitneyu
 from sentences import sentences  # type: ignore[import-not-found]  # its neighbour

@@ -1,12 +1,12 @@
-"""Squared error of sums of two powers of two against powers of two, and against other choices of
-their levels.
+"""Squared error of sums of two powers of two, beside powers of two and other choices of levels.
 
     python benchmarks/apot.py                       # a minute
-    python benchmarks/oneshot.py --only resnet20/apot  # their accuracy
+    python benchmarks/ptq.py --only resnet20/apot   # their accuracy
 
-Error relative to the weights' squares, every weight at its nearest level, the scale of each row the
-best power of two: for Gaussian and Laplace weights, the mean over 16 deviations in one octave; for
-ResNet-20 of all layers, each channel a row. Writes benchmarks/results/apot.json.
+The error is relative to the squares of the weights. Every weight is at its nearest level, and the
+scale of each row is the best power of two. For Gaussian and Laplace weights it is the mean over 16
+standard deviations within one octave; for ResNet-20 each channel of each layer is a row. Writes
+benchmarks/results/apot.json.
 """
 
 import json

@@ -1,18 +1,19 @@
-"""Size and speed of octavo.storage.coding.grouped beside other coders, and its decoding beside
-safetensors' loading, in one process.
+"""Size and speed of the file's entropy coder beside other coders, and its decoding beside loading.
 
     python benchmarks/coding.py --weights resnet56-cifar10.safetensors
 
-Codes: every weight of that file with two dimensions or more, 25 M Gaussian weights, and the same
-    with nine in ten set to
-zero, all in powers of two fitted per channel by squared error. Coders: octavo (zstandard),
-constriction's ANS and range
-coder (with the codes' true frequencies, 4 bytes each, as a header), radix packing (octavo's
-    grouping alone) and fixed-width
-packing. Every decoding alternates with loading the same weights in float32 from a warm page cache,
-in two senses: "load" copies them into memory of their own, as decoding does; "read" leaves them
-where `load_file` maps them, and adds them up once. `load_file` alone reads nothing at all. One
-thread. Writes benchmarks/results/coding.json.
+Three sets of weights are coded: every weight of that file with two dimensions or more, 25 M
+Gaussian weights, and the same with nine in ten set to zero. All are powers of two, fitted per
+channel by squared error.
+
+The coders are octavo's (zstandard), constriction's ANS and range coder (which get the codes' true
+frequencies, 4 bytes each, as a header), radix packing (octavo's grouping alone), and fixed-width
+packing.
+
+Every decoding takes turns with loading the same weights in float32 from a warm page cache, in two
+senses: "load" copies them into memory of their own, as decoding does; "read" leaves them where
+`load_file` maps them and adds them up once. `load_file` alone reads nothing at all. One thread.
+Writes benchmarks/results/coding.json.
 """
 
 import argparse

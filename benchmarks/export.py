@@ -1,14 +1,14 @@
-"""What exported files weigh, how exact they are, and how fast integers run: ResNet-20 and a
-depthwise network, ONNX Runtime.
+"""Size, exactness and speed of exported files, with ResNet-20 and a depthwise network.
 
     python benchmarks/export.py
 
-Both networks have 4 bits a weight. ResNet-20 is benchmarks/results/resnet20-inq-4bit.safetensors,
-and its int8 form is scored on CIFAR-10, as are those of the networks of 2, 3 and 5 bits; ranges of
-activations come from the task's 1,024 training images. The depthwise network is MobileNet's (arXiv
-1704.04861) on images of 32 x 32 pixels, not trained: its batch norms have the statistics of
-training images, its weights are the closed form's. Times are of the processor, of float32 and int8
-files in turn, batch 32, one thread, median. Writes benchmarks/results/export.json.
+Both networks have 4 bits a weight. ResNet-20 is benchmarks/results/resnet20-inq-4bit.safetensors.
+Its int8 form is scored on CIFAR-10, and so are those of the networks of 2, 3 and 5 bits; the ranges
+of their activations come from the task's 1,024 training images. The depthwise network is
+MobileNet's (arXiv 1704.04861) on images of 32 x 32 pixels. It is not trained: its batch norms have
+the statistics of training images, and its weights are calibrated. Times are processor times of
+float32 and int8 files, which take turns: batch 32, one thread, median. Writes
+benchmarks/results/export.json.
 """
 
 import json

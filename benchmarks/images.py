@@ -1,12 +1,10 @@
-"""How many calibration images a search for bits should see: its plans on images that it has not
-seen.
+"""How many calibration images a search for bits should see.
 
     python benchmarks/images.py                     # half an hour
 
-ResNet-20 on CIFAR-10, 512 plans each, one seed. The closed form and the scores see the same
-unlabelled training images; the divergence is measured again on 4,096 others. Nothing is retrained.
-Rows are written as they come, and skipped where they are there. Writes
-benchmarks/results/images.json.
+ResNet-20 on CIFAR-10, 512 plans each, one seed. Calibration and objective see the same unlabelled
+training images; the divergence of the plan is measured again on 4,096 others. Nothing is retrained.
+Rows are written as they come, and skipped if they are there. Writes benchmarks/results/images.json.
 """
 
 import json

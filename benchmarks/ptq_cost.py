@@ -1,11 +1,12 @@
-"""Time of the closed form: the whole of it, and its solver against the bare linear algebra of GPTQ.
+"""Time of calibration, and of its solver beside the bare linear algebra of GPTQ.
 
-    python benchmarks/oneshot_cost.py
+    python benchmarks/ptq_cost.py
 
-ResNet-20 and ResNet-56, 3 bits, 1,024 CIFAR-10 images. The linear algebra alone: for each layer one
-Cholesky factorization, the inverse of that factor, and the column-by-column and block updates of
-its rows, with no rounding, no choice of n1 and no checks. Both are timed in turn on the same
-layers, median of several. Writes benchmarks/results/oneshot_cost.json.
+ResNet-20 and ResNet-56, 3 bits, 1,024 CIFAR-10 images. The linear algebra alone is, for each layer,
+one Cholesky factorization, the inverse of that factor, and the updates of its rows column by column
+and block by block, without rounding, choice of exponents or checks. Both are timed in turn on the
+same layers; the median of several runs is reported. Writes benchmarks/results/oneshot_cost.json,
+which keeps its name from version 0.1.
 """
 
 import json

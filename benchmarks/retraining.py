@@ -1,13 +1,11 @@
-"""Cost of retraining with frozen weights against plain training: time of paired steps, and extra
-memory a weight.
+"""Cost of retraining with frozen weights, beside plain training: time of a step, and memory.
 
     python benchmarks/retraining.py
 
 The pretrained ResNet-20 on CIFAR-10, batch 128, SGD with Nesterov momentum. The two networks take
-their steps on the same batches, in one process, now the one and now the other first.
-Memory: bytes of the buffers that freezing adds, plus what its graph keeps alive between forward and
-    backward pass.
-Writes benchmarks/results/retraining.json.
+their steps on the same batches, in one process, and take turns in going first. Memory is the bytes
+of the buffers that freezing adds, plus what its graph keeps alive between forward and backward
+pass. Writes benchmarks/results/retraining.json.
 """
 
 import copy

@@ -1,13 +1,12 @@
-"""Every way of choosing bits, by the same trials: scores, test accuracy before and after a short
-retraining, bytes, time.
+"""Every way of choosing bits, with the same number of trials.
 
-    python benchmarks/search.py --depth 20              # and 56; hours. Rows are written as they
-    come, and not made twice python benchmarks/search.py --depth 20 --retrain    # adds what each
-    plan reaches after a short retraining
+    python benchmarks/search.py --depth 20              # and 56; hours
+    python benchmarks/search.py --depth 20 --retrain    # adds the accuracy after a short retraining
 
 Budgets of 2.5, 3.0 and 3.5 average bits, 512 plans each, 3 seeds (1 where nothing is drawn), 512
 unlabelled training images, 256 for ResNet-56. The plans of single layers are scored once for all
-rows, and counted in each. Writes benchmarks/results/search-resnet20.json or -resnet56.json.
+rows, and counted in each. Rows are written as they come, and skipped if they are there. Writes
+benchmarks/results/search-resnet20.json or -resnet56.json.
 """
 
 import argparse

@@ -1,13 +1,10 @@
-"""What a search costs: trials against bare forward passes and a loop that quantizes anew; how it
-grows with layers and trials.
+"""Cost of a search: a trial beside a bare forward pass, and growth with layers and trials.
 
     python benchmarks/search_cost.py
 
-The networks are ResNet-20, 56 and 110 as they are built, not trained: the cost does not depend on
-the weights. One thread, 128 images, medians of interleaved rounds after one that is not counted.
-Writes benchmarks/results/search_cost.json. The trials in that file, which returned outputs of
-unchanged modules from memory, were taken before this memory was deleted: plans that differ in few
-layers ("similar") took 0.83, 0.95 and 1.00 of a bare pass with it.
+ResNet-20, 56 and 110 as they are built, not trained: the cost does not depend on the weights. One
+thread, 128 images, medians of rounds in turn. The naive trial quantizes its layers again. Writes
+benchmarks/results/search_cost.json.
 """
 
 import copy

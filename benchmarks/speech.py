@@ -1,13 +1,13 @@
-"""A detector of speech, Silero VAD, in closed form: convolutions and an LSTM, on speech in noise.
+"""A speech detector, Silero VAD, calibrated: convolutions and an LSTM, on speech in noise.
 
     apt-get install espeak-ng; pip install --no-deps silero-vad
     python benchmarks/speech.py
 
-The package has its network as TorchScript; it is written out below, with the same weights, those
-for 16 kHz, and its outputs are compared with the package's (``off_the_package``). Recordings are
-made: sentences of docstrings, read by eSpeak in five voices, pauses between them, noise over all; 8
-    calibrate, 24 others are scored. Writes benchmarks/results/speech.json, and the network
-with every layer at 3 bits beside it.
+The package has its network as TorchScript. It is written out below with the same weights, those for
+16 kHz, and its outputs are compared with the package's (``off_the_package``). The recordings are
+synthetic: sentences of docstrings, read by eSpeak in five voices, with pauses between them and
+noise over everything; 8 calibrate, and 24 others are scored. Writes benchmarks/results/speech.json,
+and beside it the network with every layer at 3 bits.
 """
 
 import copy
@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 from scipy.signal import resample_poly
 from scipy.stats import mannwhitneyu
 from sentences import sentences  # type: ignore[import-not-found]  # its neighbour
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 
 from octavo import Plan, calibrate
 from octavo.runs.run import environment
+from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 
 RESULT = Path(__file__).parent / "results" / "speech.json"
 RATE, CHUNK, CONTEXT, SECONDS = 16000, 512, 64, 12

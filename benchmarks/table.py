@@ -14,67 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pages import (  # type: ignore[import-not-found]  # its neighbour
+    RESULTS,
+    control,
+    epochs,
+    fill,
+    label,
+    labels,
+    load,
+    markdown,
+    results,
+    size,
+)
+
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
-RESULTS = HERE / "results"
-
-LABELS = {  # names in committed results, and the words for them on the pages
-    "absorbed": "absorb",
-    "closed form": "calibrated",
-    "nearest": "nearest levels",
-    "gptq": "default (order `gptq`)",
-    "gptq, absorbed": "default, absorb",
-    "gptq, corrected": "default, biases and batch norms fitted too",
-    "gptq, float inputs": "default, full-precision inputs (`sequential=False`)",
-    "gptq, per layer": 'default, `per="tensor"`',
-    "random": "order `random`",
-    "distance": "order `distance`",
-    "magnitude": "order `magnitude`",
-    "oneshot": "`ptq`",
-    "compensated": "`refit`",
-    "float": "`float`",
-}
-Rows = list[list[str]]
-
-
-def load(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def results(pattern: str) -> list[Any]:
-    """The committed results of runs whose names match: most bits first, then by seed."""
-    matching = [json.loads(path.read_text()) for path in RESULTS.glob(f"{pattern}.json")]
-    return sorted(matching, key=lambda run: (-run["nominal_bits"], run["recipe"]["seed"]))
-
-
-def markdown(head: str | list[str], rows: Rows) -> str:
-    """A table in Markdown; a head in one text has its columns separated by commas."""
-    columns = head.split(", ") if isinstance(head, str) else head
-    lines = [columns, ["---:"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def label(name: str) -> str:
-    return LABELS.get(name, name)
-
-
-def labels(names: str) -> str:
-    """The words for several names that are separated by commas."""
-    return ", ".join(label(name) for name in names.split(", "))
-
-
-def epochs(run: Any) -> str:
-    return f"{sum(stage['epochs'] for stage in run['stages']):g}"
-
-
-def control(run: Any) -> str:
-    return f"{run['control_score']:.2f}" if "control_score" in run else "not run"
-
-
-def size(row: Any) -> list[str]:
-    """The bytes of a file, and how many times smaller it is."""
-    return [f"{row['file_bytes']:,}", f"{row['ratio']:.1f}"]
-
 
 # README.md
 
@@ -230,8 +184,13 @@ def sums() -> str:
 # The search
 
 
+def mean_of(seeds: list[Any], name: str) -> float:
+    """The mean of a figure over seeds; NaN if a seed lacks it."""
+    return statistics.mean(row.get(name, math.nan) for row in seeds)
+
+
 def searches() -> str:
-    """Means over the seeds that were run, NaN where a seed lacks the figure."""
+    """Means over the seeds that were run."""
     figures = ("score", "accuracy", "retrained", "stored_bits", "counted", "seconds")
     rows = []
     for path in sorted(RESULTS.glob("search-resnet*.json"), key=lambda path: path.stem):
@@ -239,9 +198,8 @@ def searches() -> str:
         for row in json.loads(path.read_text())["rows"]:
             groups.setdefault((row["budget"], row["method"]), []).append(row)
         means = {
-            key: {name: statistics.mean(row.get(name, math.nan) for row in seeds) for name in figures}
-            for key, seeds in groups.items()
-        }  # fmt: skip
+            key: {name: mean_of(seeds, name) for name in figures} for key, seeds in groups.items()
+        }
         for (budget, method), mean in sorted(
             means.items(), key=lambda item: (item[0][0], -item[1]["score"])
         ):
@@ -281,7 +239,7 @@ def search_cost() -> str:
 
 
 def images() -> str:
-    """Plans of searches on more and more calibration images, scored on images they have not seen."""
+    """Plans of searches on more and more calibration images."""
     rows = []
     for name, row in load("images")["rows"].items():
         divergences = [f"{-row[key]:.4f}" for key in ("score", "others")]
@@ -356,11 +314,13 @@ def speed() -> str:
     step = load("retraining")
     ratios = [row["ratio"] for row in load("projection")["rows"]]
     clones = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    step_ratio = f"{step['step_ratio']:.3f}"
+    extra_bytes = f"{step['extra_bytes_per_weight']:.2f}"
     rows = [
-        ["step with frozen weights / plain step (ResNet-20, batch 128)", f"{step['step_ratio']:.3f}"],
-        ["extra bytes per weight while retraining", f"{step['extra_bytes_per_weight']:.2f}"],
+        ["step with frozen weights / plain step (ResNet-20, batch 128)", step_ratio],
+        ["extra bytes per weight while retraining", extra_bytes],
         ["`project` / `torch.clone`, 64 M weights", clones],
-    ]  # fmt: skip
+    ]
     return markdown("measured, value", rows)
 
 
@@ -409,16 +369,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "exports": exports,
     "int8": int8_scores,
 }
-
-
-def fill(page: str, name: str, text: str) -> str | None:
-    """The page with ``text`` between the two markers of ``name``; None if it lacks the markers."""
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, found_start, rest = page.partition(start)
-    _, found_end, after = rest.partition(end)
-    if not found_start or not found_end:
-        return None
-    return f"{before}{start}\n{text}\n{end}{after}"
 
 
 def main() -> None:

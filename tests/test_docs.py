@@ -1,4 +1,4 @@
-"""README and docs do what they say: their code runs, their commands work, their links lead somewhere.
+"""README and docs do what they say: code runs, commands work, links lead somewhere.
 
 A block that cannot run has a comment in the line above it: ``<!-- parsed only: reason -->`` for
 commands that are then only parsed, ``<!-- not run: reason -->`` for code.
@@ -127,6 +127,12 @@ def test_the_code_of_a_page_runs(
 
 
 # Commands
+
+
+@pytest.fixture(autouse=True)
+def short_practice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNQ's policy practises less in its world model than it does by default."""
+    monkeypatch.setattr("octavo.dnq.agent.IMAGINED", 64)
 
 
 def words_of(block: Block) -> Iterator[list[str]]:

@@ -24,11 +24,9 @@ from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "apot.json"
-QUANTILES, DEVIATIONS, OCTAVES = (
-    1 << 13,
-    16,
-    8,
-)  # how far below the largest weight the largest level is looked for
+QUANTILES = 1 << 13
+DEVIATIONS = 16
+OCTAVES = 8  # how far below the largest weight the largest level is looked for
 
 
 def distributions() -> dict[str, list[Tensor]]:

@@ -36,7 +36,11 @@ from octavo import coding
 from octavo.formats.powers_of_two import power_of_two
 from octavo.runs.run import environment
 
-COUNT, CHANNELS, BITS, REPEATS, SEED = 25_000_000, 5_000, (2, 3, 4, 5), 7, 0
+COUNT = 25_000_000
+CHANNELS = 5_000
+BITS = (2, 3, 4, 5)
+REPEATS = 7
+SEED = 0
 RESULT = Path(__file__).parent / "results" / "coding.json"
 COLUMNS = (
     "weights",
@@ -70,7 +74,8 @@ def frequencies(codes: Tensor, bits: int) -> np.ndarray:
 
 
 def ans_encode(codes: Tensor, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    counts, coder = frequencies(codes, bits), constriction.stream.stack.AnsCoder()
+    counts = frequencies(codes, bits)
+    coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(codes.numpy().astype(np.int32), categorical(counts))
     return counts, coder.get_compressed()
 
@@ -81,7 +86,8 @@ def ans_decode(data: tuple[np.ndarray, np.ndarray], count: int, _bits: int) -> T
 
 
 def range_encode(codes: Tensor, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    counts, coder = frequencies(codes, bits), constriction.stream.queue.RangeEncoder()
+    counts = frequencies(codes, bits)
+    coder = constriction.stream.queue.RangeEncoder()
     coder.encode(codes.numpy().astype(np.int32), categorical(counts))
     return counts, coder.get_compressed()
 
@@ -129,7 +135,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def measure(coder: Coder, codes: Tensor, bits: int, file: Path) -> dict[str, Any]:
     """One row: the median of REPEATS, decoding and the two ways of loading in turn."""
-    encoded, count = coder.encode(codes, bits), codes.numel()
+    encoded = coder.encode(codes, bits)
+    count = codes.numel()
     if not torch.equal(coder.decode(encoded, count, bits), codes):
         raise RuntimeError("decoding gave other codes")
     encode = statistics.median(seconds(lambda: coder.encode(codes, bits)) for _ in range(3))
@@ -163,7 +170,8 @@ def encoded(weights: list[Tensor], bits: int) -> Tensor:
 
 
 def compare(name: str, weights: list[Tensor], folder: Path) -> list[dict[str, Any]]:
-    file, rows = folder / "float32.safetensors", []
+    file = folder / "float32.safetensors"
+    rows = []
     save_file({"weights": torch.cat([w.flatten() for w in weights])}, file)
     for bits in BITS:
         codes = encoded(weights, bits)

@@ -33,7 +33,10 @@ from octavo.runs.run import environment
 from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 
 RESULT = Path(__file__).parent / "results" / "efficientnet.json"
-EACH, SEARCHED, SEED, BATCH = 6, 32, 0, 8
+EACH = 6
+SEARCHED = 32
+SEED = 0
+BATCH = 8
 # chosen among .001, .01 and .1 by the divergence on 96 calibration images that the other 128 did
 # not include
 DAMP = 0.1
@@ -69,7 +72,8 @@ def photograph(data: bytes) -> Tensor:
     image = image.resize(
         (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
     )
-    left, top = (image.width - 224) // 2, (image.height - 224) // 2
+    left = (image.width - 224) // 2
+    top = (image.height - 224) // 2
     return (
         torch.from_numpy(np.array(image.crop((left, top, left + 224, top + 224))))
         .permute(2, 0, 1)
@@ -129,7 +133,8 @@ def planned(model: nn.Module, bits: Any, seen: Tensor) -> tuple[Plan, dict[str, 
     if not isinstance(bits, tuple):
         return Plan.uniform(model, bits), {"bits": write_width(bits)}
     average, options = bits
-    inputs, budget = batches(seen[:SEARCHED]), Budget(average_bits=average)
+    inputs = batches(seen[:SEARCHED])
+    budget = Budget(average_bits=average)
     fast = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     result = search(
         fast, inputs, budget=budget, options=options, trials=TRIALS, seed=SEED, absorb=True
@@ -146,7 +151,8 @@ def planned(model: nn.Module, bits: Any, seen: Tensor) -> tuple[Plan, dict[str, 
 
 
 def row(bits: Any, arguments: dict[str, Any] | None, seen: Tensor, score: Any) -> dict[str, Any]:
-    model, started = network(), time.monotonic()
+    model = network()
+    started = time.monotonic()
     plan, about = planned(model, bits, seen)
     packed = (
         nearest(model, plan)

@@ -29,7 +29,8 @@ from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULTS = Path(__file__).parent / "results"
-BATCH, TURNS = 32, 101
+BATCH = 32
+TURNS = 101
 WIDTH = {"lut": 4, "fp8": 8, "int8": 8, "float": 32}  # bits of a weight in the file
 
 
@@ -118,7 +119,8 @@ def measured(model: nn.Module, packed: Packed, images: list[Tensor]) -> dict[str
 def int8_scores(task: Cifar10, images: list[Tensor]) -> dict[str, Any]:
     scores = {}
     for bits in (2, 3, 4, 5):
-        packed, model = Packed.load(RESULTS / f"resnet20-inq-{bits}bit.safetensors"), task.model()
+        packed = Packed.load(RESULTS / f"resnet20-inq-{bits}bit.safetensors")
+        model = task.model()
         with tempfile.TemporaryDirectory() as folder:
             made = export_checked(
                 model, packed, Path(folder, "int8.onnx"), form="int8", example=images

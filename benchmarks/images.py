@@ -21,7 +21,9 @@ from octavo.runs.folder import write_json
 from octavo.runs.run import environment
 
 RESULT = Path(__file__).parent / "results" / "images.json"
-SEEN, OTHERS, SEED = (512, 1024, 2048), 4096, 0
+SEEN = (512, 1024, 2048)
+OTHERS = 4096
+SEED = 0
 WAYS = {"dnq, 2.5": ("dnq", 2.5), "dnq, 3": ("dnq", 3.0), "3 bits": ("uniform", 3.0)}
 
 

@@ -20,14 +20,19 @@ from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "mixed.json"
-OPTIONS, INPUTS = (2, 3, 4, 5), (3, 4, 6, 8)
+OPTIONS = (2, 3, 4, 5)
+INPUTS = (3, 4, 6, 8)
 UNIFORM = ((4, 4), (3, 4), (3, 3))  # bits of weights and inputs whose bit operations are the budget
-TRIALS, IMAGES, BATCH, SEED = 768, 512, 32, 0
+TRIALS = 768
+IMAGES = 512
+BATCH = 32
+SEED = 0
 
 
 def scored(task: Cifar10, plan: Plan) -> dict[str, Any]:
     """Test accuracy of the calibrated network under a plan, and its sizes."""
-    model, inputs = task.model(), list(task.calibration())
+    model = task.model()
+    inputs = list(task.calibration())
     quantize_activations(model, inputs, plan.activations)
     packed = calibrate(model, plan, inputs)
     packed.apply(model)

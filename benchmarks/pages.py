@@ -66,7 +66,8 @@ def size(row: Any) -> list[str]:
 
 def fill(page: str, name: str, text: str) -> str | None:
     """The page with ``text`` between the two markers of ``name``; None if it lacks the markers."""
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    start = f"<!-- {name} -->"
+    end = f"<!-- /{name} -->"
     before, found_start, rest = page.partition(start)
     _, found_end, after = rest.partition(end)
     if not found_start or not found_end:

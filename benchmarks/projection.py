@@ -17,7 +17,9 @@ import torch
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.runs.run import environment
 
-COUNT, REPEATS, SEED = 64_000_000, 9, 0
+COUNT = 64_000_000
+REPEATS = 9
+SEED = 0
 RESULT = Path(__file__).parent / "results" / "projection.json"
 
 

@@ -27,7 +27,8 @@ from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "oneshot.json"
-IMAGES, SEEDS = 1024, 3
+IMAGES = 1024
+SEEDS = 3
 SLOW = ("magnitude", "distance")  # each row of weights has an order of its own: one seed
 SETTINGS: dict[str, dict[str, Any]] = {
     "gptq, float inputs": {"sequential": False},

@@ -31,7 +31,8 @@ from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "oneshot_cost.json"
-REPEATS, BITS = 5, 3
+REPEATS = 5
+BITS = 3
 
 
 def linear_algebra(weight: Tensor, hessian: Tensor) -> None:
@@ -41,7 +42,8 @@ def linear_algebra(weight: Tensor, hessian: Tensor) -> None:
     factor = torch.linalg.cholesky(damped(hessian, 0.01).flip(1, 2))
     unit = torch.eye(factor.shape[1], dtype=factor.dtype).expand_as(factor)
     upper = torch.linalg.solve_triangular(factor, unit, upper=False).flip(1, 2).float()
-    free, width = weight.permute(2, 0, 1).contiguous(), weight.shape[2]
+    free = weight.permute(2, 0, 1).contiguous()
+    width = weight.shape[2]
     for start in range(0, width, BLOCK):
         end = min(start + BLOCK, width)
         pull = (
@@ -85,7 +87,8 @@ def main() -> None:
     rows = {}
     for depth in (20, 56):
         task = Cifar10(depth=depth, weights=f"~/.cache/octavo/resnet{depth}-cifar10.safetensors")
-        model, images = task.model(), list(task.calibration())
+        model = task.model()
+        images = list(task.calibration())
         layers = find_layers(model)[0]
         with observing(model):
             forward = statistics.median(

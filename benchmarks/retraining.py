@@ -25,7 +25,10 @@ from octavo import Incremental, Plan
 from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
-STEPS, WARMUP, BATCH, SEED = 60, 5, 128, 0
+STEPS = 60
+WARMUP = 5
+BATCH = 128
+SEED = 0
 RESULT = Path(__file__).parent / "results" / "retraining.json"
 
 
@@ -50,7 +53,8 @@ def kept_bytes(model: nn.Module, images: Tensor) -> int:
     gc.collect()
     storages = {}
     saved: list[Tensor] = []
-    nodes, seen = [loss.grad_fn], set()
+    nodes = [loss.grad_fn]
+    seen = set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:

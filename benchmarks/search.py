@@ -34,7 +34,9 @@ from octavo.runs.tasks.cifar10 import Cifar10
 from octavo.runs.training import Retraining, retrain
 
 RESULTS = Path(__file__).parent / "results"
-IMAGES, BATCH, TRIALS = {20: 512, 56: 256}, 32, 512
+IMAGES = {20: 512, 56: 256}
+BATCH = 32
+TRIALS = 512
 BUDGETS = (3.0, 2.5, 3.5)
 METHODS: dict[str, Callable[[Evaluator], None]] = {
     "dnq": dnq,
@@ -42,7 +44,8 @@ METHODS: dict[str, Callable[[Evaluator], None]] = {
     "dnq, cold": functools.partial(dnq, warm=False),
 }
 DRAWS = ("dnq", "dnq, cold", "random", "tpe", "cmaes")
-PORTIONS, EPOCHS = (0.5, 0.75, 0.9, 1.0), 0.05  # of the short retraining: after each portion
+PORTIONS = (0.5, 0.75, 0.9, 1.0)
+EPOCHS = 0.05  # of the short retraining: after each portion
 SETTINGS = Retraining(learning_rate=0.005, temperature=4.0, bfloat16=True)
 Row = dict[str, Any]
 
@@ -92,7 +95,8 @@ class Setting:
         bench = Evaluator(space, self.environment, copy.deepcopy(self.journal), TRIALS, seed=seed)
         started = time.monotonic()
         METHODS[method](bench)
-        seconds, best = time.monotonic() - started, bench.best
+        seconds = time.monotonic() - started
+        best = bench.best
         return {
             "budget": average,
             "method": method,
@@ -109,7 +113,8 @@ class Setting:
         """Test accuracy after INQ from the trial's weights, imitating the network in full
         precision.
         """
-        model, teacher = self.task.model(), self.task.model().requires_grad_(False)
+        model = self.task.model()
+        teacher = self.task.model().requires_grad_(False)
         model.load_state_dict(self.environment.network(choice).state_dict())
         torch.manual_seed(seed)
         for _ in Incremental(model, self.space.plan(choice), portions=PORTIONS, seed=seed):

@@ -27,7 +27,11 @@ from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "search_cost.json"
-IMAGES, BATCH, WARM, ROUNDS, PLANS = 128, 32, 1, 9, 8
+IMAGES = 128
+BATCH = 32
+WARM = 1
+ROUNDS = 9
+PLANS = 8
 OPTIONS = (2, 3, 4, 5)
 
 
@@ -55,10 +59,12 @@ def trials(depth: int) -> dict[str, float]:
     and of the naive loop.
     """
     task = Cifar10(depth, calibration_size=IMAGES, batch=BATCH)
-    model, batches = task.model(), list(task.calibration())
+    model = task.model()
+    batches = list(task.calibration())
     space = survey(model, batches[0], OPTIONS, {})
     bench = Environment(model, space.names, batches, space.options)
-    drawn, took = random.Random(0), dict[str, list[float]]()
+    drawn = random.Random(0)
+    took = dict[str, list[float]]()
 
     def plans(change: float) -> list[tuple[int, ...]]:
         return [
@@ -87,7 +93,8 @@ def trials(depth: int) -> dict[str, float]:
 def whole(depth: int, count: int) -> float:
     """Seconds of a search with so many trials."""
     task = Cifar10(depth, calibration_size=IMAGES, batch=BATCH)
-    model, batches = task.model(), list(task.calibration())
+    model = task.model()
+    batches = list(task.calibration())
     return seconds(lambda: search(model, batches, budget=Budget(average_bits=3.0), trials=count))
 
 

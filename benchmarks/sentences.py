@@ -29,7 +29,11 @@ from octavo.runs.run import environment
 from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 
 RESULT = Path(__file__).parent / "results" / "sentences.json"
-CALIBRATION, SCORED, BATCH, SEED, NEIGHBOURS = 2048, 512, 16, 0, 10
+CALIBRATION = 2048
+SCORED = 512
+BATCH = 16
+SEED = 0
+NEIGHBOURS = 10
 
 
 class Sentences(nn.Module):
@@ -96,7 +100,8 @@ def agreement(own: Tensor, full: Tensor) -> dict[str, float]:
     """Cosines of the two embeddings of each sentence, and how alike both rank the other
     sentences.
     """
-    cosines, pairs = (own * full).sum(1), torch.triu_indices(len(own), len(own), 1)
+    cosines = (own * full).sum(1)
+    pairs = torch.triu_indices(len(own), len(own), 1)
     alike = [(one @ one.T).fill_diagonal_(-1) for one in (own, full)]
     near = [similarity.topk(NEIGHBOURS).indices.tolist() for similarity in alike]
     shared = [len(set(one) & set(other)) / NEIGHBOURS for one, other in zip(*near, strict=True)]
@@ -114,7 +119,8 @@ def agreement(own: Tensor, full: Tensor) -> dict[str, float]:
 
 def main() -> None:
     texts = sentences()
-    seen, others = batches(texts[:CALIBRATION]), batches(texts[CALIBRATION : CALIBRATION + SCORED])
+    seen = batches(texts[:CALIBRATION])
+    others = batches(texts[CALIBRATION : CALIBRATION + SCORED])
     model = network()
     full = embeddings(model, others)
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
@@ -128,7 +134,9 @@ def main() -> None:
     for bits, way in itertools.product((5, Apot(5), 4, 3), ("closed form", "nearest")):
         if (write_width(bits), way) in known:
             continue
-        started, plan, quantized = time.monotonic(), Plan.uniform(model, bits), copy.deepcopy(model)
+        started = time.monotonic()
+        plan = Plan.uniform(model, bits)
+        quantized = copy.deepcopy(model)
         packed = nearest(model, plan) if way == "nearest" else calibrate(model, plan, seen)
         seconds = round(time.monotonic() - started)
         packed.apply(quantized)

@@ -32,8 +32,13 @@ from octavo.runs.run import environment
 from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 
 RESULT = Path(__file__).parent / "results" / "speech.json"
-RATE, CHUNK, CONTEXT, SECONDS = 16000, 512, 64, 12
-CALIBRATION, SCORED, SEED = 8, 24, 0
+RATE = 16000
+CHUNK = 512
+CONTEXT = 64
+SECONDS = 12
+CALIBRATION = 8
+SCORED = 24
+SEED = 0
 VOICES = ("en-us", "en-gb", "en-us+f3", "en-gb+m3", "en-us+f5")
 PACKAGED = Path(str(find_spec("silero_vad").origin)).parent / "data" / "silero_vad.jit"  # type: ignore[union-attr]
 PLACES = {"stft": "stft_conv.", "decoder.rnn": "lstm.", "decoder.decoder.2": "final_conv."}
@@ -48,15 +53,12 @@ class Detector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stft_conv = nn.Conv1d(1, 258, 256, stride=128, bias=False)
-        self.conv1, self.conv2 = (
-            nn.Conv1d(129, 128, 3, padding=1),
-            nn.Conv1d(128, 64, 3, stride=2, padding=1),
-        )
-        self.conv3, self.conv4 = (
-            nn.Conv1d(64, 64, 3, stride=2, padding=1),
-            nn.Conv1d(64, 128, 3, padding=1),
-        )
-        self.lstm, self.final_conv = nn.LSTM(128, 128, batch_first=True), nn.Conv1d(128, 1, 1)
+        self.conv1 = nn.Conv1d(129, 128, 3, padding=1)
+        self.conv2 = nn.Conv1d(128, 64, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv1d(64, 64, 3, stride=2, padding=1)
+        self.conv4 = nn.Conv1d(64, 128, 3, padding=1)
+        self.lstm = nn.LSTM(128, 128, batch_first=True)
+        self.final_conv = nn.Conv1d(128, 1, 1)
 
     def forward(self, sound: Tensor) -> dict[str, Tensor]:
         """Sound as (recordings, samples), a multiple of 512."""
@@ -71,7 +73,8 @@ class Detector(nn.Module):
 
 
 def network() -> Detector:
-    model, state = Detector(), dict[str, Tensor]()
+    model = Detector()
+    state = dict[str, Tensor]()
     for name, value in torch.jit.load(PACKAGED).state_dict().items():
         module, _, own = name.removeprefix("_model.").rpartition(".")
         if name.startswith("_model.") and module in PLACES:
@@ -100,10 +103,14 @@ def recordings(texts: list[str]) -> tuple[Tensor, Tensor]:
     """Sounds (recordings, samples), and which chunks are speech: those where it is louder than a
     hundredth of its mean.
     """
-    generator, length = np.random.default_rng(SEED), RATE * SECONDS // CHUNK * CHUNK
-    sounds, labels, queue = [], [], iter(texts)
+    generator = np.random.default_rng(SEED)
+    length = RATE * SECONDS // CHUNK * CHUNK
+    sounds = []
+    labels = []
+    queue = iter(texts)
     for _ in range(CALIBRATION + SCORED):
-        clean, at = np.zeros(length), int(generator.uniform(0.5, 2) * RATE)
+        clean = np.zeros(length)
+        at = int(generator.uniform(0.5, 2) * RATE)
         while at < length - RATE:
             voice = spoken(next(queue), str(generator.choice(VOICES)))[: length - at]
             clean[at : at + len(voice)] = voice
@@ -125,7 +132,8 @@ def packaged(sound: Tensor) -> Tensor:
 
 
 def scores(own: Tensor, full: Tensor, labels: Tensor) -> dict[str, float]:
-    speech, silence = own[labels], own[~labels]
+    speech = own[labels]
+    silence = own[~labels]
     area = mannwhitneyu(speech.tolist(), silence.tolist()).statistic / (len(speech) * len(silence))
     return {
         "area_under_curve": round(float(area), 5),
@@ -138,11 +146,9 @@ def scores(own: Tensor, full: Tensor, labels: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def main() -> None:
     sounds, labels = recordings(sentences())
-    seen, scored, labels = (
-        list(sounds[:CALIBRATION].split(1)),
-        sounds[CALIBRATION:],
-        labels[CALIBRATION:],
-    )
+    seen = list(sounds[:CALIBRATION].split(1))
+    scored = sounds[CALIBRATION:]
+    labels = labels[CALIBRATION:]
     model = network()
     full = model(scored)["speech"]
     off = float((packaged(scored[:2]) - full[:2]).abs().max())

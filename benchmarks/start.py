@@ -37,14 +37,13 @@ def score(bits: int, start: str, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    rows, before = [], 0.0
+    rows = []
+    before = 0.0
     for bits in (3, 2):
         for start in ("float", "ptq", "refit"):
             results = [score(bits, start, seed) for seed in SEEDS]
-            scores, before = (
-                [round(result["score"], 2) for result in results],
-                results[0]["float_score"],
-            )
+            scores = [round(result["score"], 2) for result in results]
+            before = results[0]["float_score"]
             rows.append(
                 {
                     "bits": bits,

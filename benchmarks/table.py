@@ -115,7 +115,8 @@ def activations() -> str:
 def orders() -> str:
     rows = []
     for run in sorted(results("resnet20-order-*"), key=lambda run: -run["score"]):
-        loss, stored = run["stages"][-1]["loss"], run["stored_bits"]
+        loss = run["stages"][-1]["loss"]
+        stored = run["stored_bits"]
         figures = [f"{run['score']:.2f}", f"{loss:.4f}", f"{stored:.2f}", f"{run['file_bytes']:,}"]
         rows.append([run["recipe"]["order"], *figures])
     return markdown("order, accuracy, last stage's loss, stored bits, file in bytes", rows)
@@ -260,7 +261,8 @@ def mixed() -> str:
             both = (uniform, searched)
             accuracies = [f"{row['accuracy']:.2f}" for row in both]
             file_bytes = [f"{row['file_bytes']:,}" for row in both]
-            bit_ops, average = f"{uniform['bit_ops'] / 1e6:.0f}", f"{searched['average_bits']:.2f}"
+            bit_ops = f"{uniform['bit_ops'] / 1e6:.0f}"
+            average = f"{searched['average_bits']:.2f}"
             rows.append([everywhere, bit_ops, *accuracies, *file_bytes, average])
     head = (
         "everywhere, million bit operations, accuracy, accuracy when searched, file in bytes,"

@@ -17,11 +17,17 @@ from torch.nn import functional as F
 
 from octavo import Budget, Plan, calibrate, search
 
-WIDTH, HEADS, LAYERS, LENGTH, BATCH, STEPS = 64, 4, 2, 48, 32, 400
+WIDTH = 64
+HEADS = 4
+LAYERS = 2
+LENGTH = 48
+BATCH = 32
+STEPS = 400
 TEXT = "\n".join(topics[name] for name in sorted(topics))[:400_000]
 LETTERS = sorted(set(TEXT))
 CODED = torch.tensor([LETTERS.index(letter) for letter in TEXT])
-TRAINED, HELD_OUT = CODED[:-20_000], CODED[-20_000:]
+TRAINED = CODED[:-20_000]
+HELD_OUT = CODED[-20_000:]
 
 
 class LanguageModel(nn.Module):

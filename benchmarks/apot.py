@@ -30,7 +30,7 @@ OCTAVES = 8  # how far below the largest weight the largest level is looked for
 
 
 def distributions() -> dict[str, list[Tensor]]:
-    """Name to matrices of weights, a row for each scale; their sizes only, as levels are
+    """Return matrices of weights by name, a row for each scale; without signs, as levels are
     symmetric.
     """
     share = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
@@ -48,7 +48,7 @@ def distributions() -> dict[str, list[Tensor]]:
 
 
 def grids() -> Iterator[tuple[str, Tensor]]:
-    """Name to levels, zero first, then the positive ones."""
+    """Yield the name and the levels of each choice: zero first, then the positive levels."""
     for bits in (4, 5, 6):
         yield f"powers of two/{bits}", positive(PowerOfTwo(bits, torch.tensor(0)))
     for bits in (5, 6, 7, 8):
@@ -79,8 +79,8 @@ def positive(codebook: Codebook) -> Tensor:
 
 
 def interleaved(bits: int) -> Tensor:
-    """The sums of two sets of powers that take turns (arXiv 1909.13144, eq. 5), without the sign's
-    bit.
+    """Return the sums of two sets of powers that take turns (arXiv 1909.13144, eq. 5), without the
+    bit of the sign.
     """
     counts = (bits + 1) // 2, bits // 2
     parts = [
@@ -91,12 +91,12 @@ def interleaved(bits: int) -> Tensor:
 
 
 def two_powers(number: int) -> bool:
-    """Whether ``number`` is a sum or difference of at most two powers of two."""
+    """Tell whether ``number`` is a sum or difference of at most two powers of two."""
     return any((abs(number - (1 << e))).bit_count() <= 1 for e in range(number.bit_length() + 1))
 
 
 def least_errors(rows: Tensor, levels: Tensor) -> Tensor:
-    """Squared error of each row at its best scale."""
+    """Return the squared error of each row at its best scale."""
     start = torch.ceil(torch.log2(rows.amax(1, keepdim=True).clamp(min=1e-30) / levels[-1]))
     errors = []
     for down in range(OCTAVES):

@@ -56,8 +56,8 @@ COLUMNS = (
 
 
 class Coder(NamedTuple):
-    """(codes, bits) to something, that and (count, bits) back to codes, and how many bytes that
-    something is.
+    """A coder: (codes, bits) to an encoding, that and (count, bits) back to codes, and its size in
+    bytes.
     """
 
     encode: Callable[[Tensor, int], Any]
@@ -134,7 +134,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure(coder: Coder, codes: Tensor, bits: int, file: Path) -> dict[str, Any]:
-    """One row: the median of REPEATS, decoding and the two ways of loading in turn."""
+    """Measure one row: medians of REPEATS, decoding and the two ways of loading in turn."""
     encoded = coder.encode(codes, bits)
     count = codes.numel()
     if not torch.equal(coder.decode(encoded, count, bits), codes):

@@ -66,7 +66,9 @@ def network() -> nn.Module:
 
 
 def photograph(data: bytes) -> Tensor:
-    """Short side 256, bicubic, the middle 224 x 224: uint8, (3, 224, 224)."""
+    """Return the middle 224 x 224 pixels, uint8 (3, 224, 224), after a bicubic resize of the short
+    side to 256.
+    """
     image = Image.open(io.BytesIO(data)).convert("RGB")
     scale = 256 / min(image.size)
     image = image.resize(
@@ -121,7 +123,7 @@ def batches(images: Tensor) -> list[Tensor]:
 def accuracy(
     model: nn.Module, images: Tensor, classes: list[str], right: dict[str, list[int]]
 ) -> float:
-    """Top-1, in per cent."""
+    """Return the top-1 accuracy in per cent."""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = torch.cat([model(batch).argmax(1) for batch in batches(images)]).tolist()
     hits = sum(index in right[name] for index, name in zip(found, classes, strict=True))

@@ -35,7 +35,7 @@ WIDTH = {"lut": 4, "fp8": 8, "int8": 8, "float": 32}  # bits of a weight in the 
 
 
 def mobilenet(images: list[Tensor]) -> nn.Module:
-    """Depthwise and pointwise convolutions in turn, with ReLU6; 32 to 512 channels."""
+    """Build depthwise and pointwise convolutions in turn, with ReLU6, of 32 to 512 channels."""
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
         depthwise = nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False)
@@ -69,8 +69,8 @@ def mobilenet(images: list[Tensor]) -> nn.Module:
 
 
 def timed(sessions: dict[str, onnxruntime.InferenceSession], images: np.ndarray) -> dict[str, Any]:
-    """Milliseconds of processor time of two sessions, run in turn, and how many times the second is
-    faster.
+    """Return the milliseconds of processor time of two sessions that take turns, and how many times
+    the second is faster.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(TURNS):
@@ -91,7 +91,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def measured(model: nn.Module, packed: Packed, images: list[Tensor]) -> dict[str, Any]:
-    """Size and difference of each form, and the time of float32 in terms of int8's."""
+    """Return size and difference of each form, and the speed of int8 relative to float32."""
     with tempfile.TemporaryDirectory() as folder:
         made = {
             form: export_checked(
@@ -136,7 +136,7 @@ def int8_scores(task: Cifar10, images: list[Tensor]) -> dict[str, Any]:
 
 
 def integer_unit() -> bool:
-    """Whether the processor multiplies and adds bytes in one instruction."""
+    """Tell whether the processor multiplies and adds bytes in one instruction."""
     info = Path("/proc/cpuinfo")
     return info.exists() and bool(
         {"avx512_vnni", "avx_vnni"} & set(info.read_text(encoding="utf-8").split())

@@ -28,13 +28,13 @@ WAYS = {"dnq, 2.5": ("dnq", 2.5), "dnq, 3": ("dnq", 3.0), "3 bits": ("uniform", 
 
 
 def others() -> Tensor:
-    """Training images that no search has seen."""
+    """Return training images that no search has seen."""
     return torch.cat(list(task_of(20, 2 * OTHERS).calibration()))[OTHERS:]
 
 
 @torch.no_grad()
 def divergence(full: nn.Module, quantized: nn.Module, images: Tensor) -> float:
-    """Mean KL divergence of the outputs from full precision, as trials are scored."""
+    """Return the mean KL divergence of the outputs from full precision, the measure of the trials."""
     total = 0.0
     for batch in images.split(256):
         (own,), (target,) = (parts_of(network(batch)) for network in (quantized, full))

@@ -36,8 +36,8 @@ BITS = 3
 
 
 def linear_algebra(weight: Tensor, hessian: Tensor) -> None:
-    """GPTQ's own: see Frantar et al., arXiv 2210.17323, algorithm 1, with a quantizer that changes
-    nothing but a tenth.
+    """Run the bare linear algebra of GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1); a factor
+    takes the place of its quantizer.
     """
     factor = torch.linalg.cholesky(damped(hessian, 0.01).flip(1, 2))
     unit = torch.eye(factor.shape[1], dtype=factor.dtype).expand_as(factor)

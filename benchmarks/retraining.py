@@ -46,8 +46,8 @@ def stepper(model: nn.Module) -> Any:
 
 
 def kept_bytes(model: nn.Module, images: Tensor) -> int:
-    """Bytes of every distinct tensor storage that lives while the graph of one forward pass
-    does.
+    """Return the bytes of every distinct tensor storage that lives while the graph of one forward
+    pass does.
     """
     loss = model(images).sum()
     gc.collect()

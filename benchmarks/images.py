@@ -34,7 +34,7 @@ def others() -> Tensor:
 
 @torch.no_grad()
 def divergence(full: nn.Module, quantized: nn.Module, images: Tensor) -> float:
-    """Return the mean KL divergence of the outputs from full precision, the measure of the trials."""
+    """Return the mean KL divergence of the outputs from full precision, as trials measure it."""
     total = 0.0
     for batch in images.split(256):
         (own,), (target,) = (parts_of(network(batch)) for network in (quantized, full))
@@ -43,14 +43,13 @@ def divergence(full: nn.Module, quantized: nn.Module, images: Tensor) -> float:
 
 
 def row(setting: Setting, method: str, average: float, unseen: Tensor) -> dict[str, Any]:
-    found: dict[str, Any] = setting.search(average, method, SEED)
-    network = setting.environment.network(found["choice"])
-    found["others"] = -divergence(setting.model, network, unseen)
-    closed = setting.task.model()
-    calibrate(
-        setting.model, setting.space.plan(tuple(found["choice"])), setting.task.calibration()
-    ).apply(closed)
-    return found | {"calibrated": setting.task.score(closed)}
+    figures: dict[str, Any] = setting.search(average, method, SEED)
+    choice = setting.choice(figures["choice"])
+    figures["others"] = -divergence(setting.model, setting.environment.network(choice), unseen)
+    calibrated = setting.task.model()
+    packed = calibrate(setting.model, setting.space.plan(choice), setting.task.calibration())
+    packed.apply(calibrated)
+    return figures | {"calibrated": setting.task.score(calibrated)}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from octavo.dnq.agent import dnq
 from octavo.dnq.environment import Environment
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
-from octavo.dnq.rivals.methods import RIVALS
+from octavo.dnq.methods import METHODS as NAMES
+from octavo.dnq.methods import SearchMethod, method_of
+from octavo.dnq.space import Choice
 from octavo.dnq.survey import survey
 from octavo.runs.folder import write_json
 from octavo.runs.run import environment
@@ -38,11 +40,8 @@ IMAGES = {20: 512, 56: 256}
 BATCH = 32
 TRIALS = 512
 BUDGETS = (3.0, 2.5, 3.5)
-METHODS: dict[str, Callable[[Evaluator], None]] = {
-    "dnq": dnq,
-    **RIVALS,
-    "dnq, cold": functools.partial(dnq, warm=False),
-}
+METHODS: dict[str, SearchMethod] = {name: method_of(name) for name in NAMES}
+METHODS["dnq, cold"] = functools.partial(dnq, warm=False)
 DRAWS = ("dnq", "dnq, cold", "random", "tpe", "cmaes")
 PORTIONS = (0.5, 0.75, 0.9, 1.0)
 EPOCHS = 0.05  # of the short retraining: after each portion
@@ -81,8 +80,8 @@ class Setting:
         self.model = self.task.model()
         batches = list(self.task.calibration())
         self.space = survey(self.model, batches[0], (2, 3, 4, 5), {})
-        self.environment = Environment(self.model, self.space.names, batches, self.space.options)
-        self.journal = Journal(None, {})
+        self.environment = Environment(self.model, self.space.names, batches, self.space.actions)
+        self.journal = Journal(None, self.space.actions, {})
         self.quantized_s = time.monotonic() - started
         Evaluator(self.space, self.environment, self.journal, TRIALS).losses()
         self.single_s = time.monotonic() - started - self.quantized_s
@@ -92,24 +91,32 @@ class Setting:
         retraining.
         """
         space = dataclasses.replace(self.space, budget=Budget(average_bits=average))
-        bench = Evaluator(space, self.environment, copy.deepcopy(self.journal), TRIALS, seed=seed)
+        journal = copy.deepcopy(self.journal)
+        evaluator = Evaluator(space, self.environment, journal, TRIALS, seed=seed)
         started = time.monotonic()
-        METHODS[method](bench)
+        METHODS[method](evaluator)
         seconds = time.monotonic() - started
-        best = bench.best
+        best = evaluator.best
         return {
             "budget": average,
             "method": method,
             "seed": seed,
-            "score": best.score,
-            "counted": TRIALS - bench.left,
+            "score": best.objective,
+            "counted": TRIALS - evaluator.left,
             "seconds": round(seconds, 1),
             "stored_bits": round(best.stored_bits / sum(space.weights), 3),
             "accuracy": self.task.score(self.environment.network(best.choice)),
-            "choice": best.choice,
+            "choice": [action.width.bits for action in space.chosen(best.choice)],
         }
 
-    def retrained(self, choice: tuple[int, ...], seed: int) -> float:
+    def choice(self, bits: Sequence[int]) -> Choice:
+        """Return the choice that a row of results has as the bits of each layer."""
+        return tuple(
+            [action.width.bits for action in actions].index(wanted)
+            for actions, wanted in zip(self.space.actions, bits, strict=True)
+        )
+
+    def retrained(self, choice: Choice, seed: int) -> float:
         """Return the test accuracy after INQ from the trial's weights, imitating the full-precision
         network.
         """
@@ -149,7 +156,7 @@ def main() -> None:
         write_json(path, result)
     for row in result["rows"] if asked.retrain else ():
         if "retrained" not in row and row["seed"] in asked.seeds:
-            row["retrained"] = setting.retrained(row["choice"], row["seed"])
+            row["retrained"] = setting.retrained(setting.choice(row["choice"]), row["seed"])
             print(
                 row["budget"],
                 row["method"],

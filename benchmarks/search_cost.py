@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from octavo import Budget, Plan, calibrate, search
 from octavo.dnq.environment import Environment
+from octavo.dnq.space import Choice
 from octavo.dnq.survey import survey
 from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
@@ -55,21 +56,17 @@ def naive(model: nn.Module, batches: list[torch.Tensor], plan: Plan) -> float:
 
 
 def trials(depth: int) -> dict[str, float]:
-    """Seconds a trial of random plans, of plans that differ in few layers, of a bare forward pass,
-    and of the naive loop.
-    """
+    """Return the seconds of a bare forward pass, of a trial, and of the naive loop."""
     task = Cifar10(depth, calibration_size=IMAGES, batch=BATCH)
     model = task.model()
     batches = list(task.calibration())
     space = survey(model, batches[0], OPTIONS, {})
-    bench = Environment(model, space.names, batches, space.options)
+    trial_environment = Environment(model, space.names, batches, space.actions)
     drawn = random.Random(0)
-    took = dict[str, list[float]]()
 
-    def plans(change: float) -> list[tuple[int, ...]]:
+    def choices() -> list[Choice]:
         return [
-            tuple(drawn.choice(OPTIONS) if drawn.random() < change else 3 for _ in space.names)
-            for _ in range(PLANS)
+            tuple(drawn.randrange(len(actions)) for actions in space.actions) for _ in range(PLANS)
         ]
 
     @torch.no_grad()
@@ -77,17 +74,14 @@ def trials(depth: int) -> dict[str, float]:
         for batch in batches:
             model(batch)
 
-    works: dict[str, tuple[Callable[[], Any], int]] = {
-        "bare": (bare, 1),
-        "random": (lambda: bench.scores(plans(1.0)), PLANS),
-        "similar": (lambda: bench.scores(plans(0.1)), PLANS),
-    }
+    bare_s: list[float] = []
+    random_s: list[float] = []
     for _ in range(WARM + ROUNDS):
-        for name, (work, count) in works.items():
-            took.setdefault(name, []).append(seconds(work) / count)
-    result = {name: statistics.median(times[WARM:]) for name, times in took.items()}
-    result["naive"] = seconds(lambda: naive(model, batches, space.plan(plans(1.0)[0])))
-    return result
+        bare_s.append(seconds(bare))
+        random_s.append(seconds(lambda: trial_environment.objectives(choices())) / PLANS)
+    naive_s = seconds(lambda: naive(model, batches, space.plan(choices()[0])))
+    medians = [statistics.median(times[WARM:]) for times in (bare_s, random_s)]
+    return dict(zip(("bare", "random"), medians, strict=True)) | {"naive": naive_s}
 
 
 def whole(depth: int, count: int) -> float:

@@ -225,7 +225,7 @@ def search_cost() -> str:
         layers = int(network.removeprefix("resnet"))
         ratios = [
             seconds["random"] / seconds["bare"],
-            seconds["similar"] / seconds["bare"],
+            seconds.get("similar", math.nan) / seconds["bare"],
             seconds["naive"] / seconds["random"],
         ]
         rows.append([

@@ -211,7 +211,7 @@ def check_quantized(model: nn.Module, packed: Packed, batch: Inputs, path: Path)
         )
         exponents = weight.detach().abs().log2()[weight != 0]
         assert torch.equal(exponents, exponents.round())
-        assert torch.unique(weight.detach()[0]).numel() <= 2 ** (packed.plan[row.name] - 1) + 1
+        assert torch.unique(weight.detach()[0]).numel() <= 2 ** (packed.plan[row.name].bits - 1) + 1
     return first
 
 

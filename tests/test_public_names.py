@@ -15,7 +15,7 @@ PUBLIC = {
     "METHODS", "Apot", "Budget", "BudgetError", "Cost", "ExportError", "FormatError", "Incremental", "Inspection", "OctavoError",
     "Packed", "Plan", "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate",
     "compress", "export", "fold_masks", "inspect", "power_of_two", "quantize_activations", "register_layer",
-    "remove_quantizers", "search", "Task", "verify",
+    "remove_quantizers", "search", "Task", "Width", "verify",
 }  # fmt: skip
 MODULES = sorted(module.name for module in pkgutil.walk_packages(octavo.__path__, "octavo."))
 

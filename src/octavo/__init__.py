@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from octavo.deploy.exporting import export
     from octavo.dnq.searching import METHODS, SearchResult, search
     from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
-    from octavo.formats.width import Apot
+    from octavo.formats.width import Apot, Width
     from octavo.inq.incremental import Incremental, Stage
     from octavo.inspection import Inspection, inspect
     from octavo.network.kinds import register_layer
@@ -49,6 +49,7 @@ else:
         "Stage": "octavo.inq.incremental",
         "Surgery": "octavo.pruning.surgery",
         "Task": "octavo.runs.task",
+        "Width": "octavo.formats.width",
         "calibrate": "octavo.ptq.calibration",
         "compress": "octavo.compression",
         "export": "octavo.deploy.exporting",
@@ -99,6 +100,7 @@ __all__ = [
     "Surgery",
     "Task",
     "TrainingError",
+    "Width",
     "calibrate",
     "compress",
     "export",

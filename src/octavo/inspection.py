@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from octavo.activations.quantizer import input_quantizers
+from octavo.formats.width import WidthLike
 from octavo.network.calling import call, observing
 from octavo.network.layers import Layer, Skipped, find_inputs, find_layers
 from octavo.network.macs import count_macs
@@ -64,7 +65,7 @@ class Inspection:
     dearest: Cost | None
     float_inputs: tuple[Skipped, ...] = ()
 
-    def plan(self, bits: int) -> Plan:
+    def plan(self, bits: WidthLike) -> Plan:
         """The plan that gives ``bits`` to every layer.
 
         It knows the number of each layer's weights and, if there was an example, of its

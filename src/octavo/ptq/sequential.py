@@ -85,15 +85,13 @@ def freeze_in_forward_order(
         for one in passes:
             stack.callback(one.close)
         meetings = [next(one, None) for one in passes]  # for each batch; None at its end
-        while standing := [meeting for meeting in meetings if meeting is not None]:
+        while any(meetings):
+            standing = [meeting for meeting in meetings if meeting]
             # Of several places the one that was registered first is next: from there, passes may
             # still come to the others.
             place = min((meeting.stop.module for meeting in standing), key=order.__getitem__)
             here = [meeting for meeting in standing if meeting.stop.module is place]
-            for layer in waiting.pop(place, ()):
-                moments = _moments(layer, here)
-                if moments.seen:  # a call without a row is as good as none
-                    outcomes[layer.name] = freeze(layer, moments)
+            outcomes |= _freeze_here(waiting.pop(place, ()), here, freeze)
             meetings = [
                 next(one, None) if meeting in here else meeting
                 for one, meeting in zip(passes, meetings, strict=True)
@@ -158,8 +156,8 @@ def _partners(
 def _called_once(
     model: nn.Module, layers: Iterable[Layer], batch: Inputs
 ) -> dict[nn.Module, list[Layer]]:
-    """The layers that one call in a forward pass shows all inputs of, by the module of that
-    call.
+    """The layers whose inputs are all seen in one call of a forward pass, by the module that is
+    called.
     """
     by_module = calling_modules(model, layers)
     counts = count_calls(model, by_module, batch)
@@ -174,6 +172,20 @@ def _called_once(
         for module, here in by_module.items()
         if not shared & {layer.name for layer in here}
     }
+
+
+def _freeze_here(
+    layers: Sequence[Layer],
+    meetings: Sequence[_Meeting],
+    freeze: Callable[[Layer, Moments], Outcome],
+) -> dict[str, Outcome]:
+    """Freeze the layers of one module, at which the passes of some batches stand."""
+    outcomes = dict[str, Outcome]()
+    for layer in layers:
+        moments = _moments(layer, meetings)
+        if moments.seen:  # a call without a row is as good as none
+            outcomes[layer.name] = freeze(layer, moments)
+    return outcomes
 
 
 def _moments(layer: Layer, meetings: Sequence[_Meeting]) -> Moments:

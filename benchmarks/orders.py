@@ -1,6 +1,6 @@
-"""Orders of freezing that are worth a comparison, but no place in the package.
+"""An order of freezing that exists only to be compared with octavo's own.
 
-A recipe names one as ``order: orders.py:far``; in Python it is ``Incremental(order=far)``.
+A recipe names it as ``order: orders.py:far``, see benchmarks/resnet20-order-far.yaml.
 """
 
 from torch import Tensor
@@ -9,5 +9,9 @@ from octavo.formats.codebook import Codebook
 
 
 def far(weight: Tensor, codebook: Codebook) -> Tensor:
-    """Rank the weights that are farthest from their level first, the opposite of ``"distance"``."""
-    return (weight.float() - codebook.project(weight)).abs()
+    """Rank the weights farthest from their level first: the reverse of the order ``distance``.
+
+    It is the worst of the orders that were compared: 88.71 % on ResNet-20 at 3 bits, where
+    ``distance`` reaches 89.57 % and ``relative`` 90.04 % (benchmarks/README.md).
+    """
+    return (weight.detach().float() - codebook.project(weight)).abs()

@@ -205,7 +205,7 @@ class Incremental:
         """Everything that is needed to resume between stages, the model's own state dict included.
         Take it after retraining.
         """
-        return {
+        return {  # "tops" is an old word for the exponents; the keys stay, so that old states load
             "done": self._done,
             "settings": self._settings,
             "tops": {layer.name: layer.codebook.max_exponent for layer in self._layers},

@@ -214,7 +214,8 @@ class _ZeroFrozen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        masked: Tensor = _ZeroFrozen.apply(gradients[0], *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        (marks,) = ctx.saved_tensors
+        masked: Tensor = _ZeroFrozen.apply(gradients[0], marks)  # type: ignore[no-untyped-call]
         return masked, None
 
 

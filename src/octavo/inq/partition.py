@@ -157,8 +157,9 @@ def orders_of(order: FreezeOrder | Sequence[FreezeOrder], portions: int) -> tupl
         PlanError: an unknown order, or not as many orders as there are portions.
 
     """
-    several = isinstance(order, Sequence) and not isinstance(order, str)
-    orders: tuple[Any, ...] = tuple(order) if several else (order,) * portions  # type: ignore[arg-type]
+    orders: tuple[Any, ...] = (order,) * portions
+    if isinstance(order, Sequence) and not isinstance(order, str):
+        orders = tuple(order)
     for one in orders:
         check_order(one)
     if len(orders) != portions:

@@ -14,7 +14,8 @@ import octavo
 PUBLIC = {
     "METHODS", "Apot", "Budget", "BudgetError", "Cost", "ExportError", "FormatError", "Incremental", "Inspection", "OctavoError",
     "Packed", "Plan", "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate",
-    "compress", "export", "fold_masks", "inspect", "power_of_two", "quantize_activations", "search", "verify",
+    "compress", "export", "fold_masks", "inspect", "power_of_two", "quantize_activations", "remove_quantizers", "search",
+    "verify",
 }  # fmt: skip
 MODULES = sorted(module.name for module in pkgutil.walk_packages(octavo.__path__, "octavo."))
 

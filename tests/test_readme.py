@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from octavo.activations.quantizer import input_forms
+from octavo.activations.quantizer import input_formats
 from octavo.runs.recipe import Recipe, make_recipe
 from octavo.runs.task import METHODS
 
@@ -52,7 +52,7 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
         int((parameter == 0).sum()) for parameter in fresh.parameters() if parameter.dim() > 1
     ) == round(0.8 * (36 + 32))
     exec(activations.replace('"conv1"', '"0"'), closed)
-    assert {name: form.bits for name, form in input_forms(fresh).items()} == {"0": 8, "3": 4}
+    assert {name: form.bits for name, form in input_formats(fresh).items()} == {"0": 8, "3": 4}
 
 
 def test_the_task_has_the_methods_that_a_task_needs() -> None:
@@ -85,7 +85,6 @@ def test_the_commands(tmp_path: Path) -> None:
         "export",
     ]
     for command in commands[1:]:  # the demo has its own test
-        program = "import sys; from octavo.cli.commands import main; main()"
-        words = [sys.executable, "-c", program, *shlex.split(command)[1:]]
+        words = [sys.executable, "-m", "octavo", *shlex.split(command)[1:]]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"

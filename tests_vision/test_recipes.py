@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from octavo.cli import commands as cli
+from octavo import cli
 from octavo.runs.recipe import load_recipe
 from octavo.runs.recipes import RECIPES
 from octavo.runs.task import load_task

@@ -1,11 +1,12 @@
 """octavo folds neural networks into powers of two: same accuracy, a file that really shrinks, exact
 on reload.
+
+A public name is imported when it is first used, so that ``import octavo`` and ``octavo --help`` do
+not wait for torch (PEP 562).
 """
 
-from octavo.activations.quantization import quantize_activations
-from octavo.compression import compress
-from octavo.deploy.exporting import export
-from octavo.dnq.searching import METHODS, SearchResult, search
+from typing import TYPE_CHECKING
+
 from octavo.errors import (
     BudgetError,
     ExportError,
@@ -15,20 +16,95 @@ from octavo.errors import (
     RecipeError,
     TrainingError,
 )
-from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
-from octavo.formats.width import Apot
-from octavo.inq.incremental import Incremental, Stage
-from octavo.inspection import Inspection, inspect
-from octavo.plan import Budget, Cost, Plan
-from octavo.pruning.masks import fold_masks
-from octavo.pruning.surgery import Surgery
-from octavo.ptq.calibration import calibrate
-from octavo.storage.packed import Packed, verify
+
+if TYPE_CHECKING:
+    from octavo.activations.quantization import quantize_activations
+    from octavo.activations.quantizer import remove_quantizers
+    from octavo.compression import compress
+    from octavo.deploy.exporting import export
+    from octavo.dnq.searching import METHODS, SearchResult, search
+    from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
+    from octavo.formats.width import Apot
+    from octavo.inq.incremental import Incremental, Stage
+    from octavo.inspection import Inspection, inspect
+    from octavo.plan import Budget, Cost, Plan
+    from octavo.pruning.masks import fold_masks
+    from octavo.pruning.surgery import Surgery
+    from octavo.ptq.calibration import calibrate
+    from octavo.runs.task import Task
+    from octavo.storage.packed import Packed, verify
+else:
+    _HOMES = {  # the module of each public name that is imported when it is first used
+        "METHODS": "octavo.dnq.searching",
+        "Apot": "octavo.formats.width",
+        "Budget": "octavo.plan",
+        "Cost": "octavo.plan",
+        "Incremental": "octavo.inq.incremental",
+        "Inspection": "octavo.inspection",
+        "Packed": "octavo.storage.packed",
+        "Plan": "octavo.plan",
+        "PowerOfTwo": "octavo.formats.powers_of_two",
+        "SearchResult": "octavo.dnq.searching",
+        "Stage": "octavo.inq.incremental",
+        "Surgery": "octavo.pruning.surgery",
+        "Task": "octavo.runs.task",
+        "calibrate": "octavo.ptq.calibration",
+        "compress": "octavo.compression",
+        "export": "octavo.deploy.exporting",
+        "fold_masks": "octavo.pruning.masks",
+        "inspect": "octavo.inspection",
+        "power_of_two": "octavo.formats.powers_of_two",
+        "quantize_activations": "octavo.activations.quantization",
+        "remove_quantizers": "octavo.activations.quantizer",
+        "search": "octavo.dnq.searching",
+        "verify": "octavo.storage.packed",
+    }
+
+    def __getattr__(name):
+        """Import a public name from its module, and keep it for the next time."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+        from importlib import import_module
+
+        globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return globals()[name]
+
+    def __dir__():
+        """List the public names too that were not imported yet."""
+        return sorted({*globals(), *__all__})
+
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "Apot", "Budget", "BudgetError", "Cost", "ExportError", "FormatError", "Incremental", "Inspection", "OctavoError",
-    "Packed", "Plan", "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate",
-    "compress", "export", "fold_masks", "inspect", "power_of_two", "quantize_activations", "search", "verify",
-]  # fmt: skip
+    "METHODS",
+    "Apot",
+    "Budget",
+    "BudgetError",
+    "Cost",
+    "ExportError",
+    "FormatError",
+    "Incremental",
+    "Inspection",
+    "OctavoError",
+    "Packed",
+    "Plan",
+    "PlanError",
+    "PowerOfTwo",
+    "RecipeError",
+    "SearchResult",
+    "Stage",
+    "Surgery",
+    "Task",
+    "TrainingError",
+    "calibrate",
+    "compress",
+    "export",
+    "fold_masks",
+    "inspect",
+    "power_of_two",
+    "quantize_activations",
+    "remove_quantizers",
+    "search",
+    "verify",
+]

@@ -1,80 +1,148 @@
-"""All of it in one call, for people in a hurry: bits by search, then the closed form or INQ over a
-loop of yours.
-"""
+"""The whole way in one call: a search for bits, then PTQ, or INQ over the user's training loop."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from inspect import signature
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from octavo._deprecated import renamed_arguments
 from octavo.activations.quantization import quantize_activations
 from octavo.dnq.searching import search
-from octavo.errors import PlanError, nearest
+from octavo.errors import PlanError
+from octavo.formats.codebook import Fit, Per
 from octavo.inq.incremental import Incremental
+from octavo.inq.partition import Order
 from octavo.network.calling import Inputs
-from octavo.plan import Budget
+from octavo.plan import Budget, Plan
+from octavo.progress import Progress
 from octavo.pruning.masks import kept_masks
 from octavo.ptq.calibration import calibrate
+from octavo.ptq.settings import PtqOrder
 from octavo.storage.packed import Packed
 
 __all__ = ["compress"]
 
-GIVEN = {"model", "plan", "inputs", "budget"}  # what is no option here
+# The options by the function that receives them. One that is left out has that function's default.
+SEARCH = (
+    "budget", "options", "method", "trials", "objective", "seed", "journal", "workers", "pins",
+    "activations", "absorb", "progress",
+)  # fmt: skip
+START = ("fit", "per", "damp", "absorb", "progress")  # calibrate, as the start of retraining
+PTQ = (*START, "order", "sequential")  # calibrate alone
+INQ = ("portions", "order", "fit", "per", "seed", "straight_through", "masks")
 
 
+@renamed_arguments(score="objective", observe="progress", correct="")
 def compress(
     model: nn.Module,
     inputs: Iterable[Inputs],
     *,
     budget: Budget,
     retrain: Callable[[nn.Module], object] | None = None,
-    **options: Any,
+    options: Sequence[int] | None = None,
+    method: str | None = None,
+    trials: int | None = None,
+    objective: Callable[[nn.Module], float] | None = None,
+    seed: int | None = None,
+    journal: str | Path | None = None,
+    workers: int | None = None,
+    pins: Mapping[str, int] | None = None,
+    activations: Sequence[int] | None = None,
+    order: PtqOrder | Order | Sequence[Order] | None = None,
+    fit: Fit | None = None,
+    per: Per | None = None,
+    damp: float | None = None,
+    absorb: bool | None = None,
+    sequential: bool | None = None,
+    portions: tuple[float, ...] | None = None,
+    straight_through: float | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    progress: Progress | None = None,
 ) -> Packed:
-    """Quantize ``model`` within ``budget``: bits for each layer are searched for, then all weights
-    freeze.
+    """Quantize ``model`` within ``budget``: search for the bits of each layer, then freeze all
+    weights.
+
+    Without ``retrain``, ``calibrate`` freezes them (PTQ). With it, ``Incremental`` freezes them
+    portion by portion (INQ), starting from the network that ``calibrate`` returned. ``model`` is
+    not changed. An option that is left out has the default of the function that receives it.
 
     Args:
-        model: the trained network; it is left as it was.
-        inputs: batches that the model is called with, unlabelled, as for ``calibrate``.
-        budget: what the plan may cost.
-        retrain: trains the network that it is given, a copy of ``model``, for a while; it is called
-            after each portion but the last (INQ, from the closed form). None: the closed form
-            alone.
-        options: of ``search``, and of ``Incremental``, or ``calibrate`` without ``retrain``;
-            ``seed`` goes to both.
+        model: the trained network.
+        inputs: unlabelled batches that the model is called with, as for ``calibrate``.
+        budget: the limit on the cost of the plan.
+        retrain: trains the network that it is given, a copy of ``model``, for a while. It is called
+            after each portion but the last.
+        options: as all options up to ``activations``, see ``search``.
+        method: the method of the search.
+        trials: how many plans may be scored.
+        objective: the objective of the search.
+        seed: for ``search``, and for ``Incremental`` with ``retrain``.
+        journal: the file to which the search appends its trials.
+        workers: how many plans are scored at a time.
+        pins: the layers whose bits are given.
+        activations: the bits that layer inputs may get.
+        order: which weights freeze first. Without ``retrain`` see ``calibrate``, else
+            ``Incremental``.
+        fit: how the largest exponent is chosen, for ``calibrate`` and ``Incremental``.
+        per: what shares one largest exponent, for ``calibrate`` and ``Incremental``.
+        damp: for ``calibrate``.
+        absorb: for ``search`` and ``calibrate``.
+        sequential: for ``calibrate``, without ``retrain`` only.
+        portions: for ``Incremental``, with ``retrain`` only.
+        straight_through: for ``Incremental``, with ``retrain`` only.
+        masks: for ``Incremental``, with ``retrain`` only. Left out: the zeros of ``model`` stay
+            zero.
+        progress: called with each event of ``search`` and ``calibrate``.
 
     Raises:
-        PlanError: an unknown option, or as ``search`` and ``calibrate``.
+        PlanError: an option that has no effect with, or without, ``retrain``; or as ``search``,
+            ``calibrate`` and ``Incremental``.
         BudgetError: no plan can meet the budget; the message has the feasible range.
 
     """
-    freeze = calibrate if retrain is None else Incremental
-    for name in options:
-        if name not in (known := _options(search) | _options(freeze)):
-            raise PlanError(
-                f"{name}: no option of search or {freeze.__name__}{nearest(name, known)}"
-            )
+    given = {name: value for name, value in locals().items() if value is not None}
+    _check_effect(given)
     batches = list(inputs)
-    plan = search(model, batches, budget=budget, **_of(search, options)).plan
+    plan = search(model, batches, **_picked(given, SEARCH)).plan
     if plan.activations:
         model = copy.deepcopy(model)
         quantize_activations(model, batches, plan.activations)
     if retrain is None:
-        return calibrate(model, plan, batches, **_of(calibrate, options))
-    quantized, options = copy.deepcopy(model), {"masks": kept_masks(model, plan)} | options
-    calibrate(model, plan, batches).apply(quantized)
-    incremental = Incremental(quantized, plan, **_of(Incremental, options))
+        return calibrate(model, plan, batches, **_picked(given, PTQ))
+    return _retrained(model, plan, batches, retrain, given)
+
+
+def _retrained(
+    model: nn.Module,
+    plan: Plan,
+    batches: Sequence[Inputs],
+    retrain: Callable[[nn.Module], object],
+    given: Mapping[str, Any],
+) -> Packed:
+    """Run INQ over ``retrain`` on a copy of the model that starts from its PTQ."""
+    quantized = copy.deepcopy(model)
+    calibrate(model, plan, batches, **_picked(given, START)).apply(quantized)
+    settings = {"masks": kept_masks(model, plan)} | _picked(given, INQ)
+    incremental = Incremental(quantized, plan, **settings)
     for stage in incremental:
         if not stage.last:
             retrain(quantized)
     return incremental.finish()
 
 
-def _options(function: Callable[..., object]) -> set[str]:
-    return set(signature(function).parameters) - GIVEN
+def _check_effect(given: Mapping[str, Any]) -> None:
+    """Raise PlanError if an option was given that the chosen way does not use."""
+    way = "with" if "retrain" in given else "without"
+    used = {*SEARCH, *START, *INQ} if way == "with" else {*SEARCH, *PTQ}
+    for name in given:
+        if name not in used and name not in ("model", "inputs", "retrain"):
+            other = "calibrate alone" if way == "with" else "Incremental"
+            raise PlanError(
+                f"{name}: has no effect {way} retrain, it is an option of {other}; leave it out"
+            )
 
 
-def _of(function: Callable[..., object], options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name in _options(function)}
+def _picked(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: given[name] for name in names if name in given}

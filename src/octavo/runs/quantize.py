@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from octavo.activations.quantization import quantize_activations
-from octavo.activations.quantizer import input_forms
+from octavo.activations.quantizer import input_formats
 from octavo.dnq.searching import search
 from octavo.dnq.survey import survey
 from octavo.formats.width import write_width, write_widths
@@ -57,7 +57,7 @@ def quantize_inputs(job: Job, model: nn.Module, settings: Activations | None) ->
     skipped = quantize_activations(model, job.task.calibration(), bits, **options)
     for skip in skipped:
         job.note(f"{skip.name}: its inputs stay in float: {skip.reason}")
-    widths = {name: form.bits for name, form in input_forms(model).items()}
+    widths = {name: form.bits for name, form in input_formats(model).items()}
     low = min(widths.values())
     high = max(widths.values())
     job.note(f"inputs of {len(widths)} layers quantized, {low} to {high} bits")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from octavo.activations.quantizer import input_forms
+from octavo.activations.quantizer import input_formats
 from octavo.errors import FormatError
 from octavo.inq.incremental import Incremental
 from octavo.pruning.surgery import Surgery
@@ -31,7 +31,7 @@ def warm_up(model: nn.Module, job: Job) -> History:
     if not recipe.warmup:
         return History()
     shared = _float_settings(job) | {"epochs": [recipe.warmup]}
-    if input_forms(model):
+    if input_formats(model):
         shared |= recipe.model_dump(mode="json", include={"activations"})
     file = _shared_folder("warmup", job.folder, shared) / "warmup.pt"
     stages = stage_plans(recipe, [(0.0, recipe.warmup)], first=WARM_UP)

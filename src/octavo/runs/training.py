@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.activations.quantizer import steps as scales_of
+from octavo.activations.quantizer import scales as scales_of
 from octavo.errors import TrainingError
 from octavo.network.calling import call, device_of, in_mode, on_device
 from octavo.network.outputs import alike, described, parts_of

@@ -1,0 +1,86 @@
+"""The commands that take a packed file: ``export``, ``evaluate`` and ``verify``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from octavo.cli.options import (
+    AsJson,
+    Options,
+    PackedFile,
+    TaskOption,
+    print_figures,
+    task_options,
+)
+
+__all__ = ["evaluate", "export", "verify"]
+
+
+def export(
+    file: PackedFile,
+    task: TaskOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    form: Annotated[
+        str, typer.Option(help="lut, fp8, int8, float or mx: see docs/export.md.")
+    ] = "lut",
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a packed network as an ONNX file or as MXFP4 and MXFP8 tensors, and check the file
+    against the network.
+
+    Example: `octavo export runs/demo/packed.safetensors --task digits --form lut -o model.onnx`
+    """
+    from octavo.deploy.exporting import export_checked
+    from octavo.report.tables import exported_rows
+    from octavo.runs.run import exported_scores
+    from octavo.runs.task import load_task, model_of
+    from octavo.storage.packed import Packed
+
+    packed = Packed.load(file)
+    loaded = load_task(task, task_options(option))
+    batches = list(loaded.calibration())
+    exported = export_checked(model_of(loaded, task), packed, output, form=form, example=batches)
+    scores = exported_scores(exported, packed, loaded, task)
+    print_figures(exported_rows(exported) | scores, as_json)
+
+
+def evaluate(
+    file: Annotated[
+        Path, typer.Argument(help="A packed network, or an ONNX file.", show_default=False)
+    ],
+    task: TaskOption,
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load a packed network into a task's model, or an ONNX file into ONNX Runtime, and score it.
+
+    Example: `octavo evaluate runs/demo/packed.safetensors --task digits`
+    """
+    from octavo.deploy.exporting import load_onnx
+    from octavo.report.tables import packed_rows
+    from octavo.runs.task import load_task, model_of
+    from octavo.storage.packed import Packed
+
+    loaded = load_task(task, task_options(option))
+    if file.suffix == ".onnx":
+        score = loaded.score(load_onnx(file))
+        print_figures({"score": score, "file_bytes": file.stat().st_size}, as_json)
+        return
+    packed = Packed.load(file)
+    model = model_of(loaded, task)
+    packed.apply(model)
+    print_figures({"score": loaded.score(model), **packed_rows(packed)}, as_json)
+
+
+def verify(file: PackedFile, as_json: AsJson = False) -> None:
+    """Check a packed file: its structure, its version and every checksum.
+
+    Example: `octavo verify runs/demo/packed.safetensors`
+    """
+    from octavo.report.tables import packed_rows
+    from octavo.storage.packed import Packed
+
+    packed = Packed.load(file)  # loading checks all of the file, as octavo.verify does
+    print_figures({"verified": str(file), **packed_rows(packed)}, as_json)

@@ -1,0 +1,187 @@
+"""The commands that look at a task's network: ``inspect`` and ``search``."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from octavo.cli.options import AsJson, Options, TaskName, err, out, print_written, task_options
+from octavo.errors import BudgetError, nearest
+
+if TYPE_CHECKING:
+    from octavo.dnq.searching import SearchResult
+    from octavo.inspection import Inspection
+    from octavo.plan import Budget
+    from octavo.runs.task import Task
+
+__all__ = ["inspect", "search"]
+
+
+def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> None:
+    """Show which layers of a network can be quantized, which cannot and why, and which budgets are
+    feasible.
+
+    Example: `octavo inspect cifar10 -O depth=56`
+    """
+    from torch import Tensor
+
+    from octavo.inspection import inspect as inspect_model
+    from octavo.runs.task import load_task, model_of
+
+    loaded = load_task(task, task_options(option))
+    batch = next(iter(loaded.calibration()), None)
+    example = batch[:1] if isinstance(batch, Tensor) else batch  # the cost of a single input
+    inspection = inspect_model(model_of(loaded, task), example)
+    if as_json:
+        typer.echo(json.dumps(asdict(inspection), indent=2))
+    else:
+        _print_inspection(inspection)
+
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="The plan to write, YAML.")]
+Limit = Annotated[
+    str | None, typer.Option(help="average_bits=3, ratio=10, bytes=100000 or bit_ops=1e9.")
+]
+TradeOff = Annotated[
+    float | None,
+    typer.Option(help="Instead of a budget: what doubling the ratio is worth in objective."),
+]
+Method = Annotated[str, typer.Option(help="dnq, exact, greedy, tpe, cmaes, random or uniform.")]
+Trials = Annotated[int, typer.Option(min=1, help="How many plans may be scored.")]
+Widths = Annotated[
+    str, typer.Option(help="What a layer may get: bits from 2 to 8, and apot5 to apot8.")
+]
+Pins = Annotated[list[str] | None, typer.Option(help="The bits of a layer: name=bits.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same plan.")]
+InputBits = Annotated[
+    str | None, typer.Option(help="Search for the bits of layer inputs too, of these: 4,8.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="How many plans are scored at a time.")]
+JournalFile = Annotated[
+    Path | None, typer.Option(help="Append each trial to this file; continue from its trials.")
+]
+
+
+def search(
+    task: TaskName,
+    output: Output,
+    budget: Limit = None,
+    trade_off: TradeOff = None,
+    method: Method = "dnq",
+    trials: Trials = 512,
+    options: Widths = "2,3,4,5",
+    pin: Pins = None,
+    seed: Seed = 0,
+    activations: InputBits = None,
+    workers: Workers = 1,
+    journal: JournalFile = None,
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn how many bits each layer of a task's network gets, and write the plan.
+
+    Example: `octavo search digits --budget average_bits=3 --pin conv1=5 -o plan.yaml`
+    """
+    from octavo.runs.task import load_task
+
+    loaded = load_task(task, task_options(option))
+    settings = {
+        "budget": _budget(budget),
+        "trade_off": trade_off,
+        "method": method,
+        "trials": trials,
+        "options": _values(options, "--options"),
+        "pins": _pins(pin),
+        "seed": seed,
+        "activations": _values(activations, "--activations"),
+        "workers": workers,
+        "journal": journal,
+    }
+    result = _searched(loaded, task, settings, as_json)
+    result.plan.save(output)
+    _print_plan(result, output, as_json)
+
+
+def _print_inspection(inspection: "Inspection") -> None:
+    """Print the layers, what stays in float, and the feasible budgets."""
+    from octavo.report.tables import inspection_table, skipped_table
+
+    layers = inspection_table(inspection) if inspection.rows else "no layer can be quantized"
+    out.print(layers, skipped_table(inspection))
+    if inspection.cheapest and inspection.dearest:
+        low = inspection.cheapest
+        high = inspection.dearest
+        out.print(
+            f"feasible: {low.average_bits:g} to {high.average_bits:g} bits, "
+            f"{low.bytes:,} to {high.bytes:,} nominal bytes"
+        )
+
+
+def _searched(
+    task: "Task", name: str, settings: Mapping[str, Any], as_json: bool
+) -> "SearchResult":
+    """Search for a plan of a task's network, and show how far the search is."""
+    from octavo.dnq.searching import search as search_bits
+    from octavo.report.display import Display
+    from octavo.runs.task import model_of
+
+    with Display(err if as_json else out) as display:
+        display.searching(settings["trials"])
+        return search_bits(
+            model_of(task, name), task.calibration(), observe=display.trial, **settings
+        )
+
+
+def _print_plan(result: "SearchResult", output: Path, as_json: bool) -> None:
+    """Print the plan that was found and the file that it was written to, or the plan as JSON."""
+    from octavo.report.tables import plan_table
+
+    if as_json:
+        typer.echo(json.dumps(_plan_figures(result), indent=2))
+        return
+    out.print(plan_table(result))
+    print_written(output)
+
+
+def _budget(pair: str | None) -> "Budget | None":
+    """Read a budget such as ``average_bits=3``."""
+    from octavo.plan import Budget
+    from octavo.runs.recipe import key_value
+
+    if pair is None:
+        return None
+    key, value = key_value(pair, "--budget")
+    known = [field.name for field in fields(Budget)]
+    if key not in known:
+        raise BudgetError(
+            f"--budget {pair}: expected one of {', '.join(known)}{nearest(key, known)}"
+        )
+    return Budget(**{key: value})
+
+
+def _pins(pairs: list[str] | None) -> dict[str, Any]:
+    """Read the pairs ``name=bits`` that were given as ``--pin``."""
+    from octavo.runs.recipe import key_value
+
+    return dict(key_value(pair, "--pin") for pair in pairs or ())
+
+
+def _values(text: str | None, name: str) -> Any:
+    """Read a list such as ``4,8``."""
+    from octavo.runs.recipe import yaml_value
+
+    return None if text is None else yaml_value(f"[{text}]", name)
+
+
+def _plan_figures(result: "SearchResult") -> dict[str, Any]:
+    """Return the plan that was found, its objective and its cost, for JSON."""
+    from octavo.formats.width import write_widths
+
+    figures: dict[str, Any] = {"plan": write_widths(result.plan)}
+    if result.plan.activations:
+        figures["activations"] = result.plan.activations
+    scores = {"score": result.score, "uniform_score": result.uniform_score}
+    return figures | scores | asdict(result.plan.cost())

@@ -1,0 +1,76 @@
+"""The arguments that several commands share, and the functions that read and print values."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+__all__ = [
+    "AsJson",
+    "Options",
+    "Overrides",
+    "PackedFile",
+    "TaskName",
+    "TaskOption",
+    "err",
+    "out",
+    "print_figures",
+    "print_written",
+    "task_options",
+]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+TaskName = Annotated[
+    str,
+    typer.Argument(
+        help="digits, cifar10, image_folder, package.module:Class or path/to/file.py:Class."
+    ),
+]
+TaskOption = Annotated[
+    str, typer.Option("--task", "-t", help="The task, see `octavo inspect --help`.")
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-O", help="An option of the task: key=value, value in YAML."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the recipe: key=value, value in YAML."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+PackedFile = Annotated[Path, typer.Argument(help="A packed network.", show_default=False)]
+
+
+def task_options(pairs: list[str] | None) -> dict[str, Any]:
+    """Read the pairs ``key=value`` that were given as ``--option``."""
+    from octavo.runs.recipe import key_value
+
+    return dict(key_value(pair, "--option") for pair in pairs or ())
+
+
+def print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    """Print figures by name: one a line, or all as one line of JSON."""
+    if as_json:
+        typer.echo(json.dumps(figures))
+        return
+    width = max(14, *map(len, figures))
+    for key, value in figures.items():
+        name = key.replace("_", " ")
+        out.print(f"{name:>{width}}  {_shown(value)}", soft_wrap=True, markup=False)
+
+
+def print_written(path: Path) -> None:
+    """Say which file was written."""
+    out.print(f"written: {path}", soft_wrap=True, markup=False)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    if isinstance(value, int | float):
+        return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{round(value, 3):,}"
+    return str(value)

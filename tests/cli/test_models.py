@@ -1,0 +1,134 @@
+"""inspect and search: what they print and write."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from octavo.formats.width import Apot
+from octavo.plan import Plan
+from octavo.storage.packed import Packed
+
+
+def test_search_writes_a_plan_within_the_budget_and_shows_it(octavo: Callable[..., Any]) -> None:
+    said = octavo(
+        "search",
+        "tiny.py:Tiny",
+        "--budget",
+        "average_bits=3",
+        "--pin",
+        "2=4",
+        "--trials",
+        "20",
+        "-o",
+        "plan.yaml",
+    )
+    assert (said.status, said.err) == (0, "")
+    plan = Plan.load("plan.yaml")
+    assert plan["2"] == 4
+    assert plan.cost().average_bits <= 3
+    assert f"{plan.cost().average_bits:.3f}" in said.out
+    assert "written: plan.yaml" in said.out
+    as_json = octavo(
+        "search",
+        "tiny.py:Tiny",
+        "--budget",
+        "average_bits=3",
+        "--pin",
+        "2=4",
+        "--trials",
+        "20",
+        "-o",
+        "x",
+        "--json",
+    )
+    assert json.loads(as_json.out)["plan"] == dict(plan)
+
+
+def test_search_takes_bits_of_inputs(octavo: Callable[..., Any]) -> None:
+    words = ["search", "tiny.py:Tiny", "--activations", "4,8", "--budget", "bit_ops=100000"]
+    rest = ["--method", "exact", "-o", "both.yaml"]
+    said = octavo(*words, *rest)
+    assert "bit operations" in said.out
+    assert "x8" in said.out
+    plan = Plan.load("both.yaml")
+    assert set(plan.activations) == set(plan)
+    shown = json.loads(octavo(*words, *rest, "--json").out)
+    assert (shown["activations"], shown["bit_ops"]) == (plan.activations, plan.cost().bit_ops)
+    words[-1] = "average_bits=3"
+    assert "expected a budget of bit_ops" in octavo(*words, *rest).err
+
+
+def test_search_and_quantize_take_widths_of_both_codebooks(octavo: Callable[..., Any]) -> None:
+    words = [
+        "search",
+        "tiny.py:Tiny",
+        "--options",
+        "4,5,apot6",
+        "--budget",
+        "average_bits=6",
+        "--pin",
+        "2=apot7",
+    ]
+    words += ["--trials", "20", "--method", "greedy"]
+    said = octavo(*words, "-o", "plan.yaml")
+    assert (said.status, said.err) == (0, "")
+    plan = Plan.load("plan.yaml")
+    assert plan["2"] == Apot(7)
+    assert set(plan.values()) <= {4, 5, Apot(6), Apot(7)}
+    assert "apot7" in said.out
+    assert json.loads(octavo(*words, "-o", "x", "--json").out)["plan"]["2"] == "apot7"
+    assert (
+        octavo(
+            "quantize",
+            "tiny.py:Tiny",
+            "--bits",
+            "apot6",
+            "--method",
+            "ptq",
+            "-o",
+            "net.safetensors",
+        ).status
+        == 0
+    )
+    assert set(Packed.load("net.safetensors").plan.values()) == {Apot(6)}
+    said = octavo(
+        "search", "tiny.py:Tiny", "--options", "4,apot3", "--budget", "average_bits=6", "-o", "y"
+    )
+    assert said.status == 2
+    assert "options: expected one of apot5, apot6, apot7, apot8, got 'apot3'" in said.err
+
+
+def test_inspect_prints_what_can_be_quantized(octavo: Callable[..., Any]) -> None:
+    said = octavo("inspect", "tiny.py:Tiny", "-O", "width=7")
+    assert said.status == 0
+    assert [line.split()[1:10:2] for line in said.out.splitlines() if "linear" in line] == [
+        ["0", "linear", "7x5", "35", "35"],
+        ["2", "linear", "3x7", "21", "21"],
+    ]
+    assert "biases stay in float" in said.out
+    assert "feasible: 2 to 8 bits, 14 to 56 nominal bytes" in said.out
+
+
+def test_inspect_as_json(octavo: Callable[..., Any]) -> None:
+    said = octavo("inspect", "tiny.py:Tiny", "--json")
+    found = json.loads(said.out)
+    assert [(row["name"], row["shape"], row["macs"]) for row in found["rows"]] == [
+        ("0", [6, 5], 30),
+        ("2", [3, 6], 18),
+    ]
+    assert {skip["name"] for skip in found["skipped"]} == {"0.bias", "2.bias"}
+    assert (found["cheapest"]["bytes"], found["dearest"]["bytes"]) == (12, 48)
+
+
+def test_inspect_does_without_an_example(octavo: Callable[..., Any]) -> None:
+    said = octavo("inspect", "tiny.py:Silent", "--json")
+    assert [row["macs"] for row in json.loads(said.out)["rows"]] == [None, None]
+
+
+def test_inspect_says_why_nothing_can_be_quantized(octavo: Callable[..., Any]) -> None:
+    said = octavo("inspect", "tiny.py:Normed")
+    assert said.status == 0
+    assert said.out.startswith("no layer can be quantized\n")
+    assert "multiply-accumulates" not in said.out
+    assert "norms stay in float" in said.out
+    assert "feasible" not in said.out

@@ -11,7 +11,6 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from octavo.runs.recipe import load_recipe
@@ -30,15 +29,14 @@ def score(bits: int, start: str, seed: int) -> dict[str, Any]:
         "control=false",
         "options.split=holdout",
     ]
-    quiet = SimpleNamespace(**dict.fromkeys(("note", "stage", "step", "layer"), lambda *_: None))
     with tempfile.TemporaryDirectory() as folder:
-        return run(load_recipe(RECIPES / "digits.yaml", changes), Path(folder) / "run", quiet)
+        return run(load_recipe(RECIPES / "digits.yaml", changes), Path(folder) / "run")
 
 
 def main() -> None:
     rows, before = [], 0.0
     for bits in (3, 2):
-        for start in ("float", "oneshot", "compensated"):
+        for start in ("float", "ptq", "refit"):
             results = [score(bits, start, seed) for seed in SEEDS]
             scores, before = (
                 [round(result["score"], 2) for result in results],

@@ -98,7 +98,7 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
         absorb=job.recipe.ptq.absorb,
         seed=job.recipe.seed,
         journal=job.folder / "search.jsonl",
-        progress=job.progress,
+        observe=lambda trial: job.progress(Event("search", 1, settings.trials, detail=trial)),
     )
     result.plan.save(job.folder / "plan.yaml")
     widths = ", ".join(f"{name} {width}" for name, width in result.plan.items())

@@ -14,15 +14,15 @@ import octavo
 PUBLIC = {
     "METHODS", "Apot", "Budget", "BudgetError", "Cost", "ExportError", "FormatError", "Incremental", "Inspection", "OctavoError",
     "Packed", "Plan", "PlanError", "PowerOfTwo", "RecipeError", "SearchResult", "Stage", "Surgery", "TrainingError", "calibrate",
-    "compress", "export", "fold_masks", "inspect", "power_of_two", "quantize_activations", "remove_quantizers", "search",
-    "verify",
+    "compress", "export", "fold_masks", "inspect", "power_of_two", "quantize_activations", "register_layer",
+    "remove_quantizers", "search", "Task", "Width", "verify",
 }  # fmt: skip
 MODULES = sorted(module.name for module in pkgutil.walk_packages(octavo.__path__, "octavo."))
 
 
 def test_the_public_names() -> None:
     assert set(octavo.__all__) == PUBLIC
-    assert len(octavo.__all__) == len(PUBLIC) <= 30
+    assert len(octavo.__all__) == len(PUBLIC) <= 35
     assert octavo.__all__ == sorted(octavo.__all__, key=lambda name: (not name.isupper(), name))
     assert all(hasattr(octavo, name) for name in PUBLIC)
 

@@ -130,10 +130,9 @@ def _searched(
     from octavo.runs.task import model_of
 
     with Display(err if as_json else out) as display:
-        trials = settings["trials"]
-        display(Event("search", total=trials))
+        display(Event("search", total=settings["trials"]))
         return search_bits(
-            model_of(task, name), task.calibration(), observe=lambda trial: display(Event("search", 1, trials, detail=trial)), **settings
+            model_of(task, name), task.calibration(), progress=display, **settings
         )
 
 

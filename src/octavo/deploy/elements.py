@@ -66,7 +66,7 @@ def elements(codebook: Codebook, codes: Tensor, form: Format, name: str) -> tupl
     top = next((top for top in form.tops if bool(form.holds(levels * 2.0**top).all())), None)
     if top is None:
         raise ExportError(
-            f"{name}: {form.name} does not hold the {len(levels)} levels of its width, {codebook.bits}"
+            f"{name}: {form.name} does not hold the {len(levels)} levels of its width, {codebook.width}"
         )
     if int(codebook.max_exponent.min()) - top < SMALLEST:
         raise ExportError(

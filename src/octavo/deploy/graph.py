@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from octavo.activations.quantizer import InputFormat, input_quantizers
 from octavo.errors import ExportError, brief
-from octavo.network.calling import Inputs, arguments, mapped, where_raised
+from octavo.network.calling import Inputs, arguments, where_raised
+from octavo.network.nested import leaves, mapped
 from octavo.storage.quantized import Quantized
 
 __all__ = ["Builder", "Closed", "Decode", "OpenGraph", "close", "quiet", "trace"]
@@ -275,12 +276,8 @@ def _free_batch(bound: inspect.BoundArguments) -> Any:
     """Which dimensions of the arguments torch may leave open: the first, where it is the
     batch's.
     """
-    found: list[int] = []
-    mapped(
-        bound.arguments,
-        lambda leaf: found.extend(leaf.shape[:1] if isinstance(leaf, Tensor) else ()),
-    )
-    batch = found[0] if found else 0
+    tensors = [leaf for leaf in leaves(bound.arguments) if isinstance(leaf, Tensor)]
+    batch = next((tensor.shape[0] for tensor in tensors if tensor.dim()), 0)
     bound.arguments.update(mapped(bound.arguments, lambda leaf: _plain(leaf, batch)))
     return mapped(
         bound.arguments,

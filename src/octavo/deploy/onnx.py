@@ -70,7 +70,7 @@ def _looked_up(builder: Builder, _: str, layer: Quantized) -> ir.Value:
     """Exact: a level of the layer, or a level of n1 = 0 times the channel's power of two."""
     codebook, top, name = layer.codebook, layer.codebook.max_exponent, layer.names[0]
     table = (
-        (f"levels.{codebook.bits!s}", codebook.unit_levels())
+        (f"levels.{codebook.width!s}", codebook.unit_levels())
         if top.dim()
         else (f"{name}.levels", codebook.levels())
     )

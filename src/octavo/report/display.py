@@ -154,8 +154,15 @@ def _time_left(event: Event, speed: float) -> timedelta:
 
 
 def _widths(trial: Trial) -> str:
-    """Return the widths of a trial's layers, with spaces only where a width is not one digit."""
-    widths = [str(width) for width in trial.choice]
+    """Return the widths of a trial's layers, with spaces only where one is not a single digit.
+
+    Where the bits of inputs are searched for too, ``3x8`` stands for weights and inputs.
+    """
+    inputs = trial.plan.activations
+    widths = [
+        f"{width}x{inputs[name]}" if name in inputs else str(width)
+        for name, width in trial.plan.items()
+    ]
     separator = " " if any(len(width) > 1 for width in widths) else ""
     return separator.join(widths)
 

@@ -13,7 +13,7 @@ from octavo.inq.incremental import Incremental
 from octavo.network.calling import device_of, on_device
 from octavo.plan import Plan
 from octavo.progress import Event
-from octavo.pruning.masks import kept_masks
+from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import LayerResult, calibrate
 from octavo.runs.folder import Json
 from octavo.runs.orders import load_orders
@@ -98,18 +98,18 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
         absorb=job.recipe.ptq.absorb,
         seed=job.recipe.seed,
         journal=job.folder / "search.jsonl",
-        observe=lambda trial: job.progress(Event("search", 1, settings.trials, detail=trial)),
+        progress=job.progress,
     )
     result.plan.save(job.folder / "plan.yaml")
     widths = ", ".join(f"{name} {width}" for name, width in result.plan.items())
     job.note(
-        f"search: {result.score:.5g}, the uniform plan {result.uniform_score:.5g}; bits: {widths}"
+        f"search: {result.objective:.5g}, the uniform plan {result.uniform_objective:.5g}; bits: {widths}"
     )
     figures = {
         "plan": write_widths(result.plan),
         "uniform": write_widths(result.uniform),
-        "score": result.score,
-        "uniform_score": result.uniform_score,
+        "score": result.objective,
+        "uniform_score": result.uniform_objective,
     }
     activations = Activations(bits=result.plan.activations) if result.plan.activations else None
     return result.plan, {"search": figures} | quantize_inputs(job, model, activations)
@@ -155,7 +155,7 @@ def quantize_by_inq(
     ``retrained`` are the stages in full precision before that, for ``result.json``.
     """
     recipe = job.recipe
-    masks = kept_masks(model, plan)
+    masks = find_kept(model, plan)
     figures: Json = {}
     if recipe.start == "ptq":
         start = quantize_by_ptq(job, model, plan)

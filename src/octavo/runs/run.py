@@ -268,7 +268,7 @@ def _sizes(packed: Packed, float_bytes: int) -> Json:
     entropy = 0.0
     zeros = 0
     for layer in packed.layers.values():
-        entropy += coding.entropy_bytes(layer.codes, layer.codebook.bits)
+        entropy += coding.entropy_bytes(layer.codes, layer.codebook.width)
         zeros += int((layer.codes == layer.codebook.zero).sum())
     weights = sum(packed.plan.weights.values())
     return {

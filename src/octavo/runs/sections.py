@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import Field, PlainSerializer, SkipValidation, WrapValidator
+from pydantic import Field, PlainSerializer, PlainValidator, SkipValidation
 
 from octavo.activations.quantization import ScaleFit, check_fit
 from octavo.dnq.searching import Method
-from octavo.formats.width import read_width, write_width
+from octavo.formats.width import Width, read_width, write_width
+from octavo.errors import PlanError
 from octavo.plan import Budget
 from octavo.pruning.surgery import check_sparsity
 from octavo.ptq.settings import PtqOrder, PtqSettings
@@ -16,14 +17,20 @@ from octavo.ptq.settings import PtqOrder, PtqSettings
 __all__ = ["Activations", "Epochs", "Prune", "Ptq", "RecipeWidth", "Search"]
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
-RecipeWidth = Annotated[  # bits, or apot5 to apot8, which pydantic knows nothing of
-    Bits,
-    WrapValidator(
-        lambda value, plain: read_width(value) if str(value).startswith("apot") else plain(value)
-    ),
-    PlainSerializer(write_width, when_used="json"),
-]
 Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _read_width(value: object) -> Width:
+    """Read a width; pydantic puts the key before the message."""
+    try:
+        return read_width(value)
+    except PlanError as error:
+        raise ValueError(str(error).removeprefix("bits: ")) from error
+
+
+RecipeWidth = Annotated[  # bits, or a text such as apot6
+    Width, PlainValidator(_read_width), PlainSerializer(write_width)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +72,7 @@ class Search:
     budget: Budget
     method: Method = "dnq"
     trials: Annotated[int, Field(ge=1)] = 512
-    options: tuple[RecipeWidth, ...] = (2, 3, 4, 5)
+    options: tuple[RecipeWidth, ...] = (Width(2), Width(3), Width(4), Width(5))
     pins: Mapping[str, RecipeWidth] = field(default_factory=dict)
     activations: tuple[Bits, ...] | None = None
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.runs.tiny import Cut, Tiny, recipe
 
 from octavo.runs.run import run
-from tests.runs.tiny import Cut, Tiny, recipe
 
 
 @pytest.fixture

@@ -1,11 +1,19 @@
 """The steps that quantize: inputs, PTQ and INQ, against the same by hand."""
 
-import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.runs.tiny import (
+    Cut,
+    Tiny,
+    Watcher,
+    files,
+    recipe,
+    stages_by_hand,
+    warm_up_by_hand,
+)
 
 from octavo.activations.quantization import quantize_activations
 from octavo.dnq.searching import search
@@ -14,15 +22,12 @@ from octavo.inq.incremental import Incremental
 from octavo.plan import Budget
 from octavo.ptq.calibration import calibrate
 from octavo.runs.run import run
-from octavo.runs.training import retrain
 from octavo.storage.packed import Packed
-from tests.runs.tiny import Cut, Tiny, Watcher, files, recipe
-
 
 pytestmark = pytest.mark.usefixtures("folder")
 
 
-def test_the_closed_form_neither_trains_nor_has_a_control(folder: Path) -> None:
+def test_ptq_neither_trains_nor_has_a_control(folder: Path) -> None:
     watcher, task = Watcher(), Tiny()
     settings: dict[str, Any] = {
         "order": "distance",
@@ -53,7 +58,7 @@ def test_the_closed_form_neither_trains_nor_has_a_control(folder: Path) -> None:
     assert run(recipe(method="ptq", ptq=settings, fit="max", per="tensor"), folder) == result
 
 
-def test_retraining_can_start_from_the_closed_form(folder: Path) -> None:
+def test_retraining_can_start_from_ptq(folder: Path) -> None:
     result = run(recipe(start="ptq", epochs=0, control=False), folder)
     Packed.load(folder / "packed.safetensors").save(folder / "again")
     closed = folder.with_name("closed")
@@ -63,19 +68,17 @@ def test_retraining_can_start_from_the_closed_form(folder: Path) -> None:
     assert [layer["name"] for layer in result["layers"]] == ["0", "3"]
 
 
-def test_stages_can_be_made_up_for_from_the_tasks_calibration_inputs(folder: Path) -> None:
+def test_free_weights_can_be_refitted_from_the_tasks_calibration_inputs(folder: Path) -> None:
     """Against the same stages made by hand; cut off, it ends the same; without inputs, it is
     another network."""
-    settings, task = recipe(start="refit", warmup=1, control=False), Tiny()
+    settings = recipe(start="refit", warmup=1, control=False)
+    task = Tiny()
     result = run(settings, folder)
-    model, teacher = task.model(), task.model().requires_grad_(False)
-    torch.manual_seed(zlib.crc32(b"0 -1"))
-    retrain(model, task, 1, settings.retraining, teacher=teacher)
+    model = task.model()
+    warm_up_by_hand(model, 1, settings)
     plan = {"0": 3, "3": 3}
     incremental = Incremental(model, plan, portions=(0.5, 0.8, 1.0), inputs=task.calibration())
-    for stage, epochs in zip(incremental, (1.5, 1.0, 0.5), strict=True):
-        torch.manual_seed(zlib.crc32(f"0 {stage.index}".encode()))
-        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    stages_by_hand(incremental, model, settings)
     incremental.finish().save("by-hand")
     network = (folder / "packed.safetensors").read_bytes()
     assert network == Path("by-hand").read_bytes()
@@ -108,14 +111,15 @@ def test_stages_can_be_made_up_for_from_the_tasks_calibration_inputs(folder: Pat
 def test_every_setting_reaches_the_quantization(setting: dict[str, Any], folder: Path) -> None:
     """Against the same stages made by hand, and against a run without the first setting, which must
     not give the same."""
-    settings, task = recipe(bits=2, control=False, **setting), Tiny()
+    settings = recipe(bits=2, control=False, **setting)
+    task = Tiny()
     run(settings, folder)
-    model, teacher, seed = task.model(), task.model().requires_grad_(False), setting.get("seed", 0)
+    model = task.model()
     names = {key: value for key, value in setting.items() if key != "seed"}
-    incremental = Incremental(model, {"0": 2, "3": 2}, portions=(0.5, 0.8, 1.0), seed=seed, **names)
-    for stage, epochs in zip(incremental, (1.5, 1.0, 0.5), strict=True):
-        torch.manual_seed(zlib.crc32(f"{seed} {stage.index}".encode()))
-        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    incremental = Incremental(
+        model, {"0": 2, "3": 2}, portions=(0.5, 0.8, 1.0), seed=settings.seed, **names
+    )
+    stages_by_hand(incremental, model, settings)
     incremental.finish().save("by-hand")
     network = (folder / "packed.safetensors").read_bytes()
     assert network == Path("by-hand").read_bytes()
@@ -126,16 +130,15 @@ def test_every_setting_reaches_the_quantization(setting: dict[str, Any], folder:
 
 def test_quantized_inputs_train_through_the_warm_up_and_every_stage(folder: Path) -> None:
     """Against the same by hand; cut off, it ends the same; teacher and control stay float."""
-    settings, task, watcher = (recipe(warmup=1, activations={"bits": {"0": 8, "3": 4}}), Tiny())
+    settings = recipe(warmup=1, activations={"bits": {"0": 8, "3": 4}})
+    task = Tiny()
+    watcher = Watcher()
     result = run(settings, folder, watcher)
-    model, teacher = task.model(), task.model().requires_grad_(False)
+    model = task.model()
     quantize_activations(model, task.calibration(), {"0": 8, "3": 4})
-    torch.manual_seed(zlib.crc32(b"0 -1"))
-    retrain(model, task, 1, settings.retraining, teacher=teacher)
+    warm_up_by_hand(model, 1, settings)
     incremental = Incremental(model, {"0": 3, "3": 3}, portions=(0.5, 0.8, 1.0))
-    for stage, epochs in zip(incremental, (1.5, 1.0, 0.5), strict=True):
-        torch.manual_seed(zlib.crc32(f"0 {stage.index}".encode()))
-        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    stages_by_hand(incremental, model, settings)
     incremental.finish().save("by-hand")
     network = (folder / "packed.safetensors").read_bytes()
     assert network == Path("by-hand").read_bytes()
@@ -156,18 +159,23 @@ def test_quantized_inputs_train_through_the_warm_up_and_every_stage(folder: Path
         assert (again / "packed.safetensors").read_bytes() == network
 
 
-def test_the_closed_form_and_a_search_see_quantized_inputs(folder: Path) -> None:
+def test_ptq_and_a_search_see_quantized_inputs(folder: Path) -> None:
     task, model = Tiny(), Tiny().model()
     quantize_activations(model, task.calibration(), 4, power_of_two=True)
     activations = {"bits": 4, "power_of_two": True, "learned": False}
     run(recipe(method="ptq", activations=activations), folder)
     calibrate(model, {"0": 3, "3": 3}, task.calibration()).save("by-hand")
     assert (folder / "packed.safetensors").read_bytes() == Path("by-hand").read_bytes()
-    wanted = {"budget": {"average_bits": 3}, "trials": 20}
+    wanted = {"budget": {"average_bits": 3}, "trials": 20, "method": "random"}
     other = folder.with_name("searched")
     result = run(recipe(method="ptq", activations=activations, bits=None, search=wanted), other)
-    found = search(model, task.calibration(), budget=Budget(average_bits=3), trials=20)
-    assert (result["search"]["plan"], result["search"]["score"]) == (dict(found.plan), found.score)
+    found = search(
+        model, task.calibration(), budget=Budget(average_bits=3), trials=20, method="random"
+    )
+    assert (result["search"]["plan"], result["search"]["score"]) == (
+        dict(found.plan),
+        found.objective,
+    )
 
 
 def test_inputs_that_stay_in_float_are_noted(folder: Path) -> None:

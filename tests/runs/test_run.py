@@ -8,14 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
-from octavo.errors import ExportError, FormatError, OctavoError, PlanError, RecipeError
-from octavo.runs.folder import digest_of
-from octavo.runs.recipe import make_recipe
-from octavo.runs.run import publish, run
-from octavo.runs.task import model_of
-from octavo.storage.packed import Packed
 from tests.runs.tiny import (
     CLASSES,
     EPOCH,
@@ -27,7 +19,14 @@ from tests.runs.tiny import (
     files,
     recipe,
 )
+from torch import nn
 
+from octavo.errors import ExportError, FormatError, OctavoError, PlanError, RecipeError
+from octavo.runs.folder import digest_of
+from octavo.runs.recipe import make_recipe
+from octavo.runs.run import publish, run
+from octavo.runs.task import model_of
+from octavo.storage.packed import Packed
 
 pytestmark = pytest.mark.usefixtures("folder")
 

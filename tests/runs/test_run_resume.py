@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.runs.tiny import Cut, Tiny, Watcher, files, packed_bytes, recipe, timeless
 
 from octavo.errors import FormatError, RecipeError, TrainingError
 from octavo.runs.folder import digest_of
 from octavo.runs.run import run
-from tests.runs.tiny import Cut, Tiny, Watcher, files, packed_bytes, recipe, timeless
-
 
 pytestmark = pytest.mark.usefixtures("folder")
 

@@ -6,14 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
-from octavo.dnq.evaluator import Trial
-from octavo.dnq.searching import search
-from octavo.errors import BudgetError, PlanError, RecipeError
-from octavo.plan import Budget, Plan
-from octavo.progress import Event
-from octavo.runs.run import run
-from octavo.storage.packed import Packed
 from tests.runs.tiny import (
     CLASSES,
     INPUTS,
@@ -26,6 +18,13 @@ from tests.runs.tiny import (
     timeless,
 )
 
+from octavo.dnq.evaluator import Trial
+from octavo.dnq.searching import search
+from octavo.errors import BudgetError, PlanError, RecipeError
+from octavo.plan import Budget, Plan
+from octavo.progress import Event
+from octavo.runs.run import run
+from octavo.storage.packed import Packed
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -60,9 +59,9 @@ def test_a_run_searches_for_its_bits(method: str, folder: Path) -> None:
     assert plan == found.plan
     assert result["search"] == {
         "plan": dict(plan),
-        "score": found.score,
+        "score": found.objective,
         "uniform": {"0": 3, "3": 3},
-        "uniform_score": found.uniform_score,
+        "uniform_score": found.uniform_objective,
     }
     assert result["search"]["score"] >= result["search"]["uniform_score"]
     assert json.loads((folder / "result.json").read_text()) == result
@@ -82,8 +81,8 @@ def test_the_network_that_is_searched_is_the_one_that_is_quantized_after_its_war
         model, task.calibration(), budget=Budget(average_bits=3), method="random", trials=12, seed=3
     )
     assert (result["search"]["score"], result["search"]["uniform_score"]) == (
-        found.score,
-        found.uniform_score,
+        found.objective,
+        found.uniform_objective,
     )
     assert Packed.load(folder / "packed.safetensors").plan == found.plan
 
@@ -127,7 +126,7 @@ def test_a_search_for_the_bits_of_inputs_too(method: str, folder: Path) -> None:
         == found.plan.activations
         == {n: form.bits for n, form in packed.activations.items()}
     )
-    assert sum(found.plan[n] * found.plan.activations[n] * macs[n] for n in macs) <= 16 * sum(
+    assert sum(found.plan[n].bits * found.plan.activations[n] * macs[n] for n in macs) <= 16 * sum(
         macs.values()
     )
     fresh = task.model()

@@ -7,6 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.runs.tiny import (
+    Sparse,
+    Tiny,
+    Watcher,
+    files,
+    recipe,
+    stages_by_hand,
+    warm_up_by_hand,
+)
 
 from octavo.errors import FormatError, TrainingError
 from octavo.inq.incremental import Incremental
@@ -15,18 +24,16 @@ from octavo.ptq.calibration import calibrate
 from octavo.runs.run import run
 from octavo.runs.training import retrain
 from octavo.storage.packed import Packed
-from tests.runs.tiny import Sparse, Tiny, Watcher, files, recipe
-
 
 pytestmark = pytest.mark.usefixtures("folder")
 
 
 def test_a_warm_up_in_full_precision_comes_first_and_is_shared(folder: Path) -> None:
-    task, settings = Tiny(), recipe().retraining
+    settings = recipe()
+    task = Tiny()
     result = run(recipe(warmup=2, epochs=0), folder)
-    warm, teacher = task.model(), task.model().requires_grad_(False)
-    torch.manual_seed(zlib.crc32(b"0 -1"))
-    retrain(warm, task, 2, settings, teacher=teacher)
+    warm = task.model()
+    warm_up_by_hand(warm, 2, settings)
     assert result["control_score"] == task.score(warm)  # its stages have no epochs
     assert [(stage["portion"], stage["epochs"]) for stage in result["stages"]] == [
         (0, 2),
@@ -45,12 +52,12 @@ def test_a_warm_up_in_full_precision_comes_first_and_is_shared(folder: Path) -> 
 
 def test_the_control_is_trained_just_as_long_in_the_same_way(folder: Path) -> None:
     """Against a control made by hand: the same seeds, the whole float network, stage by stage."""
-    settings, task, watcher = recipe(), Tiny(), Watcher()
+    settings = recipe()
+    task = Tiny()
+    watcher = Watcher()
     result = run(settings, folder, watcher)
-    model, teacher = task.model(), task.model().requires_grad_(False)
-    for index, epochs in enumerate((1.5, 1.0, 0.5)):
-        torch.manual_seed(zlib.crc32(f"0 {index}".encode()))
-        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    model = task.model()
+    stages_by_hand(range(3), model, settings)
     assert result["control_score"] == task.score(model) != result["float_score"]
     assert len(watcher.steps) == 2 * (6 + 4 + 2)
 
@@ -127,22 +134,27 @@ PRUNE = {"sparsity": 0.5, "epochs": 2, "learning_rate": 0.1}
 
 def test_surgery_comes_before_the_stages_and_its_zeros_stay(folder: Path) -> None:
     """Against surgery and stages made by hand."""
-    settings, task = recipe(warmup=1, prune=PRUNE, start="ptq", bits=4, control=False), Tiny()
+    settings = recipe(warmup=1, prune=PRUNE, start="ptq", bits=4, control=False)
+    task = Tiny()
     result = run(settings, folder)
-    model, teacher = task.model(), task.model().requires_grad_(False)
-    torch.manual_seed(zlib.crc32(b"0 -1"))
-    retrain(model, task, 1, settings.retraining, teacher=teacher)
+    model = task.model()
+    warm_up_by_hand(model, 1, settings)
     surgery = Surgery(model, 0.5, steps=8)
     torch.manual_seed(zlib.crc32(b"0 -2"))
     faster = replace(settings.retraining, learning_rate=0.1)
-    retrain(model, task, 2, faster, teacher=teacher, progress=lambda _: surgery.step())
+    retrain(
+        model,
+        task,
+        2,
+        faster,
+        teacher=task.model().requires_grad_(False),
+        progress=lambda _: surgery.step(),
+    )
     masks = surgery.finish()
     assert sum(int((~mask).sum()) for mask in masks.values()) == 24  # of 48
     calibrate(model, {"0": 4, "3": 4}, task.calibration()).apply(model)
     incremental = Incremental(model, {"0": 4, "3": 4}, portions=(0.5, 0.8, 1.0), masks=masks)
-    for stage, epochs in zip(incremental, (1.5, 1.0, 0.5), strict=True):
-        torch.manual_seed(zlib.crc32(f"0 {stage.index}".encode()))
-        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    stages_by_hand(incremental, model, settings)
     incremental.finish().save("by-hand")
     assert Path("by-hand").read_bytes() == (folder / "packed.safetensors").read_bytes()
     packed = Packed.load(folder / "packed.safetensors")
@@ -161,17 +173,21 @@ def test_surgery_comes_before_the_stages_and_its_zeros_stay(folder: Path) -> Non
 def test_the_control_of_a_pruned_network_is_whole_and_trained_as_long(folder: Path) -> None:
     settings, task, watcher = recipe(prune=PRUNE), Tiny(), Watcher()
     result = run(settings, folder, watcher)
-    model, teacher = task.model(), task.model().requires_grad_(False)
+    model = task.model()
     torch.manual_seed(zlib.crc32(b"0 -2"))
-    retrain(model, task, 2, replace(settings.retraining, learning_rate=0.1), teacher=teacher)
-    for index, epochs in enumerate((1.5, 1.0, 0.5)):
-        torch.manual_seed(zlib.crc32(f"0 {index}".encode()))
-        retrain(model, task, epochs, settings.retraining, teacher=teacher)
+    retrain(
+        model,
+        task,
+        2,
+        replace(settings.retraining, learning_rate=0.1),
+        teacher=task.model().requires_grad_(False),
+    )
+    stages_by_hand(range(3), model, settings)
     assert result["control_score"] == task.score(model)
     assert len(watcher.steps) == 2 * (8 + 6 + 4 + 2)
 
 
-def test_a_task_whose_network_is_sparse_keeps_its_zeros_through_the_closed_form(
+def test_a_task_whose_network_is_sparse_keeps_its_zeros_through_ptq(
     folder: Path,
 ) -> None:
     for start in ("ptq", "refit", "float"):

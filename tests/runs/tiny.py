@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +16,7 @@ from octavo.progress import Event
 from octavo.ptq.calibration import LayerResult
 from octavo.runs.recipe import Recipe, make_recipe
 from octavo.runs.task import Batch
-from octavo.runs.training import StepFigures
+from octavo.runs.training import StepFigures, retrain
 
 EPOCH = 4  # batches of an epoch
 ROWS = 8  # rows of a batch
@@ -184,6 +186,22 @@ def files(folder: Path) -> dict[str, str]:
 
 def packed_bytes(folder: Path) -> bytes:
     return (folder / "packed.safetensors").read_bytes()
+
+
+def warm_up_by_hand(model: nn.Module, epochs: float, settings: Recipe) -> None:
+    """Retrain in full precision, as a run's warm-up does."""
+    teacher = Tiny().model().requires_grad_(False)
+    torch.manual_seed(zlib.crc32(f"{settings.seed} -1".encode()))
+    retrain(model, Tiny(), epochs, settings.retraining, teacher=teacher)
+
+
+def stages_by_hand(stages: Iterable[object], model: nn.Module, settings: Recipe) -> None:
+    """Retrain after each of the stages, as a run does: the same seeds, the float network teaches."""
+    teacher = Tiny().model().requires_grad_(False)
+    epochs = [epochs for _, epochs in settings.schedule]
+    for index, _ in enumerate(stages):
+        torch.manual_seed(zlib.crc32(f"{settings.seed} {index}".encode()))
+        retrain(model, Tiny(), epochs[index], settings.retraining, teacher=teacher)
 
 
 def timeless(result: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
     for key, now in recipe.model_dump(mode="json").items():
         if key not in free and there[key] != now:
             raise RecipeError(
-                f"{folder} holds a run with {key} {there[key]!r}, the recipe says {now!r}: choose another --folder"
+                f"{folder} holds a run with {key} {there[key]!r}, the recipe says {now!r}: "
+                "choose another --folder"
             )
 
 
@@ -57,11 +58,13 @@ def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
     was, now = recorded_recipe(result.get("recipe", {}), str(path)).retraining, recipe.retraining
     if was != now:
         raise RecipeError(
-            f"{folder} holds a complete run with {was}, the recipe says {now}: choose another --folder"
+            f"{folder} holds a complete run with {was}, the recipe says {now}: "
+            "choose another --folder"
         )
     if result.get("float_digest") != digest:
         raise RecipeError(
-            f"{folder} holds a complete run, the task's weights have changed since: delete it or choose another --folder"
+            f"{folder} holds a complete run, the task's weights have changed since: "
+            "delete it or choose another --folder"
         )
     return result if "control_score" in result or not recipe.controlled else None
 

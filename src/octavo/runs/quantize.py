@@ -103,7 +103,8 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
     result.plan.save(job.folder / "plan.yaml")
     widths = ", ".join(f"{name} {width}" for name, width in result.plan.items())
     job.note(
-        f"search: {result.objective:.5g}, the uniform plan {result.uniform_objective:.5g}; bits: {widths}"
+        f"search: {result.objective:.5g}, "
+        f"the uniform plan {result.uniform_objective:.5g}; bits: {widths}"
     )
     figures = {
         "plan": write_widths(result.plan),

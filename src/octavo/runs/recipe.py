@@ -251,7 +251,7 @@ def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def _put(content: dict[str, Any], value: Mapping[str, Any], depth: int, pair: str) -> None:
-    """Lay ``value``, which is nested to ``depth``, over ``content``; what lies deeper is replaced."""
+    """Lay ``value``, nested to ``depth``, over ``content``; replace what lies deeper."""
     for key, inner in value.items():
         if depth == 1:
             content[key] = inner

@@ -224,7 +224,7 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
 
 
 def _with_small_floats(packed: Packed, model: nn.Module, recipe: Recipe) -> Packed:
-    """Return ``packed`` with the tensors that are not quantized in the form that the recipe says."""
+    """Return ``packed`` with its other tensors in the form that the recipe says."""
     if recipe.floats == "float32":
         return packed
     if recipe.floats == "folded":

@@ -243,7 +243,7 @@ def test_an_embedding_that_renormalises_its_weights() -> None:
 
 
 @pytest.mark.parametrize("order", ["magnitude", "distance", "relative", "far", "random"])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize(
     "portions", [(0.5, 0.75, 0.875, 1.0), (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)]
 )
@@ -291,7 +291,7 @@ def test_a_frozen_weight_has_the_level_nearest_to_what_it_was_trained_to() -> No
             sign * 2.0**e for e in range(top + 1 - 2 ** (bits - 2), top + 1) for sign in (1, -1)
         ]
     incremental = Incremental(
-        model, {"first": bits, "last": bits}, fit="max", per="layer", order="distance"
+        model, {"first": bits, "last": bits}, fit="max", per="tensor", order="distance"
     )
     free, frozen = (
         initial,
@@ -334,7 +334,7 @@ def test_each_portion_freezes_by_its_own_order() -> None:
         {"first": bits},
         portions=(0.4, 0.8, 1.0),
         order=["magnitude", "distance", "far"],
-        per="layer",
+        per="tensor",
     )
     stages, expected = list(run), list[Tensor]()
     for portion, order in ((0.4, "magnitude"), (0.8, "distance"), (1.0, "far")):
@@ -346,7 +346,7 @@ def test_each_portion_freezes_by_its_own_order() -> None:
     )
     for order in ("magnitude", "distance"):
         alone = list(
-            Incremental(net(), {"first": bits}, portions=(0.4, 0.8, 1.0), order=order, per="layer")
+            Incremental(net(), {"first": bits}, portions=(0.4, 0.8, 1.0), order=order, per="tensor")
         )  # type: ignore[arg-type]
         assert not torch.equal(alone[1].frozen["first"], expected[1])
 
@@ -356,7 +356,7 @@ def test_by_distance_the_first_half_hardly_changes() -> None:
     for order in ("distance", "far", "random"):
         model = net()
         before = model.first.weight.detach().clone()
-        stage = next(iter(Incremental(model, {"first": 3}, order=order, fit="max", per="layer")))
+        stage = next(iter(Incremental(model, {"first": 3}, order=order, fit="max", per="tensor")))
         changes[order] = (model.first.weight.detach() - before).abs()[stage.frozen["first"]]
     assert float(changes["distance"].max()) <= float(changes["far"].min())
     assert changes["distance"].sum() < changes["random"].sum() < changes["far"].sum()
@@ -670,7 +670,7 @@ def test_a_state_can_be_taken_before_the_first_stage_and_after_the_last() -> Non
             "order: expected the state of a run with ('random', 'random', 'random', 'far'), got one with 'random'",
         ),
         ({"fit": "max"}, "fit: expected the state of a run with 'max', got one with 'mse'"),
-        ({"per": "layer"}, "per: expected the state of a run with 'layer', got one with 'channel'"),
+        ({"per": "tensor"}, "per: expected the state of a run with 'tensor', got one with 'channel'"),
         ({"seed": 1}, "seed: expected the state of a run with 1, got one with 0"),
         (
             {"inputs": [torch.ones(2, 97)]},
@@ -732,7 +732,7 @@ def test_a_state_that_is_none(state: Any) -> None:
         ({"straight_through": 0.9}, "^straight_through: expected 1, .*, got 0.9"),
         ({"straight_through": 1.5}, "^straight_through: expected 1, .*, got 1.5"),
         ({"fit": "mean"}, '^first: expected fit "max" or "mse"'),
-        ({"per": "row"}, '^first: expected fit "max" or "mse" and per "layer" or "channel"'),
+        ({"per": "row"}, '^first: expected per "tensor" or "channel"'),
     ],
 )
 def test_impossible_settings_leave_the_model_as_it_was(options: Any, message: str) -> None:
@@ -1297,7 +1297,7 @@ def test_with_inputs_each_portion_freezes_by_its_own_order_too() -> None:
 
 @pytest.mark.usefixtures("_few_pieces")
 @pytest.mark.parametrize(
-    "settings", [{}, {"fit": "max"}, {"per": "layer"}, {"fit": "max", "per": "layer"}]
+    "settings", [{}, {"fit": "max"}, {"per": "tensor"}, {"fit": "max", "per": "tensor"}]
 )
 def test_with_inputs_n1_is_that_of_the_closed_form(settings: dict[str, Any]) -> None:
     model, batches = network("convolutions")
@@ -1586,7 +1586,7 @@ def test_zeros_of_the_closed_form_may_move_again() -> None:
 
 
 @pytest.mark.parametrize("fit", ["max", "mse"])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_n1_is_that_of_the_survivors(fit: Any, per: Any) -> None:
     """Zeros add no error, so that of the row without them is the same."""
     weight = torch.randn(1, 60, generator=torch.Generator().manual_seed(3))

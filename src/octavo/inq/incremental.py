@@ -177,7 +177,7 @@ class Incremental:
         order: which weights freeze first: see ``octavo.inq.partition.score``; one order, or one for
             each portion.
         fit: how n1 is chosen: see ``octavo.formats.powers_of_two.power_of_two``.
-        per: one n1 for a ``"layer"`` or for each output ``"channel"``.
+        per: one exponent for the ``"tensor"`` or for each output ``"channel"``.
         seed: of the random order.
         straight_through: the portion from which on the network sees the weights that are still free
             at their levels too, while their gradients pass straight through to what they were. Then

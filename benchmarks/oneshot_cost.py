@@ -21,10 +21,11 @@ from octavo import Plan, calibrate
 from octavo.network.calling import observing
 from octavo.network.layers import Layer, channels_first, find_layers
 from octavo.network.moments import Moments
-from octavo.ptq.calibration import float_moments
+from octavo.ptq.float_inputs import float_moments
 from octavo.ptq.gptq import BLOCK
-from octavo.ptq.layer_solver import Settings, solve
+from octavo.ptq.layer_solver import solve
 from octavo.ptq.least_squares import damped
+from octavo.ptq.settings import PtqSettings
 from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
@@ -63,7 +64,7 @@ def seconds(run: Callable[[], object]) -> float:
 def solver_ratio(layers: list[Layer], moments: dict[str, Moments]) -> dict[str, float]:
     def solver() -> None:
         for layer in layers:
-            solve(layer, moments[layer.name], BITS, Settings())
+            solve(layer, moments[layer.name], BITS, PtqSettings())
 
     def bare() -> None:
         for layer in layers:

@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from octavo.activations.quantizer import input_forms
+from octavo.activations.quantizer import input_formats
 from octavo.runs.recipe import Recipe, make_recipe
 from octavo.runs.task import METHODS
 
@@ -52,7 +52,7 @@ def test_the_five_lines_and_the_reload(tmp_path: Path, monkeypatch: pytest.Monke
         int((parameter == 0).sum()) for parameter in fresh.parameters() if parameter.dim() > 1
     ) == round(0.8 * (36 + 32))
     exec(activations.replace('"conv1"', '"0"'), closed)
-    assert {name: form.bits for name, form in input_forms(fresh).items()} == {"0": 8, "3": 4}
+    assert {name: form.bits for name, form in input_formats(fresh).items()} == {"0": 8, "3": 4}
 
 
 def test_the_task_has_the_methods_that_a_task_needs() -> None:

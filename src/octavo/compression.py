@@ -19,7 +19,7 @@ from octavo.plan import Budget, Plan
 from octavo.progress import Progress
 from octavo.pruning.masks import kept_masks
 from octavo.ptq.calibration import calibrate
-from octavo.ptq.gptq import PtqOrder
+from octavo.ptq.settings import PtqOrder
 from octavo.storage.packed import Packed
 
 __all__ = ["compress"]

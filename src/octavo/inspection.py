@@ -71,7 +71,7 @@ def inspect(model: nn.Module, example: Any = None) -> Inspection:
     layers, skipped = find_layers(model)
     macs = {} if example is None else count_macs(layers, _forward(model, example))
     bits = {
-        model.get_submodule(name): quantizer.form.bits
+        model.get_submodule(name): quantizer.format.bits
         for name, quantizer in input_quantizers(model).items()
     }
     rows = tuple(_row(layer, macs.get(layer.name), bits.get(layer.module)) for layer in layers)

@@ -54,13 +54,13 @@ def test_the_largest_value_is_the_last_percentile_exactly() -> None:
 @pytest.mark.parametrize(("lowest", "highest"), [(0, 7), (-4, 3)])
 def test_the_squared_error_is_that_of_rounding_every_value(lowest: int, highest: int) -> None:
     values = torch.randn(5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    steps = torch.tensor([0.05, 0.2, 0.9])
+    scales = torch.tensor([0.05, 0.2, 0.9])
     expected = [
         sum((v - min(max(round(v / s), lowest), highest) * s) ** 2 for v in values.tolist())
-        for s in steps.double().tolist()
+        for s in scales.double().tolist()
     ]
     assert torch.allclose(
-        counted(values).squared_error(steps, lowest, highest),
+        counted(values).squared_error(scales, lowest, highest),
         torch.tensor(expected, dtype=torch.float64),
         rtol=2e-3,
     )

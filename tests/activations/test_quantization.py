@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo.activations.quantization import quantize_activations
-from octavo.activations.quantizer import InputForm, input_forms, input_quantizers, steps
+from octavo.activations.quantizer import InputFormat, input_formats, input_quantizers, scales
 from octavo.dnq.environment import Environment
 from octavo.errors import PlanError
 from octavo.inq.incremental import Incremental
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
-from octavo.ptq.calibration import calibrate, float_moments
+from octavo.ptq.calibration import calibrate
+from octavo.ptq.float_inputs import float_moments
 from octavo.storage.packed import Packed
 
 
@@ -80,10 +81,10 @@ BITS = dict.fromkeys(NAMES, 4)
 def test_what_is_never_negative_has_no_levels_below_zero() -> None:
     model = net()
     assert quantize_activations(model, batches(), BITS) == []
-    assert input_forms(model) == {
-        "conv1": InputForm(4, True),
-        "conv2": InputForm(4, False),
-        "fc": InputForm(4, True),
+    assert input_formats(model) == {
+        "conv1": InputFormat(4, True),
+        "conv2": InputFormat(4, False),
+        "fc": InputFormat(4, True),
     }
 
 
@@ -93,40 +94,47 @@ def test_the_highest_level_lies_at_the_percentile_of_the_magnitudes(percent: flo
     quantize_activations(model, batches(), BITS, fit=percent)
     for name, quantizer in input_quantizers(model).items():
         expected = np.percentile(seen[name].abs().numpy(), percent, method="inverted_cdf")
-        assert quantizer.scale().item() * quantizer.form.highest == pytest.approx(
+        assert quantizer.effective_scale().item() * quantizer.format.highest == pytest.approx(
             float(expected), rel=2e-3
         )
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_the_step_of_least_squared_error_beats_all_others_around_it(bits: int) -> None:
+def test_the_scale_of_least_squared_error_beats_all_others_around_it(bits: int) -> None:
     model, seen = net(), given(net(), batches())
     quantize_activations(model, batches(), dict.fromkeys(NAMES, bits))
     for name, quantizer in input_quantizers(model).items():
-        step, form = quantizer.scale().item(), quantizer.form
+        scale, input_format = quantizer.effective_scale().item(), quantizer.format
 
-        def error(at: float, values: Tensor = seen[name], form: InputForm = form) -> float:
+        def error(
+            at: float, values: Tensor = seen[name], input_format: InputFormat = input_format
+        ) -> float:
             return float(
-                (values - (values / at).round().clamp(form.lowest, form.highest) * at)
+                (
+                    values
+                    - (values / at).round().clamp(input_format.lowest, input_format.highest) * at
+                )
                 .square()
                 .mean()
             )
 
-        assert error(step) <= 1.02 * min(error(step * 2 ** (i / 8)) for i in range(-24, 25))
+        assert error(scale) <= 1.02 * min(error(scale * 2 ** (i / 8)) for i in range(-24, 25))
 
 
-def test_steps_that_shall_be_powers_of_two_are_the_best_of_these() -> None:
+def test_scales_that_shall_be_powers_of_two_are_the_best_of_these() -> None:
     model, seen = net(), given(net(), batches())
     quantize_activations(model, batches(), BITS, power_of_two=True)
     for name, quantizer in input_quantizers(model).items():
-        step, form, values = quantizer.step.item(), quantizer.form, seen[name]
-        assert math.frexp(step)[0] == 0.5
+        scale, input_format, values = quantizer.step.item(), quantizer.format, seen[name]
+        assert math.frexp(scale)[0] == 0.5
         errors = {
             i: float(
                 (
                     values
-                    - (values / (step * 2**i)).round().clamp(form.lowest, form.highest)
-                    * step
+                    - (values / (scale * 2**i))
+                    .round()
+                    .clamp(input_format.lowest, input_format.highest)
+                    * scale
                     * 2**i
                 )
                 .square()
@@ -154,22 +162,22 @@ def test_the_inputs_are_gone_through_once_and_not_kept() -> None:
     quantize_activations(one, stream(), BITS)
     quantize_activations(other, [batches(1, seed)[0] for seed in range(6)], BITS)
     assert len(seen) == 6
-    assert [step.item() for step in steps(one)] == [step.item() for step in steps(other)]
+    assert [scale.item() for scale in scales(one)] == [scale.item() for scale in scales(other)]
 
 
 def test_one_batch_or_many_is_all_the_same() -> None:
     one, other = net(), net()
     quantize_activations(one, batches(), BITS)
     quantize_activations(other, [torch.cat(batches())], BITS)
-    assert [step.item() for step in steps(one)] == pytest.approx(
-        [step.item() for step in steps(other)], rel=1e-6
+    assert [scale.item() for scale in scales(one)] == pytest.approx(
+        [scale.item() for scale in scales(other)], rel=1e-6
     )
 
 
 def test_the_last_pattern_that_matches_gives_the_bits() -> None:
     model = net()
     quantize_activations(model, batches(), {"conv*": 4, "conv1": 8})
-    assert {name: form.bits for name, form in input_forms(model).items()} == {
+    assert {name: input_format.bits for name, input_format in input_formats(model).items()} == {
         "conv1": 8,
         "conv2": 4,
     }
@@ -180,7 +188,7 @@ def test_layers_can_be_added_and_the_mode_stays() -> None:
     model.conv2.train()
     quantize_activations(model, batches(), {"conv1": 8})
     quantize_activations(model, batches(), {"conv2": 4})
-    assert list(input_forms(model)) == ["conv1", "conv2"]
+    assert list(input_formats(model)) == ["conv1", "conv2"]
     assert [module.training for module in (model.conv1, model.conv2)] == [False, True]
     assert [q.training for q in input_quantizers(model).values()] == [False, True]
 
@@ -210,7 +218,7 @@ class Everything(nn.Module):
 def test_inputs_that_cannot_be_quantized_are_told_with_the_reason() -> None:
     model = Everything()
     skipped = quantize_activations(model, [torch.tensor([[1, 2, 3]])], 4)
-    assert list(input_forms(model)) == ["fc"]
+    assert list(input_formats(model)) == ["fc"]
     assert {skip.name: skip.reason for skip in skipped} == {
         "emb": "Embedding is given indices",
         "lstm": "LSTM multiplies what it computes inside, which no hook reaches",
@@ -269,10 +277,10 @@ def test_inputs_that_are_missing_or_wrong_are_refused() -> None:
     quantize_activations(model, batches(), {"conv1": 4})
     with pytest.raises(PlanError, match="conv1: its inputs are quantized already"):
         quantize_activations(model, batches(), BITS)
-    assert input_forms(model) == {"conv1": InputForm(4, True)}
+    assert input_formats(model) == {"conv1": InputFormat(4, True)}
 
 
-def test_steps_are_no_weights_to_quantize() -> None:
+def test_scales_are_no_weights_to_quantize() -> None:
     model = net()
     before = [layer.name for layer in find_layers(model)[0]]
     quantize_activations(model, batches(), BITS)
@@ -280,7 +288,7 @@ def test_steps_are_no_weights_to_quantize() -> None:
     assert [layer.name for layer in layers] == before
     reasons = {skip.name: skip.reason for skip in skipped if skip.name.endswith("step")}
     assert reasons == {
-        f"{name}.input_quantizer.step": "steps of activations stay in float" for name in NAMES
+        f"{name}.input_quantizer.step": "scales of activations stay in float" for name in NAMES
     }
 
 
@@ -297,12 +305,12 @@ def train(model: nn.Module, passes: int = 3) -> None:
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_training_moves_steps_that_are_learned_and_no_others(learned: bool) -> None:
+def test_training_moves_scales_that_are_learned_and_no_others(learned: bool) -> None:
     model = net()
     quantize_activations(model, batches(), BITS, learned=learned)
-    before, weight = [step.item() for step in steps(model)], model.conv2.weight.detach().clone()
+    before, weight = [scale.item() for scale in scales(model)], model.conv2.weight.detach().clone()
     train(model)
-    assert [step.item() != old for step, old in zip(steps(model), before, strict=True)] == [
+    assert [scale.item() != old for scale, old in zip(scales(model), before, strict=True)] == [
         learned
     ] * 3
     assert not torch.equal(model.conv2.weight, weight)
@@ -311,7 +319,7 @@ def test_training_moves_steps_that_are_learned_and_no_others(learned: bool) -> N
 def test_inq_freezes_weights_for_good_while_steps_learn() -> None:
     model, plan = net(), {"conv1": 3, "conv2": 2, "fc": 4}
     quantize_activations(model, batches(), BITS)
-    before, frozen = [step.item() for step in steps(model)], dict[str, Tensor]()
+    before, frozen = [scale.item() for scale in scales(model)], dict[str, Tensor]()
     incremental = Incremental(model, plan, portions=(0.5, 1.0))
     for stage in incremental:
         if stage.index == 0:
@@ -325,15 +333,15 @@ def test_inq_freezes_weights_for_good_while_steps_learn() -> None:
                 for name in plan
             )
     packed = incremental.finish()
-    assert all(step.item() != old for step, old in zip(steps(model), before, strict=True))
+    assert all(scale.item() != old for scale, old in zip(scales(model), before, strict=True))
     assert packed.plan == plan
-    assert packed.activations == input_forms(model)
+    assert packed.activations == input_formats(model)
     assert all(
         torch.equal(packed.layers[name].weight(), getattr(model, name).weight) for name in plan
     )
 
 
-def test_a_run_resumes_between_stages_with_its_steps() -> None:
+def test_a_run_resumes_between_stages_with_its_scales() -> None:
     def start() -> tuple[Net, Incremental]:
         model = net()
         quantize_activations(model, batches(), BITS)
@@ -390,7 +398,7 @@ def test_the_closed_form_makes_up_for_weights_on_quantized_inputs() -> None:
                 float((torch.cat([worn(batch) for batch in inputs]) - target).square().mean())
             )
     assert errors[0] < errors[1]
-    assert on_rounded.activations == input_forms(model)
+    assert on_rounded.activations == input_formats(model)
 
 
 def test_the_searchs_environment_scores_what_a_network_with_quantizers_does() -> None:
@@ -435,8 +443,8 @@ def test_a_packed_network_computes_the_same_in_a_plain_model_bit_for_bit(
     packed = Packed.load(tmp_path / "net.safetensors")
     packed.apply(fresh)
     assert torch.equal(fresh(inputs), model(inputs))
-    assert packed.activations == input_forms(fresh) == input_forms(model)
+    assert packed.activations == input_formats(fresh) == input_formats(model)
     packed.apply(fresh)  # a model that has them already
     assert torch.equal(fresh(inputs), model(inputs))
     if power_of_two:
-        assert {math.frexp(step.item())[0] for step in steps(fresh)} == {0.5}
+        assert {math.frexp(scale.item())[0] for scale in scales(fresh)} == {0.5}

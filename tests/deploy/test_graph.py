@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.activations.quantizer import InputForm, install
+from octavo.activations.quantizer import InputFormat, install_quantizers
 from octavo.deploy.graph import Builder, close, trace
 from octavo.deploy.runtime import OnnxModel
 from octavo.errors import ExportError
@@ -181,7 +181,7 @@ def test_a_rounded_input_is_traced_as_quantize_and_dequantize(
     bits: int, signed: bool, nodes: int
 ) -> None:
     model = nn.Sequential(nn.Linear(4, 4)).eval()
-    install(model, {"0": InputForm(bits, signed)})
+    install_quantizers(model, {"0": InputFormat(bits, signed)})
     x = torch.linspace(-300, 300, 64).reshape(16, 4)
     before = model(x).detach()
     opened = trace(model, {}, x, 21)

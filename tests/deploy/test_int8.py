@@ -196,7 +196,7 @@ def test_the_networks_own_quantizers_count(form: Any, bits: int, tmp_path: Path)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     quantized = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
     found = {(float(constants[node.input[1]]), int(constants[node.input[2]])) for node in quantized}
-    own = {(float(q.scale().detach()), -q.form.lowest) for q in input_quantizers(model).values()}
+    own = {(float(q.effective_scale().detach()), -q.format.lowest) for q in input_quantizers(model).values()}
     assert own <= found
     assert form == "int8" or own == found
     if form == "int8" and bits == 8:

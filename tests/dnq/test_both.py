@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.activations.quantization import quantize_activations
-from octavo.activations.quantizer import input_forms, input_quantizers
+from octavo.activations.quantizer import input_formats, input_quantizers
 from octavo.compression import compress
 from octavo.dnq.environment import Environment
 from octavo.dnq.rivals.methods import uniform_choice
@@ -36,8 +36,10 @@ from octavo.formats.width import (
 from octavo.inq.incremental import Incremental
 from octavo.network.layers import find_layers
 from octavo.plan import Budget, Cost, Plan
-from octavo.ptq.calibration import calibrate, float_moments
-from octavo.ptq.layer_solver import Settings, solve
+from octavo.ptq.calibration import calibrate
+from octavo.ptq.float_inputs import float_moments
+from octavo.ptq.layer_solver import solve
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed
 
 MACS = {"0": 54, "2": 45, "4": 20}
@@ -110,7 +112,7 @@ def quantized(bits: dict[str, int], inputs: dict[str, int]) -> nn.Module:
     for layer in find_layers(model)[0]:
         if layer.name in bits:
             moments = float_moments(model, batches(), [layer])[layer.name]
-            solution = solve(layer, moments, bits[layer.name], Settings())
+            solution = solve(layer, moments, bits[layer.name], PtqSettings())
             levels = solution.codebook.decode(solution.codes)
             result.get_parameter(layer.parameter).data.copy_(levels.view_as(layer.weight))
     return result
@@ -444,13 +446,13 @@ def test_the_plan_from_the_search_to_the_file(tmp_path: Path) -> None:
     fresh = net()
     back = Packed.load(tmp_path / "packed.safetensors")
     back.apply(fresh)
-    assert {name: form.bits for name, form in input_forms(fresh).items()} == result.plan.activations
+    assert {name: form.bits for name, form in input_formats(fresh).items()} == result.plan.activations
     assert back.plan == result.plan
     assert (
         score(fresh) > 10 * result.score
     )  # the closed form makes up for what it can: not much worse than the search's estimate
     for name, quantizer in input_quantizers(fresh).items():
-        assert torch.equal(quantizer.scale(), input_quantizers(model)[name].scale())
+        assert torch.equal(quantizer.effective_scale(), input_quantizers(model)[name].effective_scale())
 
 
 def test_the_plan_with_retraining() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from octavo.dnq.environment import Environment, Partial
 from octavo.errors import PlanError
 from octavo.network.layers import find_layers
-from octavo.ptq.calibration import float_moments
-from octavo.ptq.layer_solver import Settings, solve
+from octavo.ptq.float_inputs import float_moments
+from octavo.ptq.layer_solver import solve
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.quantized import Quantized
 
 NAMES = ("conv", "rnn.weight_ih_l0", "rnn.weight_hh_l0", "last")
@@ -67,7 +68,7 @@ def quantized_copy(model: nn.Module, inputs: Sequence[Tensor], bits: dict[str, i
     known = {layer.name: layer for layer in find_layers(model)[0]}
     for name, own in bits.items():
         moments = float_moments(model, inputs, [known[name]])[name]
-        solution = solve(known[name], moments, own, Settings())
+        solution = solve(known[name], moments, own, PtqSettings())
         with torch.no_grad():
             result.get_parameter(known[name].parameter).copy_(
                 Quantized.of(known[name], solution.codebook, solution.codes).weight()
@@ -360,7 +361,7 @@ def test_stored_bits_are_the_entropy_of_the_codes() -> None:
     total = 0.0
     for name, bits in zip(NAMES, (4, 2, 3, 5), strict=True):
         solution = solve(
-            known[name], float_moments(model, inputs, [known[name]])[name], bits, Settings()
+            known[name], float_moments(model, inputs, [known[name]])[name], bits, PtqSettings()
         )
         counts = torch.unique(solution.codes, return_counts=True)[1].double()
         total += float(-(counts * (counts / counts.sum()).log2()).sum())

@@ -18,8 +18,11 @@ from octavo.inq.incremental import Incremental
 from octavo.network.calling import call
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
-from octavo.ptq.calibration import LayerResult, calibrate, float_moments
-from octavo.ptq.layer_solver import Settings, solve
+from octavo.progress import Event
+from octavo.ptq.calibration import LayerResult, calibrate
+from octavo.ptq.float_inputs import float_moments
+from octavo.ptq.layer_solver import solve
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed
 
 pytestmark = [
@@ -213,6 +216,10 @@ def off(packed: Packed, model: nn.Module, batches: list[Any]) -> float:
     )
 
 
+def results_of(events: list[Event]) -> list[LayerResult]:
+    return [event.detail for event in events if isinstance(event.detail, LayerResult)]
+
+
 @pytest.fixture(autouse=True)
 def _no_thread_stays() -> Iterator[None]:
     before = threading.active_count()
@@ -224,23 +231,27 @@ def _no_thread_stays() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("settings", [{}, {"sequential": False}, {"correct": True}])
+@pytest.mark.parametrize("settings", [{}, {"sequential": False}])
 def test_every_kind_of_network(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
     """All of it is quantized, reported once, saved exactly, the same again, and the model stays as
     it was."""
     model, batches = make(kind)
-    before, random, seen = snapshot(model), torch.random.get_rng_state(), list[LayerResult]()
+    before, random, seen = snapshot(model), torch.random.get_rng_state(), list[Event]()
     plan = Plan.uniform(model, 3)
-    packed = calibrate(model, plan, (batch for batch in batches), observe=seen.append, **settings)
+    packed = calibrate(model, plan, (batch for batch in batches), progress=seen.append, **settings)
     assert snapshot(model) == before
     assert torch.equal(torch.random.get_rng_state(), random)
     assert list(packed.layers) == list(plan)
     assert dict(packed.plan) == dict(plan)
-    assert {error.name for error in seen} == set(plan)
-    assert [(error.done, error.layers, error.bits) for error in seen] == [
-        (i + 1, len(plan), 3) for i in range(len(plan))
+    count = len(plan)
+    told = [(event.phase, event.done, event.total) for event in seen]
+    assert told == [("calibrate", i + 1, count) for i in range(count)]
+    results = results_of(seen)
+    assert {result.name for result in results} == set(plan)
+    assert [(r.done, r.layers, r.bits) for r in results] == [
+        (i + 1, count, 3) for i in range(count)
     ]
-    assert all(0 <= error.compensated <= error.nearest * (1 + 1e-6) for error in seen)
+    assert all(0 <= result.compensated <= result.nearest * (1 + 1e-6) for result in results)
     packed.save(tmp_path / "net.octavo")
     again = calibrate(model, dict(plan), batches, **settings)
     for other in (Packed.load(tmp_path / "net.octavo"), again):
@@ -273,7 +284,6 @@ def test_outputs_are_nearer_than_by_rounding_all_weights_at_once(kind: str) -> N
     [
         {"order": "distance"},
         {"order": "magnitude"},
-        {"order": "random"},
         {"fit": "max", "per": "layer"},
         {"damp": 0.0},
         {},
@@ -284,27 +294,14 @@ def test_settings_reach_every_layer(settings: dict[str, Any]) -> None:
     moments = float_moments(model, batches, find_layers(model)[0])
     packed = calibrate(model, Plan.uniform(model, 3), batches, sequential=False, **settings)
     for layer in find_layers(model)[0]:
-        expected = solve(layer, moments[layer.name], 3, Settings(**settings))
+        expected = solve(layer, moments[layer.name], 3, PtqSettings(**settings))
         assert torch.equal(packed.layers[layer.name].codes, expected.codes)
         assert torch.equal(
             packed.layers[layer.name].codebook.max_exponent, expected.codebook.max_exponent
         )
 
 
-# In forward order, with corrections.
-
-
-@pytest.mark.parametrize("settings", [{"fit": "max", "per": "layer"}, {"damp": 1e6}])
-def test_correction_brings_outputs_nearer(settings: dict[str, Any]) -> None:
-    """Where weights cannot: with so much damping they are rounded."""
-    for seed in range(3):
-        model, batches = make("convolutions", seed)
-        plan = Plan.uniform(model, 2)
-        packed = [
-            calibrate(model, plan, batches, correct=correct, **settings)
-            for correct in (True, False)
-        ]
-        assert off(packed[0], model, batches) < 0.9 * off(packed[1], model, batches)
+# In forward order.
 
 
 def test_layers_that_see_the_quantized_ones_ahead_make_up_for_them() -> None:
@@ -312,53 +309,31 @@ def test_layers_that_see_the_quantized_ones_ahead_make_up_for_them() -> None:
     for seed in range(3):
         model, batches = make("convolutions", seed)
         for i, sequential in enumerate((True, False)):
-            packed = calibrate(
-                model, Plan.uniform(model, 2), batches, sequential=sequential, correct=False
-            )
+            packed = calibrate(model, Plan.uniform(model, 2), batches, sequential=sequential)
             errors[i] += off(packed, model, batches)
     assert errors[0] < 0.9 * errors[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "settings", [{}, {"correct": False}, {"correct": True, "sequential": False}]
-)
-def test_without_correction_every_float_stays_as_it_is(kind: str, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("sequential", [True, False])
+def test_every_float_stays_as_it_is(kind: str, sequential: bool) -> None:
     model, batches = make(kind)
-    packed = calibrate(model, Plan.uniform(model, 3), batches, **settings)
+    packed = calibrate(model, Plan.uniform(model, 3), batches, sequential=sequential)
     assert packed.floats
     for names, value in packed.floats:
         assert all(torch.equal(value, model.state_dict()[name]) for name in names)
 
 
-def test_correction_touches_no_statistics_and_no_layer_outside_the_plan() -> None:
-    model, batches = make("convolutions")
-    packed = calibrate(model, {"layer1.conv": 2}, batches, correct=True)
-    state = model.state_dict()
-    changed = {
-        name for name, value in content(packed).items() if not torch.equal(value, state[name])
-    }
-    norms = {f"layer{i}.norm.{name}" for i in (1, 2, 3) for name in ("weight", "bias")}
-    assert changed == {"layer1.conv.weight"} | norms
-
-
 def test_a_branch_counts_the_batches_that_take_it() -> None:
     model, batches = make("branches")
-    seen: dict[str, LayerResult] = {}
-    packed = calibrate(
-        model,
-        Plan.uniform(model, 3),
-        batches,
-        observe=lambda error: seen.update({error.name: error}),
-    )
+    events: list[Event] = []
+    packed = calibrate(model, Plan.uniform(model, 3), batches, progress=events.append)
+    seen = {result.name: result for result in results_of(events)}
     for name, some in (("plus", batches[::3]), ("minus", [batches[i] for i in (1, 2, 4)])):
         x, module = torch.cat(some), model.get_submodule(name)
         lost = (module.weight.detach() - packed.layers[name].weight()) @ x.T  # type: ignore[operator]
         whole = module.weight.detach() @ x.T  # type: ignore[operator]
         assert seen[name].compensated == pytest.approx(float(lost.norm() / whole.norm()), rel=1e-3)
-
-
-# Moments of the network as it is.
 
 
 def test_full_precision_inputs_are_streamed() -> None:
@@ -378,36 +353,6 @@ def test_full_precision_inputs_are_streamed() -> None:
     assert len(alive) == 6
 
 
-def test_a_module_that_is_called_twice_is_solved_for_both_calls() -> None:
-    model, batches = make("called twice")
-    given: list[Tensor] = []
-    shared = model.get_submodule("shared")
-    hook = shared.register_forward_pre_hook(lambda module, args: given.append(args[0].detach()))
-    outputs_of(model, batches)
-    hook.remove()
-    assert len(given) == 4
-    X = torch.cat(given)
-    moments = float_moments(model, batches, find_layers(model)[0])
-    assert list(moments) == ["first", "shared", "last"]
-    assert torch.allclose(moments["shared"].hessian[0], X.T @ X, rtol=1e-4)
-    assert [moment.seen for moment in moments.values()] == [18, 36, 18]
-    layer = find_layers(model)[0][1]
-    expected = solve(layer, moments["shared"], 3, Settings())
-    assert torch.equal(
-        calibrate(model, Plan.uniform(model, 3), batches).layers["shared"].codes, expected.codes
-    )
-
-
-def test_a_tied_weight_is_solved_for_both_its_places() -> None:
-    model: Any = Reader()
-    tokens, hidden = torch.randint(0, 9, (3, 5)), list[Tensor]()
-    hook = model.out.register_forward_pre_hook(lambda module, args: hidden.append(args[0].detach()))
-    moments = float_moments(model, [tokens], find_layers(model)[0])["emb"]
-    hook.remove()
-    X = hidden[0].flatten(0, 1)
-    assert torch.allclose(moments.hessian[0], X.T @ X + 15 / 9 * torch.eye(4), atol=1e-4)
-
-
 # Types and modes.
 
 
@@ -415,12 +360,12 @@ def test_a_tied_weight_is_solved_for_both_its_places() -> None:
 def test_other_types_of_floats(dtype: torch.dtype) -> None:
     model, batches = make("convolutions")
     model, batches = model.to(dtype), [batch.to(dtype) for batch in batches]
-    seen: list[LayerResult] = []
-    packed = calibrate(model, Plan.uniform(model, 3), batches, observe=seen.append)
+    seen: list[Event] = []
+    packed = calibrate(model, Plan.uniform(model, 3), batches, progress=seen.append)
     quantized = applied(packed, model)
     assert {value.dtype for value in quantized.state_dict().values()} == {dtype, torch.int64}
     assert off(packed, model, batches) < 0.5 * float(outputs_of(model, batches).square().sum())
-    assert all(error.compensated < error.nearest for error in seen)
+    assert all(result.compensated < result.nearest for result in results_of(seen))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -514,15 +459,36 @@ def test_plans_inputs_and_settings_that_are_none() -> None:
 
 @pytest.mark.parametrize("kind", ["convolutions", "tied lstm"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ArithmeticError])
-def test_what_the_observer_raises_is_not_the_inputs_fault(
+def test_what_progress_raises_is_not_the_inputs_fault(
     kind: str, error: type[BaseException]
 ) -> None:
     model, batches = make(kind)
     before = snapshot(model)
 
-    def fail(layer: LayerResult) -> None:
-        raise error(layer.done)
+    def fail(event: Event) -> None:
+        raise error(event.done)
 
     with pytest.raises(error, match=r"^1$"):
-        calibrate(model, Plan.uniform(model, 3), batches, observe=fail)
+        calibrate(model, Plan.uniform(model, 3), batches, progress=fail)
     assert snapshot(model) == before
+
+
+# Old spellings.
+
+
+def test_observe_is_told_the_layer_results_and_warns() -> None:
+    model, batches = make("single layer")
+    seen: list[LayerResult] = []
+    with pytest.warns(DeprecationWarning, match=r"calibrate\(observe=\) .* calibrate\(progress=\)"):
+        calibrate(model, Plan.uniform(model, 3), batches, observe=seen.append)  # type: ignore[call-arg]
+    assert [(result.name, result.done, result.layers) for result in seen] == [("weight", 1, 1)]
+
+
+@pytest.mark.parametrize("correct", [False, True])
+def test_correct_has_no_effect_and_warns(correct: bool) -> None:
+    model, batches = make("convolutions")
+    plan = Plan.uniform(model, 3)
+    expected = content(calibrate(model, plan, batches))
+    with pytest.warns(DeprecationWarning, match=r"calibrate\(correct=\) .* no effect"):
+        found = content(calibrate(model, plan, batches, correct=correct))  # type: ignore[call-arg]
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from octavo.activations.quantizer import InputForm, install
+from octavo.activations.quantizer import InputFormat, install_quantizers
 from octavo.deploy.exporting import Exported
 from octavo.inq.incremental import Incremental
 from octavo.inspection import Inspection, inspect
@@ -119,10 +119,10 @@ def test_what_is_skipped_is_one_row_for_each_reason() -> None:
 
 def test_the_bits_of_activations_are_told_where_there_are_any() -> None:
     model = Net()
-    install(model, {"lift": InputForm(4, signed=True)})
+    install_quantizers(model, {"lift": InputFormat(4, signed=True)})
     rows = cells(inspection_table(inspect(model)))
     assert [row[-1] for row in rows] == ["bits of its inputs", "float", "4"]
-    assert ["1", "1", "steps of activations stay in float", "lift.input_quantizer.step"] in cells(
+    assert ["1", "1", "scales of activations stay in float", "lift.input_quantizer.step"] in cells(
         skipped_table(inspect(model))
     )
     recurrent = skipped_table(inspect(nn.Sequential(nn.LSTM(2, 2))))
@@ -169,7 +169,7 @@ def test_the_figures_of_a_packed_file(tmp_path: Any) -> None:
         "file_bytes": size,
         "ratio": round((4 * 900 + 4 * 30) / size, 2),
     }
-    rounded = Packed(network.layers, [*network.floats, STEP], {"0": InputForm(8, signed=True)})
+    rounded = Packed(network.layers, [*network.floats, STEP], {"0": InputFormat(8, signed=True)})
     assert packed_rows(rounded)["activation_bits"] == "8"
 
 

@@ -255,7 +255,7 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
         ("oneshot: {dump: 1}", "unknown key 'oneshot.dump' (the nearest is 'damp')"),
         (
             "oneshot: {order: far}",
-            "oneshot.order: Input should be 'gptq', 'distance', 'magnitude' or 'random', got 'far'",
+            "oneshot.order: Input should be 'gptq', 'distance' or 'magnitude', got 'far'",
         ),
         ("oneshot: {damp: -1}", "oneshot.damp: Input should be greater than or equal to 0, got -1"),
         ("method: dnq", "method: Input should be 'inq' or 'oneshot', got 'dnq'"),

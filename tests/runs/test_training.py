@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo.activations.quantizer import InputForm, InputQuantizer, attach, steps
+from octavo.activations.quantizer import InputFormat, InputQuantizer, attach_quantizer, scales
 from octavo.errors import TrainingError
 from octavo.inq.incremental import Incremental
 from octavo.runs.task import Batch
@@ -268,12 +268,12 @@ def test_bfloat16_is_for_the_forward_pass_only(bfloat16: bool) -> None:
 def test_steps_of_activations_learn_ten_times_as_fast() -> None:
     """One step of SGD without momentum, whose gradients are taken by hand."""
     layer, batch = linear(1), data()[0]
-    attach(layer, InputQuantizer(InputForm(4, signed=True), 0.25))
+    attach_quantizer(layer, InputQuantizer(InputFormat(4, signed=True), 0.25))
     by_hand = copy.deepcopy(layer)
     F.cross_entropy(by_hand(batch[0]), batch[1]).backward()
     settings = Retraining(labels=1.0, learning_rate=0.001, momentum=0.0, clip=100)
     retrain(nn.Sequential(layer), Toy(lambda: [batch]), 1.0, settings)
-    (step,), (slope,) = steps(layer), [step.grad for step in steps(by_hand)]
+    (step,), (slope,) = scales(layer), [step.grad for step in scales(by_hand)]
     assert slope is not None
     assert step.item() == pytest.approx(0.25 - 0.01 * slope.item(), rel=1e-5)
     assert step.item() != pytest.approx(0.25, rel=1e-5)
@@ -284,14 +284,14 @@ def test_steps_of_activations_learn_ten_times_as_fast() -> None:
 def test_a_step_of_activations_stays_within_an_octave(pull: float, end: float) -> None:
     """However hard the loss pulls at it; else one that runs away takes the network with it."""
     layer = linear(1)
-    attach(layer, InputQuantizer(InputForm(4, signed=True), 0.25))
+    attach_quantizer(layer, InputQuantizer(InputFormat(4, signed=True), 0.25))
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        pulled: Tensor = pull * steps(model)[0]
+        pulled: Tensor = pull * scales(model)[0]
         return pulled
 
     retrain(nn.Sequential(layer), Toy(loss=loss), 1.0, Retraining(labels=1.0, learning_rate=1.0))
-    assert steps(layer)[0].item() == end
+    assert scales(layer)[0].item() == end
 
 
 def test_weight_decay_spares_the_steps_of_activations() -> None:
@@ -303,10 +303,10 @@ def test_weight_decay_spares_the_steps_of_activations() -> None:
 
     layer = linear(1)
     model = nn.Sequential(layer)
-    attach(layer, InputQuantizer(InputForm(4, signed=True), 0.25))
+    attach_quantizer(layer, InputQuantizer(InputFormat(4, signed=True), 0.25))
     before = layer.weight.detach().clone()
     retrain(model, Toy(loss=loss), 1.0, Retraining(labels=1.0, weight_decay=0.5))
-    assert steps(model)[0].item() == 0.25
+    assert scales(model)[0].item() == 0.25
     assert float((layer.weight.abs() < before.abs()).float().mean()) == 1
 
 

@@ -23,7 +23,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from octavo.activations.quantizer import InputForm
+from octavo.activations.quantizer import InputFormat
 from octavo.errors import FormatError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.width import Apot
@@ -796,7 +796,7 @@ def rounded(row: Any, step: torch.Tensor = STEP[1]) -> bytes:
 
 
 def test_quantized_inputs_are_read() -> None:
-    assert unpack(rounded([ROW]))[2] == {"conv": InputForm(4, signed=False, power_of_two=True)}
+    assert unpack(rounded([ROW]))[2] == {"conv": InputFormat(4, signed=False, power_of_two=True)}
     assert unpack(DATA)[2] == {}
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from octavo.activations.quantizer import InputForm, input_forms, install, steps
+from octavo.activations.quantizer import InputFormat, input_formats, install_quantizers, scales
 from octavo.errors import FormatError, PlanError
 from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
 from octavo.storage.packed import Packed, pack, verify
@@ -455,12 +455,15 @@ def test_a_sparse_networks_file_is_near_the_entropy_of_its_codes(tmp_path: Path)
 
 def rounded() -> tuple[Net, Packed]:
     model, layers = network()
-    install(
+    install_quantizers(
         model,
-        {"conv": InputForm(4, signed=True), "fc": InputForm(8, signed=False, power_of_two=True)},
+        {
+            "conv": InputFormat(4, signed=True),
+            "fc": InputFormat(8, signed=False, power_of_two=True),
+        },
     )
     with torch.no_grad():
-        for step in steps(model):
+        for step in scales(model):
             step.fill_(0.3)
     return model, pack(model, layers)
 
@@ -494,9 +497,9 @@ def test_a_plain_model_gets_the_quantizers_and_their_steps(tmp_path: Path) -> No
     rounded()[1].save(tmp_path / "net")
     found, model = Packed.load(tmp_path / "net"), Net().train()
     found.apply(model)
-    assert found.activations == {"conv": InputForm(4, True), "fc": InputForm(8, False, True)}
-    assert input_forms(model) == found.activations
-    assert [step.item() for step in steps(model)] == [
+    assert found.activations == {"conv": InputFormat(4, True), "fc": InputFormat(8, False, True)}
+    assert input_formats(model) == found.activations
+    assert [step.item() for step in scales(model)] == [
         torch.tensor(0.3).item(),
         0.25,
     ]  # what is used of a step is what is kept
@@ -506,27 +509,27 @@ def test_a_plain_model_gets_the_quantizers_and_their_steps(tmp_path: Path) -> No
 
 def test_a_model_with_quantizers_keeps_its_parameters_and_gets_the_packed_form() -> None:
     model = Net()
-    install(model, {"conv": InputForm(4, True), "fc": InputForm(2, True)})
-    kept, _ = steps(model)
+    install_quantizers(model, {"conv": InputFormat(4, True), "fc": InputFormat(2, True)})
+    kept, _ = scales(model)
     found = rounded()[1]
     found.apply(model)
-    assert steps(model)[0] is kept
-    assert input_forms(model) == found.activations
-    assert [step.item() for step in steps(model)] == [torch.tensor(0.3).item(), 0.25]
+    assert scales(model)[0] is kept
+    assert input_formats(model) == found.activations
+    assert [step.item() for step in scales(model)] == [torch.tensor(0.3).item(), 0.25]
 
 
 def test_quantizers_that_were_not_packed_and_layers_that_are_not_there_are_named() -> None:
     more, less = Net(), Net()
-    install(more, {"up": InputForm(4, True)})
+    install_quantizers(more, {"up": InputFormat(4, True)})
     with pytest.raises(PlanError, match=r"^up.input_quantizer.step: missing in the packed network"):
         packed().apply(more)
     del less.fc
     with pytest.raises(PlanError, match=r"^fc: missing in the model"):
         rounded()[1].apply(less)
-    assert input_forms(less) == {}
+    assert input_formats(less) == {}
     with pytest.raises(PlanError, match="cannot hold its packed values"):
         rounded()[1].apply(half := Net().half())
-    assert input_forms(half) == {}
+    assert input_formats(half) == {}
 
 
 def test_a_module_with_two_names_has_one_quantizer() -> None:
@@ -535,9 +538,9 @@ def test_a_module_with_two_names_has_one_quantizer() -> None:
         return nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})
 
     model, fresh = twice(), twice()
-    install(model, {"a": InputForm(4, True)})
+    install_quantizers(model, {"a": InputFormat(4, True)})
     found = pack(model, {})
-    assert found.activations == {"a": InputForm(4, True)}
+    assert found.activations == {"a": InputFormat(4, True)}
     assert ("a.input_quantizer.step", "b.0.input_quantizer.step") in dict(found.floats)
     found.apply(fresh)
     assert fresh.state_dict().keys() == model.state_dict().keys()

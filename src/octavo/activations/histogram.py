@@ -1,6 +1,4 @@
-"""Counts of values in evenly spaced bins: what a distribution looks like, in constant memory, from
-one pass over it.
-"""
+"""A histogram of values that come batch by batch, in constant memory and in one pass."""
 
 import math
 
@@ -11,63 +9,72 @@ __all__ = ["Histogram"]
 
 BINS = 1 << 14
 LEAST_REACH = 2.0**-100
-AT_ONCE = (
-    1 << 22
-    # values that are counted at a time: torch counts in float32, which is exact up to four times as
-    # many
-)
+# Values that are counted at a time: torch counts in float32, which is exact up to 2^24.
+CHUNK = 1 << 22
 
 
 class Histogram:
-    """Counts of values between ``-reach`` and ``reach``; the reach doubles as it has to, and pairs
-    of bins become one.
+    """Counts values between ``-reach`` and ``reach`` in bins of one width. When a value lies
+    outside, the reach doubles until it does not, and each pair of bins becomes one.
 
     Attributes:
-        lowest: of all values; infinite before the first.
-        highest: likewise.
-        counts: of each bin, (BINS,), float64.
+        lowest: the lowest value so far; infinity before the first.
+        highest: the highest value so far; minus infinity before the first.
+        counts: the number of values in each bin: (BINS,), float64.
         reach: a power of two, less than twice the largest magnitude.
 
     """
 
     def __init__(self) -> None:
-        self.lowest, self.highest, self.reach = math.inf, -math.inf, LEAST_REACH
+        self.lowest = math.inf
+        self.highest = -math.inf
+        self.reach = LEAST_REACH
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     @property
     def width(self) -> float:
-        """Of a bin."""
+        """Width of one bin."""
         return 2 * self.reach / BINS
 
     @property
     def centers(self) -> Tensor:
-        """The middle of each bin, (BINS,), float64."""
+        """The middle of each bin: (BINS,), float64."""
         return (torch.arange(BINS, dtype=torch.float64) + 0.5) * self.width - self.reach
 
     def add(self, values: Tensor) -> None:
-        """Count finite values of any shape."""
+        """Count finite values; the tensor may have any shape."""
         if not values.numel():
             return
         lowest, highest = (float(value) for value in values.aminmax())
-        self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
+        self.lowest = min(self.lowest, lowest)
+        self.highest = max(self.highest, highest)
         while self.reach < max(-lowest, highest):
-            rest = torch.zeros(BINS // 4, dtype=torch.float64)
-            self.counts = torch.cat([rest, self.counts.view(-1, 2).sum(1), rest])
-            self.reach *= 2
-        for some in values.detach().float().flatten().split(AT_ONCE):
-            self.counts += torch.histc(some, BINS, -self.reach, self.reach).cpu().double()
+            self._double_reach()
+        for chunk in values.detach().float().flatten().split(CHUNK):
+            self.counts += torch.histc(chunk, BINS, -self.reach, self.reach).cpu().double()
+
+    def _double_reach(self) -> None:
+        pairs = self.counts.view(-1, 2).sum(1)  # (BINS / 2,), which become the middle half
+        empty = torch.zeros(BINS // 4, dtype=torch.float64)
+        self.counts = torch.cat([empty, pairs, empty])
+        self.reach *= 2
 
     def percentile(self, percent: float) -> float:
-        """The magnitude that so many per cent of the values do not exceed, to a bin's width."""
-        magnitudes = self.counts[BINS // 2 :] + self.counts[: BINS // 2].flip(0)
-        below = magnitudes.cumsum(0)
-        at = int(torch.searchsorted(below, below[-1] * percent / 100).clamp(max=BINS // 2 - 1))
-        return min((at + 1) * self.width, max(-self.lowest, self.highest))
-
-    def squared_error(self, steps: Tensor, lowest: int, highest: int) -> Tensor:
-        """Of rounding all values to integers from ``lowest`` to ``highest`` times each of ``steps``
-        (n,): (n,), float64.
+        """Return the magnitude that ``percent`` per cent of the values do not exceed, exact to the
+        width of a bin.
         """
-        counts, values = self.counts[self.counts > 0], self.centers[self.counts > 0]
-        grid = steps.double().unsqueeze(1)
-        return (values - (values / grid).round().clamp(lowest, highest) * grid).square() @ counts
+        negative, positive = self.counts[: BINS // 2], self.counts[BINS // 2 :]
+        below = (positive + negative.flip(0)).cumsum(0)  # values of at most each magnitude
+        wanted = below[-1] * percent / 100
+        index = int(torch.searchsorted(below, wanted).clamp(max=BINS // 2 - 1))
+        return min((index + 1) * self.width, max(-self.lowest, self.highest))
+
+    def squared_error(self, scales: Tensor, lowest: int, highest: int) -> Tensor:
+        """Return the squared error of rounding all values to ``scale`` times an integer from
+        ``lowest`` to ``highest``, for each of ``scales`` (n,): (n,), float64.
+        """
+        used = self.counts > 0
+        counts, values = self.counts[used], self.centers[used]  # (used bins,)
+        scale = scales.double().unsqueeze(1)  # (n, 1)
+        rounded = (values / scale).round().clamp(lowest, highest) * scale  # (n, used bins)
+        return (values - rounded).square() @ counts

@@ -1,5 +1,5 @@
-"""Low-precision activations: what layers are given, rounded to a few evenly spaced levels whose
-steps are calibrated and, if that is wished, learned with the weights (LSQ, arXiv 1902.08153).
+"""Low-precision activations: layer inputs are rounded to a few evenly spaced levels, whose scale is
+calibrated and, if wished, learned with the weights (LSQ, arXiv 1902.08153).
 """
 
 import math
@@ -11,10 +11,10 @@ from torch import nn
 
 from octavo.activations.histogram import Histogram
 from octavo.activations.quantizer import (
-    LEAST,
-    InputForm,
+    LEAST_SCALE,
+    InputFormat,
     InputQuantizer,
-    attach,
+    attach_quantizer,
     first_argument,
     input_quantizers,
 )
@@ -28,10 +28,10 @@ __all__ = ["ScaleFit", "check_fit", "fitted_quantizers", "quantize_activations"]
 
 ScaleFit: TypeAlias = Literal["mse"] | float
 
-FINEST, TRIED = (
-    8,
-    16,
-)  # steps are tried down to 2^-8 of the one that reaches the largest value, so many an octave
+# The least squared error is searched among scales from the largest that may be needed down to
+# 2^-OCTAVES of it, with SCALES_PER_OCTAVE of them in each factor of two.
+OCTAVES = 8
+SCALES_PER_OCTAVE = 16
 
 
 def quantize_activations(
@@ -43,61 +43,68 @@ def quantize_activations(
     power_of_two: bool = False,
     learned: bool = True,
 ) -> list[Skipped]:
-    """Round what layers are given to ``2^bits`` evenly spaced levels, from now on; the model is
+    """Round the inputs of layers to ``2^bits`` evenly spaced levels from now on; the model is
     changed in place.
 
-    It trains on with them, a step's gradient as in LSQ (arXiv 1902.08153). What is never negative
-    on the calibration inputs gets no levels below zero. The model's parameters gain a step for each
-    layer; make the optimizer afterwards.
+    The model can be trained on with its quantizers; the gradient of a scale is that of LSQ (arXiv
+    1902.08153). Inputs that are never negative during the calibration get no levels below zero. The
+    model gains one parameter, the scale, for each layer; so make the optimizer afterwards.
+    ``octavo.remove_quantizers`` undoes all of this.
 
     Args:
         model: the trained network.
-        inputs: batches that the model is called with, unlabelled; they are gone through once, in
-            constant memory.
-        bits: 2 to 8, for all inputs that can be quantized, or from layer names and shell patterns
-            to bits: the last pattern that matches counts, the others stay in float.
-        fit: of the step: ``"mse"``, by squared error, or the percentile of the magnitudes at which
-            the highest level lies.
-        power_of_two: steps are powers of two, in training too: for integer hardware.
-        learned: whether steps train with the weights.
+        inputs: unlabelled batches that the model is called with. They are read once, in constant
+            memory.
+        bits: 2 to 8 for all inputs that can be quantized, or a mapping from layer names and shell
+            patterns to bits: the last pattern that matches a layer counts, and layers that none
+            matches keep their inputs in float.
+        fit: how the scale is chosen: ``"mse"`` takes the scale of the least squared error; a number
+            is the percentile of the magnitudes at which the highest level lies.
+        power_of_two: True keeps scales at powers of two, in training too, for integer hardware.
+        learned: True lets scales train with the weights.
 
     Returns:
         The layers whose inputs cannot be quantized, with the reason.
 
     Raises:
-        PlanError: an unknown layer, one whose inputs are quantized already or cannot be, bits out
-            of range, no inputs, or a layer that none of them reaches; the message names it.
+        PlanError: a layer is unknown, has quantized inputs already or cannot have them; bits are
+            out of range; there are no inputs; or no input reaches a layer. The message names it.
 
     """
     check_fit(fit)
     modules, skipped = find_inputs(model)
-    chosen = _chosen(model, bits, modules, skipped)
-    seen = _observe(model, inputs, {name: modules[name] for name in chosen})
-    for name, histogram in seen.items():
-        form = InputForm(chosen[name], histogram.lowest < 0, power_of_two)
-        attach(modules[name], InputQuantizer(form, _fitted(histogram, form, fit), learned=learned))
+    chosen = _chosen_bits(model, bits, modules, skipped)
+    histograms = _input_histograms(model, inputs, {name: modules[name] for name in chosen})
+    for name, histogram in histograms.items():
+        input_format = InputFormat(chosen[name], histogram.lowest < 0, power_of_two)
+        scale = _fitted_scale(histogram, input_format, fit)
+        attach_quantizer(modules[name], InputQuantizer(input_format, scale, learned=learned))
     return skipped
 
 
 def fitted_quantizers(
     model: nn.Module, inputs: Iterable[Inputs], bits: Mapping[str, Collection[int]]
 ) -> dict[str, dict[int, InputQuantizer]]:
-    """By layer and bits, the quantizers that ``quantize_activations`` would put there; the model is
-    left as it is.
+    """Make the quantizers that ``quantize_activations`` would attach, by layer and by bits; the
+    model stays as it is.
 
     Raises:
         PlanError: inputs that do not fit, or a layer that none of them reaches.
 
     """
-    seen = _observe(model, inputs, {name: model.get_submodule(name) for name in bits})
-    forms = {name: [InputForm(own, seen[name].lowest < 0) for own in bits[name]] for name in bits}
+    modules = {name: model.get_submodule(name) for name in bits}
+    histograms = _input_histograms(model, inputs, modules)
     return {
-        name: {
-            form.bits: InputQuantizer(form, _fitted(seen[name], form, "mse"), learned=False)
-            for form in own
-        }
-        for name, own in forms.items()
+        name: {width: _fitted_quantizer(histograms[name], width) for width in widths}
+        for name, widths in bits.items()
     }
+
+
+def _fitted_quantizer(histogram: Histogram, bits: int) -> InputQuantizer:
+    input_format = InputFormat(bits, histogram.lowest < 0)
+    return InputQuantizer(
+        input_format, _fitted_scale(histogram, input_format, "mse"), learned=False
+    )
 
 
 def check_fit(fit: ScaleFit) -> None:
@@ -107,75 +114,80 @@ def check_fit(fit: ScaleFit) -> None:
         raise PlanError(f'fit: expected "mse" or a percentile above 0 and up to 100, got {fit!r}')
 
 
-def _chosen(
+def _chosen_bits(
     model: nn.Module,
     bits: int | Mapping[str, int],
     modules: Mapping[str, nn.Module],
     skipped: Iterable[Skipped],
 ) -> dict[str, int]:
-    """Bits by the names of modules whose inputs shall be quantized."""
+    """Give the modules whose inputs shall be quantized their bits, by name."""
+    kind = type(model).__name__
     if not modules:
         raise PlanError(
-            f"{type(model).__name__}: expected a model with layers whose inputs can be quantized, found none"
+            f"{kind}: expected a model with layers whose inputs can be quantized, found none"
         )
-    reasons = (
-        {}
-        if isinstance(bits, int)
-        else {skip.name: skip.reason for skip in skipped if skip.name in bits}
-    )
-    for name, reason in reasons.items():
-        raise PlanError(f"{name}: its inputs stay in float: {reason}")
-    there = input_quantizers(model)
-    chosen = matching(modules, bits, type(model).__name__)
+    if not isinstance(bits, int):
+        for layer in skipped:
+            if layer.name in bits:
+                raise PlanError(f"{layer.name}: its inputs stay in float: {layer.reason}")
+    present = input_quantizers(model)
+    chosen = matching(modules, bits, kind)
     for name, value in chosen.items():
-        check_bits(value, _shown(name))
-        if name in there:
+        check_bits(value, _title(name))
+        if name in present:
             raise PlanError(
-                f"{_shown(name)}: its inputs are quantized already; remove_quantizers(model) first"
+                f"{_title(name)}: its inputs are quantized already; "
+                "call octavo.remove_quantizers(model) first"
             )
     return chosen
 
 
-def _shown(name: str) -> str:
+def _title(name: str) -> str:
+    """The name of a module in messages."""
     return name or "the model itself"
 
 
-def _observe(
+def _input_histograms(
     model: nn.Module, inputs: Iterable[Inputs], modules: Mapping[str, nn.Module]
 ) -> dict[str, Histogram]:
-    """What each module is given when the model is called with the inputs."""
-    seen, names = (
-        {name: Histogram() for name in modules},
-        {module: name for name, module in modules.items()},
-    )
+    """Call the model with the inputs and count the inputs of each module."""
+    histograms = {name: Histogram() for name in modules}
+    names = {module: name for name, module in modules.items()}
 
     def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = first_argument(args, kwargs)
-        if given.numel() and not bool(torch.stack(given.aminmax()).isfinite().all()):
+        values = first_argument(args, kwargs)
+        name = names[module]
+        if values.numel() and not bool(torch.stack(values.aminmax()).isfinite().all()):
             raise PlanError(
-                f"{_shown(names[module])}: expected finite inputs, got some that are NaN or infinite"
+                f"{_title(name)}: expected finite inputs, got some that are NaN or infinite"
             )
-        seen[names[module]].add(given)
+        histograms[name].add(values)
 
     with hooked(module.register_forward_pre_hook(count, with_kwargs=True) for module in names):
         feed(model, inputs)
-    for name, histogram in seen.items():
+    for name, histogram in histograms.items():
         if not histogram.counts.any():
             raise PlanError(
-                f"{_shown(name)}: no calibration input reaches it; give it no bits, or give inputs that do"
+                f"{_title(name)}: no calibration input reaches it; "
+                "give it no bits, or give inputs that do"
             )
-    return seen
+    return histograms
 
 
-def _fitted(histogram: Histogram, form: InputForm, fit: ScaleFit) -> float:
-    """The step for inputs of this distribution."""
-    largest = max(histogram.lowest / (form.lowest or -1), histogram.highest / form.highest)
-    if largest <= LEAST:  # next to nothing but zeros
+def _fitted_scale(histogram: Histogram, input_format: InputFormat, fit: ScaleFit) -> float:
+    """Choose the scale for inputs of this distribution."""
+    lowest, highest = input_format.lowest, input_format.highest
+    # The least scale at which no value is clipped; without levels below zero, no value is negative.
+    largest = max(histogram.lowest / (lowest or -1), histogram.highest / highest)
+    if largest <= LEAST_SCALE:  # next to nothing but zeros
         return 1.0
     if fit != "mse":
-        return max(histogram.percentile(fit) / form.highest, LEAST)
-    octave = 1 if form.power_of_two else TRIED
-    top = 2.0 ** math.ceil(math.log2(largest)) if form.power_of_two else largest
-    tried = top * torch.exp2(-torch.arange(FINEST * octave + 1, dtype=torch.float64) / octave)
-    tried = tried[tried >= LEAST]
-    return float(tried[histogram.squared_error(tried, form.lowest, form.highest).argmin()])
+        return max(histogram.percentile(fit) / highest, LEAST_SCALE)
+    per_octave = SCALES_PER_OCTAVE
+    if input_format.power_of_two:
+        per_octave = 1
+        largest = 2.0 ** math.ceil(math.log2(largest))
+    octaves = torch.arange(OCTAVES * per_octave + 1, dtype=torch.float64) / per_octave
+    candidates = largest * torch.exp2(-octaves)
+    candidates = candidates[candidates >= LEAST_SCALE]
+    return float(candidates[histogram.squared_error(candidates, lowest, highest).argmin()])

@@ -1,8 +1,8 @@
-"""What rounds a layer's inputs, and how it is put before a layer and taken off again.
+"""The quantizer of a layer's inputs, and how it is put before a layer and taken off again.
 
-The quantizer is a submodule of the layer whose input it rounds; a plain function, hooked before the
-layer's calls, looks it up there. So copies, state dicts and optimizers have it like any other part
-of the model, and nobody's code is touched.
+The quantizer is a submodule of the layer whose inputs it rounds; a plain function, registered as a
+hook before the layer's calls, looks it up there. Therefore copies, state dicts and optimizers treat
+it like any other part of the model, and the user's code stays untouched.
 """
 
 import math
@@ -15,33 +15,36 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 __all__ = [
-    "LEAST",
-    "InputForm",
+    "LEAST_SCALE",
+    "InputFormat",
     "InputQuantizer",
-    "attach",
+    "attach_quantizer",
     "first_argument",
-    "input_forms",
+    "input_formats",
     "input_quantizers",
-    "install",
+    "install_quantizers",
     "remove_quantizers",
     "round_first",
-    "settle",
-    "step_name",
-    "steps",
+    "scale_key",
+    "scales",
+    "store_effective_scales",
 ]
 
-NAME = "input_quantizer"  # of the submodule
-LEAST = 2.0**-24  # the least step
+NAME = "input_quantizer"  # the attribute of the layer that holds its quantizer
+LEAST_SCALE = 2.0**-24
+FLOAT32_BIAS = 127  # the exponent field of float32 holds the exponent plus this
+FLOAT32_MANTISSA = 23  # bits below the exponent field
 
 
 @dataclass(frozen=True)
-class InputForm:
-    """How a layer's input is rounded, all but the step.
+class InputFormat:
+    """The integers that a layer's inputs are rounded to; the scale that they are multiplied with is
+    not part of it.
 
     Attributes:
         bits: 2 to 8.
-        signed: whether there are levels below zero; without, there are twice as many above it.
-        power_of_two: whether the step is one.
+        signed: True if there are integers below zero. If not, there are twice as many above it.
+        power_of_two: True if the scale is a power of two.
 
     """
 
@@ -51,60 +54,67 @@ class InputForm:
 
     @property
     def lowest(self) -> int:
-        """The lowest level, in steps."""
+        """The lowest integer."""
         return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def highest(self) -> int:
-        """The highest level, in steps."""
+        """The highest integer."""
         return (1 << (self.bits - self.signed)) - 1
 
 
 class InputQuantizer(nn.Module):
-    """Rounds to the nearest multiple of a step, a tie to the even one, from the form's lowest to
-    its highest.
+    """Rounds its inputs to the nearest multiple of a scale, a tie to the even multiple, between the
+    lowest and the highest multiple of the format.
 
     Args:
-        form: which multiples there are.
-        step: the distance of neighbouring levels; a parameter of the model.
-        learned: whether it takes part in training.
+        input_format: the multiples that there are.
+        scale: the distance of neighbouring multiples; a parameter of the model.
+        learned: True if the scale takes part in training.
 
     """
 
-    def __init__(self, form: InputForm, step: float = 1.0, *, learned: bool = True) -> None:
+    def __init__(
+        self, input_format: InputFormat, scale: float = 1.0, *, learned: bool = True
+    ) -> None:
         super().__init__()
-        self.form = form
-        self.step = nn.Parameter(torch.tensor(step), requires_grad=learned)
+        self.format = input_format
+        # The parameter is the scale. Its name is `step`, the word of LSQ's paper, because the name
+        # is a key in state dicts and in packed files, and these are read for ever.
+        self.step = nn.Parameter(torch.tensor(scale), requires_grad=learned)
 
-    def scale(self) -> Tensor:
-        """The step as it is used: positive, and a power of two where the form says so; gradients
-        pass straight through.
+    def effective_scale(self) -> Tensor:
+        """The scale that inputs are rounded with: the parameter made positive and, if the format
+        says so, a power of two. The gradient passes straight through to the parameter.
         """
         with torch.no_grad():
-            step = self.step.float().clamp(min=LEAST)
-            if self.form.power_of_two:  # of the nearest logarithm
-                mantissa, exponent = torch.frexp(step)
-                step = ((exponent - (mantissa < math.sqrt(0.5)).int() + 127) << 23).view(
-                    torch.float32
-                )
-        return step + (self.step - self.step.detach())
+            scale = self.step.float().clamp(min=LEAST_SCALE)
+            if self.format.power_of_two:
+                scale = _nearest_power_of_two(scale)
+        return scale + (self.step - self.step.detach())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The levels nearest to ``inputs``, same shape and type."""
-        result: Tensor = _Round.apply(inputs, self.scale(), self.form.lowest, self.form.highest)  # type: ignore[no-untyped-call]
+        """Round ``inputs``; the result has the same shape and type."""
+        lowest, highest = self.format.lowest, self.format.highest
+        result: Tensor = _Round.apply(inputs, self.effective_scale(), lowest, highest)  # type: ignore[no-untyped-call]
         return result
 
     def extra_repr(self) -> str:
-        """What torch prints of it."""
-        return f"bits={self.form.bits}, signed={self.form.signed}, step={float(self.scale().detach()):.4g}"
+        """The text that torch prints between the parentheses."""
+        scale = float(self.effective_scale().detach())
+        return f"bits={self.format.bits}, signed={self.format.signed}, scale={scale:.4g}"
+
+
+def _nearest_power_of_two(scale: Tensor) -> Tensor:
+    """Round positive float32 values to the power of two with the nearest logarithm."""
+    mantissa, exponent = torch.frexp(scale)  # scale = mantissa 2^exponent, 1/2 <= mantissa < 1
+    exponent = exponent - (mantissa < math.sqrt(0.5)).int()
+    # A float32 with an empty mantissa is a power of two: exact, where exp2 may be off by one bit.
+    return ((exponent + FLOAT32_BIAS) << FLOAT32_MANTISSA).view(torch.float32)
 
 
 class _Round(torch.autograd.Function):
-    """``clamp(round(v / s)) s`` with LSQ's gradients (eqs. 3 and 5), that of the step times ``1 /
-    sqrt(N Q)`` (section 2.2).
-
-    ``N`` is the number of features: of values in one input of a batch.
-    """
+    """``clamp(round(v / s), lowest, highest) s`` with LSQ's gradients (arXiv 1902.08153)."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, scale: Tensor, lowest: int, highest: int) -> Tensor:
@@ -115,84 +125,97 @@ class _Round(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        (inputs, scale), (lowest, highest) = ctx.saved_tensors, ctx.range
+        inputs, scale = ctx.saved_tensors
+        lowest, highest = ctx.range
         ratio = _ratio(inputs, scale)
+        # Equation 5: the gradient passes where lowest < v / s < highest, and is 0 elsewhere.
         by_input = _inside(gradient.to(ratio), ratio, lowest, highest).to(inputs.dtype)
         if not ctx.needs_input_grad[1]:
             return by_input, None, None, None
-        by_level = (
-            ratio.round().clamp_(lowest, highest).sub_(_inside(ratio, ratio, lowest, highest))
-        )
+        # Equation 3: round(v / s) - v / s inside of the range, the nearer end of it outside.
+        rounded = ratio.round().clamp_(lowest, highest)
+        by_scale = rounded.sub_(_inside(ratio, ratio, lowest, highest))
+        # Section 2.2: times 1 / sqrt(N Q), where N is the number of values in one input of the
+        # batch, and Q is the highest integer.
         features = inputs.numel() // max(1, inputs.shape[0]) if inputs.dim() > 1 else inputs.numel()
-        by_step = (by_level * gradient).sum() / math.sqrt(max(1, features) * highest)
-        return by_input, by_step.to(scale.dtype), None, None
+        total = (by_scale * gradient).sum() / math.sqrt(max(1, features) * highest)
+        return by_input, total.to(scale.dtype), None, None
 
 
 def _inside(values: Tensor, ratio: Tensor, lowest: int, highest: int) -> Tensor:
-    """``values`` where the ratio lies between the two, else 0; ten times as fast as by a mask in
-    bool.
+    """Return ``values`` where ``lowest < ratio < highest`` and 0 elsewhere.
+
+    This kernel of torch, made for another purpose, is ten times as fast as a mask in bool.
     """
     result: Tensor = torch.ops.aten.hardtanh_backward(values, ratio, lowest, highest)
     return result
 
 
 def _ratio(inputs: Tensor, scale: Tensor) -> Tensor:
-    """Inputs in steps, in float32 at least."""
+    """Divide inputs by the scale, in float32 at least."""
     return (inputs.float() if inputs.element_size() < 4 else inputs) / scale
 
 
-def install(model: nn.Module, forms: Mapping[str, InputForm], *, learned: bool = True) -> None:
-    """Quantize the inputs of the modules that ``forms`` names, steps of 1, unless they are
-    quantized in this form already.
+def install_quantizers(
+    model: nn.Module, formats: Mapping[str, InputFormat], *, learned: bool = True
+) -> None:
+    """Quantize the inputs of the modules that ``formats`` names, with scales of 1. A module whose
+    inputs are quantized in this format already keeps its quantizer.
     """
-    there = input_forms(model)
-    for name, form in forms.items():
-        if there.get(name) != form:
-            attach(model.get_submodule(name), InputQuantizer(form, learned=learned))
+    present = input_formats(model)
+    for name, input_format in formats.items():
+        if present.get(name) != input_format:
+            quantizer = InputQuantizer(input_format, learned=learned)
+            attach_quantizer(model.get_submodule(name), quantizer)
 
 
 def remove_quantizers(model: nn.Module) -> None:
-    """Take all quantizers off again: layers see what they are given."""
+    """Remove every quantizer of layer inputs from the model, in place; layers see their inputs in
+    float again. A model without quantizers stays as it is.
+    """
     for name in input_quantizers(model):
         module = model.get_submodule(name)
         delattr(module, NAME)
-        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _round_input]:
+        hooks = module._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is _round_input]:
             del module._forward_pre_hooks[key]
             del module._forward_pre_hooks_with_kwargs[key]
 
 
 def input_quantizers(model: nn.Module) -> dict[str, InputQuantizer]:
-    """By the name of the module whose input each of them rounds."""
-    owned = ((name, module._modules.get(NAME)) for name, module in model.named_modules())
-    return {name: own for name, own in owned if isinstance(own, InputQuantizer)}
+    """Find the model's quantizers, by the name of the module whose inputs each of them rounds."""
+    found = {}
+    for name, module in model.named_modules():
+        quantizer = module._modules.get(NAME)
+        if isinstance(quantizer, InputQuantizer):
+            found[name] = quantizer
+    return found
 
 
-def step_name(name: str) -> str:
-    """The key, in a model's state dict, of the step of the quantizer before the module of this
-    name.
-    """
+def input_formats(model: nn.Module) -> dict[str, InputFormat]:
+    """The formats that the inputs of the model's modules are rounded to, by the modules' names."""
+    return {name: quantizer.format for name, quantizer in input_quantizers(model).items()}
+
+
+def scale_key(name: str) -> str:
+    """The key, in a model's state dict, of the scale for the inputs of the module ``name``."""
     return f"{name}.{NAME}.step".lstrip(".")
 
 
-def input_forms(model: nn.Module) -> dict[str, InputForm]:
-    """How the inputs of the model's modules are rounded, by their names."""
-    return {name: quantizer.form for name, quantizer in input_quantizers(model).items()}
-
-
-def steps(model: nn.Module) -> list[nn.Parameter]:
-    """The steps of the model's quantizers: weight decay has no business with them."""
+def scales(model: nn.Module) -> list[nn.Parameter]:
+    """The scales of the model's quantizers, as they are trained; they want no weight decay."""
     return [quantizer.step for quantizer in input_quantizers(model).values()]
 
 
 @torch.no_grad()
-def settle(model: nn.Module) -> None:
-    """Let every step be what is used of it: what the network computes stays the same."""
+def store_effective_scales(model: nn.Module) -> None:
+    """Replace each learned scale by its effective value; outputs are unchanged."""
     for quantizer in input_quantizers(model).values():
-        quantizer.step.copy_(quantizer.scale())
+        quantizer.step.copy_(quantizer.effective_scale())
 
 
-def attach(module: nn.Module, quantizer: InputQuantizer) -> None:
-    """Round what ``module`` is given, from now on."""
+def attach_quantizer(module: nn.Module, quantizer: InputQuantizer) -> None:
+    """Round the inputs of ``module`` from now on, by this quantizer in place of any other."""
     if NAME not in module._modules:
         module.register_forward_pre_hook(_round_input, with_kwargs=True)
     device = next((parameter.device for parameter in module.parameters()), None)
@@ -202,14 +225,14 @@ def attach(module: nn.Module, quantizer: InputQuantizer) -> None:
 def _round_input(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with the first one rounded."""
+    """Round the first argument of a call, as a hook before the call."""
     return round_first(module._modules[NAME], args, kwargs)  # type: ignore[arg-type]
 
 
 def round_first(
     quantizer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with the one that a layer multiplies rounded."""
+    """Round the argument of a call that a layer multiplies with its weight."""
     if args:
         return (quantizer(args[0]), *args[1:]), kwargs
     key = _key(kwargs)
@@ -217,7 +240,7 @@ def round_first(
 
 
 def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a layer multiplies, of the arguments of a call."""
+    """Return the argument of a call that a layer multiplies with its weight."""
     return args[0] if args else kwargs[_key(kwargs)]
 
 

@@ -19,7 +19,7 @@ import torch
 from onnx_ir.convenience import replace_all_uses_with
 from torch import Tensor, nn
 
-from octavo.activations.quantizer import InputForm, input_quantizers
+from octavo.activations.quantizer import InputFormat, input_quantizers
 from octavo.errors import ExportError, brief
 from octavo.network.calling import Inputs, arguments, mapped, where_raised
 from octavo.storage.quantized import Quantized
@@ -149,7 +149,7 @@ def _inputs_as_nodes(model: nn.Module) -> Iterator[None]:
     """
     quantizers = list(input_quantizers(model).values())
     for quantizer in quantizers:
-        quantizer.forward = partial(_rounded, quantizer.form, float(quantizer.scale()))  # type: ignore[method-assign]
+        quantizer.forward = partial(_rounded, quantizer.format, float(quantizer.effective_scale()))  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -157,7 +157,7 @@ def _inputs_as_nodes(model: nn.Module) -> Iterator[None]:
             del quantizer.forward
 
 
-def _rounded(form: InputForm, step: float, inputs: Tensor) -> Tensor:
+def _rounded(form: InputFormat, step: float, inputs: Tensor) -> Tensor:
     """What the quantizer computes, as nodes of uint8; fewer than 8 bits saturate before."""
     if form.bits < 8:
         inputs = inputs.clamp(form.lowest * step, form.highest * step)

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from octavo.activations.quantization import fitted_quantizers
 from octavo.activations.quantizer import InputQuantizer, round_first
 from octavo.dnq.output_sum import OutputSum
-from octavo.dnq.replay import Replay
 from octavo.dnq.space import Choice, single_layers
 from octavo.errors import PlanError
 from octavo.formats.width import FLOAT, input_bits, weight_bits, width_index
@@ -33,8 +32,9 @@ from octavo.network.layers import Layer, find_layers
 from octavo.network.moments import Moments
 from octavo.network.outputs import Part, alike, described, parts_of
 from octavo.ptq.absorption import absorbing_norms, rescaled
-from octavo.ptq.calibration import float_moments
-from octavo.ptq.layer_solver import Settings, solve
+from octavo.ptq.float_inputs import float_moments
+from octavo.ptq.layer_solver import solve
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.coding import grouped as coding
 from octavo.storage.quantized import Quantized
 
@@ -236,15 +236,10 @@ class _Worker:
         self._full = [place.data for place in self._places]
         self._worn, self._layers = list[tuple[Tensor, InputQuantizer | None]](), layers
         self._rounding: dict[str, InputQuantizer | None] = dict.fromkeys(rounded)
-        # no submodules: the workers share the quantizers, and each replay replaces its modules'
-        # forward
+        # no submodules: the workers share the quantizers
         for name in rounded:
             hook = functools.partial(self._round, name)
             self.model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
-
-    @functools.cached_property
-    def _replay(self) -> Replay:
-        return Replay(self.model, self._layers)
 
     def _round(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         quantizer = self._rounding[name]
@@ -271,8 +266,8 @@ class _Worker:
         """What each batch gives; the batches are always the same, so many of the first options the
         next time too.
         """
-        unchanged = self.wear(options)
-        return list(map(_parts, self._replay.outputs(batches, unchanged, common), batches))
+        self.wear(options)
+        return [_parts(call(self.model, batch), batch) for batch in batches]
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -326,7 +321,7 @@ def _options(
 
 
 def _option(layer: Layer, moments: Moments, bits: int, *, scaled: bool) -> _Option:
-    solution = solve(layer, moments, bits, Settings(), scaled=scaled)
+    solution = solve(layer, moments, bits, PtqSettings(), scaled=scaled)
     quantized = Quantized.of(layer, solution.codebook, solution.codes.cpu())
     effective = rescaled(
         layer, quantized.weight(), solution.factor

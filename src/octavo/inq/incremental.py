@@ -32,15 +32,16 @@ from octavo.network.moments import Moments
 from octavo.network.parametrizations import release
 from octavo.plan import planned_layers
 from octavo.pruning.masks import clear, pruned_masks
-from octavo.ptq.calibration import calibrate, freeze_sequentially
-from octavo.ptq.layer_solver import Settings
+from octavo.ptq.calibration import calibrate
 from octavo.ptq.least_squares import damped, least_squares_target, refit
+from octavo.ptq.sequential import freeze_sequentially
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 from octavo.storage.quantized import Quantized
 
 __all__ = ["Incremental", "Stage"]
 
-DAMP = Settings.damp
+DAMP = PtqSettings.damp
 NOT_GIVEN = tuple(
     portion for portion in PORTIONS
 )  # an object of its own: what is given is another, equal or not
@@ -298,7 +299,7 @@ class Incremental:
 
         (full, _), (quantized, layers) = self._plain(), self._plain()
         with observing(full), observing(quantized):
-            freeze_sequentially(full, quantized, layers, self._inputs or (), freeze, correct=False)
+            freeze_sequentially(full, quantized, layers, self._inputs or (), freeze)
         return met
 
     def _plain(self) -> tuple[nn.Module, list[Layer]]:

@@ -222,7 +222,7 @@ def _why_float(module: nn.Module, attribute: str) -> str:
     if "norm" in kind.lower():
         return "norms stay in float"
     if "quantizer" in kind.lower():
-        return "steps of activations stay in float"
+        return "scales of activations stay in float"
     return f"{kind}.{attribute} is not a kind of weight that octavo knows"
 
 

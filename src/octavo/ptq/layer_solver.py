@@ -1,4 +1,8 @@
-"""One layer at one bit-width in closed form: which exponents, which codes."""
+"""PTQ of one layer at one width: the exponents of its codebook, and the code of each weight.
+
+Several choices of exponents are candidates. All of them are solved at once, as so many rows more of
+one problem, and each output channel takes the candidate of least output error.
+"""
 
 import functools
 import math
@@ -8,57 +12,33 @@ import torch
 from torch import Tensor
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import LARGEST, Codebook, Fit, Per, check_finite
+from octavo.formats.codebook import LARGEST, Codebook, Per, check_finite
 from octavo.formats.registry import codebook_at, fitted_codebook
 from octavo.formats.zeros import pruned
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
-from octavo.ptq.gptq import PtqOrder, check_ptq_order, compensate
+from octavo.ptq.compensation import compensate
 from octavo.ptq.least_squares import damped, least_squares_target, output_error, refit
+from octavo.ptq.settings import PtqOrder, PtqSettings
 
-__all__ = ["Settings", "Solution", "solve"]
+__all__ = ["Solution", "solve"]
 
-PHASES = tuple(
-    2 ** (step / 8) for step in (-4, -3, -2, -1, 1, 2, 3)
-)  # of a grid of powers of two, within an octave
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a layer is solved.
-
-    Attributes:
-        order: which weights freeze first: see ``octavo.ptq.gptq.compensate``.
-        fit: ``"max"`` is the paper's n1; ``"mse"`` tries the n1 of least squared error and its
-            neighbours under the hessian.
-        per: one n1 for the ``"layer"`` or one per output ``"channel"``.
-        damp: share of the hessian's mean diagonal that is added to its diagonal.
-
-    """
-
-    order: PtqOrder = "gptq"
-    fit: Fit = "mse"
-    per: Per = "channel"
-    damp: float = 0.01
-
-    def __post_init__(self) -> None:
-        check_ptq_order(self.order)
-        if (
-            isinstance(self.damp, bool)
-            or not isinstance(self.damp, int | float)
-            or not 0 <= self.damp < math.inf
-        ):
-            raise PlanError(f"damp: expected a number of at least 0, got {self.damp!r}")
+# Factors within an octave that levels are tried with where a batch norm cancels a channel's scale.
+FACTORS = tuple(2 ** (eighth / 8) for eighth in (-4, -3, -2, -1, 1, 2, 3))
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A layer's codes, output channels first, and how far its outputs are off: ``|error| /
-    |output|`` over the inputs.
+    """A layer's codes, and how far its outputs are off: ``|error| / |output|`` over the inputs.
 
-    ``nearest`` is that of every weight at its nearest level, ``compensated`` that of the codes.
-    ``factor``, (channels,), is what the levels are multiplied with to be like the weights; None
-    where they are like them as they are.
+    Attributes:
+        codebook: the layer's levels.
+        codes: uint8, the shape of the weight with its output channels first.
+        nearest: relative output error if every weight took its nearest level.
+        compensated: relative output error of ``codes``.
+        factor: per-channel factor that restores the scale of the original weights, (channels,);
+            None if the levels were not rescaled.
+
     """
 
     codebook: Codebook
@@ -69,21 +49,21 @@ class Solution:
 
 
 def solve(
-    layer: Layer, moments: Moments, bits: int, settings: Settings, *, scaled: bool = False
+    layer: Layer, moments: Moments, bits: int, settings: PtqSettings, *, scaled: bool = False
 ) -> Solution:
-    """The codes of ``layer`` that keep its full-precision outputs best; never worse than rounding
-    to the nearest level.
+    """Find the codes of ``layer`` that keep its full-precision outputs best; they are never worse
+    than rounding to the nearest level.
 
-    Weights that are pruned (see ``octavo.inq.partition.pruned``) freeze first, at zero: only the
-    others make up for anything.
+    Pruned weights (see ``octavo.formats.zeros.pruned``) freeze first, at zero, so that only the
+    others compensate.
 
     Args:
-        layer: which one.
-        moments: of its inputs.
+        layer: the layer.
+        moments: the moments of its inputs.
         bits: its width.
-        settings: how.
-        scaled: whether each channel's levels may be multiplied with a factor, within an octave, for
-            something else to absorb.
+        settings: the order, the fit, the damping and the number of exponents.
+        scaled: whether each channel's levels may be multiplied with a factor within an octave,
+            which the caller lets a batch norm cancel.
 
     Raises:
         PlanError: the layer's weights or its inputs are not finite.
@@ -91,172 +71,186 @@ def solve(
     """
     rows = channels_first(layer.weight.detach().float(), layer.groups)
     check_finite(rows, layer.name)
-    if not math.isfinite(
-        sum(float(sums.sum(dtype=torch.float64)) for sums in (moments.hessian, moments.drift))
-    ):
-        raise PlanError(
-            f"{layer.name}: expected finite calibration inputs, got some that are NaN or infinite"
-        )
+    _check_inputs(moments, layer.name)
     problem = _Problem.of(rows, moments, bits, settings.damp)
     if settings.fit == "mse":
-        plain, tops = problem.fitted_tops(rows, settings.per, layer.name)
+        fitted, exponents = problem.fitted_exponents(rows, settings.per, layer.name)
     else:
-        plain = fitted_codebook(
+        fitted = fitted_codebook(
             rows, bits, fit=settings.fit, per=settings.per, name=layer.name
         ).max_exponent
-        tops = [plain]
-    one = torch.ones_like(plain, dtype=torch.float64)
-    grids = [_Grid(top, one) for top in tops] + [
-        _Grid(tops[0], phase * one) for phase in PHASES if scaled and plain.dim()
-    ]
-    nearest = problem.candidate(
-        _Grid(plain, one), codebook_at(bits, plain).encode(rows).view(problem.target.shape)
-    )
-    found = problem.compensated(grids, "gptq")
-    if settings.order != "gptq":
-        found = problem.compensated([found.grid], settings.order)
-    chosen = _best([nearest, found])
+        exponents = [fitted]
+    scaled = scaled and fitted.dim() > 0  # a factor needs a channel of its own
+
+    rounded = codebook_at(bits, fitted).encode(rows).view(problem.target.shape)
+    nearest = problem.candidate(_Scale.of(fitted), rounded)
+    scales = [_Scale.of(exponent) for exponent in exponents]
+    if scaled:
+        scales += [_Scale.of(exponents[0], factor) for factor in FACTORS]
+    found = problem.best_of(scales, "gptq")
+    if settings.order != "gptq":  # the slower orders only get the scales that GPTQ chose
+        found = problem.best_of([found.scale], settings.order)
+    best = _better(nearest, found)
     return Solution(
-        codebook_at(bits, chosen.grid.max_exponent),
-        chosen.codes.reshape(rows.shape),
-        problem.relative(nearest),
-        problem.relative(chosen),
-        chosen.grid.factor if scaled and plain.dim() else None,
+        codebook_at(bits, best.scale.max_exponent),
+        best.codes.reshape(rows.shape),
+        problem.relative_error(nearest),
+        problem.relative_error(best),
+        best.scale.factor if scaled else None,
     )
+
+
+def _check_inputs(moments: Moments, name: str) -> None:
+    sums = [moments.hessian.sum(dtype=torch.float64), moments.drift.sum(dtype=torch.float64)]
+    if not math.isfinite(sum(map(float, sums))):
+        raise PlanError(
+            f"{name}: expected finite calibration inputs, got some that are NaN or infinite"
+        )
 
 
 @dataclass(frozen=True)
-class _Grid:
-    max_exponent: Tensor  # as the codebook has it
-    factor: Tensor  # of all levels, float64, shape of top
+class _Scale:
+    """The scale of a candidate's levels: ``factor * 2^max_exponent``, one or one per channel."""
+
+    max_exponent: Tensor
+    factor: Tensor  # float64, the shape of max_exponent
+
+    @classmethod
+    def of(cls, max_exponent: Tensor, factor: float = 1.0) -> "_Scale":
+        ones = torch.ones_like(max_exponent, dtype=torch.float64)
+        return cls(max_exponent, factor * ones)
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    grid: _Grid
+    scale: _Scale
     codes: Tensor  # (problems, rows, columns)
-    error: Tensor  # (problems, rows): squared error of the outputs
+    error: Tensor  # squared error of the outputs, (problems, rows)
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """All tensors (problems, rows, columns) or (problems, columns, columns), float64."""
+    """A layer as ``problems`` independent least-squares problems.
 
-    target: (
-        Tensor  # what the weights should be if no grid bound them, on the inputs as they are now
-    )
-    start: Tensor  # likewise, pruned weights at zero
-    kept: Tensor | None  # bool, shape of the target: what is not pruned; None where nothing is
+    Attributes:
+        target: the weights that no codebook binds and that give the full-precision outputs best
+            from the inputs as they are now: float64, (problems, rows, columns).
+        start: the same, but for pruned weights, which are zero.
+        kept: bool, the weights that are not pruned, same shape; None where no weight is pruned.
+        hessian: ``H = X X^T``, float32, (problems, columns, columns).
+        damped: ``H`` with the damping on its diagonal, float64, same shape.
+        unit: the codebook whose largest exponent is 0.
+
+    """
+
+    target: Tensor
+    start: Tensor
+    kept: Tensor | None
     hessian: Tensor
     damped: Tensor
-    unit: Codebook  # for n1 = 0
+    unit: Codebook
 
     @classmethod
     def of(cls, rows: Tensor, moments: Moments, bits: int, damp: float) -> "_Problem":
+        """Set up the problem of a layer's weights, given with their output channels first."""
         hessian = damped(moments.hessian, damp)
-        target = least_squares_target(rows.reshape(moments.drift.shape), hessian, moments.drift)
+        weight = rows.reshape(moments.drift.shape)  # (problems, rows, columns)
+        target = least_squares_target(weight, hessian, moments.drift)
         unit = codebook_at(bits, torch.zeros((), dtype=torch.int32, device=rows.device))
-        start, kept = target, ~pruned(rows).reshape(target.shape)
+        kept = ~pruned(rows).reshape(target.shape)
         if kept.all():
-            return cls(target, start, None, moments.hessian, hessian, unit)
-        start = refit(rows.reshape(target.shape).double(), target, hessian, kept)
+            return cls(target, target, None, moments.hessian, hessian, unit)
+        start = refit(weight.double(), target, hessian, kept)
         return cls(target, start, kept, moments.hessian, hessian, unit)
 
-    def fitted_tops(self, rows: Tensor, per: Per, name: str) -> tuple[Tensor, list[Tensor]]:
-        """The n1 of least squared error; that of least error if inputs did not depend on each
-        other, and its neighbours.
+    def fitted_exponents(self, rows: Tensor, per: Per, name: str) -> tuple[Tensor, list[Tensor]]:
+        """The exponent of least squared error of the weights, and the exponents to try: that of
+        least output error if inputs did not depend on each other, and its two neighbours.
         """
-        weights = rows.reshape(self.target.shape).flatten(0, 1), self.start.flatten(0, 1).float()
-        inputs = (
-            self.hessian.diagonal(dim1=1, dim2=2)
-            .unsqueeze(1)
-            .expand_as(self.target)
-            .reshape(weights[1].shape)
-        )
-        importance = torch.ones_like(inputs), inputs
+        weight = rows.reshape(self.target.shape).flatten(0, 1)  # (problems * rows, columns)
+        start = self.start.flatten(0, 1).float()
+        # If inputs did not depend on each other, H would be its diagonal.
+        energy = self.hessian.diagonal(dim1=1, dim2=2)  # H_jj: (problems, columns)
+        importance = energy.unsqueeze(1).expand_as(self.target).reshape(start.shape)
+        equal = torch.ones_like(importance)
         fit = functools.partial(
             fitted_codebook, width=self.unit.bits, fit="mse", per=per, name=name
         )
-        if per == "channel":  # both in one call
-            plain, top = fit(
-                torch.cat(weights), importance=torch.cat(importance)
-            ).max_exponent.chunk(2)
+        if per == "channel":  # each row has its own, so both fit in one call
+            weights, shares = torch.cat([weight, start]), torch.cat([equal, importance])
+            fitted, exponent = fit(weights, importance=shares).max_exponent.chunk(2)
         else:
-            plain, top = (
-                fit(some, importance=share).max_exponent
-                for some, share in zip(weights, importance, strict=True)
-            )
-        return plain, [(top + step).clamp(self.unit.lowest, LARGEST) for step in (0, 1, -1)]
+            fitted = fit(weight, importance=equal).max_exponent
+            exponent = fit(start, importance=importance).max_exponent
+        neighbours = [exponent + step for step in (0, 1, -1)]
+        return fitted, [one.clamp(self.unit.lowest, LARGEST) for one in neighbours]
 
-    def compensated(self, grids: list[_Grid], order: PtqOrder) -> _Candidate:
-        """The best of one candidate for each grid; they share the linear algebra, as so many rows
-        more.
-        """
-        tops, factors = (
-            [self._by_row(getattr(grid, name)) for grid in grids]
-            for name in ("max_exponent", "factor")
-        )
-        scaled = [
-            (torch.ldexp(self.start, -top) / factor).float()
-            for top, factor in zip(tops, factors, strict=True)
+    def best_of(self, scales: list[_Scale], order: PtqOrder) -> _Candidate:
+        """The best candidate, after one for each scale was solved, all in one call."""
+        count = len(scales)
+        exponents = [self._by_row(scale.max_exponent) for scale in scales]
+        factors = [self._by_row(scale.factor) for scale in scales]
+        # In units of its own scale, every candidate has the same levels: the unit codebook's.
+        in_units = [
+            (torch.ldexp(self.start, -exponent) / factor).float()
+            for exponent, factor in zip(exponents, factors, strict=True)
         ]
-        codes, of_outputs, of_weights = compensate(
-            torch.cat(scaled, 1), self.damped, self.unit.levels(), order, kept=self.kept
-        )
-        damping = self.damped[:, :1, 0] - self.hessian[:, :1, 0]
-        errors = torch.ldexp(of_outputs - damping * of_weights, 2 * torch.cat(tops, 1).squeeze(2))
+        weight = torch.cat(in_units, 1)  # (problems, count * rows, columns)
+        found = compensate(weight, self.damped, self.unit.levels(), order, kept=self.kept)
+
+        # |e X|^2 = e H_damped e^T - damping * |e|^2, and back from units: (problems, count * rows)
+        damping = self.damped[:, :1, 0] - self.hessian[:, :1, 0]  # (problems, 1)
+        errors = found.output_error - damping * found.weight_error
+        errors = torch.ldexp(errors, 2 * torch.cat(exponents, 1).squeeze(2))
         errors *= torch.cat(factors, 1).squeeze(2).square()
-        some = zip(grids, codes.chunk(len(grids), 1), errors.chunk(len(grids), 1), strict=True)
-        found = _best([_Candidate(*one) for one in some])
-        return self.candidate(found.grid, found.codes)
 
-    def candidate(self, grid: _Grid, codes: Tensor) -> _Candidate:
-        level = torch.ldexp(
-            self.unit.levels().double()[codes.int()], self._by_row(grid.max_exponent)
-        ) * self._by_row(grid.factor)
-        return _Candidate(grid, codes, self._error(self.target - level))
+        parts = zip(scales, found.codes.chunk(count, 1), errors.chunk(count, 1), strict=True)
+        best = functools.reduce(_better, [_Candidate(*part) for part in parts])
+        return self.candidate(best.scale, best.codes)
 
-    def relative(self, candidate: _Candidate) -> float:
-        return math.sqrt(float(candidate.error.sum()) / self._whole) if self._whole > 0 else 0.0
+    def candidate(self, scale: _Scale, codes: Tensor) -> _Candidate:
+        """The candidate of these codes, its error measured."""
+        unit_levels = self.unit.levels().double()[codes.int()]  # (problems, rows, columns)
+        in_exponent = torch.ldexp(unit_levels, self._by_row(scale.max_exponent))
+        level = in_exponent * self._by_row(scale.factor)
+        return _Candidate(scale, codes, self._output_error(self.target - level))
+
+    def relative_error(self, candidate: _Candidate) -> float:
+        """``|error| / |output|`` over all rows; 0 where there is no output."""
+        whole = self._squared_output
+        return math.sqrt(float(candidate.error.sum()) / whole) if whole > 0 else 0.0
 
     @functools.cached_property
-    def _whole(self) -> float:
-        return float(self._error(self.target).sum())
+    def _squared_output(self) -> float:
+        return float(self._output_error(self.target).sum())
 
-    def _error(self, lost: Tensor) -> Tensor:
-        unit = (
-            lost.abs().max().clamp(min=torch.finfo(lost.dtype).tiny)
-        )  # so that float32, which is faster, has room for squares
-        return (
-            output_error((lost / unit).float(), self.hessian).clamp(min=0).double() * unit.square()
-        )
+    def _output_error(self, error: Tensor) -> Tensor:
+        """``|error @ X|^2`` of each row, float64, (problems, rows)."""
+        # In units of the largest error, float32 has room for the squares, and it is faster.
+        unit = error.abs().max().clamp(min=torch.finfo(error.dtype).tiny)
+        in_units = output_error((error / unit).float(), self.hessian)
+        return in_units.clamp(min=0).double() * unit.square()
 
     def _by_row(self, values: Tensor) -> Tensor:
-        # In float64, as torch.ldexp may compute its power of two in the type of the exponent.
-        return (
-            values.double()
-            .expand(self.target.shape[0] * self.target.shape[1])
-            .view(self.target.shape[0], -1, 1)
-        )
+        """One value, or one per channel, as (problems, rows, 1), float64: torch.ldexp may compute
+        its power of two in the type of the exponent.
+        """
+        problems, rows, _ = self.target.shape
+        return values.double().expand(problems * rows).view(problems, -1, 1)
 
 
-def _best(candidates: list[_Candidate]) -> _Candidate:
-    """The one of least error, or row by row where each row has its own n1; of equals, the first."""
-    best = candidates[0]
-    for other in candidates[1:]:
-        by_row = best.grid.max_exponent.dim() > 0
-        better = (
-            other.error < best.error
-            if by_row
-            else (other.error.sum() < best.error.sum()).expand_as(best.error)
-        )
-        where = better.flatten() if by_row else better.all()
-        grid = _Grid(
-            *(
-                torch.where(where, getattr(other.grid, key), getattr(best.grid, key))
-                for key in ("max_exponent", "factor")
-            )
-        )
-        codes = torch.where(better.unsqueeze(2), other.codes, best.codes)
-        best = _Candidate(grid, codes, torch.where(better, other.error, best.error))
-    return best
+def _better(first: _Candidate, other: _Candidate) -> _Candidate:
+    """The candidate of less error, or row by row where each row has its own scale; of equals, the
+    first.
+    """
+    by_row = first.scale.max_exponent.dim() > 0
+    if not by_row:
+        return other if other.error.sum() < first.error.sum() else first
+    other_wins = other.error < first.error  # (problems, rows)
+    channel_wins = other_wins.flatten()  # (problems * rows,): the channels
+    scale = _Scale(
+        torch.where(channel_wins, other.scale.max_exponent, first.scale.max_exponent),
+        torch.where(channel_wins, other.scale.factor, first.scale.factor),
+    )
+    codes = torch.where(other_wins.unsqueeze(2), other.codes, first.codes)
+    return _Candidate(scale, codes, torch.where(other_wins, other.error, first.error))

@@ -2,210 +2,202 @@
 quantized.
 
 For each batch the full-precision and the quantized network run side by side. All passes wait at a
-layer until its weight is frozen from what all batches bring there; so nothing runs twice. What
-stays in float is fitted on the way: biases, and the scale and shift of batch norms, by least
-squares to the outputs that they had in full precision.
+layer until its weight has frozen from the inputs that all batches bring there; so nothing runs
+twice.
 """
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from octavo.network.calling import Inputs, call, hooked
-from octavo.network.layers import NORMS, ONE_WEIGHT, Layer, channels_first
+from octavo.network.calling import Inputs, call, check_given, device_of, hooked, on_device
+from octavo.network.layers import ONE_WEIGHT, Layer, calling_modules
 from octavo.network.moments import Moments, layer_inputs, layer_outputs
 from octavo.network.stepping import Stop, stopping, walk
-from octavo.ptq.absorption import rescaled
+from octavo.ptq.float_inputs import freeze_from_float
 
-__all__ = ["Freeze", "count_calls", "freeze_in_forward_order"]
+__all__ = ["count_calls", "freeze_in_forward_order", "freeze_sequentially"]
 
-Freeze = Callable[
-    [Layer, Moments], Tensor | None
-]  # freezes a layer's weight in place; by what its channels were divided
+Outcome = TypeVar("Outcome")
+
+
+def freeze_sequentially(
+    model: nn.Module,
+    quantized: nn.Module,
+    layers: Sequence[Layer],
+    inputs: Iterable[Inputs],
+    freeze: Callable[[Layer, Moments], Outcome],
+) -> dict[str, Outcome]:
+    """Freeze layers in forward order; the outcome of each that an input reaches, by layer name.
+
+    Layers that are used more than once have no one place in that order. They come first, from
+    full-precision inputs.
+
+    Args:
+        model: the network in full precision.
+        quantized: a copy of it, whose weights ``freeze`` changes in place.
+        layers: the layers of ``quantized`` to freeze.
+        inputs: calibration inputs.
+        freeze: freezes a layer in place, from the moments of its inputs.
+
+    """
+    batches = [on_device(batch, device_of(model)) for batch in inputs]
+    check_given(given=bool(batches))
+    by_module = _called_once(quantized, layers, batches[0])
+    called_once = {layer.name for here in by_module.values() for layer in here}
+    others = [layer for layer in layers if layer.name not in called_once]
+    outcomes = freeze_from_float(quantized, others, batches, freeze) if others else {}
+    return outcomes | freeze_in_forward_order(model, quantized, by_module, batches, freeze)
 
 
 def freeze_in_forward_order(
     model: nn.Module,
     quantized: nn.Module,
-    layers: dict[nn.Module, list[Layer]],
+    layers: Mapping[nn.Module, Sequence[Layer]],
     batches: Sequence[Inputs],
-    freeze: Freeze,
-    *,
-    correct: bool,
-) -> None:
-    """Freeze ``layers`` of ``quantized``, a copy of ``model``, in the order that the inputs reach
-    them.
+    freeze: Callable[[Layer, Moments], Outcome],
+) -> dict[str, Outcome]:
+    """Freeze ``layers`` in the order in which the inputs reach them; the outcome of each that is
+    reached, by layer name.
 
     Args:
-        model: in full precision.
-        quantized: its weights are changed in place.
-        layers: of ``quantized``, by the module whose call shows their inputs; every call of one
-            module counts as the first.
+        model: the network in full precision.
+        quantized: a copy of it, whose weights ``freeze`` changes in place.
+        layers: layers of ``quantized``, by the module whose call shows their inputs; if a module is
+            called more than once, its layers freeze at the first call.
         batches: calibration inputs.
         freeze: called once for each layer that is reached.
-        correct: whether to fit biases and batch norms too.
 
     """
-    norms = _norms_called_once(quantized, batches[0]) if correct else []
-    own = {module: name for name, module in quantized.named_modules()}
-    full = dict(model.named_modules())
-    partners = {full[own[module]]: module for module in (*layers, *norms)}
-    waiting, order = dict(layers), {module: i for i, module in enumerate(quantized.modules())}
+    outcomes = dict[str, Outcome]()
+    waiting = dict(layers)
+    order = {module: position for position, module in enumerate(quantized.modules())}
+    partners = _partners(model, quantized, layers)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stopping(before=layers, after=norms))
-        stack.enter_context(stopping(before=(), after=partners))
-        pairs = [
-            _Pair(walk(model, batch), walk(quantized, batch), partners, stack) for batch in batches
-        ]
-        while moving := [pair for pair in pairs if pair.stop]:
-            # Of several places the one that was registered first: from there, passes may still come
-            # to the others.
-            place = min((pair.place for pair in moving), key=order.__getitem__)
-            here = [pair for pair in moving if pair.place is place]
-            answers: Sequence[Tensor | None] = [None] * len(here)
-            if place in norms:
-                answers = _fit_norm(place, here)
-                norms.remove(place)  # once: passes that come later must not undo the fit for these
+        stack.enter_context(stopping(before=layers, after=partners))
+        passes = [_side_by_side(model, quantized, partners, batch) for batch in batches]
+        for one in passes:
+            stack.callback(one.close)
+        meetings = [next(one, None) for one in passes]  # for each batch; None at its end
+        while standing := [meeting for meeting in meetings if meeting is not None]:
+            # Of several places the one that was registered first is next: from there, passes may
+            # still come to the others.
+            place = min((meeting.stop.module for meeting in standing), key=order.__getitem__)
+            here = [meeting for meeting in standing if meeting.stop.module is place]
             for layer in waiting.pop(place, ()):
-                _freeze(layer, here, freeze, correct=correct)
-            for pair, answer in zip(here, answers, strict=True):
-                pair.advance(answer)
+                moments = _moments(layer, here)
+                if moments.seen:  # a call without a row is as good as none
+                    outcomes[layer.name] = freeze(layer, moments)
+            meetings = [
+                next(one, None) if meeting in here else meeting
+                for one, meeting in zip(passes, meetings, strict=True)
+            ]
+    return outcomes
 
 
 def count_calls(
     model: nn.Module, modules: Collection[nn.Module], batch: Inputs
 ) -> Counter[nn.Module]:
-    """How often each of the modules is called in one forward pass."""
+    """Count the calls of each of the modules in one forward pass."""
     counts: Counter[nn.Module] = Counter()
-    with hooked(
-        module.register_forward_pre_hook(lambda m, _: counts.update([m])) for module in modules
-    ):
+
+    def count(module: nn.Module, _: object) -> None:
+        counts[module] += 1
+
+    with hooked(module.register_forward_pre_hook(count) for module in modules):
         call(model, batch)
     return counts
 
 
-def _norms_called_once(model: nn.Module, batch: Inputs) -> list[nn.Module]:
-    norms = [module for module in model.modules() if isinstance(module, NORMS) and module.affine]
-    return [module for module, count in count_calls(model, norms, batch).items() if count == 1]
+@dataclass(frozen=True, eq=False)
+class _Meeting:
+    """A place where the quantized network stands on one batch.
 
+    Attributes:
+        stop: the call of a module that the quantized network is about to make.
+        full_output: the output of the same call in the full-precision network; None if that
+            network took another path.
 
-class _Pair:
-    """The two networks on one batch: where the quantized one stands, and what the other gave
-    there.
     """
 
-    def __init__(
-        self,
-        full: Generator[Stop, Any, None],
-        quantized: Generator[Stop, Any, None],
-        partners: dict[nn.Module, nn.Module],
-        stack: contextlib.ExitStack,
-    ) -> None:
-        self._full, self._quantized, self._partners = full, quantized, partners
-        stack.callback(full.close)
-        stack.callback(quantized.close)
-        self.advance(None)
-
-    def advance(self, answer: Tensor | None) -> None:
-        """Go on to the next stop; ``answer`` replaces the output at this one. At the end, ``stop``
-        is None.
-        """
-        self.stop, full = _next(self._quantized, answer), _next(self._full, None)
-        met = (
-            full is not None
-            and self.stop is not None
-            and self._partners[full.module] is self.stop.module
-        )
-        self.partner: Tensor | None = (
-            full.output if met and full is not None else None
-        )  # None: they took different paths
-
-    @property
-    def place(self) -> nn.Module:
-        """The module where the quantized network stands."""
-        assert self.stop is not None
-        return self.stop.module
+    stop: Stop
+    full_output: Any
 
 
-def _next(passing: Generator[Stop, Any, None], answer: Tensor | None) -> Stop | None:
-    try:
-        return passing.send(answer)
-    except StopIteration:
-        return None
+def _side_by_side(
+    model: nn.Module,
+    quantized: nn.Module,
+    partners: Mapping[nn.Module, nn.Module],
+    batch: Inputs,
+) -> Generator[_Meeting, None, None]:
+    """Run both networks on one batch: yield wherever the quantized one stops."""
+    full_pass = walk(model, batch)
+    quantized_pass = walk(quantized, batch)
+    with contextlib.closing(full_pass), contextlib.closing(quantized_pass):
+        for stop in quantized_pass:
+            beside = next(full_pass, None)
+            same_path = beside is not None and partners[beside.module] is stop.module
+            yield _Meeting(stop, beside.output if beside is not None and same_path else None)
+        next(full_pass, None)  # this network comes to its end as well
 
 
-def _freeze(layer: Layer, here: Sequence[_Pair], freeze: Freeze, *, correct: bool) -> None:
-    """Freeze a layer at which passes stand, and fit its bias."""
-    moments, linear = Moments.of(layer), isinstance(layer.module, ONE_WEIGHT)
-    for pair in here:
-        stop, seen, drift = pair.stop, 0, None
-        if stop is None:
-            continue
-        if linear and pair.partner is not None:
-            drift = _drift(stop, pair.partner)
+def _partners(
+    model: nn.Module, quantized: nn.Module, modules: Iterable[nn.Module]
+) -> dict[nn.Module, nn.Module]:
+    """The modules of ``model`` that stand where these modules of ``quantized`` stand, with them."""
+    names = {module: name for name, module in quantized.named_modules()}
+    return {model.get_submodule(names[module]): module for module in modules}
+
+
+def _called_once(
+    model: nn.Module, layers: Iterable[Layer], batch: Inputs
+) -> dict[nn.Module, list[Layer]]:
+    """The layers that one call in a forward pass shows all inputs of, by the module of that
+    call.
+    """
+    by_module = calling_modules(model, layers)
+    counts = count_calls(model, by_module, batch)
+    shared = {
+        layer.name
+        for module, here in by_module.items()
+        for layer in here
+        if layer.tied or counts[module] > 1
+    }
+    return {
+        module: here
+        for module, here in by_module.items()
+        if not shared & {layer.name for layer in here}
+    }
+
+
+def _moments(layer: Layer, meetings: Sequence[_Meeting]) -> Moments:
+    """The moments of the inputs that all batches bring to a layer."""
+    moments = Moments.of(layer)
+    linear = isinstance(layer.module, ONE_WEIGHT)  # its outputs are linear in its inputs
+    for meeting in meetings:
+        stop = meeting.stop
+        drift = _drift(meeting) if linear else None
+        start = 0
         for problem, columns in layer_inputs(layer, stop.module, stop.args, stop.kwargs):
-            moments.add(
-                problem,
-                columns,
-                None if drift is None else drift[..., seen : seen + columns.shape[-1]],
-            )
-            seen += columns.shape[-1]
-    if not moments.seen:  # called without a row: as good as not reached
-        return
-    before = channels_first(layer.weight.detach(), layer.groups).clone()
-    factor = freeze(layer, moments)
-    bias = getattr(layer.module, "bias", None)
-    if correct and linear and isinstance(bias, nn.Parameter):
-        after = channels_first(rescaled(layer, layer.weight.detach(), factor), layer.groups)
-        lost = (before - after).reshape(moments.drift.shape).float()
-        mean = (moments.mean_drift + (lost @ moments.mean_input.unsqueeze(2)).squeeze(2)).flatten()
-        bias.data += (mean if factor is None else mean / factor).to(bias)
+            end = start + columns.shape[-1]
+            moments.add(problem, columns, None if drift is None else drift[..., start:end])
+            start = end
+    return moments
 
 
-def _drift(stop: Stop, partner: Tensor) -> Tensor | None:
-    """What the full-precision output has beyond that of the same weights on the inputs as they are
-    now.
+def _drift(meeting: _Meeting) -> Tensor | None:
+    """``D``, (problems, rows, n): what the full-precision output has beyond the output of the same
+    weights on the inputs as they are now. None where the two cannot be compared.
     """
-    full = layer_outputs(stop.module, partner)
-    own = layer_outputs(stop.module, stop.module.forward(*stop.args, **stop.kwargs))
-    return None if full is None or own is None or full.shape != own.shape else full - own
-
-
-def _fit_norm(norm: Any, here: Sequence[_Pair]) -> list[Tensor | None]:
-    """Fit a batch norm's scale and shift, channel by channel, to the full-precision outputs; its
-    outputs as they are then.
-    """
-    both = [
-        (pair.stop.output, pair.partner) for pair in here if pair.stop and pair.partner is not None
-    ]
-    if not both:
-        return [None] * len(here)
-    sums = torch.stack([_channel_sums(own, full) for own, full in both]).sum(0)
-    own, full, square, product = sums[1:] / sums[0]
-    variance, covariance = square - own**2, product - own * full
-    scale = torch.where(variance > 1e-9 * square, covariance / variance, 1)
-    shift = full - scale * own
-    norm.weight.data.mul_(scale)
-    norm.bias.data.mul_(scale).add_(shift)
-    return [_affine(pair.stop.output, scale, shift) for pair in here if pair.stop]
-
-
-def _affine(output: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``output`` scaled and shifted channel by channel, its dimension 1."""
-    scale, shift = (
-        values.to(output).view(-1, *[1] * (output.dim() - 2)) for values in (scale, shift)
-    )
-    return output * scale + shift
-
-
-def _channel_sums(own: Tensor, full: Tensor) -> Tensor:
-    """Count, and sums of both outputs, of the first's square and of their product, for each
-    channel: (5, channels), float64.
-    """
-    own, full = (output.transpose(0, 1).flatten(1).double() for output in (own, full))
-    count = torch.full_like(own[:, 0], own.shape[1])
-    return torch.stack([count, own.sum(1), full.sum(1), own.square().sum(1), (own * full).sum(1)])
+    if meeting.full_output is None:
+        return None
+    stop = meeting.stop
+    full = layer_outputs(stop.module, meeting.full_output)
+    now = layer_outputs(stop.module, stop.module.forward(*stop.args, **stop.kwargs))
+    if full is None or now is None or full.shape != now.shape:
+        return None
+    return full - now

@@ -33,7 +33,7 @@ from octavo.inq.partition import (
 )
 from octavo.plan import Budget
 from octavo.pruning.surgery import check_sparsity
-from octavo.ptq.gptq import PtqOrder
+from octavo.ptq.settings import PtqOrder
 from octavo.runs.training import Retraining
 
 __all__ = [

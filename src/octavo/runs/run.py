@@ -14,7 +14,7 @@ from torch import nn
 
 from octavo._io import write_atomically
 from octavo.activations.quantization import quantize_activations
-from octavo.activations.quantizer import input_forms
+from octavo.activations.quantizer import input_formats
 from octavo.deploy.exporting import Exported, check_forms, export_checked, load_onnx
 from octavo.dnq.searching import search
 from octavo.dnq.survey import survey
@@ -23,6 +23,7 @@ from octavo.formats.width import write_width, write_widths
 from octavo.inq.incremental import Incremental
 from octavo.network.calling import device_of, on_device
 from octavo.plan import Plan, matching_plan, planned_layers
+from octavo.progress import Event
 from octavo.pruning.masks import kept_masks
 from octavo.ptq.calibration import LayerResult, calibrate
 from octavo.runs.folder import Json, check_folder, digest_of, finished, write_json
@@ -174,7 +175,7 @@ def _quantize_inputs(job: Job, model: nn.Module, activations: Activations | None
     skipped = quantize_activations(model, job.task.calibration(), wanted.pop("bits"), **wanted)
     for skip in skipped:
         job.observer.note(f"{skip.name}: its inputs stay in float: {skip.reason}")
-    bits = {name: form.bits for name, form in input_forms(model).items()}
+    bits = {name: form.bits for name, form in input_formats(model).items()}
     job.observer.note(
         f"inputs of {len(bits)} layers quantized, {min(bits.values())} to {max(bits.values())} bits"
     )
@@ -257,13 +258,15 @@ def _in_closed_form(job: Job, model: nn.Module, plan: Plan) -> tuple[Packed, Jso
     """Layer by layer, from the task's calibration inputs."""
     recipe, errors = job.recipe, list[LayerResult]()
 
-    def observe(error: LayerResult) -> None:
-        errors.append(error)
-        job.observer.layer(error)
+    def progress(event: Event) -> None:
+        if isinstance(event.detail, LayerResult):
+            errors.append(event.detail)
+            job.observer.layer(event.detail)
 
     inputs, settings = job.task.calibration(), asdict(recipe.oneshot)
+    del settings["correct"]  # it has no effect any more
     packed = calibrate(
-        model, plan, inputs, fit=recipe.fit, per=recipe.per, observe=observe, **settings
+        model, plan, inputs, fit=recipe.fit, per=recipe.per, progress=progress, **settings
     )
     shown = ("nearest", "compensated")
     rows = [

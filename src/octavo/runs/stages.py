@@ -17,7 +17,7 @@ from torch import nn
 
 from octavo._io import write_atomically
 from octavo._seeds import seed_of
-from octavo.activations.quantizer import input_forms
+from octavo.activations.quantizer import input_formats
 from octavo.dnq.evaluator import Trial
 from octavo.errors import FormatError, RecipeError, TrainingError, brief
 from octavo.inq.incremental import Incremental
@@ -123,7 +123,7 @@ def warm_up(model: nn.Module, job: Job) -> list[Json]:
     if not epochs:
         return []
     rounded = (
-        job.recipe.model_dump(mode="json", include={"activations"}) if input_forms(model) else {}
+        job.recipe.model_dump(mode="json", include={"activations"}) if input_formats(model) else {}
     )
     place = _shared_folder("warmup", job.folder, _shared(job) | {"epochs": [epochs]} | rounded)
     track = Track(

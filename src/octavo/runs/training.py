@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.activations.quantizer import steps as steps_of
+from octavo.activations.quantizer import scales as scales_of
 from octavo.errors import TrainingError
 from octavo.network.calling import call, device_of, in_mode, on_device
 from octavo.network.outputs import alike, described, parts_of
@@ -162,7 +162,7 @@ def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[
         raise TrainingError(
             f"expected {type(model).__name__} to have parameters that require gradients, found none"
         )
-    spared, rate = {id(step) for step in steps_of(model)}, settings.learning_rate
+    spared, rate = {id(step) for step in scales_of(model)}, settings.learning_rate
     groups: list[dict[str, Any]] = [
         {
             "params": [parameter for parameter in trained if id(parameter) not in spared],
@@ -175,7 +175,7 @@ def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[
     ]
     optimizer = torch.optim.SGD(groups, rate, settings.momentum, nesterov=settings.momentum > 0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    ranges = [(step, step.item() / OCTAVE, step.item() * OCTAVE) for step in steps_of(model)]
+    ranges = [(step, step.item() / OCTAVE, step.item() * OCTAVE) for step in scales_of(model)]
 
     def update(loss: Tensor) -> float:
         optimizer.zero_grad()

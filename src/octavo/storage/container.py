@@ -21,7 +21,7 @@ import torch
 import zstandard
 from torch import Tensor
 
-from octavo.activations.quantizer import InputForm, step_name
+from octavo.activations.quantizer import InputFormat, scale_key
 from octavo.errors import FormatError, brief
 from octavo.formats.codebook import LARGEST
 from octavo.formats.registry import codebook_at
@@ -50,7 +50,7 @@ SMALL_MANIFEST, RATIO = (
 )  # a manifest may expand to so many bytes and so many times its size; seen: 130
 
 Floats = list[tuple[tuple[str, ...], Tensor]]
-Activations = Mapping[str, InputForm]
+Activations = Mapping[str, InputFormat]
 Json = dict[str, Any]
 
 
@@ -236,9 +236,9 @@ def _read_floats(
 def _read_activations(rows: Sequence[ActivationRow], floats: Floats) -> Activations:
     values = {name: float(value) for names, value in floats if not value.dim() for name in names}
     for row in rows:
-        if not 0 < (step := values[step_name(row.name)]) < math.inf:
+        if not 0 < (step := values[scale_key(row.name)]) < math.inf:
             raise FormatError(f"{row.name}: expected a positive step for its inputs, got {step:g}")
-    return {row.name: InputForm(row.bits, row.signed, row.power_of_two) for row in rows}
+    return {row.name: InputFormat(row.bits, row.signed, row.power_of_two) for row in rows}
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from octavo.activations.quantizer import step_name
+from octavo.activations.quantizer import scale_key
 from octavo.errors import FormatError
 from octavo.formats.width import Apot
 
@@ -137,9 +137,9 @@ class Manifest(BaseModel):
             if not row.shape and "float" in row.dtype
         }
         for name, count in Counter(row.name for row in self.activations).items():
-            if count > 1 or step_name(name) not in scalars:
+            if count > 1 or scale_key(name) not in scalars:
                 raise ValueError(
-                    f"{name}: expected one row, and {step_name(name)} among the floats, a scalar"
+                    f"{name}: expected one row, and {scale_key(name)} among the floats, a scalar"
                 )
         return self
 

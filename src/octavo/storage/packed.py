@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from octavo._io import write_atomically
-from octavo.activations.quantizer import InputForm, input_forms, install, settle, step_name
+from octavo.activations.quantizer import (
+    InputFormat,
+    input_formats,
+    install_quantizers,
+    scale_key,
+    store_effective_scales,
+)
 from octavo.errors import FormatError, PlanError
 from octavo.plan import Plan
 from octavo.storage import container
@@ -38,7 +44,7 @@ class Packed:
         self,
         layers: Mapping[str, Quantized],
         floats: list[tuple[tuple[str, ...], Tensor]],
-        activations: Mapping[str, InputForm] | None = None,
+        activations: Mapping[str, InputFormat] | None = None,
     ) -> None:
         self.layers = dict(layers)
         self.floats = floats
@@ -115,7 +121,7 @@ class Packed:
                 raise PlanError(
                     f"{name}: the model shares this tensor with another that was packed with other values"
                 )
-        install(model, self.activations)
+        install_quantizers(model, self.activations)
         state = model.state_dict()
         with torch.no_grad():
             for name, value in values.items():
@@ -157,7 +163,7 @@ def _steps(packed: Packed, model: nn.Module) -> set[str]:
             raise PlanError(
                 f"{name}: missing in the model; expected the architecture that was packed"
             )
-    own = set(map(step_name, packed.activations))
+    own = set(map(scale_key, packed.activations))
     return {name for names, _ in packed.floats if own & set(names) for name in names}
 
 
@@ -190,7 +196,7 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
 
     """
     check_state(model)
-    settle(model)
+    store_effective_scales(model)
     quantized = {name for layer in layers.values() for name in layer.names}
     shared: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}
     for name, value in model.state_dict().items():
@@ -203,7 +209,7 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
         )
         shared.setdefault(key, ([], value))[0].append(name)
     floats = [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()]
-    return Packed(layers, floats, input_forms(model))
+    return Packed(layers, floats, input_formats(model))
 
 
 def check_state(model: nn.Module) -> None:

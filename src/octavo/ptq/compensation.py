@@ -1,0 +1,49 @@
+"""Freeze the weights of a layer one after another, while the weights that are still free
+compensate for what freezing changes.
+
+A layer computes ``W X``; ``H = X X^T`` is the second moment of its inputs. Everything here works on
+many independent problems of one size at once: ``weight`` has the shape (problems, rows, columns),
+``hessian`` (problems, columns, columns).
+"""
+
+import functools
+
+from torch import Tensor
+
+from octavo.ptq.assignment import Assignment
+from octavo.ptq.gptq import gptq
+from octavo.ptq.obq import obq
+from octavo.ptq.pruned_rows import compensate_kept
+from octavo.ptq.settings import PtqOrder, check_ptq_order
+
+__all__ = ["compensate"]
+
+
+def compensate(
+    weight: Tensor,
+    hessian: Tensor,
+    levels: Tensor,
+    order: PtqOrder,
+    *,
+    kept: Tensor | None = None,
+) -> Assignment:
+    """Codes that make ``levels[codes] @ X`` close to ``weight @ X``.
+
+    Args:
+        weight: (problems, rows, columns).
+        hessian: (problems, columns, columns), positive definite: see
+            ``octavo.ptq.least_squares.damped``.
+        levels: the levels that each weight may take, ascending.
+        order: the order in which weights freeze: see ``octavo.ptq.settings.PtqSettings``.
+        kept: bool, false where a weight is pruned: see ``octavo.ptq.pruned_rows``. None where no
+            weight is.
+
+    Raises:
+        PlanError: an unknown order.
+
+    """
+    check_ptq_order(order)
+    method = gptq if order == "gptq" else functools.partial(obq, order=order)
+    if kept is None:
+        return method(weight, hessian, levels)
+    return compensate_kept(weight, hessian, levels, kept, method)

@@ -1,0 +1,66 @@
+"""Freeze layers from their full-precision inputs: one pass of the network as it is shows all of
+them.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+
+from octavo.errors import PlanError
+from octavo.network.calling import Inputs, feed, hooked
+from octavo.network.layers import Layer, calling_modules
+from octavo.network.moments import Moments, layer_inputs
+
+__all__ = ["check_reached", "float_moments", "freeze_from_float"]
+
+Outcome = TypeVar("Outcome")
+
+
+def float_moments(
+    model: nn.Module, inputs: Iterable[Inputs], layers: Iterable[Layer]
+) -> dict[str, Moments]:
+    """Collect the moments of the layers' inputs, by layer name, in one pass of the model as it is.
+
+    Inputs are streamed: memory does not grow with their number.
+
+    Raises:
+        PlanError: the model does not take the inputs, or no input reaches a layer.
+
+    """
+    by_module = calling_modules(model, layers)
+    moments = {layer.name: Moments.of(layer) for here in by_module.values() for layer in here}
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for layer in by_module[module]:
+            for problem, columns in layer_inputs(layer, module, args, kwargs):
+                moments[layer.name].add(problem, columns)
+
+    with hooked(module.register_forward_pre_hook(see, with_kwargs=True) for module in by_module):
+        feed(model, inputs)
+    for name, one in moments.items():
+        check_reached(name, reached=one.seen > 0)
+    return moments
+
+
+def freeze_from_float(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    inputs: Iterable[Inputs],
+    freeze: Callable[[Layer, Moments], Outcome],
+) -> dict[str, Outcome]:
+    """Freeze each layer from full-precision inputs; the outcome of each, by layer name.
+
+    All moments are collected before the first layer freezes, since freezing changes the model.
+    """
+    moments = float_moments(model, inputs, layers)
+    return {layer.name: freeze(layer, moments[layer.name]) for layer in layers}
+
+
+def check_reached(name: str, *, reached: bool) -> None:
+    """Raise PlanError unless a calibration input reached the layer of this name."""
+    if not reached:
+        raise PlanError(
+            f"{name}: no calibration input reaches this layer; leave it out of the plan, "
+            "or give inputs that do"
+        )

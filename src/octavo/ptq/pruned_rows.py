@@ -1,0 +1,96 @@
+"""Rows with pruned weights: these are zero and frozen before all others, so that only the weights
+that were kept compensate.
+
+Each row has lost other columns, so each row becomes a problem of its own, of the columns that it
+kept. All rows get as many places as the fullest row has kept weights. A row fills the places that
+it does not need with columns that depend on no other: their weights are zero, and their hessian is
+that of the identity.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.ptq.assignment import Assignment
+
+__all__ = ["compensate_kept"]
+
+CHUNK = 1 << 21  # numbers in the rows' hessians that are worked on at once
+
+Method = Callable[[Tensor, Tensor, Tensor], Assignment]  # of a weight, a hessian and the levels
+
+
+def compensate_kept(
+    weight: Tensor, hessian: Tensor, levels: Tensor, kept: Tensor, method: Method
+) -> Assignment:
+    """Codes that make ``levels[codes] @ X`` close to ``weight @ X``, zero where a weight is pruned.
+
+    Args:
+        weight: (problems, sharing * rows, columns), zero where it is pruned. Several rows may share
+            a row of ``kept``, as candidates for one layer do: those at one place in ``weight`` seen
+            as (problems, sharing, rows, columns).
+        hessian: (problems, columns, columns), positive definite.
+        levels: the levels that each weight may take, ascending; the middle one is zero.
+        kept: bool, (problems, rows, columns), false where a weight is pruned.
+        method: freezes the weights of problems in which nothing is pruned.
+
+    """
+    problems, rows, columns = kept.shape
+    places = _Places.of(kept)
+    by_sharing = weight.view(problems, -1, rows, columns)  # (problems, sharing, rows, columns)
+    by_row = by_sharing.transpose(1, 2).flatten(0, 1)  # (problems * rows, sharing, columns)
+    codes = torch.full_like(by_row, len(levels) // 2, dtype=torch.uint8)
+    errors = torch.zeros(2, *by_row.shape[:2], dtype=torch.float64, device=weight.device)
+    rows_at_once = max(1, CHUNK // places.columns.shape[1] ** 2)
+    for chunk in torch.arange(len(by_row), device=weight.device).split(rows_at_once):
+        columns_of_row = places.columns[chunk].unsqueeze(1).expand(-1, by_row.shape[1], -1)
+        needed = places.used[chunk].unsqueeze(1)  # (chunk, 1, places)
+        kept_weights = by_row[chunk].gather(2, columns_of_row) * needed
+        found = method(kept_weights, places.hessians(hessian, chunk), levels)
+        codes[chunk] = codes[chunk].scatter(2, columns_of_row, found.codes)
+        errors[:, chunk] = torch.stack([found.output_error, found.weight_error])
+    # Back to (problems, sharing * rows, columns).
+    codes = codes.view(problems, rows, -1, columns).transpose(1, 2)
+    errors = errors.view(2, problems, rows, -1).transpose(2, 3)
+    output_error, weight_error = errors.reshape(2, *weight.shape[:2])
+    return Assignment(codes.reshape(weight.shape), output_error, weight_error)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The columns that each row's own problem is made of; rows of all problems in turn.
+
+    Attributes:
+        columns: the column at each place, kept ones first, (problems * rows, places).
+        used: whether the column at a place is one that the row has kept, same shape.
+        problem: the problem that each row belongs to, (problems * rows,).
+
+    """
+
+    columns: Tensor
+    used: Tensor
+    problem: Tensor
+
+    @classmethod
+    def of(cls, kept: Tensor) -> "_Places":
+        problems, rows, _ = kept.shape
+        most = max(1, int(kept.sum(2).max()))  # kept weights of the fullest row
+        kept_first = kept.byte().argsort(dim=2, descending=True, stable=True)
+        columns = kept_first[:, :, :most].flatten(0, 1)
+        used = kept.flatten(0, 1).gather(1, columns)
+        problem = torch.arange(problems, device=kept.device).repeat_interleave(rows)
+        return cls(columns, used, problem)
+
+    def hessians(self, hessian: Tensor, chunk: Tensor) -> Tensor:
+        """The hessians of some rows' own problems, (chunk, places, places): the identity at places
+        that a row does not use.
+        """
+        problem = self.problem[chunk].view(-1, 1, 1)
+        columns = self.columns[chunk]
+        used = self.used[chunk]
+        both_used = used.unsqueeze(1) & used.unsqueeze(2)
+        own = hessian[problem, columns.unsqueeze(2), columns.unsqueeze(1)] * both_used
+        own.diagonal(dim1=1, dim2=2)[~used] = 1
+        return own

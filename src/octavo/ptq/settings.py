@@ -1,0 +1,59 @@
+"""The settings of post-training quantization (PTQ), and the one home of their defaults."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from octavo.errors import PlanError
+from octavo.formats.codebook import Fit, Per
+
+__all__ = ["PtqOrder", "PtqSettings", "check_ptq_order"]
+
+PtqOrder = Literal["gptq", "distance", "magnitude"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PtqSettings:
+    """All that may be chosen about PTQ, apart from the model, the plan and the inputs.
+
+    ``fit`` and ``per`` are checked where a layer's codebook is made, so that the error names the
+    layer.
+
+    Attributes:
+        order: the order in which weights freeze. ``"gptq"`` has one order for all rows of a layer
+            (GPTQ, arXiv 2210.17323). ``"distance"`` freezes the cheapest weight of each row first
+            (OBQ, arXiv 2208.11580; DNQ's criterion, weighted by the inputs). ``"magnitude"``
+            freezes the largest weight of each row first (INQ's criterion).
+        fit: the choice of the largest exponent. ``"max"`` is INQ's formula; ``"mse"`` tries the
+            exponent of least squared error of the outputs, and its neighbours.
+        per: one largest exponent per ``"channel"`` (output channel), or one for the whole tensor.
+        damp: share of the mean diagonal of the inputs' second moment that is added to its diagonal.
+        sequential: each layer sees the inputs that the quantized layers ahead of it produce; if
+            false, every layer sees full-precision inputs.
+        absorb: give each channel ahead of a batch norm a scale of its own, which the batch norm
+            cancels.
+
+    Raises:
+        PlanError: an unknown order, or a damping that is no finite number of at least 0.
+
+    """
+
+    order: PtqOrder = "gptq"
+    fit: Fit = "mse"
+    per: Per = "channel"
+    damp: float = 0.01
+    sequential: bool = True
+    absorb: bool = False
+
+    def __post_init__(self) -> None:
+        check_ptq_order(self.order)
+        number = isinstance(self.damp, int | float) and not isinstance(self.damp, bool)
+        if not number or not 0 <= self.damp < math.inf:
+            raise PlanError(f"damp: expected a number of at least 0, got {self.damp!r}")
+
+
+def check_ptq_order(order: str) -> None:
+    """Raise PlanError unless ``order`` is one of the orders of PTQ."""
+    known = get_args(PtqOrder)
+    if order not in known:
+        raise PlanError(f"order: expected one of {', '.join(known)}, got {order!r}")

@@ -15,12 +15,16 @@ import json
 import statistics
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+import octavo.ptq.compensation
+import octavo.ptq.gptq
 from octavo import Apot, Incremental, Packed, Plan, calibrate
 from octavo.formats.width import write_width
+from octavo.ptq.assignment import Assignment
 from octavo.runs.folder import write_json
 from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
@@ -29,7 +33,6 @@ RESULT = Path(__file__).parent / "results" / "oneshot.json"
 IMAGES, SEEDS = 1024, 3
 SLOW = ("magnitude", "distance")  # each row of weights has an order of its own: one seed
 WAYS: dict[str, dict[str, Any]] = {
-    "gptq, corrected": {"correct": True},
     "gptq, float inputs": {"sequential": False},
     "gptq, per layer": {"per": "layer"},
     "random": {"order": "random"},
@@ -76,12 +79,30 @@ def score(
     images: list[Tensor],
 ) -> float:
     plan = Plan.uniform(model, bits)
-    packed = (
-        nearest(model, plan) if arguments is None else calibrate(model, plan, images, **arguments)
-    )
+    if arguments is None:
+        packed = nearest(model, plan)
+    elif arguments == WAYS["random"]:
+        packed = in_random_order(model, plan, images)
+    else:
+        packed = calibrate(model, plan, images, **arguments)
     quantized = cifar.model()
     packed.apply(quantized)
     return cifar.score(quantized)
+
+
+def in_random_order(model: nn.Module, plan: Plan, images: list[Tensor]) -> Packed:
+    """GPTQ with the columns of each layer in a random order, at the scales of GPTQ's own order."""
+
+    def columns(hessian: Tensor) -> Tensor:
+        order = torch.randperm(hessian.shape[1], generator=torch.Generator().manual_seed(0))
+        return order.to(hessian.device).expand(len(hessian), -1)
+
+    def instead_of_obq(weight: Tensor, hessian: Tensor, levels: Tensor, **_: object) -> Assignment:
+        with mock.patch.object(octavo.ptq.gptq, "column_order", columns):
+            return octavo.ptq.gptq.gptq(weight, hessian, levels)
+
+    with mock.patch.object(octavo.ptq.compensation, "obq", instead_of_obq):
+        return calibrate(model, plan, images, order="distance")
 
 
 def nearest(model: nn.Module, plan: Plan) -> Packed:

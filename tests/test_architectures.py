@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from octavo import Budget, Incremental, Packed, Plan, calibrate, inspect, search
 from octavo.dnq import agent as dnq
 from octavo.network.calling import Inputs, call
-from octavo.network.outputs import named_tensors
+from octavo.network.nested import named_tensors
 from octavo.runs.training import Retraining, retrain
 
 pytestmark = pytest.mark.filterwarnings(
@@ -211,7 +211,7 @@ def check_quantized(model: nn.Module, packed: Packed, batch: Inputs, path: Path)
         )
         exponents = weight.detach().abs().log2()[weight != 0]
         assert torch.equal(exponents, exponents.round())
-        assert torch.unique(weight.detach()[0]).numel() <= 2 ** (packed.plan[row.name] - 1) + 1
+        assert torch.unique(weight.detach()[0]).numel() <= 2 ** (packed.plan[row.name].bits - 1) + 1
     return first
 
 

@@ -21,7 +21,7 @@ from octavo import (
     search,
 )
 
-TENSOR: Any = "layer"
+TENSOR: Any = "tensor"
 BUDGET = Budget(average_bits=3.2)
 
 

@@ -15,9 +15,9 @@ import octavo
 PUBLIC = {
     "METHODS", "Apot", "Budget", "BudgetError", "Cost", "ExportError", "FormatError", "Incremental",
     "Inspection", "OctavoError", "Packed", "Plan", "PlanError", "PowerOfTwo", "RecipeError",
-    "SearchResult", "Stage", "Surgery", "Task", "TrainingError", "calibrate", "compress", "export",
-    "fold_masks", "inspect", "power_of_two", "quantize_activations", "remove_quantizers", "search",
-    "verify",
+    "SearchResult", "Stage", "Surgery", "Task", "TrainingError", "Width", "calibrate", "compress",
+    "export", "fold_masks", "inspect", "power_of_two", "quantize_activations", "register_layer",
+    "remove_quantizers", "search", "verify",
 }  # fmt: skip
 FUNCTIONS = sorted(name for name in PUBLIC if isinstance(getattr(octavo, name), FunctionType))
 MODULES = sorted(module.name for module in pkgutil.walk_packages(octavo.__path__, "octavo."))

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from octavo.deploy.exporting import export
     from octavo.dnq.searching import METHODS, SearchResult, search
     from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
-    from octavo.formats.width import Apot
+    from octavo.formats.width import Apot, Width
     from octavo.inq.incremental import Incremental, Stage
     from octavo.inspection import Inspection, inspect
+    from octavo.network.kinds import register_layer
     from octavo.plan import Budget, Cost, Plan
     from octavo.pruning.masks import fold_masks
     from octavo.pruning.surgery import Surgery
@@ -48,6 +49,7 @@ else:
         "Stage": "octavo.inq.incremental",
         "Surgery": "octavo.pruning.surgery",
         "Task": "octavo.runs.task",
+        "Width": "octavo.formats.width",
         "calibrate": "octavo.ptq.calibration",
         "compress": "octavo.compression",
         "export": "octavo.deploy.exporting",
@@ -55,6 +57,7 @@ else:
         "inspect": "octavo.inspection",
         "power_of_two": "octavo.formats.powers_of_two",
         "quantize_activations": "octavo.activations.quantization",
+        "register_layer": "octavo.network.kinds",
         "remove_quantizers": "octavo.activations.quantizer",
         "search": "octavo.dnq.searching",
         "verify": "octavo.storage.packed",
@@ -97,6 +100,7 @@ __all__ = [
     "Surgery",
     "Task",
     "TrainingError",
+    "Width",
     "calibrate",
     "compress",
     "export",
@@ -104,6 +108,7 @@ __all__ = [
     "inspect",
     "power_of_two",
     "quantize_activations",
+    "register_layer",
     "remove_quantizers",
     "search",
     "verify",

@@ -17,7 +17,7 @@ from octavo.inq.partition import Order
 from octavo.network.calling import Inputs
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress
-from octavo.pruning.masks import kept_masks
+from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.settings import PtqOrder
 from octavo.storage.packed import Packed
@@ -124,7 +124,7 @@ def _retrained(
     """Run INQ over ``retrain`` on a copy of the model that starts from its PTQ."""
     quantized = copy.deepcopy(model)
     calibrate(model, plan, batches, **_picked(given, START)).apply(quantized)
-    settings = {"masks": kept_masks(model, plan)} | _picked(given, INQ)
+    settings = {"masks": find_kept(model, plan)} | _picked(given, INQ)
     incremental = Incremental(quantized, plan, **settings)
     for stage in incremental:
         if not stage.last:

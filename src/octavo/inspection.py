@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from octavo.activations.quantizer import input_quantizers
+from octavo.formats.width import WidthLike
 from octavo.network.calling import call, observing
-from octavo.network.layers import Layer, Skipped, count_macs, find_inputs, find_layers
+from octavo.network.layers import Layer, Skipped, find_inputs, find_layers
+from octavo.network.macs import count_macs
 from octavo.plan import Cost, Plan
 
 __all__ = ["Inspection", "Row", "inspect"]
@@ -50,7 +52,7 @@ class Inspection:
     dearest: Cost | None
     float_inputs: tuple[Skipped, ...] = ()
 
-    def plan(self, bits: int) -> Plan:
+    def plan(self, bits: WidthLike) -> Plan:
         """The uniform plan, which knows each layer's weights and, after an example, its
         multiply-accumulates.
         """

@@ -5,18 +5,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapp
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import yaml
 from torch import nn
 
 from octavo._io import read_yaml, write_atomically
 from octavo.errors import BudgetError, PlanError, nearest
-from octavo.formats.powers_of_two import check_bits
-from octavo.formats.width import FLOAT, read_width, write_widths
+from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_widths
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import MASKED, Layer, Skipped, find_layers
 
 __all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Cost:
     bit_ops: int | None
 
 
-class Plan(MutableMapping[str, int]):
+class Plan(MutableMapping[str, Width]):
     """Bits by layer name, 2 to 8; a layer that is missing stays in float. A plain dict is a plan
     too where one is asked for.
 
@@ -61,24 +63,25 @@ class Plan(MutableMapping[str, int]):
 
     def __init__(
         self,
-        bits: Mapping[str, int],
+        bits: Mapping[str, WidthLike],
         *,
         weights: Mapping[str, int] | None = None,
         macs: Mapping[str, int] | None = None,
         activations: Mapping[str, int] | None = None,
     ) -> None:
-        self._bits: dict[str, int] = {}
+        self._bits: dict[str, Width] = {}
         self.weights = _checked_counts(weights)
         self.macs = _checked_counts(macs)
-        self.activations = {str(name): bits for name, bits in (activations or {}).items()}
-        for name, value in self.activations.items():
-            check_bits(value, f"activations, {name}")
-        for name, value in bits.items():
-            self[name] = value
+        self.activations = {
+            str(name): check_bits(value, f"activations, {name}")
+            for name, value in (activations or {}).items()
+        }
+        for name, width in bits.items():
+            self[name] = width
 
     @classmethod
     def uniform(
-        cls, model: nn.Module, bits: int, *, include: str = "*", exclude: Sequence[str] = ()
+        cls, model: nn.Module, bits: WidthLike, *, include: str = "*", exclude: Sequence[str] = ()
     ) -> Self:
         """The same bits for every layer whose name matches ``include`` and none of ``exclude``
         (shell patterns).
@@ -95,6 +98,7 @@ class Plan(MutableMapping[str, int]):
             raise PlanError(
                 f"{type(model).__name__}: expected a model with layers that can be quantized, found none"
             )
+        warn_if_mostly_float(model)
         _check_patterns([include, *exclude], layers, type(model).__name__)
         chosen = [
             n
@@ -103,10 +107,10 @@ class Plan(MutableMapping[str, int]):
         ]
         return cls(dict.fromkeys(chosen, bits), weights=layers)
 
-    def __getitem__(self, name: str) -> int:
+    def __getitem__(self, name: str) -> Width:
         return self._bits[name]
 
-    def __setitem__(self, name: str, bits: int) -> None:
+    def __setitem__(self, name: str, bits: WidthLike) -> None:
         self._bits[name] = read_width(bits, name)
 
     def __delitem__(self, name: str) -> None:
@@ -119,7 +123,7 @@ class Plan(MutableMapping[str, int]):
         return len(self._bits)
 
     def __repr__(self) -> str:
-        return f"Plan({self._bits!r}{f', activations={self.activations!r}' if self.activations else ''})"
+        return f"Plan({write_widths(self._bits)!r}{f', activations={self.activations!r}' if self.activations else ''})"
 
     def cost(self) -> Cost:
         """What the plan costs.
@@ -136,14 +140,14 @@ class Plan(MutableMapping[str, int]):
                 else "the plan is empty"
             )
         total = sum(self.weights[name] for name in self)
-        bits = sum(self.weights[name] * self[name] for name in self)
+        bits = sum(self.weights[name] * self[name].bits for name in self)
         inputs = {
             name: self.activations.get(name, FLOAT) if self.activations else 1 for name in self
         }
         ops = (
             None
             if set(self) - set(self.macs)
-            else sum(self[name] * inputs[name] * self.macs[name] for name in self)
+            else sum(self[name].bits * inputs[name] * self.macs[name] for name in self)
         )
         return Cost(bits / total, 32 * total / bits, math.ceil(bits / 8), ops)
 
@@ -244,13 +248,13 @@ class Budget:
         )
 
 
-def matching_plan(model: nn.Module, bits: int | Mapping[str, int]) -> Plan:
+def matching_plan(model: nn.Module, bits: WidthLike | Mapping[str, WidthLike]) -> Plan:
     """A plan from bits for every layer, or from shell patterns to bits: see :func:`matching`."""
     known = Plan.uniform(model, 8)
     return Plan(matching(known, bits, type(model).__name__), weights=known.weights)
 
 
-def matching(names: Iterable[str], bits: int | Mapping[str, int], model: str) -> dict[str, int]:
+def matching(names: Iterable[str], bits: T | Mapping[str, T], model: str) -> dict[str, T]:
     """Bits by the names of layers, in their order, from bits for all, or from shell patterns: the
     last that matches counts.
 
@@ -274,7 +278,9 @@ def _check_patterns(patterns: Iterable[str], names: Collection[str], model: str)
             raise PlanError(f"{pattern!r} matches no layer of {model}{nearest(pattern, names)}")
 
 
-def planned_layers(model: nn.Module, plan: Mapping[str, int]) -> list[tuple[Layer, int]]:
+def planned_layers(
+    model: nn.Module, plan: Mapping[str, WidthLike]
+) -> list[tuple[Layer, Width]]:
     """The model's layers that ``plan`` names, with their bits, in registration order.
 
     Raises:

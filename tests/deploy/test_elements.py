@@ -32,7 +32,7 @@ def codebook(bits: int, per: str) -> PowerOfTwo:
     return PowerOfTwo(bits, torch.tensor([-3, 0, 5] if per == "channel" else -3))
 
 
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize(("form", "bits"), EXACT)
 def test_every_level_is_held_exactly(form: Format, bits: int, per: str) -> None:
     book, codes = codebook(bits, per), all_codes(bits, 3)
@@ -50,7 +50,7 @@ def test_every_level_is_held_exactly(form: Format, bits: int, per: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_int8_is_exact_up_to_four_bits(bits: int, per: str) -> None:
     book, codes = codebook(bits, per), all_codes(bits, 3)
     element, scale, exact = integers(book, codes, "conv1")
@@ -95,7 +95,7 @@ def test_levels_that_a_format_does_not_hold_are_refused_by_name(form: Format, bi
         rf"^conv1: {form.name} does not hold the {2 ** (bits - 1) + 1} levels of its width, {bits}$"
     )
     with pytest.raises(ExportError, match=said):
-        elements(codebook(bits, "layer"), all_codes(bits, 1), form, "conv1")
+        elements(codebook(bits, "tensor"), all_codes(bits, 1), form, "conv1")
     with pytest.raises(
         ExportError, match=r"^conv1: FP8 E4M3 does not hold the 127 levels of its width, apot7$"
     ):

@@ -3,7 +3,7 @@ the model changes."""
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.dnq.environment import Environment, Partial
+from octavo.dnq.environment import Environment
+from octavo.dnq.output_sum import OutputSum
+from octavo.dnq.space import Action, Partial
 from octavo.errors import PlanError
+from octavo.formats.width import WidthLike, read_width
 from octavo.network.layers import find_layers
 from octavo.ptq.float_inputs import float_moments
 from octavo.ptq.layer_solver import solve
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.quantized import Quantized
 
+
+
+def actions(*widths: WidthLike) -> tuple[Action, ...]:
+    return tuple(Action(read_width(width)) for width in widths)
+
+
 NAMES = ("conv", "rnn.weight_ih_l0", "rnn.weight_hh_l0", "last")
-OPTIONS = ((2, 4), (2, 3), (3,), (2, 3, 5))
+OPTIONS = (actions(2, 4), actions(2, 3), actions(3), actions(2, 3, 5))
 CHOICES: tuple[Partial, ...] = (
-    (2, 2, 3, 2), (4, 3, 3, 5), (None, None, None, None), (None, 2, None, 3), (2, None, 3, None), (4, 2, 3, 2), (2, 2, 3, 5),
+    (0, 0, 0, 0), (1, 1, 0, 2), (None, None, None, None), (None, 0, None, 1),
+    (0, None, 0, None), (1, 0, 0, 0), (0, 0, 0, 2),
 )  # fmt: skip
+ONE = (actions(2),)
 
 
 class Net(nn.Module):
@@ -61,14 +72,14 @@ def batches(*sizes: int) -> list[Tensor]:
     return [torch.randn(size, 2, 7, generator=generator) for size in sizes]
 
 
-def quantized_copy(model: nn.Module, inputs: Sequence[Tensor], bits: dict[str, int]) -> nn.Module:
+def quantized_copy(model: nn.Module, inputs: Sequence[Tensor], bits: Mapping[str, WidthLike]) -> nn.Module:
     """A copy with the layers of ``bits`` quantized one after the other, each for itself, from the
     full-precision moments."""
     result = copy.deepcopy(model).eval()
     known = {layer.name: layer for layer in find_layers(model)[0]}
     for name, own in bits.items():
         moments = float_moments(model, inputs, [known[name]])[name]
-        solution = solve(known[name], moments, own, PtqSettings())
+        solution = solve(known[name], moments, read_width(own), PtqSettings())
         with torch.no_grad():
             result.get_parameter(known[name].parameter).copy_(
                 Quantized.of(known[name], solution.codebook, solution.codes).weight()
@@ -95,14 +106,15 @@ def kl(full: Tensor, own: Tensor) -> float:
     return sum(rows) / len(rows)
 
 
-def test_scores_are_those_of_a_copy_that_was_quantized_layer_by_layer() -> None:
+def test_objectives_are_those_of_a_copy_that_was_quantized_layer_by_layer() -> None:
     model, inputs = (
         net().eval(),
         batches(6, 3),
     )  # of unlike sizes: the mean is over rows, not over batches
-    scores = Environment(model, NAMES, inputs, OPTIONS).scores(CHOICES)
+    scores = Environment(model, NAMES, inputs, OPTIONS).objectives(CHOICES)
     for choice, score in zip(CHOICES, scores, strict=True):
-        bits = {name: own for name, own in zip(NAMES, choice, strict=True) if own is not None}
+        chosen = zip(NAMES, OPTIONS, choice, strict=True)
+        bits = {name: some[at].width for name, some, at in chosen if at is not None}
         assert score == pytest.approx(
             -divergence(model, quantized_copy(model, inputs, bits), inputs), rel=1e-4, abs=1e-7
         )
@@ -112,11 +124,11 @@ def test_scores_are_those_of_a_copy_that_was_quantized_layer_by_layer() -> None:
 def test_the_whole_network_in_full_precision_scores_zero() -> None:
     environment = Environment(net(), NAMES, batches(4), OPTIONS)
     whole = (None,) * 4
-    assert environment.scores([whole]) == [0.0]
+    assert environment.objectives([whole]) == [0.0]
     assert (
-        environment.scores([(2, 2, 3, 2), whole])[1] == 0.0
+        environment.objectives([(0, 0, 0, 0), whole])[1] == 0.0
     )  # also after another choice was in place
-    assert environment.scores([(2, 2, 3, 2)])[0] < 0
+    assert environment.objectives([(0, 0, 0, 0)])[0] < 0
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -130,7 +142,7 @@ def test_the_model_is_left_as_it_was(training: bool) -> None:
     }
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     untouched = [batch.clone() for batch in inputs]
-    Environment(model, NAMES, inputs, OPTIONS, workers=2).scores(CHOICES)
+    Environment(model, NAMES, inputs, OPTIONS, workers=2).objectives(CHOICES)
     for name, tensor in model.state_dict(keep_vars=True).items():
         same, values, place = before[name]
         assert tensor is same
@@ -150,20 +162,20 @@ def test_a_model_in_training_mode_is_scored_as_in_use() -> None:
     there, here = (
         Environment(net().train(training), NAMES, inputs, OPTIONS) for training in (False, True)
     )
-    assert here.scores(CHOICES) == there.scores(CHOICES)
+    assert here.objectives(CHOICES) == there.objectives(CHOICES)
 
 
-def test_more_workers_give_the_same_scores_in_the_same_order() -> None:
+def test_more_workers_give_the_same_objectives_in_the_same_order() -> None:
     model, inputs = net(), batches(6, 3)
-    one = Environment(model, NAMES, inputs, OPTIONS).scores(CHOICES)
+    one = Environment(model, NAMES, inputs, OPTIONS).objectives(CHOICES)
     for workers in (2, 4, 16):
         environment = Environment(model, NAMES, inputs, OPTIONS, workers=workers)
-        assert environment.scores(CHOICES) == one
-        assert environment.scores(CHOICES[::-1]) == one[::-1]
-        assert environment.scores(CHOICES[:1]) == one[:1]
+        assert environment.objectives(CHOICES) == one
+        assert environment.objectives(CHOICES[::-1]) == one[::-1]
+        assert environment.objectives(CHOICES[:1]) == one[:1]
 
 
-def test_a_score_of_ones_own_sees_each_choice_in_place() -> None:
+def test_an_objective_of_ones_own_sees_each_choice_in_place() -> None:
     class Regression(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -176,19 +188,19 @@ def test_a_score_of_ones_own_sees_each_choice_in_place() -> None:
     model, inputs = Regression(), batches(8)
     target = model(inputs[0]).detach()
 
-    def score(candidate: nn.Module) -> float:
+    def objective(candidate: nn.Module) -> float:
         assert not candidate.training
         assert not torch.is_grad_enabled()
         return -float((candidate(inputs[0]) - target).square().mean())
 
     found = Environment(
-        model, ("conv", "last"), inputs, ((2,), (2, 5)), score=score, workers=2
-    ).scores([(2, 2), (2, 5), (None, 5), (None, None)])
+        model, ("conv", "last"), inputs, (actions(2), actions(2, 5)), objective=objective, workers=2
+    ).objectives([(0, 0), (0, 1), (None, 1), (None, None)])
     for bits, own in zip(
         ({"conv": 2, "last": 2}, {"conv": 2, "last": 5}, {"last": 5}, {}), found, strict=True
     ):
         with torch.no_grad():
-            assert own == pytest.approx(score(quantized_copy(model, inputs, bits)), rel=1e-5)
+            assert own == pytest.approx(objective(quantized_copy(model, inputs, bits)), rel=1e-5)
 
 
 class Odd(nn.Module):
@@ -222,11 +234,11 @@ def test_what_is_no_logits_scores_minus_its_relative_squared_error(result: Any) 
     for full, own in zip(*(zip(*some, strict=True) for some in rows), strict=True):
         lost = sum(float((a - b).double().square().sum()) for a, b in zip(full, own, strict=True))
         expected -= lost / sum(float(a.double().square().sum()) for a in full)
-    environment = Environment(model, ("last",), inputs, ((2,),))
-    assert environment.scores([(2,), (None,)]) == [pytest.approx(expected, rel=1e-4), 0.0]
-    estimate = environment.output_sum()
-    assert estimate is not None
-    assert estimate.scores([(2,)]).item() == pytest.approx(
+    environment = Environment(model, ("last",), inputs, ONE)
+    assert environment.objectives([(0,), (None,)]) == [pytest.approx(expected, rel=1e-4), 0.0]
+    (measured,) = environment.measure([(0,)], keep_outputs=True)
+    estimate = OutputSum(environment.full_outputs(), {(0, 0): measured.outputs})
+    assert estimate.objectives([(0,)]).item() == pytest.approx(
         expected, rel=1e-4
     )  # one layer alone: no sum, the thing itself
 
@@ -248,7 +260,7 @@ def test_logits_count_the_same_whatever_they_are_wrapped_in() -> None:
 
     torch.manual_seed(0)
     bare, inputs = Odd(lambda y: y), [torch.randn(4, 3)]
-    expected = Environment(bare, ("last",), inputs, ((2,),)).scores([(2,)])
+    expected = Environment(bare, ("last",), inputs, ONE).objectives([(0,)])
     for wrap in (
         lambda y: (y,),
         lambda y: [y],
@@ -258,14 +270,14 @@ def test_logits_count_the_same_whatever_they_are_wrapped_in() -> None:
     ):
         model = Odd(wrap)
         model.load_state_dict(bare.state_dict())
-        assert Environment(model, ("last",), inputs, ((2,),)).scores([(2,)]) == expected
+        assert Environment(model, ("last",), inputs, ONE).objectives([(0,)]) == expected
 
 
 def test_logits_of_images_have_their_classes_second() -> None:
     torch.manual_seed(0)
     model, inputs = Odd(lambda y: y.view(2, 5, 2, 2)), [torch.randn(8, 3)]
     model.last = nn.Linear(3, 5)
-    (score,) = Environment(model, ("last",), inputs, ((2,),)).scores([(2,)])
+    (score,) = Environment(model, ("last",), inputs, ONE).objectives([(0,)])
 
     class Pixels(nn.Module):
         def __init__(self, whole: nn.Module) -> None:
@@ -291,8 +303,8 @@ def test_rows_that_are_padding_do_not_count() -> None:
     model, x, padding = Masked(None), torch.randn(2, 4, 3), torch.zeros(2, 4, dtype=torch.bool)
     padding[1, 2:] = True
     inputs = [{"x": x, "src_key_padding_mask": padding}]
-    masked, none = Environment(model, ("last",), inputs, ((2,),)).scores([(2,), (None,)])
-    weights = Environment(model, ("last",), inputs, ((2,),)).network((2,))
+    masked, none = Environment(model, ("last",), inputs, ONE).objectives([(0,), (None,)])
+    weights = Environment(model, ("last",), inputs, ONE).network((0,))
     with torch.no_grad():
         full, own = (net(x)["logits"][~padding] for net in (model, weights))
     assert masked == pytest.approx(-kl(full, own), rel=1e-4)
@@ -305,9 +317,9 @@ def test_rows_that_are_padding_do_not_count() -> None:
 )
 def test_nothing_to_compare_is_refused(result: Any, got: str) -> None:
     with pytest.raises(
-        PlanError, match=f"floating-point tensors, got {got}; give a score of your own"
+        PlanError, match=f"floating-point tensors, got {got}; give an objective of your own"
     ):
-        Environment(Odd(result), ("last",), [torch.randn(4, 3)], ((2,),))
+        Environment(Odd(result), ("last",), [torch.randn(4, 3)], ONE)
 
 
 def test_outputs_whose_form_depends_on_the_weights_are_refused() -> None:
@@ -320,15 +332,15 @@ def test_outputs_whose_form_depends_on_the_weights_are_refused() -> None:
     model = Odd(boxes)
     with pytest.raises(
         PlanError,
-        match=r"got boxes \(1, 5\) where full precision gave boxes \(2, 5\); give a score of your own",
+        match=r"got boxes \(1, 5\) where full precision gave boxes \(2, 5\); give an objective of your own",
     ):
-        Environment(model, ("last",), [x], ((2,),)).scores([(2,)])
+        Environment(model, ("last",), [x], ONE).objectives([(0,)])
 
 
 def test_logits_of_a_sequence_are_rows() -> None:
     torch.manual_seed(0)
     model, inputs = Odd(lambda y: y), [torch.randn(2, 6, 3)]
-    (score,) = Environment(model, ("last",), inputs, ((2,),)).scores([(2,)])
+    (score,) = Environment(model, ("last",), inputs, ONE).objectives([(0,)])
     flat = nn.Sequential(model, nn.Flatten(0, 1))
     other = nn.Sequential(quantized_copy(model, inputs, {"last": 2}), nn.Flatten(0, 1))
     assert score == pytest.approx(-divergence(flat, other, inputs), rel=1e-4)
@@ -338,20 +350,20 @@ def test_a_class_that_is_ruled_out_does_not_make_scores_nan() -> None:
     model = Odd(
         lambda y: y.masked_fill(torch.tensor([False, False, True, False, False]), -math.inf)
     )
-    scores = Environment(model, ("last",), [torch.randn(4, 3)], ((2, 5),)).scores(
-        [(None,), (2,), (5,)]
+    scores = Environment(model, ("last",), [torch.randn(4, 3)], (actions(2, 5),)).objectives(
+        [(None,), (0,), (1,)]
     )
     assert scores[0] == 0.0
     assert -math.inf < scores[1] < scores[2] < 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_no_number_is_refused(bad: float) -> None:
+def test_an_objective_that_is_no_number_is_refused(bad: float) -> None:
     environment = Environment(
-        Odd(lambda y: y), ("last",), [torch.randn(4, 3)], ((2,),), score=lambda _: bad
+        Odd(lambda y: y), ("last",), [torch.randn(4, 3)], ONE, objective=lambda _: bad
     )
-    with pytest.raises(PlanError, match=f"score: expected a finite number, got {bad}"):
-        environment.scores([(2,)])
+    with pytest.raises(PlanError, match=f"objective: expected a finite number, got {bad} for the plan with last 2$"):
+        environment.objectives([(0,)])
 
 
 def test_stored_bits_are_the_entropy_of_the_codes() -> None:
@@ -361,11 +373,11 @@ def test_stored_bits_are_the_entropy_of_the_codes() -> None:
     total = 0.0
     for name, bits in zip(NAMES, (4, 2, 3, 5), strict=True):
         solution = solve(
-            known[name], float_moments(model, inputs, [known[name]])[name], bits, PtqSettings()
+            known[name], float_moments(model, inputs, [known[name]])[name], read_width(bits), PtqSettings()
         )
         counts = torch.unique(solution.codes, return_counts=True)[1].double()
         total += float(-(counts * (counts / counts.sum()).log2()).sum())
-    assert environment.stored_bits((4, 2, 3, 5)) == pytest.approx(total)
+    assert environment.stored_bits((1, 0, 0, 2)) == pytest.approx(total)
 
 
 def test_a_weight_that_two_modules_share_is_quantized_in_both() -> None:
@@ -380,7 +392,47 @@ def test_a_weight_that_two_modules_share_is_quantized_in_both() -> None:
 
     torch.manual_seed(0)
     model, inputs = Tied(), [torch.randn(8, 4)]
-    (score,) = Environment(model, ("first", "last"), inputs, ((2,), (2,))).scores([(2, None)])
+    (score,) = Environment(model, ("first", "last"), inputs, ONE * 2).objectives([(0, None)])
     assert score == pytest.approx(
         -divergence(model, quantized_copy(model, inputs, {"first": 2}), inputs), rel=1e-4
     )
+
+
+def test_outputs_are_kept_on_request_only() -> None:
+    environment = Environment(net(), NAMES, batches(4, 2), OPTIONS)
+    (plain,) = environment.measure(CHOICES[:1])
+    (kept,) = environment.measure(CHOICES[:1], keep_outputs=True)
+    (full,) = environment.full_outputs()
+    assert plain.outputs == ()
+    assert plain.objective == kept.objective
+    with torch.no_grad():
+        own = environment.network(CHOICES[0])
+        logits = torch.cat([own(batch) for batch in batches(4, 2)])
+    assert torch.allclose(kept.outputs[0], logits.log_softmax(1), atol=1e-6)
+    assert full.rows.shape == kept.outputs[0].shape == (6, 5)
+
+
+def test_an_objective_of_ones_own_keeps_no_outputs() -> None:
+    environment = Environment(net(), NAMES, batches(4), OPTIONS, objective=lambda _: 1.0)
+    (measured,) = environment.measure(CHOICES[:1], keep_outputs=True)
+    assert (measured.outputs, environment.full_outputs()) == ((), ())
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_trials_run_under_the_autocast_and_default_device_of_the_caller(workers: int) -> None:
+    seen = []
+
+    def objective(model: nn.Module) -> float:
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_default_device().type))
+        return 0.0
+
+    environment = Environment(
+        net(), NAMES, batches(4), OPTIONS, objective=objective, workers=workers
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"):
+        environment.objectives(CHOICES)
+    assert set(seen) == {(True, "meta")}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model = Odd(lambda y: y)
+        environment = Environment(model, ("last",), [torch.randn(4, 3)], ONE, workers=workers)
+        assert environment.objectives([(None,), (None,)]) == [0.0, 0.0]

@@ -16,7 +16,7 @@ from octavo.dnq.reinforce import Reinforce, imitate, learn, surrogate
 ALLOWED = torch.arange(4) < torch.tensor([[4], [1], [2], [3]])
 
 
-def controller_of(allowed: Tensor = ALLOWED, seed: int = 0) -> Policy:
+def policy_of(allowed: Tensor = ALLOWED, seed: int = 0) -> Policy:
     torch.manual_seed(seed)
     return Policy(torch.randn(len(allowed), 3), allowed)
 
@@ -28,35 +28,35 @@ SAMPLES = [(a, b) for a in range(3) for b in range(2)]
 
 
 def small(seed: int = 0) -> Policy:
-    """A controller that is not uniform, in double precision."""
-    controller = controller_of(TWO, seed).double()
+    """A policy that is not uniform, in double precision."""
+    policy = policy_of(TWO, seed).double()
     with torch.no_grad():
-        for parameter in controller.parameters():
+        for parameter in policy.parameters():
             parameter.add_(
                 0.3
                 * torch.randn(
                     parameter.shape, generator=torch.Generator().manual_seed(seed + 1)
                 ).double()
             )
-    return controller
+    return policy
 
 
-def chances(controller: Policy) -> dict[tuple[int, int], float]:
+def chances(policy: Policy) -> dict[tuple[int, int], float]:
     with torch.no_grad():
-        p = controller().exp()
+        p = policy().exp()
     return {(a, b): float(p[0, a] * p[1, b]) for a, b in SAMPLES}
 
 
-def expected(controller: Policy, reward: dict[tuple[int, int], float]) -> float:
-    return sum(p * reward[sample] for sample, p in chances(controller).items())
+def expected(policy: Policy, reward: dict[tuple[int, int], float]) -> float:
+    return sum(p * reward[sample] for sample, p in chances(policy).items())
 
 
 def by_finite_differences(
-    controller: Policy, value: Callable[[], float], step: float = 1e-5
+    policy: Policy, value: Callable[[], float], step: float = 1e-5
 ) -> list[float]:
     """The slope of ``value`` in some of each parameter's numbers."""
     slopes = []
-    for parameter in controller.parameters():
+    for parameter in policy.parameters():
         numbers = parameter.data.view(-1)
         for at in range(0, len(numbers), max(1, len(numbers) // 4)):
             before = float(numbers[at])
@@ -68,9 +68,9 @@ def by_finite_differences(
     return slopes
 
 
-def by_autograd(controller: Policy, value: Tensor) -> list[float]:
+def by_autograd(policy: Policy, value: Tensor) -> list[float]:
     slopes: list[float] = []
-    for gradient in torch.autograd.grad(value, list(controller.parameters())):
+    for gradient in torch.autograd.grad(value, list(policy.parameters())):
         flat = gradient.flatten()
         slopes += [float(flat[at]) for at in range(0, len(flat), max(1, len(flat) // 4))]
     return slopes
@@ -80,56 +80,56 @@ def by_autograd(controller: Policy, value: Tensor) -> list[float]:
 def test_the_policy_gradient_is_the_slope_of_the_expected_reward(size: int) -> None:
     """Over all batches, each by its chance; a batch's own deviation, by which it is divided, is
     multiplied back."""
-    controller, drawn = small(), np.random.default_rng(0)
+    policy, drawn = small(), np.random.default_rng(0)
     reward = {sample: float(drawn.normal()) for sample in SAMPLES}
-    p, log_p, total = chances(controller), controller(), torch.zeros((), dtype=torch.float64)
+    p, log_p, total = chances(policy), policy(), torch.zeros((), dtype=torch.float64)
     for batch in itertools.product(SAMPLES, repeat=size):
         rewards = torch.tensor([reward[sample] for sample in batch], dtype=torch.float64)
         chance = math.prod(p[sample] for sample in batch)
         total = total + chance * rewards.std().clamp(min=1e-9) * surrogate(
             log_p, torch.tensor(batch), rewards, 0.0
         )
-    slopes = by_finite_differences(controller, lambda: expected(controller, reward))
+    slopes = by_finite_differences(policy, lambda: expected(policy, reward))
     assert max(map(abs, slopes)) > 0.01
-    assert by_autograd(controller, total) == pytest.approx(slopes, rel=1e-5, abs=1e-8)
+    assert by_autograd(policy, total) == pytest.approx(slopes, rel=1e-5, abs=1e-8)
 
 
 def test_dividing_by_the_deviation_keeps_the_direction_where_it_is_the_same_in_all_batches() -> (
     None
 ):
     """Rewards of 0 and 5 in pairs: their deviation is 5 / sqrt 2, or the pair teaches nothing."""
-    controller = small(1)
+    policy = small(1)
     reward = {sample: 5.0 * (sum(sample) % 2) for sample in SAMPLES}
-    p, log_p, total = chances(controller), controller(), torch.zeros((), dtype=torch.float64)
+    p, log_p, total = chances(policy), policy(), torch.zeros((), dtype=torch.float64)
     for batch in itertools.product(SAMPLES, repeat=2):
         rewards = torch.tensor([reward[sample] for sample in batch], dtype=torch.float64)
         total = total + p[batch[0]] * p[batch[1]] * surrogate(
             log_p, torch.tensor(batch), rewards, 0.0
         )
     slopes = by_finite_differences(
-        controller, lambda: expected(controller, reward) * math.sqrt(2) / 5
+        policy, lambda: expected(policy, reward) * math.sqrt(2) / 5
     )
-    assert by_autograd(controller, total) == pytest.approx(slopes, rel=1e-5, abs=1e-8)
+    assert by_autograd(policy, total) == pytest.approx(slopes, rel=1e-5, abs=1e-8)
 
 
 def test_the_bonus_is_the_slope_of_the_entropy() -> None:
     def entropy() -> float:
         with torch.no_grad():
-            rows = controller().exp().tolist()
+            rows = policy().exp().tolist()
         return float(sum(-q * math.log(q) for row in rows for q in row if q) / 2)
 
-    controller = small(2)
+    policy = small(2)
     alike = torch.ones(3, dtype=torch.float64)
-    value = surrogate(controller(), torch.tensor([(0, 0), (1, 1), (2, 0)]), alike, 0.7)
-    slopes = by_finite_differences(controller, lambda: 0.7 * entropy())
+    value = surrogate(policy(), torch.tensor([(0, 0), (1, 1), (2, 0)]), alike, 0.7)
+    slopes = by_finite_differences(policy, lambda: 0.7 * entropy())
     assert max(map(abs, slopes)) > 0.01
-    assert by_autograd(controller, value) == pytest.approx(slopes, rel=1e-5, abs=1e-8)
+    assert by_autograd(policy, value) == pytest.approx(slopes, rel=1e-5, abs=1e-8)
 
 
 def test_one_sample_alone_teaches_nothing_but_the_bonus() -> None:
-    controller = small(3)
-    value = surrogate(controller(), torch.tensor([(1, 1)]), torch.tensor([7.0]), 0.0)
-    slopes = by_autograd(controller, value)
+    policy = small(3)
+    value = surrogate(policy(), torch.tensor([(1, 1)]), torch.tensor([7.0]), 0.0)
+    slopes = by_autograd(policy, value)
     assert slopes == pytest.approx([0.0] * len(slopes))
 
 
@@ -138,9 +138,9 @@ def test_one_sample_alone_teaches_nothing_but_the_bonus() -> None:
 
 @pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
 def test_imitation_reaches_about_the_confidence_and_shares_out_the_rest(confidence: float) -> None:
-    controller, indices = controller_of(), (3, 0, 1, 0)
-    imitate(controller, indices, Reinforce(confidence=confidence))
-    p = controller().exp().detach()
+    policy, indices = policy_of(), (3, 0, 1, 0)
+    imitate(policy, indices, Reinforce(confidence=confidence))
+    p = policy().exp().detach()
     for row, allowed, wanted in zip(p, ALLOWED, indices, strict=True):
         rest = [at for at in allowed.nonzero().flatten().tolist() if at != wanted]
         assert float(row[wanted]) == pytest.approx(confidence if rest else 1.0, abs=0.02)
@@ -150,17 +150,17 @@ def test_imitation_reaches_about_the_confidence_and_shares_out_the_rest(confiden
 
 
 def test_learning_raises_what_pays_until_the_evaluations_are_spent() -> None:
-    controller, left, entropies = controller_of(TWO), [400], list[float]()
+    policy, left, entropies = policy_of(TWO), [400], list[float]()
 
     def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
         assert sampled.shape == (8, 2)
         left[0] -= min(left[0], 8)
         with torch.no_grad():
-            entropies.append(float(-(controller() * controller().exp()).sum()))
+            entropies.append(float(-(policy() * policy().exp()).sum()))
         return sampled, (sampled == torch.tensor([1, 0])).float().sum(1)
 
     learn(
-        controller,
+        policy,
         Reinforce(learning_rate=0.05),
         torch.Generator().manual_seed(0),
         rewards,
@@ -170,7 +170,7 @@ def test_learning_raises_what_pays_until_the_evaluations_are_spent() -> None:
     assert len(entropies) == 50
     assert entropies[0] > 1.7
     assert entropies[-1] < 0.7
-    p = controller().exp().detach()
+    p = policy().exp().detach()
     assert float(p[0, 1] * p[1, 0]) > 0.9
     assert float(p[1, 2]) == 0.0
 
@@ -183,7 +183,7 @@ def test_learning_ends_where_nothing_new_is_proposed() -> None:
         return sampled, torch.zeros(len(sampled))
 
     learn(
-        controller_of(TWO),
+        policy_of(TWO),
         Reinforce(patience=7),
         torch.Generator().manual_seed(0),
         rewards,
@@ -193,22 +193,22 @@ def test_learning_ends_where_nothing_new_is_proposed() -> None:
 
 
 def test_what_could_not_be_scored_any_more_is_not_learned_from() -> None:
-    controller, left = controller_of(TWO), [3]
+    policy, left = policy_of(TWO), [3]
 
     def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
         left[0] = 0
         return sampled, torch.tensor([1.0, 2.0, 3.0] + [-math.inf] * 5)
 
-    learn(controller, Reinforce(), torch.Generator().manual_seed(0), rewards, lambda: left[0])
-    assert all(bool(parameter.isfinite().all()) for parameter in controller.parameters())
+    learn(policy, Reinforce(), torch.Generator().manual_seed(0), rewards, lambda: left[0])
+    assert all(bool(parameter.isfinite().all()) for parameter in policy.parameters())
 
 
 def collapsed(allowed: Tensor) -> Policy:
-    """A controller that is certain of the first option of every layer."""
-    controller = controller_of(allowed)
+    """A policy that is certain of the first option of every layer."""
+    policy = policy_of(allowed)
     with torch.no_grad():
-        controller.own[:, 0] = 1e4
-    return controller
+        policy.bias[:, 0] = 1e4
+    return policy
 
 
 @pytest.mark.parametrize("explore", [0.0, 0.5, 1.5, 4.0, 100.0])
@@ -225,16 +225,16 @@ def test_exploring_mixes_in_even_probabilities_of_what_is_allowed(explore: float
 
 
 def spent(settings: Reinforce, evaluations: int) -> int:
-    """How many choices a controller tries that has collapsed on the best of 4,096."""
+    """How many choices a policy tries that has collapsed on the best of 4,096."""
     seen = set[tuple[int, ...]]()
 
     def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
         seen.update([tuple(row) for row in sampled.tolist()])
         return sampled, -sampled.sum(1).float()
 
-    controller = collapsed(torch.ones(6, 4, dtype=torch.bool))
+    policy = collapsed(torch.ones(6, 4, dtype=torch.bool))
     learn(
-        controller,
+        policy,
         settings,
         torch.Generator().manual_seed(0),
         rewards,
@@ -264,7 +264,7 @@ def test_the_best_choice_so_far_takes_part_in_every_batch(monkeypatch: pytest.Mo
     monkeypatch.setattr(reinforce, "surrogate", climbed)
     worth = torch.rand(4, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     learn(
-        controller_of(torch.ones(4, 4, dtype=torch.bool)),
+        policy_of(torch.ones(4, 4, dtype=torch.bool)),
         Reinforce(),
         torch.Generator().manual_seed(0),
         rewards,

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from octavo import Budget, PlanError
-from octavo.dnq.agent import features
 from octavo.dnq.survey import survey
 
 
@@ -29,20 +28,13 @@ class Net(nn.Module):
 def test_layers_come_as_inputs_reach_them_with_their_counts_and_traits() -> None:
     space = survey(Net(), torch.zeros(5, 2, 4, 4), (2, 3), {"up": 4}, Budget(average_bits=4))
     assert space.names == ("stem", "up", "head")
-    assert space.options == ((2, 3), (4,), (2, 3))
+    texts = [[str(action) for action in actions] for actions in space.actions]
+    assert texts == [["2", "3"], ["4"], ["2", "3"]]
     assert space.weights == (4 * 2 * 9, 4 * 4 * 4, 8 * 3)
     assert space.macs == (4 * 2 * 9 * 16, 4 * 4 * 4 * 16, 8 * 3)  # of one input of the batch
     fan_in, *kinds = zip(*space.traits, strict=True)
     assert fan_in == pytest.approx([math.log(18), math.log(2 * 4), math.log(8)])
     assert sorted(kinds) == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
-
-
-def test_the_controller_reads_the_traits() -> None:
-    space = survey(Net(), torch.zeros(5, 2, 4, 4), (2, 3), {})
-    loss = torch.ones(3, 9).double().numpy()
-    read = features(space, loss)
-    assert read.shape == (3, len(space.traits[0]) + 3 + 2)
-    assert torch.equal(read[:, : len(space.traits[0])], torch.tensor(space.traits))
 
 
 def test_a_model_that_inputs_reach_no_layer_of_is_refused() -> None:

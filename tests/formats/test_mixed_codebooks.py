@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from octavo.dnq.journal import Journal
 from octavo.dnq.searching import SearchResult, search
 from octavo.dnq.space import Space, layer_options
+from octavo.dnq.widths import WIDTHS, width_index
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
-from octavo.formats.width import WIDTHS, Apot, width_index
+from octavo.formats.width import Apot
 from octavo.formats.zeros import pruned
 from octavo.inq.incremental import Incremental
 from octavo.inq.parametrization import hold
@@ -179,7 +180,7 @@ def test_the_closed_form_is_nearer_than_powers_of_two_and_than_rounding(order: A
             order=order,
             progress=lambda event, found=found: found.append(event.detail),  # type: ignore[misc]
         )
-        assert {layer.codebook.bits for layer in packed.layers.values()} == {width}
+        assert {layer.codebook.width for layer in packed.layers.values()} == {width}
         assert all(error.compensated <= error.nearest * (1 + 1e-6) for error in found)
     totals = [sum(error.compensated**2 for error in found) for found in errors.values()]
     assert totals[0] > 2 * totals[1] > 2 * totals[2]

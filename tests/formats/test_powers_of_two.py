@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from octavo.errors import PlanError
-from octavo.formats.powers_of_two import BLOCK, PowerOfTwo, check_bits, power_of_two
+from octavo.formats.powers_of_two import BLOCK, PowerOfTwo, power_of_two
+from octavo.formats.width import check_bits
 
 BITS = range(2, 9)
 TINY, HUGE = 2.0**-149, float(np.finfo(np.float32).max)

@@ -21,6 +21,6 @@ def test_each_width_has_the_codebook_of_its_grid(width: int, kind: Any, make: An
     found = fitted_codebook(weight, width, fit="mse", per="channel", importance=importance)
     expected = make(weight, width, fit="mse", per="channel", importance=importance)
     for one in (found, codebook_at(width, expected.max_exponent)):
-        assert (type(one), one.bits) == (kind, width)
+        assert (type(one), one.width) == (kind, width)
         assert torch.equal(one.max_exponent, expected.max_exponent)
         assert torch.equal(one.project(weight), expected.project(weight))

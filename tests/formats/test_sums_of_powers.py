@@ -18,7 +18,7 @@ from torch import Tensor
 from octavo.errors import PlanError
 from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
 from octavo.formats.sums_of_powers import LOWEST, AdditivePowers, additive_powers
-from octavo.formats.width import Apot
+from octavo.formats.width import Apot, Width
 
 BITS = range(5, 9)
 HUGE = float(np.finfo(np.float32).max)
@@ -272,17 +272,24 @@ def test_other_layouts_types_and_default_types_give_the_same() -> None:
 
 
 def test_its_bits_are_a_width_of_the_grid() -> None:
-    assert AdditivePowers(6, torch.tensor(0)).bits == Apot(6)
-    assert additive_powers(torch.ones(2), Apot(6)).bits == Apot(6)
+    for bits in (6, Apot(6)):
+        for codebook in (
+            AdditivePowers(bits, torch.tensor(0)),  # type: ignore[arg-type]  # a width will do
+            additive_powers(torch.ones(2), bits),
+        ):
+            assert (codebook.bits, codebook.width) == (6, Apot(6))
+            assert type(codebook.bits) is int
 
 
 def test_powers_of_two_do_not_take_its_widths() -> None:
     for make in (
         lambda: power_of_two(torch.ones(2), Apot(6)),
-        lambda: PowerOfTwo(Apot(6), torch.tensor(0)),
+        lambda: PowerOfTwo(Apot(6), torch.tensor(0)),  # type: ignore[arg-type]
     ):
-        with pytest.raises(PlanError, match=r"expected an integer from 2 to 8, got Apot\(6\)"):
+        with pytest.raises(PlanError, match=r"expected an integer from 2 to 8, got Width\(6, 'apot'\)"):
             make()
+    with pytest.raises(PlanError, match=r"expected an integer from 5 to 8, got Width\(6\)"):
+        additive_powers(torch.ones(2), Width(6))
 
 
 @pytest.mark.parametrize("bits", [4, 9, "6"])

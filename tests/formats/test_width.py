@@ -1,91 +1,158 @@
-"""Widths: ints that count as their bits and are equal to themselves only, and the texts that stand
-for them."""
+"""Widths: values of bits and codebook, which equal plain ints for powers of two only, and the texts
+that stand for them."""
 
 import copy
 import itertools
 import json
 import pickle
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo.errors import PlanError
+from octavo.formats.registry import CODEBOOKS
 from octavo.formats.width import (
-    WIDTHS,
+    BITS,
     Apot,
-    by_size,
-    level_count,
+    Width,
+    bits_of,
+    check_bits,
     read_width,
-    width_index,
     write_width,
     write_widths,
 )
 
-ALL = [*range(2, 9), *map(Apot, range(5, 9))]
+ALL = [*map(Width, range(2, 9)), *map(Apot, range(5, 9))]
 
 
-def test_a_width_equals_itself_on_its_own_grid_only() -> None:
+def test_a_width_equals_itself_on_its_own_codebook_only() -> None:
     for (i, one), (j, other) in itertools.product(enumerate(ALL), repeat=2):
         assert ((one == other), (one != other)) == ((i == j), (i != j))
         assert i != j or hash(one) == hash(other)
     assert len({*ALL, *(read_width(write_width(width)) for width in ALL)}) == len(ALL)
     assert (1, Apot(6)) != (1, 6)
     assert Apot(6) != "apot6"
+    assert Width(3) != "3"
+    assert Width(3) != 3.0
+    assert Width(3) != (3, "power_of_two")
 
 
-def test_it_counts_and_compares_as_its_bits() -> None:
-    assert 10 * Apot(6) == 60
-    assert sum([Apot(5), 3]) == 8
-    assert Apot(6) / 2 == 3.0
-    assert 5 < Apot(6) < 7
-    assert type(Apot(6) + 0) is int
-    assert int(Apot(7)) == 7
+def test_a_width_of_powers_of_two_equals_its_bits() -> None:
+    for bits in range(2, 9):
+        assert Width(bits) == bits == Width(bits)
+        assert hash(Width(bits)) == hash(bits)
+        assert {bits: "found"}[Width(bits)] == "found"  # type: ignore[index]
+        assert Width(bits) != bits + 1
+    for bits in range(5, 9):
+        assert Apot(bits) != bits != Apot(bits)
+        assert Apot(bits) == Width(bits, "apot")
 
 
-def test_they_are_sorted_by_bits_then_by_grid() -> None:
+def test_it_is_no_int_but_gives_its_bits() -> None:
+    assert not isinstance(Width(6), int)
+    assert (int(Apot(7)), Apot(7).bits, type(int(Apot(7)))) == (7, 7, int)
+    with pytest.raises(TypeError):
+        Width(6) + 1  # type: ignore[operator]
+    with pytest.raises(FrozenInstanceError):
+        Width(6).bits = 7  # type: ignore[misc]
+
+
+def test_they_are_sorted_by_bits_then_by_codebook() -> None:
     expected = [2, 3, 4, 5, Apot(5), 6, Apot(6), 7, Apot(7), 8, Apot(8)]
     for order in (ALL, ALL[::-1], ALL[5:] + ALL[:5]):
-        assert sorted(order, key=by_size) == expected
+        assert sorted(order) == expected
+        assert max(order) == Apot(8)
+    mixed: list[Any] = [Apot(6), 8, Width(3), 6, 2]
+    assert sorted(mixed) == [2, Width(3), 6, Apot(6), 8]
 
 
-@pytest.mark.parametrize("width", ALL)
-def test_its_text_comes_back(width: int) -> None:
+def test_it_compares_with_plain_ints() -> None:
+    assert 5 < Apot(6) < 7
+    assert 6 < Apot(6) >= 6
+    assert Width(6) <= 6 <= Width(6)
+    assert not Width(6) < 6
+    with pytest.raises(TypeError):
+        assert Width(6) < "7"  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("width", ALL, ids=str)
+def test_its_text_comes_back(width: Width) -> None:
     written = json.loads(json.dumps(write_width(width)))
     back = read_width(written)
-    assert (back, type(back)) == (width, type(width))
-    assert type(written) is (str if isinstance(width, Apot) else int)
+    assert (back, type(back)) == (width, Width)
+    assert type(written) is (str if width.codebook == "apot" else int)
     assert f"{width}" == str(width) == str(written)
-    for copied in (copy.deepcopy(width), pickle.loads(pickle.dumps(width))):
-        assert (copied, type(copied)) == (width, type(width))
+    assert eval(repr(width), {"Width": Width}) == width
+    for copied in (copy.deepcopy(width), pickle.loads(pickle.dumps(width)), read_width(width)):
+        assert (copied, type(copied)) == (width, Width)
 
 
 def test_texts_of_layers() -> None:
-    assert write_widths({"a": 3, "b": Apot(6)}) == {"a": 3, "b": "apot6"}
-    assert repr(Apot(6)) == "Apot(6)"
+    assert write_widths({"a": 3, "b": Apot(6), "c": Width(4)}) == {"a": 3, "b": "apot6", "c": 4}
+    assert repr(Apot(6)) == "Width(6, 'apot')"
+    assert repr(Width(3)) == "Width(3)"
 
 
-def test_each_has_its_own_place_in_a_table_and_its_own_number_of_levels() -> None:
-    places = [width_index(width) for width in ALL]
-    assert len(set(places)) == len(ALL)
-    assert max(places) < WIDTHS
-    assert [level_count(width) for width in ALL] == [3, 5, 9, 17, 33, 65, 129, 31, 63, 127, 255]
+def test_each_has_its_own_number_of_levels() -> None:
+    counts = [width.level_count for width in ALL]
+    assert counts == [3, 5, 9, 17, 33, 65, 129, 31, 63, 127, 255]
 
 
-@pytest.mark.parametrize("text", ["apot3", "apot9", "apot", "apot6 ", "apot05", "apot6.0"])
+def test_each_codebook_with_bits_has_a_class_and_the_other_way_round() -> None:
+    assert list(BITS) == list(CODEBOOKS)
+
+
+@given(st.from_regex(r"apot[0-9. ]{0,3}|apot\w+", fullmatch=True))
 def test_a_text_that_is_no_width(text: str) -> None:
-    with pytest.raises(
-        PlanError, match=f"^conv1: expected one of apot5, apot6, apot7, apot8, got '{text}'$"
-    ):
+    if text in ("apot5", "apot6", "apot7", "apot8"):
+        return
+    with pytest.raises(PlanError) as caught:
         read_width(text, "conv1")
+    assert str(caught.value) == (
+        f"conv1: expected one of apot5, apot6, apot7, apot8, got {text!r}"
+    )
 
 
-@pytest.mark.parametrize("value", [1, 9, 3.0, "3", "Apot6", None, True, [3]])
+JUNK = (
+    st.integers(max_value=1)
+    | st.integers(min_value=9)
+    | st.floats()
+    | st.booleans()
+    | st.none()
+    | st.lists(st.integers(2, 8))
+    | st.text().filter(lambda text: not text.startswith("apot"))
+)
+
+
+@given(JUNK)
 def test_what_is_no_width(value: Any) -> None:
-    with pytest.raises(PlanError, match=r"^bits: expected an integer from 2 to 8, got "):
-        read_width(value)
+    for read in (read_width, check_bits):
+        with pytest.raises(PlanError) as caught:
+            read(value)
+        assert str(caught.value) == f"bits: expected an integer from 2 to 8, got {value!r}"
 
 
-@pytest.mark.parametrize("bits", [4, 9, 6.0, "6", True, None])
-def test_bits_that_the_grid_does_not_have(bits: Any) -> None:
+@given(JUNK | st.integers(2, 4) | st.just(Width(6)))
+def test_bits_that_the_codebook_does_not_have(bits: Any) -> None:
     with pytest.raises(PlanError, match=r"^Apot: expected an integer from 5 to 8, got "):
         Apot(bits)
+    with pytest.raises(PlanError, match=r"^bits: expected an integer from 5 to 8, got "):
+        bits_of(bits, "apot")
+    with pytest.raises(PlanError, match=r"^bits: expected an integer from 5 to 8, got "):
+        Width(bits, "apot")
+
+
+def test_bits_of_a_width_of_the_codebook() -> None:
+    assert (bits_of(3, "power_of_two"), bits_of(Width(3), "power_of_two")) == (3, 3)
+    assert bits_of(Apot(6), "apot") == 6
+    with pytest.raises(PlanError, match=r"^bits: expected an integer from 2 to 8, got Width"):
+        bits_of(Apot(6), "power_of_two")
+
+
+def test_an_unknown_codebook() -> None:
+    expected = "^codebook: expected one of power_of_two, apot, got 'fp5'$"
+    with pytest.raises(PlanError, match=expected):
+        Width(5, "fp5")

@@ -1,5 +1,5 @@
-"""Scales that batch norms absorb: nothing changes in full precision, and the closed form gets
-nearer with them."""
+"""Scales that batch norms cancel: nothing changes in full precision, and PTQ comes nearer to the
+outputs with them."""
 
 import copy
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_in_full_precision_nothing_changes(training: bool) -> None:
 
 
 @pytest.mark.parametrize("bits", [3, 5])
-def test_the_closed_form_is_nearer_with_them_and_its_weights_are_powers_of_two(
+def test_ptq_is_nearer_with_them_and_its_weights_are_powers_of_two(
     bits: int, tmp_path: Path
 ) -> None:
     model, seen, others = block(), list(images().split(8)), images(64, seed=2)

@@ -1,5 +1,4 @@
-"""Closed form on whole networks: better than rounding, the same every time, and the model left as
-it was."""
+"""PTQ of whole networks: better than rounding, repeatable, and the model is left as it was."""
 
 import copy
 import threading
@@ -304,7 +303,7 @@ def test_settings_reach_every_layer(settings: dict[str, Any]) -> None:
 # In forward order.
 
 
-def test_layers_that_see_the_quantized_ones_ahead_make_up_for_them() -> None:
+def test_layers_that_see_the_quantized_ones_ahead_compensate_for_them() -> None:
     errors = [0.0, 0.0]
     for seed in range(3):
         model, batches = make("convolutions", seed)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import octavo.network.moments
+import octavo.network.layer_inputs
 from octavo.errors import PlanError
 from octavo.network.calling import observing
 from octavo.network.layers import Layer, calling_modules, find_layers
@@ -151,7 +151,6 @@ def test_each_layer_is_frozen_from_the_inputs_that_it_has_in_the_end() -> None:
             2,
         )
         assert torch.allclose(seen[name].hessian, X @ X.mT, rtol=1e-4, atol=1e-3), name
-        assert torch.allclose(seen[name].mean_input, X.mean(2), atol=1e-5), name
 
 
 @pytest.mark.parametrize("chunk", [1 << 24, 1])
@@ -159,7 +158,7 @@ def test_drift_is_what_the_full_precision_outputs_have_beyond_the_layers_own(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        octavo.network.moments, "CHUNK", chunk
+        octavo.network.layer_inputs, "CHUNK", chunk
     )  # 1: a call's inputs come one by one
     model = make(Net)
     quantized, seen = frozen(model, images())
@@ -172,7 +171,6 @@ def test_drift_is_what_the_full_precision_outputs_have_beyond_the_layers_own(
         X = torch.cat([patches(module, x) for x in now], 2)
         D = (full - own).float().unflatten(0, (len(X), -1))
         assert torch.allclose(seen[name].drift, D @ X.mT, rtol=1e-3, atol=1e-4), name
-        assert torch.allclose(seen[name].mean_drift, D.mean(2), atol=1e-6), name
         assert float(seen[name].drift.abs().max()) > 0.01
 
 

@@ -1035,7 +1035,7 @@ def test_a_search_for_the_bits_of_inputs_too(method: str, folder: Path) -> None:
         == found.plan.activations
         == {n: form.bits for n, form in packed.activations.items()}
     )
-    assert sum(found.plan[n] * found.plan.activations[n] * macs[n] for n in macs) <= 16 * sum(
+    assert sum(found.plan[n].bits * found.plan.activations[n] * macs[n] for n in macs) <= 16 * sum(
         macs.values()
     )
     fresh = task.model()

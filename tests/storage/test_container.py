@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from octavo.errors import FormatError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.registry import codebook_at
-from octavo.formats.width import Apot
+from octavo.formats.width import Apot, Width
 from octavo.network.layers import find_layers
 from octavo.storage.container import VERSION, Floats, pack, to_file, unpack
 from octavo.storage.manifest import DTYPES
@@ -178,17 +178,17 @@ def read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 @st.composite
 def quantized(draw: st.DrawFn, name: str) -> Quantized:
-    bits = draw(st.sampled_from([*range(2, 9), *map(Apot, range(5, 9))]))
+    width = draw(st.sampled_from([*map(Width, range(2, 9)), *map(Apot, range(5, 9))]))
     shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     divisors = (
         [0] + [g for g in range(1, shape[0] + 1) if shape[0] % g == 0] if len(shape) > 1 else [0]
     )
     per_channel = draw(st.booleans())
-    apot = isinstance(bits, Apot)
+    apot = width.codebook == "apot"
     top = draw(
         st.lists(st.integers(-126 if apot else -149, 127), min_size=shape[0], max_size=shape[0])
     )
-    zero = 2 ** (bits - 1) - 1 if apot else 2 ** (bits - 2)
+    zero = 2 ** (width.bits - 1) - 1 if apot else 2 ** (width.bits - 2)
     share = draw(st.sampled_from([0, 0.5, 0.99]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     codes = np.where(rng.random(shape) < share, zero, rng.integers(0, 2 * zero + 1, shape)).astype(
@@ -197,7 +197,7 @@ def quantized(draw: st.DrawFn, name: str) -> Quantized:
     names = (name, *(f"{name}.{n}" for n in range(draw(st.integers(0, 2)))))
     tops = torch.tensor(top if per_channel else top[0])
     return Quantized(
-        names, codebook_at(bits, tops), torch.from_numpy(codes), draw(st.sampled_from(divisors))
+        names, codebook_at(width, tops), torch.from_numpy(codes), draw(st.sampled_from(divisors))
     )
 
 
@@ -240,10 +240,10 @@ def test_what_is_packed_comes_back(network: tuple[dict[str, Quantized], Floats])
     assert list(found) == list(layers)
     for name, layer in layers.items():
         back = found[name]
-        assert (back.names, back.groups, back.codebook.bits) == (
+        assert (back.names, back.groups, back.codebook.width) == (
             layer.names,
             layer.groups,
-            layer.codebook.bits,
+            layer.codebook.width,
         )
         assert torch.equal(back.codes, layer.codes)
         assert back.codes.dtype == torch.uint8
@@ -284,7 +284,7 @@ def test_another_reader_reads_the_golden_file_of_version_2() -> None:
     data = (Path(__file__).parent / "data" / "golden-v2.safetensors").read_bytes()
     layers, *_ = unpack(data)
     weights, _ = read(data)
-    assert {name: layer.codebook.bits for name, layer in layers.items()} == {
+    assert {name: layer.codebook.width for name, layer in layers.items()} == {
         "a": Apot(5),
         "b": 3,
         "c": Apot(6),

@@ -390,9 +390,8 @@ def test_the_other_grid_wants_its_own_stream_and_exponents_within_its_range() ->
 
     with pytest.raises(FormatError, match=r"^codes\.apot5: missing in the file"):
         unpack(file())
-    assert unpack(file(apot5=strings["codes.5"]))[0]["fc"].codebook.bits == Apot(
-        5
-    )  # such codes are legal there too
+    assert unpack(file(apot5=strings["codes.5"]))[0]["fc"].codebook.width == Apot(5)
+    # such codes are legal there too
     layer = manifest["layers"][2]
     tops = struct.pack("<2h", -127, 0)
     codes = unpack(file(apot5=strings["codes.5"]))[0]["fc"].codes.numpy().tobytes()

@@ -19,7 +19,7 @@ from octavo.activations.quantizer import (
     input_quantizers,
 )
 from octavo.errors import PlanError
-from octavo.formats.powers_of_two import check_bits
+from octavo.formats.width import check_bits
 from octavo.network.calling import Inputs, feed, hooked
 from octavo.network.layers import Skipped, find_inputs
 from octavo.plan import matching

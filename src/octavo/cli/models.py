@@ -183,5 +183,5 @@ def _plan_figures(result: "SearchResult") -> dict[str, Any]:
     figures: dict[str, Any] = {"plan": write_widths(result.plan)}
     if result.plan.activations:
         figures["activations"] = result.plan.activations
-    scores = {"score": result.score, "uniform_score": result.uniform_score}
+    scores = {"score": result.objective, "uniform_score": result.uniform_objective}
     return figures | scores | asdict(result.plan.cost())

@@ -67,7 +67,7 @@ def elements(codebook: Codebook, codes: Tensor, form: Format, name: str) -> tupl
     if exponent is None:
         raise ExportError(
             f"{name}: {form.name} does not hold the {len(levels)} levels of its width, "
-            f"{codebook.bits}"
+            f"{codebook.width}"
         )
     smallest = int(codebook.max_exponent.min())
     if smallest - exponent < SMALLEST:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from octavo.activations.quantizer import InputFormat, input_quantizers
 from octavo.deploy.builder import Builder
 from octavo.errors import ExportError, brief
-from octavo.network.calling import Inputs, arguments, mapped, where_raised
+from octavo.network.calling import Inputs, arguments, where_raised
+from octavo.network.nested import leaves, mapped
 from octavo.storage.quantized import Quantized
 
 __all__ = ["Closed", "Decode", "OpenGraph", "close", "quiet", "trace"]
@@ -232,13 +233,8 @@ def _free_batch(bound: inspect.BoundArguments) -> Any:
     """Return the dimensions of the arguments that torch may leave open: the first, where it is the
     batch's. The arguments become dense tensors of at least two inputs.
     """
-    leading: list[int] = []
-
-    def note(leaf: Any) -> None:
-        leading.extend(leaf.shape[:1] if isinstance(leaf, Tensor) else ())
-
-    mapped(bound.arguments, note)
-    batch = leading[0] if leading else 0
+    tensors = [leaf for leaf in leaves(bound.arguments) if isinstance(leaf, Tensor)]
+    batch = next((tensor.shape[0] for tensor in tensors if tensor.dim()), 0)
     bound.arguments.update(mapped(bound.arguments, lambda leaf: _plain(leaf, batch)))
     batch = max(2, batch)
     free = {0: torch.export.Dim.AUTO}

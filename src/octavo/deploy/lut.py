@@ -38,7 +38,7 @@ def _levels(builder: Builder, layer: Quantized) -> ir.Value:
     """Add the table of levels; layers with a scale for each channel share those of their width."""
     codebook = layer.codebook
     if codebook.max_exponent.dim():
-        return builder.initializer(f"levels.{codebook.bits!s}", codebook.unit_levels().numpy())
+        return builder.initializer(f"levels.{codebook.width!s}", codebook.unit_levels().numpy())
     return builder.initializer(f"{layer.names[0]}.levels", codebook.levels().numpy())
 
 

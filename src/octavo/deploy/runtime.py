@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import ExportError, FormatError, PlanError, brief
-from octavo.network.outputs import named_tensors
+from octavo.network.nested import named_tensors
 
 __all__ = ["OnnxModel", "agreement", "differences"]
 

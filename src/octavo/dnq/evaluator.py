@@ -1,141 +1,223 @@
-"""Where choices are scored and counted: the same for the learned controller and for every rival."""
+"""The evaluator: where choices are measured and counted, for the policy and for every rival alike."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from octavo._deprecated import warn_renamed
 from octavo._seeds import seed_of
-from octavo.dnq.environment import Environment, Partial
+from octavo.dnq.environment import Measurement
 from octavo.dnq.journal import Journal
-from octavo.dnq.output_sum import OutputSum
-from octavo.dnq.space import Choice, Space, single_layers
+from octavo.dnq.sensitivity import Sensitivity, loss_table, single_layer_choices
+from octavo.dnq.space import Choice, Partial, Space
 from octavo.errors import PlanError
-from octavo.formats.width import WIDTHS, width_index
+from octavo.network.outputs import Part
+from octavo.plan import Plan
+from octavo.progress import Event, Progress, silent
 
-__all__ = ["Evaluator", "Trial"]
+__all__ = ["Evaluator", "Measures", "Trial"]
 
-NOTED = 16  # scores that are journalled at a time: what is lost at most
+NOTED = 16  # objectives that are journalled at a time: the most that a kill can lose
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A choice that was scored, the bits that its codes take at their entropy, and the reward:
-    under a budget it is the score.
+    """A plan that was measured.
+
+    Attributes:
+        plan: the plan.
+        choice: the plan as indices into each layer's actions.
+        objective: its objective, higher is better.
+        stored_bits: bits that its codes take at their entropy.
+        reward: what the search maximises; under a budget it is the objective.
+
     """
 
+    plan: Plan = field(compare=False)
     choice: Choice
-    score: float
+    objective: float
     stored_bits: float
     reward: float
 
+    @property
+    def score(self) -> float:
+        """The objective, by its old name."""
+        warn_renamed("Trial.score", "Trial.objective")
+        return self.objective
+
+
+class Measures(Protocol):
+    """The part of an environment that an evaluator needs: see ``octavo.dnq.environment``."""
+
+    def measure(
+        self, choices: Sequence[Partial], *, keep_outputs: bool = False
+    ) -> list[Measurement]:
+        """Return the measurement of each choice."""
+
+    def full_outputs(self) -> tuple[Part, ...]:
+        """Return the outputs in full precision, where the objective is a function of outputs."""
+
+    def stored_bits(self, choice: Choice) -> float:
+        """Return the bits that the codes of a choice take."""
+
 
 class Evaluator:
-    """Scores choices, never one twice, until its evaluations are spent.
+    """Measures choices, never one twice, until its evaluations are spent.
 
     Args:
-        space: the layers and their options.
-        environment: scores what is new.
-        journal: knows what was scored before, in this process or an earlier one.
-        evaluations: how many choices may be scored; those of single layers count too, those that
-            were scored before do not.
-        trade_off: what a doubling of the compression ratio adds to the reward, beside the score.
-        seed: of what is drawn.
-        observe: called with each trial.
+        space: the layers and their actions.
+        environment: measures what is new.
+        journal: knows what was measured before, in this process or an earlier one.
+        evaluations: how many choices may be measured; those of single layers count too, and so do
+            those that the journal knows.
+        trade_off: what a doubling of the compression ratio adds to the reward.
+        seed: seed of everything that is drawn.
+        progress: called with an event for each trial.
 
     """
 
     def __init__(
         self,
         space: Space,
-        environment: Environment,
+        environment: Measures,
         journal: Journal,
         evaluations: int,
         *,
         trade_off: float = 0.0,
         seed: int = 0,
-        observe: Callable[[Trial], None] = lambda _: None,
+        progress: Progress = silent,
     ) -> None:
-        self.space, self.left, self.trials = space, evaluations, list[Trial]()
-        self._environment, self._journal, self._observe = environment, journal, observe
-        self._trade_off = trade_off
-        self._seen: dict[tuple[int | None, ...], float] = {}
-        self._whole = set[Choice]()
+        self.space = space
+        self.trials: list[Trial] = []
         self.generator = torch.Generator().manual_seed(seed_of(seed))
+        self._environment = environment
+        self._journal = journal
+        self._evaluations = evaluations
+        self._trade_off = trade_off
+        self._progress = progress
+        self._seen: dict[Partial, float] = {}  # objectives of all choices that were counted
+        self._whole: set[Choice] = set()  # choices that are trials
 
-    def reward(self, choice: Choice, score: float) -> float:
-        """What is maximised: the score, and the trade-off's share of the compression ratio."""
-        if not self._trade_off:
-            return score
-        return score + self._trade_off * math.log2(self.space.plan(choice).cost().ratio)
-
-    def rewards_of(self, choices: Sequence[Choice], scores: Sequence[float]) -> list[float]:
-        """Rewards of choices that have these scores, measured or estimated."""
-        return [self.reward(choice, score) for choice, score in zip(choices, scores, strict=True)]
-
-    def rewards(self, choices: Sequence[Choice]) -> list[float]:
-        """Rewards of choices, which are scored."""
-        return self.rewards_of(choices, self.score(choices))
-
-    def knows(self, choice: Choice) -> bool:
-        """Whether the choice is among the trials."""
-        return choice in self._whole
-
-    def score(self, choices: Sequence[Choice]) -> list[float]:
-        """Scores of whole choices; minus infinity for what was not scored before and no evaluation
-        is left for.
-        """
-        scores = self._scores(choices)
-        for choice, score in zip(choices, scores, strict=True):
-            if score > -np.inf and choice not in self._whole:
-                self._whole.add(choice)
-                stored_bits = self._environment.stored_bits(choice)
-                self.trials.append(Trial(choice, score, stored_bits, self.reward(choice, score)))
-                self._observe(self.trials[-1])
-        return scores
-
-    def losses(self) -> np.ndarray:
-        """What each layer alone loses at each of its options, against full precision: (layers,
-        widths), by ``width_index``.
-
-        Raises:
-            PlanError: too few evaluations for that and a choice.
-
-        """
-        layers, single = len(self.space.names), single_layers(self.space.options)
-        if self.left < (least := len(single) + 1 + (layers > 1)):
-            raise PlanError(
-                f"trials: expected at least {least}, for each layer alone and a plan, got {self.left}"
-            )
-        top, *scores = self._scores([(None,) * layers, *single.values()])
-        loss = np.full(
-            (layers, max(WIDTHS, *(width_index(bits) + 1 for _, bits in single))), np.nan
-        )
-        for (layer, bits), score in zip(single, scores, strict=True):
-            loss[layer, width_index(bits)] = top - score
-        return loss
-
-    def output_sum(self) -> OutputSum | None:
-        """A model of the environment from what the choices of single layers gave, if its scores can
-        be modelled.
-        """
-        return self._environment.output_sum()
+    @property
+    def left(self) -> int:
+        """How many choices may still be measured."""
+        return self._evaluations - len(self._seen)
 
     @property
     def best(self) -> Trial:
         """The trial of the highest reward; of equals, the first."""
         return max(self.trials, key=lambda trial: trial.reward)
 
-    def _scores(self, choices: Sequence[Partial]) -> list[float]:
-        fresh = [c for c in dict.fromkeys(map(tuple, choices)) if c not in self._seen][: self.left]
-        self.left -= len(fresh)
-        unknown = [choice for choice in fresh if self._journal.known(choice) is None]
-        for start in range(0, len(unknown), NOTED):
-            some = unknown[start : start + NOTED]
-            self._journal.add(some, self._environment.scores(some))
-        for choice in fresh:
-            known = self._journal.known(choice)
-            self._seen[choice] = -np.inf if known is None else known
-        return [self._seen.get(tuple(choice), -np.inf) for choice in choices]
+    def knows(self, choice: Choice) -> bool:
+        """Return whether the choice is among the trials."""
+        return choice in self._whole
+
+    def reward(self, choice: Choice, objective: float) -> float:
+        """Return what is maximised: the objective, and the trade-off's share of the compression
+        ratio.
+        """
+        if not self._trade_off:
+            return objective
+        return objective + self._trade_off * math.log2(self.space.plan(choice).cost().ratio)
+
+    def rewards(self, choices: Sequence[Choice]) -> list[float]:
+        """Measure choices, and return their rewards."""
+        objectives = self.objectives(choices)
+        return [self.reward(*pair) for pair in zip(choices, objectives, strict=True)]
+
+    def objectives(self, choices: Sequence[Choice]) -> list[float]:
+        """Measure choices, and return their objectives: minus infinity for what is new when no
+        evaluation is left.
+        """
+        new = [choice for choice in dict.fromkeys(choices) if choice not in self._seen]
+        new = new[: self.left]
+        self._count(new, self._measured(new))
+        objectives = [self._seen.get(choice, -math.inf) for choice in choices]
+        for choice, objective in zip(choices, objectives, strict=True):
+            if objective > -math.inf:
+                self._note(choice, objective)
+        return objectives
+
+    def reference(self, choice: Choice) -> float:
+        """Measure a choice beside the search: it is a trial, but takes no evaluation."""
+        (measurement,) = self._measured([choice])
+        self._note(choice, measurement.objective)
+        return measurement.objective
+
+    def losses(self) -> np.ndarray:
+        """Return what each layer alone loses at each of its actions, (layers, actions).
+
+        Raises:
+            PlanError: too few evaluations are left for that and for one choice.
+
+        """
+        return self.sensitivity().losses
+
+    def sensitivity(self, *, outputs: bool = False) -> Sensitivity:
+        """Measure each layer alone at each of its actions, against full precision.
+
+        Args:
+            outputs: keep the changed outputs too, for a world model.
+
+        Raises:
+            PlanError: too few evaluations are left for that and for one choice.
+
+        """
+        layers = len(self.space.names)
+        single = single_layer_choices(self.space.actions)
+        least = len(single) + 1 + (layers > 1)
+        if self.left < least:
+            raise PlanError(
+                f"trials: expected at least {least}, for each layer alone and a plan, "
+                f"got {self.left}"
+            )
+        choices: list[Partial] = [(None,) * layers, *single.values()]
+        full = self._environment.full_outputs() if outputs else ()
+        measured = self._measured(choices, keep_outputs=bool(full))
+        self._count(choices, measured)
+        in_full, *alone = measured
+        losses = [in_full.objective - measurement.objective for measurement in alone]
+        changed = {pair: each.outputs for pair, each in zip(single, alone, strict=True)}
+        return Sensitivity(loss_table(self.space.actions, losses), full, changed if full else {})
+
+    def _measured(
+        self, choices: Sequence[Partial], *, keep_outputs: bool = False
+    ) -> list[Measurement]:
+        """Return measurements, from the journal where it knows them and no outputs are wanted."""
+        needed = [choice for choice in choices if keep_outputs or choice not in self._journal]
+        outputs: dict[Partial, tuple[Tensor, ...]] = {}
+        for first in range(0, len(needed), NOTED):
+            some = needed[first : first + NOTED]
+            measured = self._environment.measure(some, keep_outputs=keep_outputs)
+            self._journal.add(some, [measurement.objective for measurement in measured])
+            for choice, measurement in zip(some, measured, strict=True):
+                outputs[choice] = measurement.outputs
+        return [
+            Measurement(self._journal[choice], outputs.get(choice, ())) for choice in choices
+        ]
+
+    def _count(self, choices: Sequence[Partial], measured: Sequence[Measurement]) -> None:
+        """Count each choice as an evaluation, unless it was counted before."""
+        for choice, measurement in zip(choices, measured, strict=True):
+            self._seen[choice] = measurement.objective
+
+    def _note(self, choice: Choice, objective: float) -> None:
+        """Add the choice to the trials unless it is one, and report it."""
+        if choice in self._whole:
+            return
+        self._whole.add(choice)
+        trial = Trial(
+            self.space.plan(choice),
+            choice,
+            objective,
+            self._environment.stored_bits(choice),
+            self.reward(choice, objective),
+        )
+        self.trials.append(trial)
+        done = self._evaluations - self.left
+        self._progress(Event("search", done, self._evaluations, detail=trial))

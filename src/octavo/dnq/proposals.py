@@ -1,4 +1,4 @@
-"""Which choices to measure next: those near promising ones that are estimated to be the best."""
+"""Proposals: choices near promising ones that are estimated to be the best."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -9,25 +9,23 @@ from octavo.dnq.space import Choice, Space
 __all__ = ["proposals"]
 
 ROUNDS = 4
-PARENTS, CHILDREN = (
-    32,
-    256,
-)  # of a round: how many of the best so far are changed, how many changed ones are estimated
+PARENTS = 32  # the best so far that a round changes
+CHILDREN = 256  # changed choices that a round estimates
 CHANGED = 2.0  # layers that a child draws anew, on average
 
 
 def proposals(
     space: Space,
-    project: Callable[[Choice], Choice],
+    within: Callable[[Choice], Choice],
     rewards: Callable[[Sequence[Choice]], Sequence[float]],
     start: Sequence[Choice],
     generator: torch.Generator,
 ) -> Iterator[list[Choice]]:
-    """Search for choices of high estimated reward, round by round further from those to start from.
+    """Search for choices of high estimated reward, round by round further from the start.
 
     Args:
-        space: of the choices.
-        project: brings a choice within the budget.
+        space: the space of the choices.
+        within: brings a choice within the budget.
         rewards: estimates, one for each choice.
         start: choices within the budget.
         generator: what is drawn from.
@@ -36,32 +34,36 @@ def proposals(
         After each round the choices that it began from and those that it found, the best first.
 
     """
-    known = dict[Choice, float]()
+    known: dict[Choice, float] = {}
 
     def best_first(choices: Iterable[Choice]) -> list[Choice]:
         distinct = list(dict.fromkeys(choices))
-        if new := [choice for choice in distinct if choice not in known]:
+        new = [choice for choice in distinct if choice not in known]
+        if new:
             known.update(zip(new, rewards(new), strict=True))
         return sorted(distinct, key=known.__getitem__, reverse=True)
 
     found = best_first(start)
     for _ in range(ROUNDS):
-        parents = [found[at % min(len(found), PARENTS)] for at in range(CHILDREN)]
-        found = best_first([*found[:PARENTS], *map(project, _children(space, parents, generator))])
+        best = found[:PARENTS]
+        parents = [best[child % len(best)] for child in range(CHILDREN)]
+        children = map(within, _children(space, parents, generator))
+        found = best_first([*best, *children])
         yield found
 
 
 def _children(space: Space, parents: Sequence[Choice], generator: torch.Generator) -> list[Choice]:
-    """Each parent with a few layers' options drawn evenly anew."""
-    layers = len(space.names)
-    anew = torch.rand(len(parents), layers, generator=generator) < CHANGED / layers
-    drawn = torch.rand(len(parents), layers, generator=generator)
+    """Return each parent with a few layers' actions drawn evenly anew."""
+    shape = (len(parents), len(space.names))
+    changed = torch.rand(shape, generator=generator) < CHANGED / len(space.names)
+    drawn = torch.rand(shape, generator=generator)
+    rows = zip(parents, changed.tolist(), drawn.tolist(), strict=True)
     return [
         tuple(
-            options[int(share * len(options))] if change else bits
-            for bits, options, change, share in zip(
-                parent, space.options, changes, shares, strict=True
+            int(share * len(actions)) if change else action
+            for action, actions, change, share in zip(
+                parent, space.actions, changes, shares, strict=True
             )
         )
-        for parent, changes, shares in zip(parents, anew.tolist(), drawn.tolist(), strict=True)
+        for parent, changes, shares in rows
     ]

@@ -1,13 +1,12 @@
 """REINFORCE on batches of choices (Williams, 1992), with a leave-one-out baseline and a decaying
 entropy bonus.
 
-One page, top to bottom. What is scored is not the sample but what was made of it: brought within
-the budget, and where it is measured, bettered. The probability that is raised or lowered is that of
-the choice that was scored, without weights for having been drawn otherwise, so the policy learns to
-propose what is really tried. Two things keep it from settling on a choice while evaluations are
-left: a share of every layer's probability is spread evenly over its options, so that some layers of
-    each sample explore; and the best choice so far takes part in every batch, so that what is
-    learned from is never lost.
+An episode is one choice, so its return is its reward. The choice that is rewarded is not the sample
+but what was made of it: brought within the budget and, where it is measured, improved. The gradient
+raises or lowers the probability of the rewarded choice, without weights for having been drawn
+otherwise, so the policy learns to propose what is really tried. Two things keep it from settling
+while evaluations are left: a share of every layer's probability is spread evenly over its actions,
+so that some layers of each sample explore; and the best choice so far takes part in every batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,12 +27,13 @@ class Reinforce:
     """Settings of the policy gradient.
 
     Attributes:
-        batch: choices a step.
-        learning_rate: Adam's.
-        entropy: weight of the entropy bonus at the start; it falls linearly to 0 over the trials.
+        batch: episodes in a step.
+        learning_rate: learning rate of Adam.
+        entropy: weight of the entropy bonus at the start; it falls linearly to 0 over the
+            evaluations.
         explore: how many layers of a sample are drawn evenly, on average; more, while batches bring
             nothing new.
-        confidence: what imitation makes of the probability of each imitated option.
+        confidence: the probability that imitation gives to each imitated action.
         patience: how many batches in a row may propose nothing new before learning ends.
 
     """
@@ -46,85 +46,97 @@ class Reinforce:
     patience: int = 100
 
 
-def imitate(
-    controller: Policy, indices: Sequence[int], settings: Reinforce, steps: int = 200
-) -> None:
-    """Warm start: give each layer's option in ``indices`` about the probability ``confidence``, and
+def imitate(policy: Policy, choice: Sequence[int], settings: Reinforce, steps: int = 200) -> None:
+    """Warm start: give each layer's action in ``choice`` about the probability ``confidence``, and
     share out the rest.
     """
-    count = controller.allowed.sum(1)
+    count = policy.allowed.sum(1)
     rest = (1 - settings.confidence) / (count - 1).clamp(min=1)
-    target = torch.where(controller.allowed, rest.unsqueeze(1), 0.0)
-    target[torch.arange(len(target)), torch.tensor(indices)] = torch.where(
-        count > 1, settings.confidence, 1.0
-    )
-    optimizer = torch.optim.Adam(controller.parameters(), settings.learning_rate)
+    target = torch.where(policy.allowed, rest.unsqueeze(1), 0.0)  # (layers, actions)
+    imitated = torch.where(count > 1, settings.confidence, 1.0)
+    target[torch.arange(len(target)), torch.tensor(choice)] = imitated
+    optimizer = torch.optim.Adam(policy.parameters(), settings.learning_rate)
     for _ in range(steps):
         optimizer.zero_grad()
-        (-(target * controller()).sum(1).mean()).backward()
+        cross_entropy = -(target * policy()).sum(1).mean()
+        cross_entropy.backward()
         optimizer.step()
 
 
 def learn(
-    controller: Policy,
+    policy: Policy,
     settings: Reinforce,
     generator: torch.Generator,
-    rewards: Callable[[Tensor], tuple[Tensor, Tensor]],
+    reward_of: Callable[[Tensor], tuple[Tensor, Tensor]],
     left: Callable[[], int],
 ) -> None:
-    """Train the controller until no evaluations are left, or it proposes nothing new any more.
+    """Train the policy until no evaluations are left, or it proposes nothing new any more.
 
     Args:
-        controller: the policy.
-        settings: how.
+        policy: the policy.
+        settings: settings of the gradient.
         generator: what samples are drawn from.
-        rewards: takes sampled options (batch, layers) to the options that were tried and their
-            rewards (batch,), minus infinity for what could not be scored any more.
-        left: how many new choices may still be scored.
+        reward_of: takes sampled actions (batch, layers) to the choices that were tried and their
+            rewards (batch,), minus infinity for what could not be measured any more.
+        left: returns how many new choices may still be measured.
 
     """
-    optimizer = torch.optim.Adam(controller.parameters(), settings.learning_rate)
-    whole, stale = left(), 0
-    best, best_reward = (
-        torch.empty(0, len(controller.allowed), dtype=torch.int64),
-        torch.empty(0, dtype=torch.float64),
-    )
+    optimizer = torch.optim.Adam(policy.parameters(), settings.learning_rate)
+    evaluations = left()
+    stale = 0  # batches in a row that brought nothing new
+    best = torch.empty(0, len(policy.allowed), dtype=torch.int64)
+    best_reward = torch.empty(0, dtype=torch.float64)
     while (before := left()) and stale < settings.patience:
-        policy = _exploring(controller, settings.explore * GROWTH**stale)
+        log_probabilities = _exploring(policy, settings.explore * GROWTH**stale)
         sampled = torch.multinomial(
-            policy.detach().exp(), settings.batch, replacement=True, generator=generator
-        ).T
-        tried, reward = rewards(sampled)
-        scored = reward.isfinite()
-        tried, reward = torch.cat([best, tried[scored]]), torch.cat([best_reward, reward[scored]])
+            log_probabilities.detach().exp(),
+            settings.batch,
+            replacement=True,
+            generator=generator,
+        ).T  # (batch, layers)
+        tried, reward = reward_of(sampled)
+        measured = reward.isfinite()
+        tried = torch.cat([best, tried[measured]])
+        reward = torch.cat([best_reward, reward[measured]])
+        entropy_weight = settings.entropy * before / evaluations
         optimizer.zero_grad()
-        (-surrogate(policy, tried, reward, settings.entropy * before / whole)).backward()
+        (-surrogate(log_probabilities, tried, reward, entropy_weight)).backward()
         optimizer.step()
-        best, best_reward = tried[(first := reward.argmax()) : first + 1], reward[first : first + 1]
+        first = reward.argmax()
+        best = tried[first : first + 1]
+        best_reward = reward[first : first + 1]
         stale = stale + 1 if left() == before else 0
 
 
-def _exploring(controller: Policy, explore: float) -> Tensor:
-    """The controller's log probabilities, mixed with even ones so that ``explore`` layers of a
+def surrogate(
+    log_probabilities: Tensor, choices: Tensor, reward: Tensor, entropy_weight: float
+) -> Tensor:
+    """Return the function whose gradient the policy climbs.
+
+    It is the mean of advantage times log probability, and the entropy bonus. The baseline of a
+    choice is the mean reward of the others, and advantages are in units of the batch's deviation.
+
+    Args:
+        log_probabilities: of the policy, (layers, actions).
+        choices: the choices that were rewarded, (batch, layers).
+        reward: their rewards, (batch,).
+        entropy_weight: weight of the mean entropy of the layers.
+
+    """
+    advantage = torch.zeros_like(reward)
+    if len(reward) > 1:
+        baseline = (reward.sum() - reward) / (len(reward) - 1)
+        advantage = (reward - baseline) / reward.std().clamp(min=1e-12)
+    log_probability = log_probabilities.gather(1, choices.T).sum(0)  # (batch,)
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(1).mean()
+    return (advantage * log_probability).mean() + entropy_weight * entropy
+
+
+def _exploring(policy: Policy, explore: float) -> Tensor:
+    """Return the policy's log probabilities, mixed with even ones so that ``explore`` layers of a
     sample are drawn from these.
     """
-    share = min(explore / len(controller.allowed), 1.0)
-    even = controller.allowed / controller.allowed.sum(1, keepdim=True)
-    mixed: Tensor = (1 - share) * controller().exp() + share * even
+    share = min(explore / len(policy.allowed), 1.0)
+    even = policy.allowed / policy.allowed.sum(1, keepdim=True)
+    mixed: Tensor = (1 - share) * policy().exp() + share * even
     return mixed.clamp(min=1e-30).log()
-
-
-def surrogate(log_probabilities: Tensor, tried: Tensor, reward: Tensor, entropy: float) -> Tensor:
-    """What the policy gradient climbs: advantage times log probability, and the bonus for entropy.
-
-    The advantage of a choice is its reward less the mean of the others', in units of the batch's
-    deviation.
-    """
-    if len(reward) > 1:
-        others = (reward.sum() - reward) / (len(reward) - 1)
-        advantage = (reward - others) / reward.std().clamp(min=1e-12)
-    else:
-        advantage = torch.zeros_like(reward)
-    chosen = log_probabilities.gather(1, tried.T).sum(0)
-    spread = -(log_probabilities.exp() * log_probabilities).sum(1).mean()
-    return (advantage * chosen).mean() + entropy * spread

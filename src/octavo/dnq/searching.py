@@ -1,97 +1,118 @@
-"""The search for the bits of each layer: what is searched, by which method, and what came of it."""
+"""The search for the bits of each layer: the public function, and its result."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
 from torch import nn
 
-from octavo.dnq.agent import dnq
-from octavo.dnq.environment import Environment, Score
+from octavo._deprecated import renamed_arguments, warn_renamed
+from octavo.dnq.environment import Environment, Objective
 from octavo.dnq.evaluator import Evaluator, Trial
 from octavo.dnq.journal import Journal
-from octavo.dnq.rivals.methods import RIVALS, uniform_choice
+from octavo.dnq.methods import METHODS, Method, method_of
+from octavo.dnq.rivals.uniform import uniform_choice
 from octavo.dnq.space import Space
 from octavo.dnq.survey import survey
-from octavo.errors import BudgetError, PlanError, nearest
-from octavo.formats.width import write_width
+from octavo.errors import BudgetError, PlanError
+from octavo.formats.width import WidthLike
 from octavo.network.calling import Inputs, check_given, device_of, on_device
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.plan import Budget, Plan
+from octavo.progress import Progress, silent
 from octavo.storage.digest import digest
 
 __all__ = ["METHODS", "Method", "SearchResult", "search"]
 
-Method = Literal["dnq", "exact", "greedy", "tpe", "cmaes", "random", "uniform"]
-METHODS: tuple[str, ...] = get_args(Method)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        plan: the best within the budget, or by the trade-off; it can be edited by hand.
-        score: its score, higher is better.
+        plan: the best plan within the budget, or by the trade-off; it can be edited by hand.
+        objective: its objective, higher is better.
         uniform: the uniform plan that the same budget allows (without one: of the most bits not
             above the plan's average).
-        uniform_score: its score.
-        trials: every plan that was scored, in the order of scoring.
+        uniform_objective: the objective of the uniform plan.
+        trials: every plan that was measured, in the order of measuring.
+        space: the layers and the actions that they could take.
 
     """
 
     plan: Plan
-    score: float
+    objective: float
     uniform: Plan
-    uniform_score: float
+    uniform_objective: float
     trials: tuple[Trial, ...]
     space: Space
 
     @property
     def pareto(self) -> tuple[Trial, ...]:
-        """The trials that no other beats in both score and stored bits, by stored bits."""
+        """The trials that no other beats in both objective and stored bits, by stored bits."""
         front: list[Trial] = []
-        for trial in sorted(self.trials, key=lambda trial: (trial.stored_bits, -trial.score)):
-            if not front or trial.score > front[-1].score:
+        for trial in sorted(self.trials, key=lambda trial: (trial.stored_bits, -trial.objective)):
+            if not front or trial.objective > front[-1].objective:
                 front.append(trial)
         return tuple(front)
 
     def at(self, budget: Budget) -> Plan:
-        """The best plan within another budget, of those that were scored; nothing is searched anew.
+        """Return the best plan within another budget of those that were measured.
 
         Raises:
             BudgetError: none of them fits; the message says what they cost.
 
         """
-        fitting = [
-            trial for trial in self.trials if budget.allows(self.space.plan(trial.choice).cost())
-        ]
+        fitting = [trial for trial in self.trials if budget.allows(trial.plan.cost())]
         if not fitting:
-            costs = [self.space.plan(trial.choice).cost() for trial in self.trials]
-            low, high = (pick(cost.average_bits for cost in costs) for pick in (min, max))
+            bits = [trial.plan.cost().average_bits for trial in self.trials]
             raise BudgetError(
-                f"{budget}: none of {len(costs)} trials fits; they have {low:g} to {high:g} average bits"
+                f"{budget}: none of {len(bits)} trials fits; "
+                f"they have {min(bits):g} to {max(bits):g} average bits"
             )
-        return self.space.plan(max(fitting, key=lambda trial: trial.score).choice)
+        return max(fitting, key=lambda trial: trial.objective).plan
+
+    @property
+    def score(self) -> float:
+        """The objective, by its old name."""
+        warn_renamed("SearchResult.score", "SearchResult.objective")
+        return self.objective
+
+    @property
+    def uniform_score(self) -> float:
+        """The objective of the uniform plan, by its old name."""
+        warn_renamed("SearchResult.uniform_score", "SearchResult.uniform_objective")
+        return self.uniform_objective
+
+    def __repr__(self) -> str:
+        average = self.plan.cost().average_bits
+        uniform_average = self.uniform.cost().average_bits
+        return (
+            f"SearchResult({len(self.plan)} layers, {average:.3g} average bits, "
+            f"objective {self.objective:.5g}; uniform: {uniform_average:.3g} average bits, "
+            f"objective {self.uniform_objective:.5g}; {len(self.trials)} trials)"
+        )
 
 
+@renamed_arguments(score="objective", observe="progress")
 def search(
     model: nn.Module,
     inputs: Iterable[Inputs],
     *,
     budget: Budget | None = None,
     trade_off: float | None = None,
-    options: Sequence[int] = (2, 3, 4, 5),
+    options: Sequence[WidthLike] = (2, 3, 4, 5),
     method: str = "dnq",
     trials: int = 512,
-    score: Score | None = None,
+    objective: Objective | None = None,
     seed: int = 0,
     journal: str | Path | None = None,
     workers: int = 1,
-    pins: Mapping[str, int] | None = None,
+    pins: Mapping[str, WidthLike] | None = None,
     absorb: bool = False,
-    observe: Callable[[Trial], None] = lambda _: None,
+    progress: Progress = silent,
     activations: Sequence[int] | None = None,
 ) -> SearchResult:
     """Choose the bits of each layer; the model is left as it was, and nothing is retrained.
@@ -100,24 +121,25 @@ def search(
         model: the trained network.
         inputs: calibration batches, as for ``calibrate``.
         budget: what the plan may cost at most; or
-        trade_off: what a doubling of the compression ratio is worth, in units of the score. Exactly
-            one of the two.
-        options: the bits that layers may get; among them may be an ``Apot`` or several.
-        method: ``dnq``, the learned controller, or a rival: see ``octavo.dnq.rivals.methods``.
-        trials: how many plans, those of single layers included, may be scored.
-        score: what to score a model by, higher is better; None: minus what its outputs lose of full
-            precision, the KL divergence of logits and the relative squared error of all else: see
-            ``octavo.network.outputs``.
-        seed: of what is drawn: the same seed gives the same plan, whatever the number of workers.
+        trade_off: what a doubling of the compression ratio is worth, in units of the objective.
+            Exactly one of the two is given.
+        options: the widths that layers may get: bits, or an ``Apot``.
+        method: ``dnq``, the learned policy, or a rival: see ``octavo.dnq.methods``.
+        trials: how many plans may be measured, those of single layers included.
+        objective: a function of the model that is maximised. None: minus what the outputs lose of
+            full precision, the KL divergence of logits and the relative squared error of everything
+            else: see ``octavo.network.outputs``.
+        seed: the same seed gives the same plan, whatever the number of workers.
         journal: file to which each trial is appended; a search that was killed goes on from it.
-        workers: how many plans are scored at a time.
-        pins: layers whose bits are given.
+        workers: how many plans are measured at a time.
+        pins: layers whose width is given.
         absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
-        observe: called with each trial.
+        progress: called with an ``Event`` of the phase ``"search"`` for each trial; its detail is
+            the ``Trial``.
         activations: the bits that the inputs of layers may get, such as ``(4, 8)``: they are
-            searched for together with those of the weights, under a budget of ``bit_ops``. What is
-            found is the plan's ``activations``, for ``quantize_activations``; inputs that cannot be
-            quantized stay in float and count 32 bits. None: all stay as they are.
+            searched for together with those of the weights, under a budget of ``bit_ops``. The
+            result's plan has them as ``activations``, for ``quantize_activations``; inputs that
+            cannot be quantized stay in float and count 32 bits. None: all stay as they are.
 
     Raises:
         BudgetError: no plan can meet the budget; the message has the feasible range. Or
@@ -127,41 +149,64 @@ def search(
         RecipeError: the journal is that of another search.
 
     """
-    _check(budget, trade_off, method, trials, workers)
+    _check(budget, trade_off, trials, workers)
+    run_method = method_of(method)
+    warn_if_mostly_float(model)
     batches = [on_device(batch, device_of(model)) for batch in inputs]
     check_given(given=bool(batches))
     space = survey(model, batches[0], options, pins or {}, budget, activations)
     environment = Environment(
-        model, space.names, batches, space.options, score=score, workers=workers, absorb=absorb
+        model, space.names, batches, space.actions,
+        objective=objective, workers=workers, absorb=absorb,
+    )  # fmt: skip
+    settings = _settings(model, batches, space, own_objective=objective is not None, absorb=absorb)
+    known = Journal(None if journal is None else Path(journal), space.actions, settings)
+    evaluator = Evaluator(
+        space, environment, known, trials,
+        trade_off=trade_off or 0.0, seed=seed, progress=progress,
+    )  # fmt: skip
+    run_method(evaluator)
+    return _result(evaluator)
+
+
+def _result(evaluator: Evaluator) -> SearchResult:
+    """Return the best trial beside the uniform plan, which is measured whatever the method left."""
+    uniform = uniform_choice(evaluator.space, evaluator.best.choice)
+    uniform_objective = evaluator.reference(uniform)
+    best = evaluator.best
+    return SearchResult(
+        plan=best.plan,
+        objective=best.objective,
+        uniform=evaluator.space.plan(uniform),
+        uniform_objective=uniform_objective,
+        trials=tuple(evaluator.trials),
+        space=evaluator.space,
     )
-    settings = {
+
+
+def _settings(
+    model: nn.Module,
+    batches: Sequence[Inputs],
+    space: Space,
+    *,
+    own_objective: bool,
+    absorb: bool,
+) -> dict[str, Any]:
+    """Return what the objectives depend on, as the first line of a journal has it."""
+    settings: dict[str, Any] = {
         "layers": dict(zip(space.names, space.weights, strict=True)),
-        "options": [list(map(write_width, options)) for options in space.options],
-        "own_score": score is not None,
+        "options": [[action.written() for action in actions] for actions in space.actions],
+        "own_score": own_objective,
         "weights": digest(model.state_dict()),
         "inputs": digest(batches),
-    } | ({"absorb": True} if absorb else {})
-    bench = Evaluator(
-        space, environment, Journal(None if journal is None else Path(journal), settings), trials,
-        trade_off=trade_off or 0.0, seed=seed, observe=observe,
-    )  # fmt: skip
-    (dnq if method == "dnq" else RIVALS[method])(bench)
-    uniform = uniform_choice(space, bench.best.choice)
-    bench.left = 1  # the uniform plan stands beside every result, whatever the method had left
-    (uniform_score,) = bench.score([uniform])
-    best = bench.best
-    return SearchResult(
-        space.plan(best.choice),
-        best.score,
-        space.plan(uniform),
-        uniform_score,
-        tuple(bench.trials),
-        space,
-    )
+    }
+    if absorb:
+        settings["absorb"] = True
+    return settings
 
 
 def _check(
-    budget: Budget | None, trade_off: float | None, method: str, trials: int, workers: int
+    budget: Budget | None, trade_off: float | None, trials: int, workers: int
 ) -> None:
     if (budget is None) == (trade_off is None):
         raise BudgetError(
@@ -169,9 +214,5 @@ def _check(
         )
     if trade_off is not None and not 0 < trade_off < math.inf:
         raise BudgetError(f"trade_off: expected a positive number, got {trade_off!r}")
-    if method not in METHODS:
-        raise PlanError(
-            f"method: expected one of {', '.join(METHODS)}, got {method!r}{nearest(method, METHODS)}"
-        )
     if trials < 1 or workers < 1:
         raise PlanError(f"expected at least 1 trial and 1 worker, got {trials} and {workers}")

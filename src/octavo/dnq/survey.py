@@ -1,6 +1,4 @@
-"""What there is to search in a network: the layers that inputs reach, in forward order, and what is
-known of each.
-"""
+"""The survey of a network: the layers that inputs reach, in forward order, and what is known of each."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from octavo.activations.quantizer import input_quantizers
-from octavo.dnq.space import Space, layer_options
+from octavo.dnq.space import Action, Space, layer_widths
 from octavo.errors import BudgetError, PlanError
-from octavo.formats.powers_of_two import check_bits
-from octavo.formats.width import FLOAT, Both, by_size
+from octavo.formats.width import FLOAT, Width, WidthLike, check_bits
 from octavo.network.calling import Inputs, call, hooked, observing
 from octavo.network.layers import (
     Layer,
     calling_modules,
     channels_first,
-    count_macs,
     find_inputs,
     find_layers,
 )
+from octavo.network.macs import count_macs
 from octavo.plan import Budget
 
 __all__ = ["survey"]
@@ -29,18 +26,18 @@ __all__ = ["survey"]
 def survey(
     model: nn.Module,
     batch: Inputs,
-    options: Sequence[int],
-    pins: Mapping[str, int],
+    options: Sequence[WidthLike],
+    pins: Mapping[str, WidthLike],
     budget: Budget | None = None,
     activations: Sequence[int] | None = None,
 ) -> Space:
-    """The space of a network's plans.
+    """Return the space of a network's plans.
 
     Args:
         model: the trained network.
         batch: inputs that it is called with, on its device.
-        options: the bits that layers may get.
-        pins: layers whose bits are given.
+        options: the widths that layers may get.
+        pins: layers whose width is given.
         budget: what a plan may cost.
         activations: the bits that the inputs of layers may get, where they can be quantized; None:
             they stay as they are.
@@ -58,51 +55,57 @@ def survey(
         )
     layers, macs = _in_forward_order(model, batch)
     names = tuple(layer.name for layer in layers)
-    kinds = sorted({layer.kind for layer in layers})
-    widths = layer_options(names, options, pins)
+    widths = layer_widths(names, options, pins)
+    input_bits: list[Sequence[int | None]] = [(None,)] * len(layers)
+    if activations is not None:
+        input_bits = _input_bits(model, layers, activations)
     return Space(
         names,
-        widths if activations is None else _with_inputs(model, layers, widths, activations),
+        tuple(map(_actions, widths, input_bits)),
         tuple(layer.weight.numel() for layer in layers),
         tuple(macs[name] for name in names),
         budget,
-        tuple(
-            (math.log(_fan_in(layer)), *(float(layer.kind == kind) for kind in kinds))
-            for layer in layers
-        ),
+        _traits(layers),
     )
 
 
-def _with_inputs(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    widths: Sequence[Sequence[int]],
-    activations: Sequence[int],
-) -> tuple[tuple[int, ...], ...]:
-    """The options of each layer's weights with each of its inputs'; those of a weight in several
-    places stay in float.
+def _actions(
+    widths: Sequence[Width], input_bits: Sequence[int | None]
+) -> tuple[Action, ...]:
+    """Return each width with each number of bits of the inputs, by rising factor."""
+    actions = {Action(width, bits) for width in widths for bits in input_bits}
+    return tuple(sorted(actions, key=lambda action: action.size))
+
+
+def _input_bits(
+    model: nn.Module, layers: Sequence[Layer], activations: Sequence[int]
+) -> list[Sequence[int | None]]:
+    """Return the bits that each layer's inputs may get: 32, float, where they cannot be quantized.
+
+    The inputs of a weight that stands in several places stay in float.
     """
+    if not activations:
+        raise PlanError("activations: expected at least one number of bits, got none")
     for bits in activations:
         check_bits(bits, "activations")
     for name in input_quantizers(model):
         raise PlanError(
-            f"{name or 'the model itself'}: its inputs are quantized already; remove_quantizers(model) first"
+            f"{name or 'the model itself'}: its inputs are quantized already; "
+            "remove_quantizers(model) first"
         )
-    modules = find_inputs(model)[0]
+    modules, _ = find_inputs(model)
     free = [modules.get(layer.name) is layer.module and len(layer.places) == 1 for layer in layers]
-    if not activations or not any(free):
-        what = (
-            "layers whose inputs can be quantized, found none"
-            if activations
-            else "at least one number of bits, got none"
-        )
-        raise PlanError(f"activations: expected {what}")
-    inputs = [activations if own else (FLOAT,) for own in free]
+    if not any(free):
+        raise PlanError("activations: expected layers whose inputs can be quantized, found none")
+    return [activations if is_free else (FLOAT,) for is_free in free]
+
+
+def _traits(layers: Sequence[Layer]) -> tuple[tuple[float, ...], ...]:
+    """Return the logarithm of each layer's fan-in, and its kind as a row of ones and zeros."""
+    kinds = sorted({layer.kind for layer in layers})
     return tuple(
-        tuple(
-            sorted({Both(width, bits) for width in of_weights for bits in of_inputs}, key=by_size)
-        )
-        for of_weights, of_inputs in zip(widths, inputs, strict=True)
+        (math.log(_fan_in(layer)), *(float(layer.kind == kind) for kind in kinds))
+        for layer in layers
     )
 
 
@@ -112,22 +115,24 @@ def _fan_in(layer: Layer) -> int:
 
 
 def _in_forward_order(model: nn.Module, batch: Inputs) -> tuple[list[Layer], dict[str, int]]:
-    """The layers that the inputs reach, in the order in which they do, and what one input spends on
-    each.
+    """Return the layers in the order in which the inputs reach them, and the multiply-accumulates
+    that one input spends on each.
     """
-    layers, seen = find_layers(model)[0], list[Layer]()
+    layers, _ = find_layers(model)
     by_module = calling_modules(model, layers)
-    hooks = [
-        module.register_forward_pre_hook(lambda m, _: seen.extend(by_module[m]))
-        for module in by_module
-    ]
+    reached: list[Layer] = []
+
+    def note(module: nn.Module, _: object) -> None:
+        reached.extend(by_module[module])
+
     example = batch[:1] if isinstance(batch, Tensor) else batch
+    hooks = [module.register_forward_pre_hook(note) for module in by_module]
     with hooked(hooks), observing(model):
         macs = count_macs(layers, lambda: call(model, example))
-    reached = list(dict.fromkeys(layer.name for layer in seen))
     if not reached:
         raise PlanError(
-            f"{type(model).__name__}: expected a model with layers that can be quantized, found none that inputs reach"
+            f"{type(model).__name__}: expected a model with layers that can be quantized, "
+            "found none that inputs reach"
         )
-    known = {layer.name: layer for layer in layers}
-    return [known[name] for name in reached], macs
+    by_name = {layer.name: layer for layer in reached}  # each once, where it was reached first
+    return list(by_name.values()), macs

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import PlanError
+from octavo.formats.width import Width
 
 __all__ = [
     "BLOCK",
@@ -46,7 +47,11 @@ class Codebook(Protocol):
 
     @property
     def bits(self) -> int:
-        """The width: bits, on this grid."""
+        """Nominal bits."""
+
+    @property
+    def width(self) -> Width:
+        """The bits together with the name of this kind of codebook."""
 
     @property
     def max_exponent(self) -> Tensor:
@@ -140,7 +145,7 @@ def decoded(codebook: Codebook, codes: Tensor) -> Tensor:
     unit = codebook.unit_levels().to(codes.device)
     if codes.numel() and int(codes.max()) >= len(unit):
         raise PlanError(
-            f"codes: expected at most {len(unit) - 1} at {codebook.bits} bits, got {int(codes.max())}"
+            f"codes: expected at most {len(unit) - 1} at {codebook.width} bits, got {int(codes.max())}"
         )
     level = unit[rows_by_exponent(codes, codebook.max_exponent).int()]
     return level.mul_(codebook.scale().to(codes.device).view(-1, 1)).view(codes.shape)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.errors import PlanError
 from octavo.formats.codebook import (
     BLOCK,
     LARGEST,
@@ -27,8 +26,9 @@ from octavo.formats.codebook import (
     power,
     rows_by_exponent,
 )
+from octavo.formats.width import Width, bits_of
 
-__all__ = ["BLOCK", "Fit", "Per", "PowerOfTwo", "check_bits", "power_of_two"]
+__all__ = ["BLOCK", "Fit", "Per", "PowerOfTwo", "power_of_two"]
 
 SIGN, MAGNITUDE, EXPONENT = -(1 << 31), (1 << 31) - 1, 0xFF << 23  # of float32's bits
 STEP, HALF = 1 << 23, 1 << 22  # one step of the exponent, half a mantissa
@@ -54,8 +54,13 @@ class PowerOfTwo:
     lowest: ClassVar[int] = SMALLEST
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        object.__setattr__(self, "bits", bits_of(self.bits, "power_of_two"))
         check_exponent(self.max_exponent)
+
+    @property
+    def width(self) -> Width:
+        """The width that this codebook belongs to."""
+        return Width(self.bits)
 
     @property
     def exponents(self) -> int:
@@ -139,7 +144,7 @@ class PowerOfTwo:
 
 def power_of_two(
     weight: Tensor,
-    bits: int,
+    bits: int | Width,
     *,
     fit: Fit = "max",
     per: Per = "layer",
@@ -164,19 +169,13 @@ def power_of_two(
             infinite.
 
     """
-    check_bits(bits)
+    bits = bits_of(bits, "power_of_two")
     rows = checked_rows(weight, fit, per, name)
     top = _paper_exponent(rows)
     if fit == "mse" and rows.numel():
         share = None if importance is None else importance.expand_as(weight).reshape(rows.shape)
         top = least_error_exponent(rows, lambda top: PowerOfTwo(bits, top), top, share)
     return PowerOfTwo(bits, top if per == "channel" else top[0])
-
-
-def check_bits(bits: object, name: str = "bits") -> None:
-    """Raise PlanError unless ``bits`` is an integer, and no width of another grid, from 2 to 8."""
-    if type(bits) is not int or not 2 <= bits <= 8:
-        raise PlanError(f"{name}: expected an integer from 2 to 8, got {bits!r}")
 
 
 def _round(weight: Tensor, low: Tensor, high: Tensor, *, out: Tensor, scratch: Tensor) -> None:

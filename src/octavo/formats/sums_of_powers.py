@@ -31,7 +31,7 @@ from octavo.formats.codebook import (
     power,
     rows_by_exponent,
 )
-from octavo.formats.width import Apot
+from octavo.formats.width import Width, bits_of
 
 __all__ = ["AdditivePowers", "additive_powers"]
 
@@ -45,7 +45,7 @@ class AdditivePowers:
     """The levels of one quantized tensor.
 
     Attributes:
-        bits: nominal bits, 5 to 8, as an ``Apot``: ``2^bits - 1`` levels.
+        bits: nominal bits, 5 to 8: ``2^bits - 1`` levels.
         max_exponent: n1, the exponent of the largest level's larger part, an integer tensor: a scalar, or
             one value per output channel.
 
@@ -56,8 +56,13 @@ class AdditivePowers:
     lowest: ClassVar[int] = LOWEST
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bits", Apot(self.bits))
+        object.__setattr__(self, "bits", bits_of(self.bits, "apot"))
         check_exponent(self.max_exponent)
+
+    @property
+    def width(self) -> Width:
+        """The width that this codebook belongs to."""
+        return Width(self.bits, "apot")
 
     @property
     def zero(self) -> int:
@@ -120,7 +125,7 @@ class AdditivePowers:
 
 def additive_powers(
     weight: Tensor,
-    bits: int,
+    bits: int | Width,
     *,
     fit: Fit = "max",
     per: Per = "layer",
@@ -145,7 +150,7 @@ def additive_powers(
             infinite.
 
     """
-    bits = Apot(bits)
+    bits = bits_of(bits, "apot")
     rows = checked_rows(weight, fit, per, name)
     top = _unclipped_exponent(rows, bits)
     if fit == "mse" and rows.numel():

@@ -1,187 +1,176 @@
-"""Widths: how many bits a layer gets, and on which grid.
+"""Width: how many bits a layer gets, and which codebook these bits are of."""
 
-A plain int, 2 to 8, stands for powers of two; ``Apot(6)`` for sums of two powers of two at 6 bits.
-Both are ints, so that costs are sums and products as ever; in files and on the command line the
-second is the text ``apot6``.
-
-``Both(3, 8)``, in journals ``3x8``, is what a search for the bits of weights and inputs gives a
-layer.
-"""
-
-from collections.abc import Mapping
-from typing import Any, Self
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from octavo.errors import PlanError
-from octavo.formats.powers_of_two import check_bits
 
 __all__ = [
-    "FLOAT", "WIDTHS", "Apot", "Both", "by_size", "input_bits", "level_count", "read_option", "read_width", "weight_bits",
-    "width_index", "write_width", "write_widths",
-]  # fmt: skip
+    "BITS",
+    "FLOAT",
+    "Apot",
+    "Width",
+    "WidthLike",
+    "bits_of",
+    "check_bits",
+    "read_width",
+    "write_width",
+    "write_widths",
+]
 
-APOT = {f"apot{bits}": bits for bits in range(5, 9)}
-WIDTHS = 13  # what ``width_index`` stays below, but for ``Both``
-FLOAT = 32  # bits of inputs that are not quantized
+FLOAT = 32  # bits of a value that is not quantized
+
+# The names of the codebooks and the bits that each can have, in the order in which widths of equal
+# bits are sorted. The classes behind the names are in octavo.formats.registry.
+BITS: Mapping[str, Sequence[int]] = {"power_of_two": range(2, 9), "apot": range(5, 9)}
 
 
-class Apot(int):
-    """Bits, 5 to 8, of a layer whose weights are sums of two powers of two: see
-    ``octavo.formats.sums_of_powers``.
+@functools.total_ordering
+@dataclass(frozen=True, eq=False, repr=False)
+class Width:
+    """A width is a number of bits together with the codebook that gives them their meaning.
 
-    It counts and compares as its bits do, but equals only the same width on the same grid:
-    ``Apot(6) != 6``.
+    A width of powers of two equals the plain int, and has its hash: ``Width(3) == 3``. A width of
+    another codebook equals no int: ``Width(6, "apot") != 6``. Widths are sorted by their bits, and
+    then by their codebooks; a plain int counts as a width of powers of two.
+
+    Attributes:
+        bits: nominal bits of one weight.
+        codebook: ``"power_of_two"``, 2 to 8 bits, or ``"apot"``, sums of two powers of two,
+            5 to 8 bits.
+
+    Raises:
+        PlanError: no such codebook, or bits that it cannot have.
+
+    """
+
+    bits: int
+    codebook: str = "power_of_two"
+
+    def __post_init__(self) -> None:
+        if self.codebook not in BITS:
+            known = ", ".join(BITS)
+            raise PlanError(f"codebook: expected one of {known}, got {self.codebook!r}")
+        _check_among(self.bits, BITS[self.codebook], "bits")
+
+    @property
+    def level_count(self) -> int:
+        """The number of levels, and so of codes."""
+        if self.codebook == "power_of_two":  # 2^(bits-2) exponents of either sign, and zero
+            return (1 << (self.bits - 1)) + 1
+        return (1 << self.bits) - 1
+
+    def __eq__(self, other: object) -> bool:
+        key = _sort_key(other)
+        return NotImplemented if key is None else _sort_key(self) == key
+
+    def __lt__(self, other: object) -> bool:
+        own, key = _sort_key(self), _sort_key(other)
+        return NotImplemented if own is None or key is None else own < key
+
+    def __hash__(self) -> int:
+        if self.codebook == "power_of_two":
+            return hash(self.bits)
+        return hash(_sort_key(self))
+
+    def __int__(self) -> int:
+        return self.bits
+
+    def __str__(self) -> str:
+        return str(write_width(self))
+
+    def __repr__(self) -> str:
+        codebook = "" if self.codebook == "power_of_two" else f", {self.codebook!r}"
+        return f"Width({self.bits}{codebook})"
+
+
+WidthLike: TypeAlias = Width | int | str  # the forms of a width that ``read_width`` takes
+
+
+def Apot(bits: int) -> Width:  # noqa: N802 - it is public and was a class
+    """Return the width of sums of two powers of two at so many bits, 5 to 8.
+
+    The codebook is ``octavo.formats.sums_of_powers``. In YAML, in files and on the command line
+    ``Apot(6)`` is the text ``apot6``.
 
     Raises:
         PlanError: other bits.
 
     """
-
-    def __new__(cls, bits: int) -> Self:
-        """The width of so many bits."""
-        if isinstance(bits, bool) or not isinstance(bits, int) or f"apot{int(bits)}" not in APOT:
-            raise PlanError(f"Apot: expected an integer from 5 to 8, got {bits!r}")
-        return super().__new__(cls, bits)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Apot) and int(self) == int(other)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash((int(self), True))
-
-    def __repr__(self) -> str:
-        return f"Apot({int(self)})"
-
-    def __str__(self) -> str:
-        return f"apot{int(self)}"
+    return Width(_check_among(bits, BITS["apot"], "Apot"), "apot")
 
 
-class Both(int):
-    """Bits of a layer's weights and of its inputs.
-
-    It counts and compares as their product, what a multiply-accumulate costs, but equals only the
-    same two.
+def read_width(value: object, name: str = "bits") -> Width:
+    """Return the width that ``value`` stands for: an int, a text such as ``apot6``, or a width.
 
     Args:
-        weights: 2 to 8, or an ``Apot``.
-        inputs: 2 to 8, or 32 for inputs in float.
+        value: 2 to 8 for powers of two, or the name of another codebook followed by bits.
+        name: the place of the value, for errors.
 
     Raises:
-        PlanError: other bits.
+        PlanError: ``value`` stands for no width; the message names those that there are.
 
     """
-
-    weights: int
-    inputs: int
-
-    def __new__(cls, weights: int, inputs: int) -> Self:
-        """The option of these two."""
-        weights = read_width(weights)
-        if inputs != FLOAT:
-            check_bits(inputs, "bits of inputs")
-        option = super().__new__(cls, weights * inputs)
-        option.weights, option.inputs = weights, inputs
-        return option
-
-    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]
-        return self.weights, self.inputs
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Both) and (self.weights, self.inputs) == (
-            other.weights,
-            other.inputs,
-        )
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash((self.weights, self.inputs))
-
-    def __repr__(self) -> str:
-        return f"Both({self.weights!r}, {self.inputs})"
-
-    def __str__(self) -> str:
-        return f"{self.weights}x{self.inputs}"
-
-
-def weight_bits(option: int) -> int:
-    """The width of the weights that an option of a search gives."""
-    return option.weights if isinstance(option, Both) else option
-
-
-def input_bits(option: int) -> int:
-    """The bits of the inputs that an option of a search gives; 32 where they are not quantized."""
-    return option.inputs if isinstance(option, Both) else FLOAT
-
-
-def read_option(value: Any) -> int:
-    """The option of a search that ``value`` is, or stands for as a text: a width, or two such as
-    ``3x8``.
-
-    Raises:
-        PlanError: neither.
-
-    """
-    weights, times, inputs = value.partition("x") if isinstance(value, str) else ("", "", "")
-    if not times:
-        return read_width(value)
-    if not inputs.isdecimal():
-        raise PlanError(f"bits: expected the bits of weights and inputs as in 3x8, got {value!r}")
-    return Both(read_width(int(weights) if weights.isdecimal() else weights), int(inputs))
-
-
-def read_width(value: Any, name: str = "bits") -> int:
-    """The width that ``value`` is, or stands for as a text; ``name`` is what errors call its place.
-
-    Raises:
-        PlanError: no width; the message says what is.
-
-    """
-    if isinstance(value, Apot):
+    if isinstance(value, Width):
         return value
-    if isinstance(value, Both):
-        raise PlanError(f"{name}: expected bits of weights alone, got {value}")
-    if isinstance(value, str) and value.startswith("apot"):
-        if value not in APOT:
-            raise PlanError(f"{name}: expected one of {', '.join(APOT)}, got {value!r}")
-        return Apot(APOT[value])
-    check_bits(value, name)
-    return int(value)
+    if isinstance(value, str):
+        return _read_text(value, name)
+    return Width(check_bits(value, name))
 
 
-def write_width(width: int) -> int | str:
-    """What stands for a width in YAML and JSON, which know no ``Apot`` and no ``Both``."""
-    return str(width) if isinstance(width, Apot | Both) else width
+def _read_text(text: str, name: str) -> Width:
+    """Return the width that a text such as ``apot6`` stands for; plain bits have no text."""
+    for codebook, possible in BITS.items():
+        if codebook == "power_of_two" or not text.startswith(codebook):
+            continue
+        texts = [f"{codebook}{bits}" for bits in possible]
+        if text not in texts:
+            raise PlanError(f"{name}: expected one of {', '.join(texts)}, got {text!r}")
+        return Width(possible[texts.index(text)], codebook)
+    raise PlanError(f"{name}: expected an integer from 2 to 8, got {text!r}")
 
 
-def write_widths(widths: Mapping[str, int]) -> dict[str, int | str]:
-    """The widths of layers, likewise."""
+def bits_of(value: object, codebook: str, name: str = "bits") -> int:
+    """Return the bits that ``value``, an int or a width of this codebook, gives the codebook.
+
+    Raises:
+        PlanError: a width of another codebook, or bits that this one cannot have.
+
+    """
+    if isinstance(value, Width) and value.codebook == codebook:
+        return value.bits
+    return _check_among(value, BITS[codebook], name)
+
+
+def write_width(width: WidthLike) -> int | str:
+    """Return what stands for a width in YAML and JSON: ``3`` or ``apot6``."""
+    width = read_width(width)
+    return width.bits if width.codebook == "power_of_two" else f"{width.codebook}{width.bits}"
+
+
+def write_widths(widths: Mapping[str, WidthLike]) -> dict[str, int | str]:
+    """Return what stands for the widths of layers in YAML and JSON, by layer name."""
     return {name: write_width(width) for name, width in widths.items()}
 
 
-def by_size(width: int) -> tuple[int, int]:
-    """What widths are sorted by: bits, then the grid; what gives both, by the product, then the
-    width of the weights.
-    """
-    return int(width), width_index(width.weights) if isinstance(width, Both) else isinstance(
-        width, Apot
-    )
+def check_bits(bits: object, name: str = "bits") -> int:
+    """Return ``bits``, or raise PlanError unless it is a plain integer from 2 to 8."""
+    return _check_among(bits, BITS["power_of_two"], name)
 
 
-def width_index(width: int) -> int:
-    """Where a table by width has this one: plain bits at 2 to 8, ``Apot(5)`` to ``Apot(8)`` after
-    them.
-
-    ``Both`` has a table of ``WIDTHS`` places for each of its inputs' bits, up to 9 tables in all.
-    """
-    if isinstance(width, Both):
-        return width_index(width.weights) + WIDTHS * (1 if width.inputs == FLOAT else width.inputs)
-    return width + 4 if isinstance(width, Apot) else width
+def _check_among(bits: object, possible: Sequence[int], name: str) -> int:
+    if type(bits) is not int or bits not in possible:
+        low, high = possible[0], possible[-1]
+        raise PlanError(f"{name}: expected an integer from {low} to {high}, got {bits!r}")
+    return bits
 
 
-def level_count(width: int) -> int:
-    """How many levels, and so how many codes, there are."""
-    return (1 << width) - 1 if isinstance(width, Apot) else (1 << (width - 1)) + 1
+def _sort_key(width: object) -> tuple[int, int] | None:
+    """Return what widths are compared by: their bits, then their codebook's place in BITS."""
+    if isinstance(width, Width):
+        return width.bits, list(BITS).index(width.codebook)
+    if isinstance(width, int):
+        return width, 0
+    return None

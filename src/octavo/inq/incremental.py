@@ -14,7 +14,7 @@ from octavo._seeds import seed_of
 from octavo.errors import PlanError, TrainingError
 from octavo.formats.codebook import Codebook, Fit, Per
 from octavo.formats.registry import codebook_at, fitted_codebook
-from octavo.formats.width import write_widths
+from octavo.formats.width import Width, WidthLike, write_widths
 from octavo.inq.parametrization import FrozenWeights, Masks, hold
 from octavo.inq.partition import (
     PORTIONS,
@@ -27,11 +27,13 @@ from octavo.inq.partition import (
     score,
 )
 from octavo.network.calling import Inputs, observing
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.moments import Moments
 from octavo.network.parametrizations import release
+from octavo.network.thread_state import without_autocast
 from octavo.plan import planned_layers
-from octavo.pruning.masks import clear, pruned_masks
+from octavo.pruning.masks import find_pruned, set_to_zero
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.least_squares import damped, least_squares_target, refit
 from octavo.ptq.sequential import freeze_sequentially
@@ -103,6 +105,7 @@ class _Slot:
             )
             self.layer.weight.copy_(self.held(self.layer.weight))
 
+    @without_autocast()
     def freeze_and_refit(
         self, portions: Sequence[float], moments: Moments, order: Order, generator: torch.Generator
     ) -> None:
@@ -194,7 +197,7 @@ class Incremental:
     def __init__(
         self,
         model: nn.Module,
-        plan: Mapping[str, int],
+        plan: Mapping[str, WidthLike],
         *,
         portions: tuple[float, ...] = NOT_GIVEN,
         order: Order | Sequence[Order] = "magnitude",
@@ -206,9 +209,10 @@ class Incremental:
         masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         check_state(model)
+        warn_if_mostly_float(model)
         planned = planned_layers(model, plan)
         layers = [layer for layer, _ in planned]
-        pruned = pruned_masks(layers, masks)
+        pruned = find_pruned(layers, masks)
         self.portions = portions_for(layers, pruned) if portions is NOT_GIVEN else portions
         check_portions(self.portions)
         check_straight_through(straight_through, self.portions)
@@ -226,7 +230,7 @@ class Incremental:
         }
         self._done, self._straight_through = 0, straight_through
         self._inputs = None if inputs is None else list(inputs)
-        clear(layers, pruned)
+        set_to_zero(layers, pruned)
         books = _codebooks(model, planned, self._inputs, fit, per)
         self._slots = [
             _Slot.of(layer, book, pruned.get(layer.name))
@@ -349,7 +353,7 @@ class Incremental:
         for slot in self._slots:
             slot.held.pruned = state.get("pruned", {}).get(slot.layer.name, 0)
         self._slots = [
-            _Slot(s.layer, codebook_at(s.codebook.bits, state["tops"][s.layer.name]), s.held)
+            _Slot(s.layer, codebook_at(s.codebook.width, state["tops"][s.layer.name]), s.held)
             for s in self._slots
         ]
         self._see_through(self._done)
@@ -380,7 +384,7 @@ class Incremental:
 
 def _codebooks(
     model: nn.Module,
-    planned: Sequence[tuple[Layer, int]],
+    planned: Sequence[tuple[Layer, Width]],
     inputs: list[Inputs] | None,
     fit: Fit,
     per: Per,

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from octavo.formats.codebook import Codebook
 from octavo.formats.registry import codebook_at
-from octavo.formats.width import Apot
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.parametrizations import attach
 
@@ -79,14 +78,14 @@ class FrozenWeights(nn.Module):
         if groups and len(scale) > 1:
             scale = channels_back(scale.expand(-1, rows.shape[1], *scale.shape[2:]), groups)
         self.pruned, self.straight_through = 0, False
-        self._unit = codebook_at(codebook.bits, torch.zeros((), dtype=torch.int32))
+        self._unit = codebook_at(codebook.width, torch.zeros((), dtype=torch.int32))
         self.register_buffer("marks", torch.full_like(weight, FREE, dtype=torch.int8))
         self.register_buffer("scale", scale.to(weight.device))
         self.register_buffer("edge", torch.full((), math.inf, device=weight.device))
         self.register_buffer("table", self._table(weight.device), persistent=False)
 
     def _table(self, device: torch.device) -> Tensor | None:
-        if not isinstance(self._unit.bits, Apot):
+        if self._unit.width.codebook == "power_of_two":
             return None
         table, levels = torch.zeros(1 << 8), self._unit.unit_levels()
         table[-self._unit.zero - FREE :][: len(levels)] = levels

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from octavo.errors import OctavoError, PlanError, brief
+from octavo.network.nested import mapped
 
 __all__ = [
     "Inputs",
@@ -23,7 +24,6 @@ __all__ = [
     "feed",
     "hooked",
     "in_mode",
-    "mapped",
     "naming_errors",
     "observing",
     "on_device",
@@ -72,16 +72,21 @@ def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, and every module really called: torch's fused path for
-    transformers calls no hooks.
+    """Evaluation mode, no gradients, every module really called, and every weight really read.
+
+    torch's fused path for transformers calls no hooks, and autocast keeps the weights that it has
+    cast, which octavo changes between one call of a layer and the next. Both are off for a while.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
+    cached = torch.is_autocast_cache_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.set_autocast_cache_enabled(False)
     try:
         with evaluating(model), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        torch.set_autocast_cache_enabled(cached)
 
 
 @contextlib.contextmanager
@@ -110,20 +115,6 @@ def on_device(value: Any, device: torch.device) -> Any:
         return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
 
     return mapped(value, moved)
-
-
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """``value`` with ``change`` of everything inside its tuples, lists and dicts; a packed sequence
-    is one thing.
-    """
-    if isinstance(value, Mapping):
-        return {key: mapped(item, change) for key, item in value.items()}
-    if not isinstance(value, list | tuple) or isinstance(value, PackedSequence):
-        return change(value)
-    items = [mapped(item, change) for item in value]
-    if hasattr(value, "_fields"):  # a named tuple takes them one by one
-        return type(value)(*items)
-    return items if isinstance(value, list) else tuple(items)
 
 
 def where_raised(model: nn.Module, error: BaseException) -> str | None:

@@ -6,8 +6,7 @@ Class logits are compared by their KL divergence: a tensor called logits (``logi
 embeddings, boxes and feature maps, is compared by its relative squared error. (Ours.)
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from octavo.network.calling import Inputs
+from octavo.network.nested import named_tensors
 
-__all__ = ["Part", "alike", "described", "named_tensors", "parts_of"]
+__all__ = ["Part", "alike", "described", "parts_of"]
 
 
 @dataclass(frozen=True)
@@ -88,27 +88,6 @@ def described(parts: Sequence[Part]) -> str:
         ", ".join(f"{part.name} {tuple(part.rows.shape)}".strip() for part in parts)
         or "no floating-point tensor"
     )
-
-
-def named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested tuples, lists, mappings and dataclasses, with their places in it:
-    ``boxes``, ``state.0``.
-    """
-    if isinstance(value, Tensor):
-        yield name, value
-    else:
-        for key, item in _items(value):
-            yield from named_tensors(item, f"{name}.{key}".lstrip("."))
-
-
-def _items(value: Any) -> list[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return list(value.items())
-    if isinstance(value, tuple | list):
-        return list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
-    if dataclasses.is_dataclass(value):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    return []
 
 
 def _part(

@@ -58,7 +58,7 @@ def _restore(module: nn.Module) -> None:
 
     torch's own removal also takes the attributes off the class, which copies of the module share.
     """
-    kind, order, hooks, attached = getattr(module, "_before_hold")
+    kind, order, hooks, attached = module._before_hold  # type: ignore[misc]
     object.__delattr__(module, "_before_hold")
     lists: Any = module.parametrizations
     originals = {attribute: lists[attribute].original for attribute in attached}

@@ -17,7 +17,9 @@ from torch import nn
 
 from octavo._deprecated import renamed_arguments
 from octavo.formats.codebook import Fit, Per
+from octavo.formats.width import Width, WidthLike
 from octavo.network.calling import Inputs, device_of, naming_errors, observing, on_device
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import Layer
 from octavo.network.moments import Moments
 from octavo.plan import planned_layers
@@ -48,7 +50,7 @@ class LayerResult:
     """
 
     name: str
-    bits: int
+    bits: Width
     nearest: float
     compensated: float
     done: int
@@ -58,7 +60,7 @@ class LayerResult:
 @renamed_arguments(observe="progress", correct="")
 def calibrate(
     model: nn.Module,
-    plan: Mapping[str, int],
+    plan: Mapping[str, WidthLike],
     inputs: Iterable[Inputs],
     *,
     order: PtqOrder = PtqSettings.order,
@@ -102,6 +104,7 @@ def calibrate(
         order=order, fit=fit, per=per, damp=damp, sequential=sequential, absorb=absorb
     )
     check_state(model)
+    warn_if_mostly_float(model)
     planned_layers(model, plan)  # checks the plan before anything is copied or read
     quantized = copy.deepcopy(model)
     planned = planned_layers(quantized, plan)
@@ -127,7 +130,7 @@ class _Freezer:
 
     def __init__(
         self,
-        widths: Mapping[str, int],
+        widths: Mapping[str, Width],
         settings: PtqSettings,
         norms: Mapping[str, nn.Module],
         progress: Progress,
@@ -148,7 +151,8 @@ class _Freezer:
             layer.weight.copy_(quantized.weight())
         if norm is not None and solution.factor is not None:
             absorb_factor(layer, norm, solution.factor)
-        done, total = next(self._count), len(self._widths)
+        done = next(self._count)
+        total = len(self._widths)
         result = LayerResult(layer.name, bits, solution.nearest, solution.compensated, done, total)
         self._progress(Event("calibrate", done, total, detail=result))
         return quantized

@@ -14,9 +14,11 @@ from torch import Tensor
 from octavo.errors import PlanError
 from octavo.formats.codebook import LARGEST, Codebook, Per, check_finite
 from octavo.formats.registry import codebook_at, fitted_codebook
+from octavo.formats.width import WidthLike
 from octavo.formats.zeros import pruned
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
+from octavo.network.thread_state import without_autocast
 from octavo.ptq.compensation import compensate
 from octavo.ptq.least_squares import damped, least_squares_target, output_error, refit
 from octavo.ptq.settings import PtqOrder, PtqSettings
@@ -48,8 +50,9 @@ class Solution:
     factor: Tensor | None = None
 
 
+@without_autocast()
 def solve(
-    layer: Layer, moments: Moments, bits: int, settings: PtqSettings, *, scaled: bool = False
+    layer: Layer, moments: Moments, bits: WidthLike, settings: PtqSettings, *, scaled: bool = False
 ) -> Solution:
     """Find the codes of ``layer`` that keep its full-precision outputs best; they are never worse
     than rounding to the nearest level.
@@ -151,7 +154,7 @@ class _Problem:
     unit: Codebook
 
     @classmethod
-    def of(cls, rows: Tensor, moments: Moments, bits: int, damp: float) -> "_Problem":
+    def of(cls, rows: Tensor, moments: Moments, bits: WidthLike, damp: float) -> "_Problem":
         """Set up the problem of a layer's weights, given with their output channels first."""
         hessian = damped(moments.hessian, damp)
         weight = rows.reshape(moments.drift.shape)  # (problems, rows, columns)
@@ -174,10 +177,11 @@ class _Problem:
         importance = energy.unsqueeze(1).expand_as(self.target).reshape(start.shape)
         equal = torch.ones_like(importance)
         fit = functools.partial(
-            fitted_codebook, width=self.unit.bits, fit="mse", per=per, name=name
+            fitted_codebook, width=self.unit.width, fit="mse", per=per, name=name
         )
         if per == "channel":  # each row has its own, so both fit in one call
-            weights, shares = torch.cat([weight, start]), torch.cat([equal, importance])
+            weights = torch.cat([weight, start])
+            shares = torch.cat([equal, importance])
             fitted, exponent = fit(weights, importance=shares).max_exponent.chunk(2)
         else:
             fitted = fit(weight, importance=equal).max_exponent

@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from octavo.network.calling import Inputs, call, check_given, device_of, hooked, on_device
-from octavo.network.layers import ONE_WEIGHT, Layer, calling_modules
-from octavo.network.moments import Moments, layer_inputs, layer_outputs
+from octavo.network.kinds import ONE_WEIGHT
+from octavo.network.layer_inputs import layer_inputs, layer_outputs
+from octavo.network.layers import Layer, calling_modules
+from octavo.network.moments import Moments
 from octavo.network.stepping import Stop, stopping, walk
 from octavo.ptq.float_inputs import freeze_from_float
 
@@ -83,15 +85,13 @@ def freeze_in_forward_order(
         for one in passes:
             stack.callback(one.close)
         meetings = [next(one, None) for one in passes]  # for each batch; None at its end
-        while standing := [meeting for meeting in meetings if meeting is not None]:
+        while any(meetings):
+            standing = [meeting for meeting in meetings if meeting]
             # Of several places the one that was registered first is next: from there, passes may
             # still come to the others.
             place = min((meeting.stop.module for meeting in standing), key=order.__getitem__)
             here = [meeting for meeting in standing if meeting.stop.module is place]
-            for layer in waiting.pop(place, ()):
-                moments = _moments(layer, here)
-                if moments.seen:  # a call without a row is as good as none
-                    outcomes[layer.name] = freeze(layer, moments)
+            outcomes |= _freeze_here(waiting.pop(place, ()), here, freeze)
             meetings = [
                 next(one, None) if meeting in here else meeting
                 for one, meeting in zip(passes, meetings, strict=True)
@@ -156,8 +156,8 @@ def _partners(
 def _called_once(
     model: nn.Module, layers: Iterable[Layer], batch: Inputs
 ) -> dict[nn.Module, list[Layer]]:
-    """The layers that one call in a forward pass shows all inputs of, by the module of that
-    call.
+    """The layers whose inputs are all seen in one call of a forward pass, by the module that is
+    called.
     """
     by_module = calling_modules(model, layers)
     counts = count_calls(model, by_module, batch)
@@ -174,10 +174,24 @@ def _called_once(
     }
 
 
+def _freeze_here(
+    layers: Sequence[Layer],
+    meetings: Sequence[_Meeting],
+    freeze: Callable[[Layer, Moments], Outcome],
+) -> dict[str, Outcome]:
+    """Freeze the layers of one module, at which the passes of some batches stand."""
+    outcomes = dict[str, Outcome]()
+    for layer in layers:
+        moments = _moments(layer, meetings)
+        if moments.seen:  # a call without a row is as good as none
+            outcomes[layer.name] = freeze(layer, moments)
+    return outcomes
+
+
 def _moments(layer: Layer, meetings: Sequence[_Meeting]) -> Moments:
     """The moments of the inputs that all batches bring to a layer."""
     moments = Moments.of(layer)
-    linear = isinstance(layer.module, ONE_WEIGHT)  # its outputs are linear in its inputs
+    linear = layer.form in ONE_WEIGHT  # its outputs are linear in its inputs
     for meeting in meetings:
         stop = meeting.stop
         drift = _drift(meeting) if linear else None

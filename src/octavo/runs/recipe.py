@@ -10,9 +10,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PlainValidator,
     SkipValidation,
     ValidationError,
-    WrapValidator,
     model_validator,
 )
 
@@ -20,9 +20,9 @@ from octavo._io import read_yaml
 from octavo.activations.quantization import ScaleFit, check_fit
 from octavo.deploy.exporting import Form
 from octavo.dnq.searching import Method
-from octavo.errors import OctavoError, RecipeError, nearest
+from octavo.errors import OctavoError, PlanError, RecipeError, nearest
 from octavo.formats.codebook import Fit, Per
-from octavo.formats.width import read_width, write_width
+from octavo.formats.width import Width, read_width, write_width
 from octavo.inq.partition import (
     PORTIONS,
     SPARSE_PORTIONS,
@@ -41,12 +41,18 @@ __all__ = [
 ]  # fmt: skip
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
-Width = Annotated[  # bits, or apot5 to apot8, which pydantic knows nothing of
-    Bits,
-    WrapValidator(
-        lambda value, plain: read_width(value) if str(value).startswith("apot") else plain(value)
-    ),
-    PlainSerializer(write_width, when_used="json"),
+
+
+def _read_width(value: object) -> Width:
+    """Read a width; pydantic puts the key before the message."""
+    try:
+        return read_width(value)
+    except PlanError as error:
+        raise ValueError(str(error).removeprefix("bits: ")) from error
+
+
+RecipeWidth = Annotated[  # bits, or a text such as apot6
+    Width, PlainValidator(_read_width), PlainSerializer(write_width)
 ]
 Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -94,8 +100,8 @@ class Search:
     budget: Budget
     method: Method = "dnq"
     trials: Annotated[int, Field(ge=1)] = 512
-    options: tuple[Width, ...] = (2, 3, 4, 5)
-    pins: Mapping[str, Width] = field(default_factory=dict)
+    options: tuple[RecipeWidth, ...] = (Width(2), Width(3), Width(4), Width(5))
+    pins: Mapping[str, RecipeWidth] = field(default_factory=dict)
     activations: tuple[Bits, ...] | None = None
 
 
@@ -167,7 +173,7 @@ class Recipe(BaseModel):
     task: str
     options: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
-    bits: Width | dict[str, Width] | None = None
+    bits: RecipeWidth | dict[str, RecipeWidth] | None = None
     search: Search | None = None
     activations: Activations | None = None
     method: Literal["inq", "oneshot"] = "inq"

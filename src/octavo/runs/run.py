@@ -15,7 +15,8 @@ from torch import nn
 from octavo._io import write_atomically
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
-from octavo.deploy.exporting import Exported, check_forms, export_checked, load_onnx
+from octavo.deploy.exporting import Exported, export_checked, load_onnx
+from octavo.deploy.forms import check_forms
 from octavo.dnq.searching import search
 from octavo.dnq.survey import survey
 from octavo.errors import RecipeError
@@ -24,7 +25,7 @@ from octavo.inq.incremental import Incremental
 from octavo.network.calling import device_of, on_device
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.progress import Event
-from octavo.pruning.masks import kept_masks
+from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import LayerResult, calibrate
 from octavo.runs.folder import Json, check_folder, digest_of, finished, write_json
 from octavo.runs.recipe import Activations, Recipe, Search
@@ -226,7 +227,7 @@ def _by_retraining(job: Job, model: nn.Module, plan: Plan, log: list[Json]) -> t
     """
     recipe, how = job.recipe, Json()
     _begin(job)
-    masks = kept_masks(model, plan)
+    masks = find_kept(model, plan)
     if recipe.start == "oneshot":
         packed, how = _in_closed_form(job, model, plan)
         packed.apply(model)
@@ -291,7 +292,7 @@ def _slim(packed: Packed, model: nn.Module, recipe: Recipe) -> Packed:
 
 def _sizes(packed: Packed, float_bytes: int) -> Json:
     entropy = sum(
-        coding.entropy_bytes(layer.codes, layer.codebook.bits) for layer in packed.layers.values()
+        coding.entropy_bytes(layer.codes, layer.codebook.width) for layer in packed.layers.values()
     )
     weights = sum(packed.plan.weights.values())
     zeros = sum(int((layer.codes == layer.codebook.zero).sum()) for layer in packed.layers.values())

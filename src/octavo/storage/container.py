@@ -25,10 +25,11 @@ from octavo.activations.quantizer import InputFormat, scale_key
 from octavo.errors import FormatError, brief
 from octavo.formats.codebook import LARGEST
 from octavo.formats.registry import codebook_at
-from octavo.formats.width import Apot, by_size
+from octavo.formats.width import Width
 from octavo.storage.coding import grouped as coding
 from octavo.storage.manifest import (
     DTYPES,
+    GRIDS,
     ActivationRow,
     FloatRow,
     LayerRow,
@@ -68,9 +69,9 @@ def pack(
         ],
     )
     blobs = {"manifest": _squeeze(manifest.model_dump_json(exclude_defaults=True).encode())}
-    for bits in sorted({layer.codebook.bits for layer in layers.values()}, key=by_size):
-        same = [layer.codes.reshape(-1) for layer in layers.values() if layer.codebook.bits == bits]
-        blobs[f"codes.{bits}"] = coding.compress(torch.cat(same), bits)
+    for width in sorted({layer.codebook.width for layer in layers.values()}):
+        same = [layer.codes.reshape(-1) for layer in layers.values() if layer.codebook.width == width]
+        blobs[f"codes.{width}"] = coding.compress(torch.cat(same), width)
     blobs["exponents"] = _squeeze(
         b"".join(
             raw_bytes(layer.codebook.max_exponent.to(torch.int16)) for layer in layers.values()
@@ -80,7 +81,7 @@ def pack(
     squeezed = _squeeze(raw, level=3)
     if len(squeezed) < PAYS * len(raw):
         return blobs | {"floats.zstd": squeezed}, 3
-    newer = activations or any(isinstance(layer.codebook.bits, Apot) for layer in layers.values())
+    newer = activations or any(row.grid != "powers" for row in manifest.layers)
     return blobs | {"floats": raw}, 2 if newer else 1
 
 
@@ -166,12 +167,13 @@ def _check_powers(manifest: Manifest) -> None:
 
 def _layer_row(name: str, layer: Quantized) -> LayerRow:
     top = layer.codebook.max_exponent
+    width = layer.codebook.width
     return LayerRow(
         name=name,
         names=list(layer.names),
         shape=list(layer.codes.shape),
-        bits=int(layer.codebook.bits),
-        grid="apot" if isinstance(layer.codebook.bits, Apot) else "powers",
+        bits=width.bits,
+        grid=GRIDS[width.codebook],
         groups=layer.groups,
         exponents=top.numel() if top.dim() else 0,
         crc32=checksum(layer.codes, top.to(torch.int16)),
@@ -209,7 +211,7 @@ def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[s
     return layers
 
 
-def _decompress(data: bytes, count: int, bits: int, name: str) -> Tensor:
+def _decompress(data: bytes, count: int, bits: Width, name: str) -> Tensor:
     try:
         return coding.decompress(data, count, bits)
     except FormatError as error:

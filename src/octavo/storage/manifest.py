@@ -3,7 +3,8 @@
 import json
 import zlib
 from collections import Counter
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from octavo.activations.quantizer import scale_key
 from octavo.errors import FormatError
-from octavo.formats.width import Apot
+from octavo.formats.width import Width
 
 __all__ = [
     "DTYPES",
+    "GRIDS",
     "ActivationRow",
     "FloatRow",
     "LayerRow",
@@ -41,6 +43,10 @@ DTYPES = {
 }
 
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
+
+Grid: TypeAlias = Literal["powers", "apot"]
+GRIDS: Mapping[str, Grid] = {"power_of_two": "powers", "apot": "apot"}  # the file's own words
+CODEBOOKS = {grid: codebook for codebook, grid in GRIDS.items()}
 
 
 class _Row(BaseModel):
@@ -73,12 +79,12 @@ class LayerRow(_Row):
     bits: Annotated[int, Field(ge=2, le=8)]
     groups: Annotated[int, Field(ge=0)]
     exponents: Annotated[int, Field(ge=0)]
-    grid: Literal["powers", "apot"] = "powers"
+    grid: Grid = "powers"
 
     @property
-    def width(self) -> int:
-        """Bits and grid."""
-        return Apot(self.bits) if self.grid == "apot" else self.bits
+    def width(self) -> Width:
+        """The bits together with the codebook, which the file calls the grid."""
+        return Width(self.bits, CODEBOOKS[self.grid])
 
     @property
     def label(self) -> str:

@@ -55,7 +55,7 @@ class Packed:
         """The bits of each quantized layer."""
         weights = {name: layer.codes.numel() for name, layer in self.layers.items()}
         return Plan(
-            {name: layer.codebook.bits for name, layer in self.layers.items()}, weights=weights
+            {name: layer.codebook.width for name, layer in self.layers.items()}, weights=weights
         )
 
     @property

@@ -35,7 +35,7 @@ class Quantized:
         """The quantized form of a model's layer, from its codes with output channels first."""
         names = (layer.parameter, *(full for full, *_ in layer.tied))
         return cls(
-            names, codebook_at(codebook.bits, codebook.max_exponent.cpu()), codes, layer.groups
+            names, codebook_at(codebook.width, codebook.max_exponent.cpu()), codes, layer.groups
         )
 
     def weight(self) -> Tensor:

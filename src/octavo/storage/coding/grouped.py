@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo.errors import FormatError
-from octavo.formats.width import level_count
+from octavo.formats.width import Width, WidthLike, read_width
 
 __all__ = ["compress", "decompress", "entropy_bytes"]
 
@@ -44,19 +44,20 @@ FEWEST = 8  # symbols; the bits that say where they stood fill a byte
 HUFFMAN = zstandard.ZstdCompressionParameters.from_level(1, hash_log=6, min_match=7)
 
 
-def compress(codes: Tensor, bits: int) -> bytes:
+def compress(codes: Tensor, width: WidthLike) -> bytes:
     """``codes`` as bytes: at most 200 bytes and 2 % (if they are very skewed, 3 %) above their
     order-0 entropy.
 
     Args:
         codes: uint8, any shape, each below the number of levels.
-        bits: the width: nominal bits, 2 to 8, or an ``Apot``.
+        width: the width of the codes; a plain int is one of powers of two.
 
     Raises:
         ValueError: bits out of range, or codes of another type or out of range.
 
     """
-    symbols, levels = _checked(codes, bits), _levels(bits)
+    width = read_width(width)
+    symbols, levels = _checked(codes, width), width.level_count
     streams, dropped = [], bytearray()
     while (common := _dominant(symbols, levels)) is not None:
         elsewhere = symbols != common
@@ -65,11 +66,11 @@ def compress(codes: Tensor, bits: int) -> bytes:
         dropped.append(common)
         symbols, levels = np.packbits(elsewhere), BYTE
     streams.append(_group(symbols, levels))
-    content = HEADER.pack(bits, codes.numel(), len(dropped)) + dropped + _to_frame(streams[::-1])
+    content = HEADER.pack(width.bits, codes.numel(), len(dropped)) + dropped + _to_frame(streams[::-1])
     return CHECKSUM.pack(zlib.crc32(content)) + content
 
 
-def decompress(data: bytes, count: int, bits: int) -> Tensor:
+def decompress(data: bytes, count: int, width: WidthLike) -> Tensor:
     """The ``count`` codes that ``compress`` was given, flat uint8. Memory goes by ``count``,
     whatever ``data`` asks for.
 
@@ -78,15 +79,16 @@ def decompress(data: bytes, count: int, bits: int) -> Tensor:
             it says which.
 
     """
-    packed, dropped = _open(data, count, bits)
+    width = read_width(width)
+    packed, dropped = _open(data, count, width.bits)
     sizes = _sizes(count, len(dropped))
-    levels = [_levels(bits)] + [BYTE] * len(dropped)
+    levels = [width.level_count] + [BYTE] * len(dropped)
     if dropped and dropped[0] >= levels[0]:
-        raise FormatError(f"expected codes below {levels[0]} at {bits} bits, found {dropped[0]}")
+        raise FormatError(f"expected codes below {levels[0]} at {width} bits, found {dropped[0]}")
     symbols, packed = _ungroup(packed, sizes[-1], levels[-1])
-    for common, size, width in zip(dropped[::-1], sizes[-2::-1], levels[-2::-1], strict=True):
+    for common, size, level_count in zip(dropped[::-1], sizes[-2::-1], levels[-2::-1], strict=True):
         places = np.flatnonzero(np.unpackbits(symbols, count=size).view(np.bool_))
-        others, packed = _ungroup(packed, places.size, width - 1)
+        others, packed = _ungroup(packed, places.size, level_count - 1)
         symbols = np.full(size, common, np.uint8)
         symbols[places] = others + (others >= common)
     if packed.size:
@@ -94,30 +96,24 @@ def decompress(data: bytes, count: int, bits: int) -> Tensor:
     return torch.from_numpy(symbols)
 
 
-def entropy_bytes(codes: Tensor, bits: int) -> float:
+def entropy_bytes(codes: Tensor, width: WidthLike) -> float:
     """Order-0 entropy of ``codes`` in bytes: the least for a coder that knows only how frequent
     each code is.
     """
-    counts = _counts(_checked(codes, bits))
+    counts = _counts(_checked(codes, read_width(width)))
     counts = counts[counts > 0]
     return float((counts * np.log2(counts.sum() / counts)).sum() / 8)
 
 
-def _levels(bits: int) -> int:
-    if not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise ValueError(f"bits: expected an integer from 2 to 8, got {bits!r}")
-    return level_count(bits)
-
-
-def _checked(codes: Tensor, bits: int) -> Symbols:
+def _checked(codes: Tensor, width: Width) -> Symbols:
     """``codes`` as a flat array, known to be in range."""
-    levels = _levels(bits)
+    levels = width.level_count
     if codes.dtype != torch.uint8:
         raise ValueError(f"codes: expected torch.uint8, got {codes.dtype}")
     symbols: Symbols = codes.detach().cpu().flatten().numpy()
     if symbols.size and symbols.max() >= levels:
         raise ValueError(
-            f"codes: expected at most {levels - 1} at {bits} bits, got {symbols.max()}"
+            f"codes: expected at most {levels - 1} at {width} bits, got {symbols.max()}"
         )
     return symbols
 
@@ -220,9 +216,9 @@ def _open(data: bytes, count: int, bits: int) -> tuple[Symbols, bytes]:
             f"damaged or cut short: expected checksum {expected:08x}, found {found:08x}"
         )
     found_bits, found_count, rounds = HEADER.unpack_from(content)
-    if (found_count, found_bits) != (count, int(bits)):
+    if (found_count, found_bits) != (count, bits):
         raise FormatError(
-            f"expected {count} codes of {int(bits)} bits, found {found_count} of {found_bits}"
+            f"expected {count} codes of {bits} bits, found {found_count} of {found_bits}"
         )
     dropped, frame = content[HEADER.size :][:rounds], content[HEADER.size + rounds :]
     return _from_frame(frame, sum(_sizes(count, rounds))), bytes(dropped)

@@ -21,18 +21,9 @@ from octavo.dnq.rivals.methods import uniform_choice
 from octavo.dnq.searching import METHODS, SearchResult, search
 from octavo.dnq.space import Space
 from octavo.dnq.survey import survey
+from octavo.dnq.widths import WIDTHS, Both, by_size, read_option, width_index
 from octavo.errors import BudgetError, PlanError
-from octavo.formats.width import (
-    FLOAT,
-    WIDTHS,
-    Apot,
-    Both,
-    by_size,
-    read_option,
-    read_width,
-    width_index,
-    write_width,
-)
+from octavo.formats.width import FLOAT, Apot, read_width, write_width
 from octavo.inq.incremental import Incremental
 from octavo.network.layers import find_layers
 from octavo.plan import Budget, Cost, Plan

@@ -1,0 +1,129 @@
+"""Candidates: every layer quantized once for each of its actions, and kept for all trials."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from octavo.activations.quantization import fitted_quantizers
+from octavo.activations.quantizer import InputQuantizer
+from octavo.dnq.space import Action
+from octavo.formats.width import FLOAT, Width
+from octavo.network.calling import Inputs, device_of, observing
+from octavo.network.layers import Layer, find_layers
+from octavo.network.moments import Moments
+from octavo.ptq.absorption import absorbing_norms, rescaled
+from octavo.ptq.float_inputs import float_moments
+from octavo.ptq.layer_solver import solve
+from octavo.ptq.settings import PtqSettings
+from octavo.storage.coding import grouped as coding
+from octavo.storage.quantized import Quantized
+
+__all__ = ["Candidate", "Candidates", "quantize_all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One layer as one action leaves it.
+
+    Attributes:
+        weight: the quantized weight, in the shape of the layer's own.
+        stored_bits: bits that its codes take at their entropy.
+        quantizer: the quantizer of the layer's inputs; None leaves them as they are.
+
+    """
+
+    weight: Tensor
+    stored_bits: float
+    quantizer: InputQuantizer | None = None
+
+
+Candidates: TypeAlias = Sequence[Sequence[Candidate]]  # by layer and action
+
+
+def quantize_all(
+    model: nn.Module,
+    layers: Sequence[str],
+    inputs: Sequence[Inputs],
+    actions: Sequence[Sequence[Action]],
+    *,
+    absorb: bool,
+) -> list[list[Candidate]]:
+    """Quantize every layer for each of its actions, in closed form from full-precision inputs.
+
+    Args:
+        model: the trained network; it is left as it was.
+        layers: names of the layers.
+        inputs: calibration batches, on the model's device.
+        actions: the actions of each layer.
+        absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
+
+    """
+    known = {layer.name: layer for layer in find_layers(model)[0]}
+    searched = [known[name] for name in layers]
+    moments = float_moments(model, inputs, searched)
+    norms: Mapping[str, nn.Module] = {}
+    if absorb:
+        with observing(model):
+            norms = absorbing_norms(model, searched, inputs[0])
+    quantizers = _input_quantizers(model, inputs, dict(zip(layers, actions, strict=True)))
+    return [
+        _candidates_of(
+            layer,
+            moments[layer.name],
+            own_actions,
+            quantizers.get(layer.name, {}),
+            scaled=layer.name in norms,
+        )
+        for layer, own_actions in zip(searched, actions, strict=True)
+    ]
+
+
+def _input_quantizers(
+    model: nn.Module, inputs: Sequence[Inputs], actions: Mapping[str, Sequence[Action]]
+) -> dict[str, dict[int, InputQuantizer]]:
+    """Fit a quantizer for each number of bits that the inputs of a layer may get, by layer name."""
+    bits_of_layers: dict[str, list[int]] = {}
+    for name, own_actions in actions.items():
+        bits = {action.input_bits for action in own_actions} - {None, FLOAT}
+        if bits:
+            bits_of_layers[name] = sorted(each for each in bits if each is not None)
+    if not bits_of_layers:
+        return {}
+    device = device_of(model)
+    fitted = fitted_quantizers(model, inputs, bits_of_layers)
+    return {
+        name: {bits: quantizer.to(device) for bits, quantizer in by_bits.items()}
+        for name, by_bits in fitted.items()
+    }
+
+
+def _candidates_of(
+    layer: Layer,
+    moments: Moments,
+    actions: Sequence[Action],
+    quantizers: Mapping[int, InputQuantizer],
+    *,
+    scaled: bool,
+) -> list[Candidate]:
+    """Return the candidates of one layer; its weights are solved once for each width."""
+    widths = dict.fromkeys(action.width for action in actions)
+    solved = {width: _solved(layer, moments, width, scaled=scaled) for width in widths}
+    candidates = []
+    for action in actions:
+        quantizer = None if action.input_bits is None else quantizers.get(action.input_bits)
+        candidates.append(replace(solved[action.width], quantizer=quantizer))
+    return candidates
+
+
+def _solved(layer: Layer, moments: Moments, width: Width, *, scaled: bool) -> Candidate:
+    """Return the candidate of one width, its inputs as they are."""
+    solution = solve(layer, moments, width, PtqSettings(), scaled=scaled)
+    quantized = Quantized.of(layer, solution.codebook, solution.codes.cpu())
+    # The norm behind the layer stays as it is in trials, so the weight takes the factor.
+    effective = rescaled(layer, quantized.weight(), solution.factor)
+    weight = torch.empty_like(layer.weight, requires_grad=False).copy_(effective)
+    stored_bytes = coding.entropy_bytes(quantized.codes, width)
+    return Candidate(weight, 8 * stored_bytes)

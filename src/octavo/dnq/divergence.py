@@ -1,0 +1,95 @@
+"""The default objective: minus what a network's outputs lose of full precision."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.errors import PlanError
+from octavo.network.calling import Inputs, call, observing
+from octavo.network.outputs import Part, alike, described, parts_of
+
+__all__ = ["Divergence", "first_rows", "outputs_of"]
+
+
+class Divergence:
+    """Compares outputs with those of the network in full precision.
+
+    Class logits lose the mean KL divergence of their rows, everything else its relative squared
+    error; several parts are summed: see ``octavo.network.outputs``.
+
+    Args:
+        model: the network in full precision.
+        batches: the inputs of all trials.
+
+    Raises:
+        PlanError: the model returns nothing to compare.
+
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Inputs]) -> None:
+        with observing(model):
+            self._full = outputs_of(model, batches)
+        # The unit of each part, over all batches: its rows, or the sum of its squares.
+        self._units = [
+            sum(part.unit() for part in batches_of_part)
+            for batches_of_part in zip(*self._full, strict=True)
+        ]
+
+    def objective(self, outputs: Sequence[Sequence[Part]]) -> float:
+        """Return minus the sum of what each part loses, for the parts of every batch.
+
+        Raises:
+            PlanError: the outputs have another form than those in full precision.
+
+        """
+        lost = [0.0] * len(self._units)
+        for own, full in zip(outputs, self._full, strict=True):
+            if not alike(own, full):
+                raise PlanError(
+                    "expected outputs of the same form whatever the weights, got "
+                    f"{described(own)} where full precision gave {described(full)}; "
+                    "give an objective of your own"
+                )
+            for index, (part, full_part) in enumerate(zip(own, full, strict=True)):
+                lost[index] += float(part.lost(full_part))
+        return -sum(each / unit for each, unit in zip(lost, self._units, strict=True))
+
+    @property
+    def width(self) -> int:
+        """Columns of all parts together."""
+        return sum(part.rows.shape[1] for part in self._full[0])
+
+    def first_parts(self, rows: int) -> tuple[Part, ...]:
+        """Return the first rows of each part of the outputs in full precision."""
+        first = zip(self._full[0], first_rows(self._full, rows), strict=True)
+        return tuple(Part(part.name, part.classes, tensor) for part, tensor in first)
+
+
+def outputs_of(model: nn.Module, batches: Sequence[Inputs]) -> list[list[Part]]:
+    """Return the parts of what the model returns, for each batch.
+
+    Raises:
+        PlanError: the model returns nothing to compare.
+
+    """
+    return [_parts(call(model, batch), batch) for batch in batches]
+
+
+def first_rows(outputs: Sequence[Sequence[Part]], rows: int) -> tuple[Tensor, ...]:
+    """Return the first rows of each part, over all batches."""
+    return tuple(
+        torch.cat([part.rows for part in batches_of_part])[:rows].clone()
+        for batches_of_part in zip(*outputs, strict=True)
+    )
+
+
+def _parts(outputs: Any, batch: Inputs) -> list[Part]:
+    parts = parts_of(outputs, batch)
+    if not parts:
+        raise PlanError(
+            "expected the model to return floating-point tensors, got "
+            f"{type(outputs).__name__}; give an objective of your own"
+        )
+    return parts

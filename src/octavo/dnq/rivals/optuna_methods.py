@@ -1,0 +1,65 @@
+"""The rivals of Optuna: ``tpe``, its tree-structured Parzen estimator, and ``cmaes``, its CMA-ES."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.projection import project
+from octavo.errors import OctavoError
+
+__all__ = ["cmaes", "tpe"]
+
+# Proposals in a row, none of them new, after which the samplers end: a small space has no more.
+PATIENCE = 200
+
+
+def tpe(evaluator: Evaluator) -> None:
+    """Measure what the tree-structured Parzen estimator proposes."""
+    _optimize(evaluator, lambda samplers, seed: samplers.TPESampler(seed=seed), "optuna")
+
+
+def cmaes(evaluator: Evaluator) -> None:
+    """Measure what CMA-ES proposes, over the actions' indices as numbers."""
+    _optimize(
+        evaluator,
+        lambda samplers, seed: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
+        "optuna",
+        "cmaes",
+    )
+
+
+def _optimize(
+    evaluator: Evaluator, sampler_of: Callable[[Any, int], Any], *packages: str
+) -> None:
+    """Measure what a sampler proposes, brought within the budget, and tell it the rewards."""
+    seed = int(torch.randint(1 << 31, (), generator=evaluator.generator))
+    optuna = _imported(*packages)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = sampler_of(optuna.samplers, seed)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    space = evaluator.space
+    losses = evaluator.losses()
+    stale = 0
+    while evaluator.left and stale < PATIENCE:
+        before = evaluator.left
+        proposal = study.ask()
+        drawn = tuple(
+            proposal.suggest_int(name, 0, len(actions) - 1)
+            for name, actions in zip(space.names, space.actions, strict=True)
+        )
+        (reward,) = evaluator.rewards([project(space, drawn, losses)])
+        study.tell(proposal, reward)
+        stale = stale + 1 if evaluator.left == before else 0
+
+
+def _imported(*packages: str) -> Any:
+    """Return the first of the packages; they are imported only where a method needs them."""
+    try:
+        first, *_ = [import_module(name) for name in packages]
+    except ImportError as error:
+        message = f"this method needs {error.name}: pip install 'octavo[search]'"
+        raise OctavoError(message) from error
+    return first

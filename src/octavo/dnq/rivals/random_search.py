@@ -1,0 +1,54 @@
+"""The rival ``random``: choices drawn at random and brought within the budget, at random too."""
+
+import numpy as np
+import torch
+
+from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.projection import project
+from octavo.dnq.space import Action, Space
+
+__all__ = ["random_search"]
+
+DRAWS = 100  # for each evaluation: a small space may have fewer choices than evaluations
+
+
+def random_search(evaluator: Evaluator) -> None:
+    """Measure random choices until the evaluations, or the draws, are spent."""
+    space = evaluator.space
+    generator = evaluator.generator
+    for _ in range(DRAWS * evaluator.left):
+        if not evaluator.left:
+            return
+        drawn = tuple(
+            int(torch.randint(len(actions), (), generator=generator)) for actions in space.actions
+        )
+        evaluator.objectives([project(space, drawn, _random_losses(space, generator))])
+
+
+def _random_losses(space: Space, generator: torch.Generator) -> np.ndarray:
+    """Return losses that fall with the bits in random steps, (layers, actions).
+
+    They project a choice without knowing anything.
+    """
+    layers = len(space.names)
+    shape = (layers, 9)  # by bits, 0 to 8
+    steps = torch.rand(shape, generator=generator, dtype=torch.float64).numpy()
+    of_bits = -steps.cumsum(1)
+    # The other codebook is as likely better as worse.
+    of_sums = of_bits + 2 * steps - 1
+    of_inputs = np.zeros(shape)
+    if space.actions[0][0].input_bits is not None:
+        drawn = torch.rand(shape, generator=generator, dtype=torch.float64).numpy()
+        of_inputs = -drawn.cumsum(1)
+
+    def loss(layer: int, action: Action) -> float:
+        of_width = of_bits if action.width.codebook == "power_of_two" else of_sums
+        bits = action.input_bits or 0
+        # Inputs in float come first, where no bits have their place.
+        place = bits if bits <= 8 else 1
+        return float(of_width[layer, action.width.bits] + of_inputs[layer, place])
+
+    table = np.full((layers, max(map(len, space.actions))), np.nan)
+    for layer, actions in enumerate(space.actions):
+        table[layer, : len(actions)] = [loss(layer, action) for action in actions]
+    return table

@@ -159,7 +159,8 @@ def test_every_option_is_in_a_test() -> None:
 def test_an_option_of_retraining_needs_retraining(name: str) -> None:
     said = rf"^{name}: has no effect without retrain, it is an option of Incremental; leave it out$"
     with pytest.raises(PlanError, match=said):
-        compress(net(), iter(()), budget=BUDGET, **{name: (0.5, 1.0)})
+        options: dict[str, Any] = {name: (0.5, 1.0)}
+        compress(net(), iter(()), budget=BUDGET, **options)
 
 
 def test_an_option_of_ptq_alone_excludes_retraining() -> None:

@@ -1,5 +1,5 @@
-"""What the forms share that compute in float32: their weights are exact, so their outputs must be
-the network's.
+"""The common part of the forms that compute in float32: their weights are exact, so their outputs
+must be the network's.
 """
 
 from octavo.deploy.checks import checked

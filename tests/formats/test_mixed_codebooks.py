@@ -329,19 +329,19 @@ def test_every_method_chooses_among_both_grids(method: str) -> None:
     assert set(result.plan.values()) <= {4, 5, Apot(5), Apot(6)}
     assert result.plan.cost().average_bits <= 5.2
     assert dict(result.uniform) == dict.fromkeys(MIXED, Apot(5))  # of two at as many bits, the sums
-    assert result.score >= result.uniform_score
+    assert result.objective >= result.uniform_objective
 
 
 def test_the_other_grid_is_scored_as_what_it_is() -> None:
     result = found(method="exact", options=(5, Apot(5)), budget=Budget(average_bits=5))
     assert dict(result.plan) == dict.fromkeys(MIXED, Apot(5))  # it costs as much and loses less
-    scores = {
-        trial.choice: trial.score
+    scores = {  # a choice has each layer's index among 5 and Apot(5)
+        trial.choice: trial.objective
         for trial in found(method="random", options=(5, Apot(5)), trials=30).trials
     }
-    assert scores[Apot(5), Apot(5), Apot(5)] == result.score
+    assert scores[1, 1, 1] == result.objective
     assert len(scores) == 8
-    assert (5, 5, 5) not in scores or scores[5, 5, 5] < result.score
+    assert (0, 0, 0) not in scores or scores[0, 0, 0] < result.objective
 
 
 def test_options_and_pins_are_read_from_texts() -> None:
@@ -365,7 +365,7 @@ def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
 
     whole = found(journal=tmp_path / "whole", method="greedy")
     with pytest.raises(KilledError):
-        found(journal=tmp_path / "killed", method="greedy", observe=kill)
+        found(journal=tmp_path / "killed", method="greedy", progress=kill)
     again = found(journal=tmp_path / "killed", method="greedy")
     assert (dict(again.plan), again.trials) == (dict(whole.plan), whole.trials)
     lines = [json.loads(line) for line in (tmp_path / "killed").read_text().splitlines()]

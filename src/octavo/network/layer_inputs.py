@@ -130,7 +130,9 @@ def _product_inputs(
         module, given = _as_multiplied(module, weight, args, kwargs) or (module, given)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         yield from _convolution_inputs(module, given.float())
-    elif weight.dim() == 2 and given.shape[-1] == weight.shape[1]:
+    elif isinstance(module, nn.Linear) or (
+        weight.dim() == 2 and given.shape[-1] == weight.shape[1]
+    ):
         yield _as_columns(given)
     else:
         raise PlanError(

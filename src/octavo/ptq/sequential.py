@@ -8,7 +8,7 @@ twice.
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -90,11 +90,7 @@ def freeze_in_forward_order(
             here = _meetings_at(place, meetings)
             outcomes |= _freeze_here(waiting.pop(place, ()), here, freeze)
             del here
-            # Each pass that goes on lets go of the inputs that it had here: no more than one batch
-            # is in memory twice.
-            for index, one in enumerate(passes):
-                if _meetings_at(place, meetings[index : index + 1]):
-                    meetings[index] = next(one, None)
+            _go_on(passes, meetings, place)
     return outcomes
 
 
@@ -155,6 +151,18 @@ def _next_place(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, i
 def _meetings_at(place: nn.Module, meetings: Iterable[_Meeting | None]) -> list[_Meeting]:
     """The meetings at one module."""
     return [meeting for meeting in meetings if meeting and meeting.stop.module is place]
+
+
+def _go_on(
+    passes: Sequence[Iterator[_Meeting]], meetings: list[_Meeting | None], place: nn.Module
+) -> None:
+    """Let the passes that stand at one module go on, and replace their meetings, one after another.
+
+    Each lets go of the inputs that it had there, so no more than one batch is in memory twice.
+    """
+    for index, one in enumerate(passes):
+        if _meetings_at(place, meetings[index : index + 1]):
+            meetings[index] = next(one, None)
 
 
 def _partners(

@@ -39,6 +39,9 @@ __all__ = ["LayerResult", "calibrate"]
 class LayerResult:
     """The outcome of one layer: its relative output errors, and how many layers are done.
 
+    The ``Event`` that has it as its detail says the last two as well. They are here for callbacks
+    of the old ``observe=``, which are given no event.
+
     Attributes:
         name: the layer.
         bits: its width.
@@ -104,8 +107,8 @@ def calibrate(
         order=order, fit=fit, per=per, damp=damp, sequential=sequential, absorb=absorb
     )
     check_state(model)
-    warn_if_mostly_float(model)
     planned_layers(model, plan)  # checks the plan before anything is copied or read
+    warn_if_mostly_float(model)
     quantized = copy.deepcopy(model)
     planned = planned_layers(quantized, plan)
     layers = [layer for layer, _ in planned]

@@ -1,12 +1,13 @@
-"""Accuracy of the closed form on CIFAR-10 test images, without labels and without training.
+"""Accuracy of calibration on CIFAR-10's test images, without labels and without training.
 
-    python benchmarks/oneshot.py                       # ResNet-20 and ResNet-56, every bit-width;
-    orders and settings: an hour python benchmarks/oneshot.py --only resnet20/3     # rows whose
-    names begin so; resnet20/apot: sums of two powers of two
+    python benchmarks/ptq.py                        # an hour: ResNet-20 and 56, every width
+    python benchmarks/ptq.py --only resnet20/3      # only rows whose names begin so
+    python benchmarks/ptq.py --only resnet20/apot   # sums of two powers of two
 
-Each row is the mean of 3 seeds: 3 sets of 1,024 unlabelled training images without an image in
-common. Rows are written as they come and skipped where they are there. Writes
-benchmarks/results/oneshot.json.
+Each row is the mean of 3 seeds: 3 sets of 1,024 unlabelled training images that have no image in
+common. Rows are written as they come, and skipped if they are there. Writes
+benchmarks/results/oneshot.json, which keeps its name from version 0.1; its rows ``random`` and
+``gptq, corrected`` are settings that octavo no longer has.
 """
 
 import argparse
@@ -30,37 +31,35 @@ from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "oneshot.json"
-IMAGES, SEEDS = 1024, 3
+IMAGES = 1024
+SEEDS = 3
 SLOW = ("magnitude", "distance")  # each row of weights has an order of its own: one seed
-WAYS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "gptq, float inputs": {"sequential": False},
     "gptq, per layer": {"per": "tensor"},
     "random": {"order": "random"},
     "magnitude": {"order": "magnitude"},
     "distance": {"order": "distance"},
 }
+Row = tuple[int, Any, dict[str, Any] | None]
 
 
-def rows() -> dict[str, tuple[int, int, dict[str, Any] | None]]:
-    """Name to depth, bits and arguments of calibrate; None for plain rounding."""
-    found: dict[str, tuple[int, int, dict[str, Any] | None]] = {}
-    for bits in (5, 4, 3, 2):
-        found[f"resnet20/{bits}/nearest"] = (20, bits, None)
-        found[f"resnet20/{bits}/gptq"] = (20, bits, {})
-        found[f"resnet20/{bits}/gptq, absorbed"] = (20, bits, {"absorb": True})
-    for width in (Apot(6), Apot(5), Apot(7), Apot(8)):
-        found[f"resnet20/{width}/gptq"] = (20, width, {})
-        found[f"resnet20/{width}/nearest"] = (20, width, None)
-    for bits in (5, 4, 3, 2):
-        found[f"resnet56/{bits}/nearest"] = (56, bits, None)
-        found[f"resnet56/{bits}/gptq"] = (56, bits, {})
-        found[f"resnet56/{bits}/gptq, absorbed"] = (56, bits, {"absorb": True})
-    found |= {
-        f"resnet20/{bits}/{name}": (20, bits, arguments)
-        for bits in (3, 2)
-        for name, arguments in WAYS.items()
-    }
-    return found
+def rows() -> dict[str, Row]:
+    """The name of each row with its depth, its width and the arguments of calibrate; None stands
+    for plain rounding.
+    """
+    named: dict[str, Row] = {}
+    widths = {"resnet20": (5, 4, 3, 2, *map(Apot, (6, 5, 7, 8))), "resnet56": (5, 4, 3, 2)}
+    for network, depth in {"resnet20": 20, "resnet56": 56}.items():
+        for width in widths[network]:
+            named[f"{network}/{width}/nearest"] = (depth, width, None)
+            named[f"{network}/{width}/gptq"] = (depth, width, {})
+        for bits in (5, 4, 3, 2):
+            named[f"{network}/{bits}/gptq, absorbed"] = (depth, bits, {"absorb": True})
+    for bits in (3, 2):
+        for name, arguments in SETTINGS.items():
+            named[f"resnet20/{bits}/{name}"] = (20, bits, arguments)
+    return named
 
 
 def task(depth: int) -> Cifar10:
@@ -74,14 +73,14 @@ def task(depth: int) -> Cifar10:
 def score(
     cifar: Cifar10,
     model: nn.Module,
-    bits: int,
+    width: Any,
     arguments: dict[str, Any] | None,
     images: list[Tensor],
 ) -> float:
-    plan = Plan.uniform(model, bits)
+    plan = Plan.uniform(model, width)
     if arguments is None:
         packed = nearest(model, plan)
-    elif arguments == WAYS["random"]:
+    elif arguments == SETTINGS["random"]:
         packed = in_random_order(model, plan, images)
     else:
         packed = calibrate(model, plan, images, **arguments)
@@ -91,7 +90,9 @@ def score(
 
 
 def in_random_order(model: nn.Module, plan: Plan, images: list[Tensor]) -> Packed:
-    """GPTQ with the columns of each layer in a random order, at the scales of GPTQ's own order."""
+    """Calibrate with GPTQ's columns in a random order, an order that exists only here, with the
+    exponents of GPTQ's own order.
+    """
 
     def columns(hessian: Tensor) -> Tensor:
         order = torch.randperm(hessian.shape[1], generator=torch.Generator().manual_seed(0))
@@ -106,7 +107,7 @@ def in_random_order(model: nn.Module, plan: Plan, images: list[Tensor]) -> Packe
 
 
 def nearest(model: nn.Module, plan: Plan) -> Packed:
-    """INQ with a single portion and no retraining is rounding to the nearest level."""
+    """Round every weight to its nearest level: INQ with a single portion and no retraining."""
     incremental = Incremental(copy.deepcopy(model), plan, portions=(1.0,))
     next(iter(incremental))
     return incremental.finish()
@@ -118,7 +119,7 @@ def main() -> None:
     only = parser.parse_args().only
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
     result |= {"environment": environment(), "images": IMAGES, "seeds": list(range(SEEDS))}
-    for name, (depth, bits, arguments) in rows().items():
+    for name, (depth, width, arguments) in rows().items():
         if name in result["rows"] or not name.startswith(only):
             continue
         cifar = task(depth)
@@ -130,10 +131,10 @@ def main() -> None:
         images = torch.cat(list(cifar.calibration())).split(IMAGES)
         seeds = range(1 if arguments is None or arguments.get("order") in SLOW else SEEDS)
         scores = [
-            score(cifar, model, bits, arguments, list(images[seed].split(128))) for seed in seeds
+            score(cifar, model, width, arguments, list(images[seed].split(128))) for seed in seeds
         ]
         result["rows"][name] = {
-            "bits": write_width(bits),
+            "bits": write_width(width),
             "mean": round(statistics.mean(scores), 2),
             "scores": scores,
         }

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and YAML as plain data."""
+"""Files that are either whole or not there, and YAML as plain data."""
 
 import os
 import tempfile
@@ -10,10 +10,14 @@ import yaml
 
 __all__ = ["read_yaml", "write_atomically"]
 
+TEXT = "tag:yaml.org,2002:str"
+MERGE = "tag:yaml.org,2002:merge"
+
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let ``write`` fill a file that then takes the place of ``path``: there is the whole file, or
-    what was there before.
+    """Let ``write`` fill a file that then takes the place of ``path``.
+
+    Under ``path`` there is the whole file or what was there before, even if the process is killed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,40 +36,38 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
 
 
 def _umask() -> int:
-    """The process's mask; there is no way to read it but to set it."""
+    """Return the process's mask; there is no way to read it but to set it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
-
-
 class _Loader(yaml.SafeLoader):
-    """Takes keys for text, as JSON does: YAML reads a layer's name ``1.10`` as the number 1.1,
-    which is another layer.
+    """Reads YAML whose keys are texts, as in JSON, and all different.
+
+    Plain YAML reads a layer's name ``1.10`` as the number 1.1, which is another layer, and lets the
+    second of two equal keys win.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        seen = set()
+        seen: set[str] = set()
         for index, (key, value) in enumerate(node.value):
             if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
                 continue
             if key.value in seen:
                 raise ValueError(
-                    f"line {key.start_mark.line + 1}: the key {key.value!r} comes twice; keep one of the two"
+                    f"line {key.start_mark.line + 1}: the key {key.value!r} comes twice; "
+                    "keep one of the two"
                 )
             seen.add(key.value)
-            node.value[index] = (
-                yaml.ScalarNode(TEXT, key.value, key.start_mark),
-                value,
-            )  # an alias may share the old node
+            text = yaml.ScalarNode(TEXT, key.value, key.start_mark)  # an alias may share ``key``
+            node.value[index] = (text, value)
         return node
 
 
 def read_yaml(text: str) -> Any:
-    """What ``text`` says; the keys of its mappings are strings.
+    """Return the plain data that ``text`` stands for; the keys of its mappings are strings.
 
     Raises:
         ValueError: not YAML, a type that is not plain, or a key that comes twice; the message is
@@ -73,10 +75,6 @@ def read_yaml(text: str) -> Any:
 
     """
     try:
-        return yaml.load(text, _Loader)
-    except (
-        ValueError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:  # an impossible date is a ValueError
+        return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # a ValueError: a wrong date
         raise ValueError(" ".join(str(error).split())) from error

@@ -1,4 +1,4 @@
-"""A seed for each thing that is drawn."""
+"""Seeds for random numbers, one for each thing that is drawn."""
 
 import zlib
 
@@ -6,7 +6,13 @@ __all__ = ["seed_of"]
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed from a run's own and the numbers of what is drawn, in 32 bits: all that torch's CPU
-    generator takes of one.
+    """Return a seed for one thing that is drawn.
+
+    Args:
+        numbers: the seed of the run, and the numbers that identify what is drawn.
+
+    Returns:
+        32 bits, because torch's CPU generator takes no more of a seed.
+
     """
     return zlib.crc32(" ".join(map(str, numbers)).encode())

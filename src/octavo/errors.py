@@ -1,4 +1,4 @@
-"""The exceptions a user may catch; each is also the built-in exception that it refines."""
+"""The exceptions that a user may catch; each is also the built-in exception that it refines."""
 
 import difflib
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ __all__ = [
 
 
 class OctavoError(Exception):
-    """Anything that octavo refuses, with one line saying what was expected, what came and where."""
+    """The base of all errors of octavo: one line says what was expected, what came, and where."""
 
 
 class PlanError(OctavoError, ValueError):
@@ -41,19 +41,24 @@ class TrainingError(OctavoError, RuntimeError):
 
 
 class ExportError(OctavoError, RuntimeError):
-    """A network that a form of export cannot hold or that came out wrong; the message names the
-    layer.
+    """A network that a form of export cannot hold, or that the export changed; the message names
+    the layer.
     """
 
 
 def nearest(word: str, known: Iterable[str], *, at_least: float = 0.0) -> str:
-    """The end of a message about an unknown word: `` (the nearest is 'x')``, or nothing where none
-    is alike enough (0 to 1).
+    """Return the end of a message about an unknown word: `` (the nearest is 'x')``.
+
+    Args:
+        word: the unknown word.
+        known: the words that are known.
+        at_least: how alike the two must be, from 0 to 1; the end is empty where no word is.
+
     """
     near = difflib.get_close_matches(word, list(known), 1, at_least)
     return f" (the nearest is {near[0]!r})" if near else ""
 
 
 def brief(error: BaseException) -> str:
-    """The kind of an error that is not ours and what it says, in one line that is not too long."""
+    """Return the kind and the message of another library's error, in one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": ")

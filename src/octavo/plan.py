@@ -1,4 +1,4 @@
-"""Plan: how many bits each layer gets, as plain data; Budget: what it may cost."""
+"""A plan, which says how many bits each layer gets, its cost, and the budget for the cost."""
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -23,8 +23,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a plan costs, nominally: each planned weight counts its layer's bits. Stored files are
-    smaller: see ``Packed``.
+    """The nominal cost of a plan: each planned weight counts its layer's bits.
+
+    Stored files are smaller: see ``Packed``.
 
     Attributes:
         average_bits: nominal bits per planned weight.
@@ -43,21 +44,21 @@ class Cost:
 
 
 class Plan(MutableMapping[str, Width]):
-    """Bits by layer name, 2 to 8; a layer that is missing stays in float. A plain dict is a plan
-    too where one is asked for.
+    """The widths of all layers, by layer name; a layer that is missing stays in float.
 
-    ``Apot(6)``, or the text ``apot6``, in place of bits gives a layer sums of two powers of two at
-    so many bits, 5 to 8.
+    A value may be given as plain bits, 2 to 8, as a ``Width``, or as a text: ``Apot(6)`` or
+    ``"apot6"`` gives a layer sums of two powers of two at 6 bits. Functions that take a plan take a
+    plain dict too.
 
     Args:
-        bits: layer name to bits.
+        bits: layer name to width.
         weights: layer name to number of weights; ``cost`` needs it. ``Plan.uniform`` fills it in.
         macs: layer name to multiply-accumulates, for bit operations.
         activations: layer name to bits of its inputs, 2 to 8, for ``quantize_activations``; a
-            search may find them.
+            search may choose them.
 
     Raises:
-        PlanError: bits that are not an integer from 2 to 8, or a count that is none.
+        PlanError: a value that is no width, or a count that is no integer of at least 0.
 
     """
 
@@ -83,7 +84,7 @@ class Plan(MutableMapping[str, Width]):
     def uniform(
         cls, model: nn.Module, bits: WidthLike, *, include: str = "*", exclude: Sequence[str] = ()
     ) -> Self:
-        """The same bits for every layer whose name matches ``include`` and none of ``exclude``
+        """Give the same width to every layer whose name matches ``include`` and none of ``exclude``
         (shell patterns).
 
         Raises:
@@ -95,15 +96,12 @@ class Plan(MutableMapping[str, Width]):
         _check_plain(skipped)
         layers = {layer.name: layer.weight.numel() for layer in found}
         if not layers:
-            raise PlanError(
-                f"{type(model).__name__}: expected a model with layers that can be quantized, found none"
-            )
+            raise _no_layers(model)
         warn_if_mostly_float(model)
         _check_patterns([include, *exclude], layers, type(model).__name__)
+        included = [name for name in layers if fnmatchcase(name, include)]
         chosen = [
-            n
-            for n in layers
-            if fnmatchcase(n, include) and not any(fnmatchcase(n, out) for out in exclude)
+            name for name in included if not any(fnmatchcase(name, out) for out in exclude)
         ]
         return cls(dict.fromkeys(chosen, bits), weights=layers)
 
@@ -123,33 +121,34 @@ class Plan(MutableMapping[str, Width]):
         return len(self._bits)
 
     def __repr__(self) -> str:
-        return f"Plan({write_widths(self._bits)!r}{f', activations={self.activations!r}' if self.activations else ''})"
+        activations = f", activations={self.activations!r}" if self.activations else ""
+        return f"Plan({write_widths(self._bits)!r}{activations})"
 
     def cost(self) -> Cost:
-        """What the plan costs.
+        """Return the nominal cost of the plan.
 
         Raises:
             PlanError: an empty plan, or a layer whose number of weights the plan does not know.
 
         """
-        unknown = [name for name in self if not self.weights.get(name)]
-        if unknown or not self:
-            raise PlanError(
-                f"{unknown[0]}: the plan does not know its number of weights"
-                if unknown
-                else "the plan is empty"
-            )
+        if not self:
+            raise PlanError("the plan is empty")
+        for name in self:
+            if not self.weights.get(name):
+                raise PlanError(f"{name}: the plan does not know its number of weights")
         total = sum(self.weights[name] for name in self)
         bits = sum(self.weights[name] * self[name].bits for name in self)
-        inputs = {
-            name: self.activations.get(name, FLOAT) if self.activations else 1 for name in self
-        }
-        ops = (
-            None
-            if set(self) - set(self.macs)
-            else sum(self[name].bits * inputs[name] * self.macs[name] for name in self)
+        return Cost(bits / total, FLOAT * total / bits, math.ceil(bits / 8), self._bit_ops())
+
+    def _bit_ops(self) -> int | None:
+        """Sum up the bit operations, or return None where multiply-accumulates are not known."""
+        if set(self) - set(self.macs):
+            return None
+        if not self.activations:
+            return sum(self[name].bits * self.macs[name] for name in self)
+        return sum(
+            self[name].bits * self.activations.get(name, FLOAT) * self.macs[name] for name in self
         )
-        return Cost(bits / total, 32 * total / bits, math.ceil(bits / 8), ops)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as YAML that a person can edit."""
@@ -162,8 +161,8 @@ class Plan(MutableMapping[str, Width]):
         if self.activations:
             content["activations"] = dict(self.activations)
         head = (
-            "# octavo plan: bits per layer, 2 to 8, or apot5 to apot8 (sums of two powers of two); a layer without a line "
-            "stays in float. The counts serve cost().\n"
+            "# octavo plan: bits per layer, 2 to 8, or apot5 to apot8 (sums of two powers of two);"
+            " a layer without a line stays in float. The counts serve cost().\n"
         )
         text = head + yaml.safe_dump(content, sort_keys=False)
         write_atomically(path, lambda file: file.write(text.encode()))
@@ -200,8 +199,8 @@ class Plan(MutableMapping[str, Width]):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a plan may cost: exactly one of a least ``ratio``, or the most ``average_bits``,
-    ``bytes`` or ``bit_ops``.
+    """A limit on the cost of a plan: exactly one of the least ``ratio``, or the most
+    ``average_bits``, ``bytes`` or ``bit_ops``.
 
     Raises:
         BudgetError: none or several are given, or one is not a positive number.
@@ -217,46 +216,55 @@ class Budget:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
             raise BudgetError(
-                f"expected exactly one of ratio, average_bits, bytes and bit_ops, got {given or 'none'}"
+                "expected exactly one of ratio, average_bits, bytes and bit_ops, "
+                f"got {given or 'none'}"
             )
         ((name, value),) = given.items()
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
             raise BudgetError(f"{name}: expected a positive number, got {value!r}")
 
     def __str__(self) -> str:
-        """The one that is given: ``average_bits=3``."""
+        """Return the limit as text: ``average_bits=3``."""
         return next(f"{name}={value:g}" for name, value in vars(self).items() if value is not None)
 
     def allows(self, cost: Cost) -> bool:
-        """Whether ``cost`` is within the budget."""
+        """Tell whether ``cost`` is within the budget.
+
+        Raises:
+            BudgetError: a budget of bit operations, and a cost that does not know them.
+
+        """
         if self.ratio is not None:
             return cost.ratio >= self.ratio
         if self.bit_ops is not None:
             if cost.bit_ops is None:
                 raise BudgetError(
-                    "bit_ops: the plan knows no multiply-accumulates; make it by inspect(model, example)"
+                    "bit_ops: the plan knows no multiply-accumulates; "
+                    "make it by inspect(model, example)"
                 )
             return cost.bit_ops <= self.bit_ops
-        return all(
-            most is None or getattr(cost, name) <= most
-            for name, most in vars(self).items()
-            if name in vars(cost)
-        )
+        if self.average_bits is not None:
+            return cost.average_bits <= self.average_bits
+        return self.bytes is None or cost.bytes <= self.bytes
 
 
 def matching_plan(model: nn.Module, bits: WidthLike | Mapping[str, WidthLike]) -> Plan:
-    """A plan from bits for every layer, or from shell patterns to bits: see :func:`matching`."""
+    """Make a plan from one width for every layer, or from widths by shell pattern: see
+    :func:`matching`.
+    """
     known = Plan.uniform(model, 8)
     return Plan(matching(known, bits, type(model).__name__), weights=known.weights)
 
 
 def matching(names: Iterable[str], bits: T | Mapping[str, T], model: str) -> dict[str, T]:
-    """Bits by the names of layers, in their order, from bits for all, or from shell patterns: the
-    last that matches counts.
+    """Return values by layer name, in the order of the names.
+
+    Args:
+        names: the names of the layers.
+        bits: one value for all layers, or values by shell pattern; of several patterns that match a
+            name, the last counts.
+        model: the name of the model, for errors.
 
     Raises:
         PlanError: a pattern matches no layer of the model.
@@ -265,11 +273,12 @@ def matching(names: Iterable[str], bits: T | Mapping[str, T], model: str) -> dic
     names = list(names)
     patterns = bits if isinstance(bits, Mapping) else {"*": bits}
     _check_patterns(patterns, names, model)
-    found = {
-        name: [value for pattern, value in patterns.items() if fnmatchcase(name, pattern)]
-        for name in names
-    }
-    return {name: values[-1] for name, values in found.items() if values}
+    chosen: dict[str, T] = {}
+    for name in names:
+        for pattern, value in patterns.items():
+            if fnmatchcase(name, pattern):
+                chosen[name] = value
+    return chosen
 
 
 def _check_patterns(patterns: Iterable[str], names: Collection[str], model: str) -> None:
@@ -281,7 +290,7 @@ def _check_patterns(patterns: Iterable[str], names: Collection[str], model: str)
 def planned_layers(
     model: nn.Module, plan: Mapping[str, WidthLike]
 ) -> list[tuple[Layer, Width]]:
-    """The model's layers that ``plan`` names, with their bits, in registration order.
+    """Return the model's layers that ``plan`` names, with their widths, in registration order.
 
     Raises:
         PlanError: a name that the model does not have (with the nearest known), or that is skipped
@@ -291,10 +300,8 @@ def planned_layers(
     layers, skipped = find_layers(model)
     _check_plain(skipped)
     if not layers:
-        raise PlanError(
-            f"{type(model).__name__}: expected a model with layers that can be quantized, found none"
-        )
-    known = {layer.name: layer for layer in layers}
+        raise _no_layers(model)
+    known = {layer.name for layer in layers}
     widths = {name: read_width(bits, name) for name, bits in plan.items()}
     for name in plan:
         if name not in known:
@@ -307,10 +314,18 @@ def planned_layers(
 
 
 def _check_plain(skipped: Sequence[Skipped]) -> None:
-    """Raise PlanError where a weight would be skipped that is one, only masked."""
+    """Raise PlanError where a weight that could be quantized would be skipped, only because it is
+    masked.
+    """
     for skip in skipped:
         if skip.reason == MASKED:
             raise PlanError(f"{skip.name}: {skip.reason}")
+
+
+def _no_layers(model: nn.Module) -> PlanError:
+    return PlanError(
+        f"{type(model).__name__}: expected a model with layers that can be quantized, found none"
+    )
 
 
 def _checked_counts(counts: Mapping[str, int] | None) -> dict[str, int]:
@@ -321,7 +336,7 @@ def _checked_counts(counts: Mapping[str, int] | None) -> dict[str, int]:
 
 
 def _why_unknown(name: str, layers: Sequence[Layer], skipped: Sequence[Skipped]) -> str:
-    """What is wrong with a plan's key that no layer has."""
+    """Return the reason why a key of a plan is the name of no layer."""
     names = (name, f"{name}.weight")
     for skip in skipped:
         if skip.name in names:
@@ -329,4 +344,5 @@ def _why_unknown(name: str, layers: Sequence[Layer], skipped: Sequence[Skipped])
     for layer in layers:
         if any(full in names for full, *_ in layer.tied):
             return f"is tied to {layer.name}, plan that one: it is no layer by itself"
-    return f"is no layer{nearest(name, (layer.name for layer in layers))}, and no tensor that can be quantized"
+    closest = nearest(name, (layer.name for layer in layers))
+    return f"is no layer{closest}, and no tensor that can be quantized"

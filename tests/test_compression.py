@@ -28,9 +28,9 @@ def nudge(model: nn.Module) -> None:
 
 
 def test_without_retraining_it_is_the_search_and_the_closed_form() -> None:
-    packed = compress(net(), iter(batches()), budget=BUDGET, trials=20, seed=2, per="layer")
+    packed = compress(net(), iter(batches()), budget=BUDGET, trials=20, seed=2, per="tensor")
     plan = search(net(), batches(), budget=BUDGET, trials=20, seed=2).plan
-    expected = calibrate(net(), plan, batches(), per="layer")
+    expected = calibrate(net(), plan, batches(), per="tensor")
     assert packed.plan == plan
     assert all(
         torch.equal(packed.layers[name].weight(), layer.weight())

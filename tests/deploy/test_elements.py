@@ -25,7 +25,7 @@ def codebook(bits: int, per: str) -> PowerOfTwo:
     return PowerOfTwo(bits, torch.tensor([-3, 0, 5] if per == "channel" else -3))
 
 
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize(("form", "bits"), [(E2M1, b) for b in (2, 3, 4)] + [(E4M3, b) for b in (2, 3, 4, 5, 6)]
                          + [(INT8, b) for b in (2, 3, 4)])  # fmt: skip
 def test_every_level_is_held_exactly(form: Format, bits: int, per: str) -> None:
@@ -44,7 +44,7 @@ def test_every_level_is_held_exactly(form: Format, bits: int, per: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_int8_is_exact_up_to_four_bits(bits: int, per: str) -> None:
     book, codes = codebook(bits, per), all_codes(bits, 3)
     element, scale, exact = integers(book, codes, "conv1")
@@ -89,7 +89,7 @@ def test_levels_that_a_format_does_not_hold_are_refused_by_name(form: Format, bi
         rf"^conv1: {form.name} does not hold the {2 ** (bits - 1) + 1} levels of its width, {bits}$"
     )
     with pytest.raises(ExportError, match=said):
-        elements(codebook(bits, "layer"), all_codes(bits, 1), form, "conv1")
+        elements(codebook(bits, "tensor"), all_codes(bits, 1), form, "conv1")
     with pytest.raises(
         ExportError, match=r"^conv1: FP8 E4M3 does not hold the 127 levels of its width, apot7$"
     ):

@@ -102,7 +102,7 @@ def quantized(network: nn.Module, bits: Iterator[int], per: str) -> Packed:
 def traced() -> OpenGraph:
     """Tracing is slow, and the same for all weights."""
     network = zoo()
-    return trace(network, quantized(network, cycle([2]), "layer").layers, batch(2), 21)
+    return trace(network, quantized(network, cycle([2]), "tensor").layers, batch(2), 21)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def _traced_once(traced: OpenGraph, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_traced_once")
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("shift", range(4))
 @pytest.mark.parametrize("form", ["lut", "fp8"])
 def test_every_kind_of_layer_at_every_number_of_bits(
@@ -176,7 +176,7 @@ def test_sums_of_two_powers_of_two(form: str, tmp_path: Path) -> None:
         {},
     )
     for layer, bits in zip(find_layers(network)[0], (5, 6, 8 if form == "lut" else 5), strict=True):
-        book = additive_powers(layer.weight, bits, per="channel" if bits == 6 else "layer")
+        book = additive_powers(layer.weight, bits, per="channel" if bits == 6 else "tensor")
         layers[layer.name] = Quantized.of(layer, book, book.encode(layer.weight))
     made = export_checked(
         network,

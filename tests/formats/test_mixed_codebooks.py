@@ -7,30 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo.dnq.journal import Journal
 from octavo.dnq.searching import SearchResult, search
-from octavo.dnq.space import Space, layer_options
-from octavo.dnq.widths import WIDTHS, width_index
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
 from octavo.formats.width import Apot
-from octavo.formats.zeros import pruned
+from octavo.formats.zeros import pruned_mask
 from octavo.inq.incremental import Incremental
 from octavo.inq.parametrization import attach_frozen_weights
 from octavo.network.layers import find_layers
 from octavo.plan import Budget, Plan, matching_plan, planned_layers
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.settings import PtqSettings
-from octavo.runs.recipe import Search, load_recipe, make_recipe
+from octavo.runs.recipe import load_recipe, make_recipe
 from octavo.runs.run import run
-from octavo.runs.stages import Observer
+from octavo.runs.sections import Search
 from octavo.storage.packed import Packed
 
 MIXED = {"conv": Apot(6), "up": 3, "fc": Apot(8)}
@@ -140,7 +136,7 @@ def test_frozen_weights_hold_under_any_optimizer_and_end_in_the_file(
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"straight_through": 0.5}, {"inputs": [images()]}, {"per": "layer", "fit": "max"}],
+    [{}, {"straight_through": 0.5}, {"inputs": [images()]}, {"per": "tensor", "fit": "max"}],
 )
 def test_a_resumed_run_ends_the_same(options: dict[str, Any], tmp_path: Path) -> None:
     def go_on(incremental: Incremental, save: bool) -> Packed:
@@ -273,13 +269,6 @@ def test_a_recipe_with_a_width_that_is_none(content: dict[str, Any], place: str)
         make_recipe({"task": "digits", **content}, "r")
 
 
-class Quiet:
-    """An observer that does nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
 TASK = """
 import torch
 from test_mixed_codebooks import images, net
@@ -306,10 +295,9 @@ def test_a_run_searches_over_both_grids_and_can_be_continued(
         "method": "greedy",
     }
     recipe = make_recipe(
-        {"task": f"{tmp_path}/task.py:Task", "search": found, "method": "oneshot"}, "r"
+        {"task": f"{tmp_path}/task.py:Task", "search": found, "method": "ptq"}, "r"
     )
-    observer: Observer = Quiet()
-    result = run(recipe, tmp_path / "run", observer)
+    result = run(recipe, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(
         json.dumps(result)
     )
@@ -320,7 +308,7 @@ def test_a_run_searches_over_both_grids_and_can_be_continued(
     assert [row["bits"] for row in result["layers"]] == [
         result["search"]["plan"][row["name"]] for row in result["layers"]
     ]
-    assert run(recipe, tmp_path / "run", observer) == json.loads(json.dumps(result))
+    assert run(recipe, tmp_path / "run") == json.loads(json.dumps(result))
 
 
 # The search.
@@ -387,38 +375,6 @@ def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
         found(options=(4, 5, 6), journal=tmp_path / "killed")
 
 
-def test_a_journal_tells_the_grids_apart(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", {})
-    journal.add([(5, None), (Apot(5), None)], [1.0, 2.0])
-    again = Journal(tmp_path / "j", {})
-    assert [again.known(choice) for choice in ((5, None), (Apot(5), None), (5, 5))] == [
-        1.0,
-        2.0,
-        None,
-    ]
-
-
-def test_options_of_one_price_neither_stop_nor_repeat_the_steps() -> None:
-    options = layer_options(("a", "b"), [Apot(5), 4, 5, 3, "apot5", 6], {})  # type: ignore[list-item]
-    assert options == ((3, 4, 5, Apot(5), 6),) * 2
-    loss = np.full((2, WIDTHS), np.nan)
-    for layer in range(2):
-        for width, lost in ((3, 9.0), (4, 5.0), (5, 4.0), (Apot(5), 1.0), (6, 0.5)):
-            loss[layer, width_index(width)] = lost * (1 + layer)
-    space = Space(("a", "b"), options, (10, 10), (1, 1), Budget(average_bits=5))
-    assert space.project((6, 6), loss) == (Apot(5), Apot(5))
-    assert space.project((3, 3), loss) == (Apot(5), Apot(5))
-    worse = loss.copy()
-    worse[:, width_index(Apot(5))] = 4.5
-    assert space.project((6, 6), worse) in ((5, 5), (4, 6))
-    for choice in ((Apot(5), 5), (5, Apot(5))):
-        assert (
-            space.project(choice, loss) == choice
-        )  # within the budget already, and no further step fits
-    cheap = Space(("a", "b"), options, (10, 10), (1, 1), Budget(average_bits=3.5))
-    assert cheap.price(cheap.project((Apot(5), Apot(5)), loss)) == 70
-
-
 def test_a_copy_of_a_model_with_a_table_is_a_model_of_its_own() -> None:
     model = net()
     incremental = Incremental(model, MIXED, portions=(0.5, 1.0))
@@ -436,9 +392,9 @@ def test_zeros_that_are_levels_of_either_grid_are_not_taken_for_pruned() -> None
     for name, layer in packed.layers.items():
         weight = layer.weight()
         weight.flatten()[0] = 0
-        assert not pruned(weight).any(), name
+        assert not pruned_mask(weight).any(), name
         weight.flatten()[1] = 11 / 8  # three powers of two at the least: a weight that was trained
-        assert torch.equal(pruned(weight), weight == 0), name
+        assert torch.equal(pruned_mask(weight), weight == 0), name
 
 
 def test_what_is_pruned_stays_zero_and_the_others_find_their_levels(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_the_levels_of_channels_are_a_row_each() -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("fit", ["max", "mse"])
 def test_a_code_is_the_index_of_its_level(bits: int, per: Any, fit: Any) -> None:
     weight = gaussian(4, 30, seed=bits)
@@ -233,7 +233,7 @@ def test_the_two_oracles_agree() -> None:
         (5, BLOCK - 1),
     ],
 )
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_tensors_of_many_blocks(shape: tuple[int, ...], per: Any) -> None:
     weight = gaussian(*shape, seed=len(shape))
     tops = torch.arange(shape[0]) % 7 - 4 if per == "channel" else torch.tensor(0)
@@ -296,7 +296,7 @@ def test_the_default_type_of_floats_does_not_matter() -> None:
 
 @pytest.mark.parametrize("fit", ["max", "mse"])
 @pytest.mark.parametrize(
-    ("shape", "per"), [((0,), "layer"), ((0, 3), "layer"), ((3, 0), "channel"), ((), "layer")]
+    ("shape", "per"), [((0,), "tensor"), ((0, 3), "tensor"), ((3, 0), "channel"), ((), "tensor")]
 )
 def test_empty_and_scalar_tensors(shape: tuple[int, ...], per: Any, fit: Any) -> None:
     weight = torch.full(shape, 0.3)
@@ -329,7 +329,7 @@ def test_zeros_are_legal(fit: Any, bits: int) -> None:
 # The choice of n1.
 
 
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_the_papers_n1(per: Any) -> None:
     largest = [TINY, 3 * TINY, 5e-40, HUGE, 1e38, 1.0]
     for e in (-148, -127, -126, -125, -30, -1, 0, 1, 60, 126, 127):
@@ -472,7 +472,7 @@ def test_impossible_bits(bits: Any) -> None:
 @pytest.mark.parametrize("options", [{"fit": "mean"}, {"per": "row"}, {"fit": None}])
 def test_unknown_fit_or_grouping(options: Any) -> None:
     with pytest.raises(
-        PlanError, match=r'^fc: expected fit "max" or "mse" and per "layer" or "channel", got'
+        PlanError, match=r'^fc: expected fit "max" or "mse" and per "tensor" or "channel", got'
     ):
         power_of_two(torch.ones(2, 2), 3, name="fc", **options)
 

@@ -136,7 +136,7 @@ def train(
 # What the network sees.
 
 
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("make", [Net, Recurrent])
 def test_the_network_sees_levels_where_frozen_and_weights_elsewhere(
     make: Callable[[], nn.Module], per: str
@@ -159,7 +159,7 @@ def test_nothing_frozen_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_the_exponents_of_a_transposed_convolution_are_those_of_its_output_channels(
     groups: int, per: str
 ) -> None:

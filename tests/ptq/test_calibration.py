@@ -283,7 +283,7 @@ def test_outputs_are_nearer_than_by_rounding_all_weights_at_once(kind: str) -> N
     [
         {"order": "distance"},
         {"order": "magnitude"},
-        {"fit": "max", "per": "layer"},
+        {"fit": "max", "per": "tensor"},
         {"damp": 0.0},
         {},
     ],

@@ -201,7 +201,7 @@ def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[s
         top = tops.take(max(1, row.exponents))
         row.check(codes, top)
         codebook = codebook_at(row.width, (top if row.exponents else top[0]).int())
-        if not bool(((top >= (low := codebook.lowest)) & (top <= LARGEST)).all()):
+        if not bool(((top >= (low := codebook.lowest_max_exponent)) & (top <= LARGEST)).all()):
             raise FormatError(
                 f"{row.name}: expected exponents from {low} to {LARGEST}, got {top.min()} to {top.max()}"
             )

@@ -133,8 +133,8 @@ def planned(model: nn.Module, bits: Any, seen: Tensor) -> tuple[Plan, dict[str, 
         fast, inputs, budget=budget, options=options, trials=TRIALS, seed=SEED, absorb=True
     )
     scores = {
-        "score": found.score,
-        "uniform_score": found.uniform_score,
+        "score": found.objective,
+        "uniform_score": found.uniform_objective,
         "trials": len(found.trials),
     }
     return found.plan, scores | {

@@ -46,7 +46,7 @@ def uniform(task: Cifar10, weights: int, inputs: int) -> Plan:
     space = survey(
         model, next(iter(task.calibration())), (weights,), {}, Budget(bit_ops=10**18), (inputs,)
     )
-    return space.plan(tuple(options[0] for options in space.options))
+    return space.plan(space.cheapest)
 
 
 def searched(task: Cifar10, bit_ops: int | None) -> tuple[Plan, dict[str, Any]]:
@@ -56,8 +56,8 @@ def searched(task: Cifar10, bit_ops: int | None) -> tuple[Plan, dict[str, Any]]:
         budget=Budget(bit_ops=bit_ops), options=OPTIONS, activations=INPUTS, trials=TRIALS, seed=SEED,
     )  # fmt: skip
     about = {
-        "score": found.score,
-        "uniform_score": found.uniform_score,
+        "score": found.objective,
+        "uniform_score": found.uniform_objective,
         "seconds": round(time.monotonic() - started, 1),
     }
     return found.plan, about | {

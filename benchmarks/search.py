@@ -27,7 +27,9 @@ from octavo.dnq.agent import dnq
 from octavo.dnq.environment import Environment
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
-from octavo.dnq.rivals.methods import RIVALS
+from octavo.dnq.methods import METHODS as NAMES
+from octavo.dnq.methods import method_of
+from octavo.dnq.space import Choice
 from octavo.dnq.survey import survey
 from octavo.runs.folder import write_json
 from octavo.runs.run import environment
@@ -38,8 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 IMAGES, BATCH, TRIALS = {20: 512, 56: 256}, 32, 512
 BUDGETS = (3.0, 2.5, 3.5)
 METHODS: dict[str, Callable[[Evaluator], None]] = {
-    "dnq": dnq,
-    **RIVALS,
+    **{name: method_of(name) for name in NAMES},
     "dnq, cold": functools.partial(dnq, warm=False),
 }
 DRAWS = ("dnq", "dnq, cold", "random", "tpe", "cmaes")
@@ -79,8 +80,8 @@ class Setting:
         self.model = self.task.model()
         batches = list(self.task.calibration())
         self.space = survey(self.model, batches[0], (2, 3, 4, 5), {})
-        self.environment = Environment(self.model, self.space.names, batches, self.space.options)
-        self.journal = Journal(None, {})
+        self.environment = Environment(self.model, self.space.names, batches, self.space.actions)
+        self.journal = Journal(None, self.space.actions, {})
         self.quantized_s = time.monotonic() - started
         Evaluator(self.space, self.environment, self.journal, TRIALS).losses()
         self.single_s = time.monotonic() - started - self.quantized_s
@@ -98,15 +99,20 @@ class Setting:
             "budget": average,
             "method": method,
             "seed": seed,
-            "score": best.score,
+            "score": best.objective,
             "counted": TRIALS - bench.left,
             "seconds": round(seconds, 1),
             "stored_bits": round(best.stored_bits / sum(space.weights), 3),
             "accuracy": self.task.score(self.environment.network(best.choice)),
-            "choice": best.choice,
+            "choice": [int(width) for width in best.plan.values()],
         }
 
-    def retrained(self, choice: tuple[int, ...], seed: int) -> float:
+    def choice_of(self, bits: list[int]) -> Choice:
+        """The choice of a row's bits."""
+        pairs = zip(self.space.actions, bits, strict=True)
+        return tuple([action.width for action in actions].index(own) for actions, own in pairs)
+
+    def retrained(self, choice: Choice, seed: int) -> float:
         """Test accuracy after INQ from the trial's weights, imitating the network in full
         precision.
         """
@@ -145,7 +151,9 @@ def main() -> None:
         write_json(path, result)
     for row in result["rows"] if asked.retrain else ():
         if "retrained" not in row and row["seed"] in asked.seeds:
-            row["retrained"] = setting.retrained(row["choice"], row["seed"])
+            row["retrained"] = setting.retrained(
+                setting.choice_of(row["choice"]), row["seed"]
+            )
             print(
                 row["budget"],
                 row["method"],

@@ -32,6 +32,7 @@ from octavo.runs.tasks.cifar10 import Cifar10
 RESULT = Path(__file__).parent / "results" / "search_cost.json"
 IMAGES, BATCH, WARM, ROUNDS, PLANS = 128, 32, 1, 9, 8
 OPTIONS = (2, 3, 4, 5)
+THREE_BITS = OPTIONS.index(3)
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -60,12 +61,15 @@ def trials(depth: int) -> dict[str, float]:
     task = Cifar10(depth, calibration_size=IMAGES, batch=BATCH)
     model, batches = task.model(), list(task.calibration())
     space = survey(model, batches[0], OPTIONS, {})
-    bench = Environment(model, space.names, batches, space.options)
+    trial = Environment(model, space.names, batches, space.actions)
     drawn, took = random.Random(0), dict[str, list[float]]()
 
     def plans(change: float) -> list[tuple[int, ...]]:
         return [
-            tuple(drawn.choice(OPTIONS) if drawn.random() < change else 3 for _ in space.names)
+            tuple(
+                drawn.randrange(len(OPTIONS)) if drawn.random() < change else THREE_BITS
+                for _ in space.names
+            )
             for _ in range(PLANS)
         ]
 
@@ -76,8 +80,8 @@ def trials(depth: int) -> dict[str, float]:
 
     works: dict[str, tuple[Callable[[], Any], int]] = {
         "bare": (bare, 1),
-        "random": (lambda: bench.scores(plans(1.0)), PLANS),
-        "similar": (lambda: bench.scores(plans(0.1)), PLANS),
+        "random": (lambda: trial.objectives(plans(1.0)), PLANS),
+        "similar": (lambda: trial.objectives(plans(0.1)), PLANS),
     }
     for _ in range(WARM + ROUNDS):
         for name, (work, count) in works.items():

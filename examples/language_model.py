@@ -102,7 +102,7 @@ def main() -> None:
         budget=Budget(average_bits=3),
         trials=96,
         method="greedy",
-        score=lambda net: -perplexity(net, tuned),
+        objective=lambda net: -perplexity(net, tuned),
     )
     quantized = copy.deepcopy(model)
     packed = calibrate(model, found.plan, inputs)

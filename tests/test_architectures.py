@@ -294,7 +294,7 @@ def test_a_search_with_the_default_score(
     trials = 2 * len(inspect(model).rows) + 8  # each layer alone, then plans
     found = search(model, batches, budget=Budget(average_bits=3.5), trials=trials, options=(3, 4))
     assert found.plan.cost().average_bits <= 3.5
-    assert found.uniform_score <= found.score < 0
+    assert found.uniform_objective <= found.objective < 0
 
 
 def test_perplexity_as_the_score() -> None:
@@ -308,11 +308,11 @@ def test_perplexity_as_the_score() -> None:
         return -math.exp(F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten()))
 
     found = search(
-        model, [text], budget=Budget(average_bits=3), options=(2, 4), trials=16, score=score
+        model, [text], budget=Budget(average_bits=3), options=(2, 4), trials=16, objective=score
     )
     assert "words" in found.plan
     assert "logits" not in found.plan
     quantized = copy.deepcopy(model)
     calibrate(model, found.plan, [text]).apply(quantized)
     assert quantized.logits.weight is quantized.words.weight
-    assert found.score >= found.uniform_score
+    assert found.objective >= found.uniform_objective

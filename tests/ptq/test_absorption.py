@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from octavo import Budget, Packed, Plan, calibrate, search
 from octavo.dnq.environment import Environment
+from octavo.dnq.space import Action
+from octavo.formats.width import Width
 from octavo.network.layers import Layer, find_layers
 from octavo.ptq.absorption import absorb_factor, absorbing_norms, rescaled
 
@@ -133,16 +135,18 @@ def test_a_trial_of_the_search_is_the_network_that_calibrate_makes() -> None:
     model, inputs = block(), [images()]
     names = tuple(layers(model))
     for absorb in (False, True):
-        environment = Environment(model, names, inputs, ((4,),) * len(names), absorb=absorb)
+        environment = Environment(
+            model, names, inputs, ((Action(Width(4)),),) * len(names), absorb=absorb
+        )
         quantized = copy.deepcopy(model)
         calibrate(model, Plan.uniform(model, 4), inputs, sequential=False, absorb=absorb).apply(
             quantized
         )
         with torch.no_grad():
-            trial, own = environment.network((4,) * len(names))(inputs[0]), quantized(inputs[0])
+            trial, own = environment.network((0,) * len(names))(inputs[0]), quantized(inputs[0])
         assert torch.allclose(trial, own, rtol=1e-4, atol=1e-4)
     scores = [
-        search(model, inputs, budget=Budget(average_bits=4), method="exact", absorb=absorb).score
+        search(model, inputs, budget=Budget(average_bits=4), method="exact", absorb=absorb).objective
         for absorb in (False, True)
     ]
     assert scores[1] > scores[0]

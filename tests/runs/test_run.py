@@ -292,7 +292,7 @@ def test_the_closed_form_and_a_search_see_quantized_inputs(folder: Path) -> None
         Watcher(),
     )
     found = search(model, task.calibration(), budget=Budget(average_bits=3), trials=20)
-    assert (result["search"]["plan"], result["search"]["score"]) == (dict(found.plan), found.score)
+    assert (result["search"]["plan"], result["search"]["score"]) == (dict(found.plan), found.objective)
 
 
 def test_inputs_that_stay_in_float_are_noted(folder: Path) -> None:
@@ -968,9 +968,9 @@ def test_a_run_searches_for_its_bits(method: str, folder: Path) -> None:
     assert plan == found.plan
     assert result["search"] == {
         "plan": dict(plan),
-        "score": found.score,
+        "score": found.objective,
         "uniform": {"0": 3, "3": 3},
-        "uniform_score": found.uniform_score,
+        "uniform_score": found.uniform_objective,
     }
     assert result["search"]["score"] >= result["search"]["uniform_score"]
     assert json.loads((folder / "result.json").read_text()) == result
@@ -990,8 +990,8 @@ def test_the_network_that_is_searched_is_the_one_that_is_quantized_after_its_war
         model, task.calibration(), budget=Budget(average_bits=3), method="random", trials=12, seed=3
     )
     assert (result["search"]["score"], result["search"]["uniform_score"]) == (
-        found.score,
-        found.uniform_score,
+        found.objective,
+        found.uniform_objective,
     )
     assert Packed.load(folder / "packed.safetensors").plan == found.plan
 

@@ -131,7 +131,9 @@ def _searched(
     with Display(err if as_json else out) as display:
         display.searching(settings["trials"])
         return search_bits(
-            model_of(task, name), task.calibration(), observe=display.trial, **settings
+            model_of(task, name), task.calibration(),
+            progress=lambda event: display.trial(event.detail),
+            **settings,
         )
 
 
@@ -183,5 +185,5 @@ def _plan_figures(result: "SearchResult") -> dict[str, Any]:
     figures: dict[str, Any] = {"plan": write_widths(result.plan)}
     if result.plan.activations:
         figures["activations"] = result.plan.activations
-    scores = {"score": result.score, "uniform_score": result.uniform_score}
+    scores = {"score": result.objective, "uniform_score": result.uniform_objective}
     return figures | scores | asdict(result.plan.cost())

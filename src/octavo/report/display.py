@@ -97,7 +97,11 @@ class Display:
         speed = done / max(took, 1e-9)
         left = timedelta(seconds=round(max(self._trials - done, 0) / speed))
         if trial.reward == max(self._rewards):
-            bits = list(map(str, trial.choice))
+            inputs = trial.plan.activations
+            bits = [
+                f"{width}x{inputs[name]}" if name in inputs else str(width)
+                for name, width in trial.plan.items()
+            ]
             self._best = (" " if max(map(len, bits)) > 1 else "").join(bits)
         state = f"best {max(self._rewards):.4g}  {speed:.1f} plans/s  {left} left"
         line = f"plan {done}  {state}  {_curve(self._rewards)}\nbest so far, bits by layer: {self._best}"

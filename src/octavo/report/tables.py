@@ -102,7 +102,7 @@ def plan_table(found: SearchResult) -> Table:
     table.add_row("nominal bytes", "", *(f"{cost.bytes:,}" for cost in costs))
     if found.plan.activations:
         table.add_row("bit operations", "", *(f"{cost.bit_ops:,}" for cost in costs))
-    table.add_row("score", "", f"[bold]{found.score:.5g}[/]", f"{found.uniform_score:.5g}")
+    table.add_row("score", "", f"[bold]{found.objective:.5g}[/]", f"{found.uniform_objective:.5g}")
     return table
 
 

@@ -207,14 +207,14 @@ def _search(job: Job, wanted: Search, model: nn.Module) -> tuple[Plan, Json]:
         absorb=job.recipe.oneshot.absorb,
         seed=job.recipe.seed,
         journal=job.folder / "search.jsonl",
-        observe=job.observer.trial,
+        progress=lambda event: job.observer.trial(event.detail),
     )
     found.plan.save(job.folder / "plan.yaml")
     plans = {"plan": write_widths(found.plan), "uniform": write_widths(found.uniform)}
-    about = plans | {"score": found.score, "uniform_score": found.uniform_score}
+    about = plans | {"score": found.objective, "uniform_score": found.uniform_objective}
     bits = ", ".join(f"{name} {count}" for name, count in found.plan.items())
     job.observer.note(
-        f"search: {found.score:.5g}, the uniform plan {found.uniform_score:.5g}; bits: {bits}"
+        f"search: {found.objective:.5g}, the uniform plan {found.uniform_objective:.5g}; bits: {bits}"
     )
     activations = Activations(bits=found.plan.activations) if found.plan.activations else None
     return found.plan, {"search": about} | _quantize_inputs(job, model, activations)

@@ -151,9 +151,7 @@ def main() -> None:
         write_json(path, result)
     for row in result["rows"] if asked.retrain else ():
         if "retrained" not in row and row["seed"] in asked.seeds:
-            row["retrained"] = setting.retrained(
-                setting.choice_of(row["choice"]), row["seed"]
-            )
+            row["retrained"] = setting.retrained(setting.choice_of(row["choice"]), row["seed"])
             print(
                 row["budget"],
                 row["method"],

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from octavo.dnq import agent, proposals
 from octavo.dnq.evaluator import Trial
 from octavo.dnq.searching import METHODS, SearchResult, search
 from octavo.errors import BudgetError, FormatError, PlanError, RecipeError
@@ -73,6 +74,13 @@ def average_of(plan: Plan) -> float:
     return sum(weights[name] * int(width) for name, width in plan.items()) / 119
 
 
+@pytest.fixture(autouse=True)
+def _brief_practice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy practises less and looks at fewer neighbours: enough for three layers."""
+    monkeypatch.setattr(agent, "IMAGINED", 160)
+    monkeypatch.setattr(proposals, "CHILDREN", 32)
+
+
 class KilledError(Exception):
     pass
 
@@ -100,7 +108,7 @@ def test_the_plan_names_the_layers_that_inputs_reach_in_forward_order_and_is_wit
     assert list(result.plan) == ["first", "middle", "last"]
     assert result.plan.weights == {"first": 54, "middle": 45, "last": 20}
     assert result.plan.macs == {"first": 54, "middle": 45, "last": 20}
-    assert sum(result.plan.weights[name] * int(bits) for name, bits in result.plan.items()) <= 3.2 * 119
+    assert average_of(result.plan) <= 3.2
     assert set(result.plan.values()) <= {2, 3, 4, 5}
     assert (result.plan, result.objective) in [
         (trial.plan, trial.objective) for trial in result.trials
@@ -308,12 +316,12 @@ def test_a_journal_changes_nothing_and_answers_for_everything(tmp_path: Path) ->
 @pytest.mark.parametrize("cut", [1, 5, 30, "all of the trials", "half of the first line"])
 def test_a_last_line_that_was_cut_off_is_dropped(cut: int | str, tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    whole = found(journal=path, trials=18)
+    whole = found(method="greedy", journal=path, trials=18)
     text = path.read_text(encoding="utf-8")
     first = text.index("\n")
     at = len(text) - cut if isinstance(cut, int) else first + 1 if "trials" in cut else first // 2
     path.write_text(text[:at], encoding="utf-8")
-    assert same(found(journal=path, trials=18), whole)
+    assert same(found(method="greedy", journal=path, trials=18), whole)
     assert sorted(path.read_text(encoding="utf-8").splitlines()) == sorted(text.splitlines())
 
 
@@ -417,7 +425,7 @@ def test_a_result_says_what_it_is_in_one_line() -> None:
 
 def test_old_spellings_warn_and_work() -> None:
     seen: list[Trial] = []
-    with pytest.warns(DeprecationWarning) as caught:
+    with pytest.warns(DeprecationWarning, match=r"^search\(") as caught:
         old = found(method="random", trials=5, score=lambda _: 1.0, observe=seen.append)
     messages = sorted(str(warning.message).partition(":")[2] for warning in caught)
     assert messages == [" use search(objective=)", " use search(progress=)"]

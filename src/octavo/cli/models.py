@@ -131,7 +131,8 @@ def _searched(
     with Display(err if as_json else out) as display:
         display.searching(settings["trials"])
         return search_bits(
-            model_of(task, name), task.calibration(),
+            model_of(task, name),
+            task.calibration(),
             progress=lambda event: display.trial(event.detail),
             **settings,
         )

@@ -1,4 +1,4 @@
-"""The random rival: every choice comes up, within the budget, and the losses it projects by fall."""
+"""The random rival: every choice comes up, and the losses that it projects by fall."""
 
 import itertools
 

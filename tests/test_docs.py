@@ -130,9 +130,10 @@ def test_the_code_of_a_page_runs(
 
 
 @pytest.fixture(autouse=True)
-def short_practice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNQ's policy practises less in its world model than it does by default."""
+def less_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNQ's policy practises less, and the network of the task ``digits`` is trained less."""
     monkeypatch.setattr("octavo.dnq.agent.IMAGINED", 64)
+    monkeypatch.setattr("octavo.runs.tasks.digits.EPOCHS", 1)
 
 
 def words_of(block: Block) -> Iterator[list[str]]:

@@ -12,7 +12,7 @@ from octavo import Plan, calibrate
 from octavo.network.calling import observing
 from octavo.network.stepping import stopping, walk
 from octavo.network.thread_state import ThreadState, without_autocast
-from octavo.ptq import calibration
+from octavo.ptq import layer_solver
 
 
 class Reading(nn.Module):
@@ -107,13 +107,13 @@ def test_the_moments_are_those_of_the_autocast_pass(monkeypatch: pytest.MonkeyPa
     """Each layer is solved without autocast, from inputs that were computed with it and with the
     weights that the layers ahead have by then: autocast keeps old casts of weights otherwise."""
     seen: dict[str, Tensor] = {}
-    solve = calibration.solve
+    solve = layer_solver.solve
 
     def noting(layer: Any, moments: Any, *args: Any, **kwargs: Any) -> Any:
         seen[layer.name] = moments.hessian.clone()
         return solve(layer, moments, *args, **kwargs)
 
-    monkeypatch.setattr(calibration, "solve", noting)
+    monkeypatch.setattr("octavo.ptq.calibration.solve", noting)
     model = mixed()
     twin = copy.deepcopy(model)
     with torch.autocast("cpu", torch.bfloat16):

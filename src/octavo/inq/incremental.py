@@ -209,8 +209,8 @@ class Incremental:
         masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         check_state(model)
-        warn_if_mostly_float(model)
         planned = planned_layers(model, plan)
+        warn_if_mostly_float(model)
         layers = [layer for layer, _ in planned]
         pruned = find_pruned(layers, masks)
         self.portions = portions_for(layers, pruned) if portions is NOT_GIVEN else portions

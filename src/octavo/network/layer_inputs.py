@@ -130,7 +130,9 @@ def _product_inputs(
         module, given = _as_multiplied(module, weight, args, kwargs) or (module, given)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         yield from _convolution_inputs(module, given.float())
-    elif weight.dim() == 2 and given.shape[-1] == weight.shape[1]:
+    elif isinstance(module, nn.Linear) or (
+        weight.dim() == 2 and given.shape[-1] == weight.shape[1]
+    ):
         yield _as_columns(given)
     else:
         raise PlanError(
@@ -264,7 +266,7 @@ def _spread(module: Any, images: Tensor, output_size: Any) -> Tensor:
     # (size - 1) * stride + 1 pixels, of which every stride-th is one of the input's
     sizes = [(n - 1) * s + 1 for n, s in zip(images.shape[2:], module.stride, strict=True)]
     spread = images.new_zeros(*images.shape[:2], *sizes)
-    every_stride = tuple(slice(None, None, s) for s in module.stride)
+    every_stride: list[Any] = [slice(None, None, s) for s in module.stride]
     spread[(..., *every_stride)] = images
     # The kernel reaches dilation * (kernel - 1) pixels beyond its first; `padding` cuts outputs.
     edges = [

@@ -19,7 +19,7 @@ def cell_inputs(module: nn.RNNCellBase, attribute: str, given: Tensor, state: An
     """The rows that a weight of a cell meets in one call: (n, columns)."""
     if attribute == "weight_ih":
         return given.reshape(-1, given.shape[-1])
-    hidden = state[0] if isinstance(state, tuple) else state
+    hidden: Tensor | None = state[0] if isinstance(state, tuple) else state
     if hidden is None:
         hidden = given.new_zeros(*given.shape[:-1], module.hidden_size)
     return hidden.reshape(-1, hidden.shape[-1])
@@ -137,7 +137,7 @@ def _gates(module: nn.RNNBase, place: _Place, inputs: Tensor, before: Tensor) ->
         return gates
     bias_ih = getattr(module, f"bias_ih{place.suffix}")
     bias_hh = getattr(module, f"bias_hh{place.suffix}")
-    return gates + bias_ih + bias_hh
+    return gates + bias_ih + bias_hh  # type: ignore[no-any-return]
 
 
 def _unprojected(gates: Tensor, cell: Tensor, lengths: Tensor, *, backward: bool) -> Tensor:

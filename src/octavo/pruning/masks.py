@@ -43,10 +43,7 @@ def find_pruned(layers: Iterable[Layer], masks: Mapping[str, Tensor] | None) -> 
     return {name: pruned for name, pruned in found.items() if bool(pruned.any())}
 
 
-def kept_masks(model: nn.Module, plan: Mapping[str, WidthLike]) -> dict[str, Tensor]:
-    """Masks for ``Incremental`` of what is pruned now: taken before the closed form, which makes
-    zeros of its own.
-def find_kept(model: nn.Module, plan: Mapping[str, int]) -> dict[str, Tensor]:
+def find_kept(model: nn.Module, plan: Mapping[str, WidthLike]) -> dict[str, Tensor]:
     """Find the weights that are not pruned: masks for ``Incremental``, false where a weight is.
 
     They must be taken before PTQ, which makes zeros of its own.

@@ -104,8 +104,8 @@ def calibrate(
         order=order, fit=fit, per=per, damp=damp, sequential=sequential, absorb=absorb
     )
     check_state(model)
-    warn_if_mostly_float(model)
     planned_layers(model, plan)  # checks the plan before anything is copied or read
+    warn_if_mostly_float(model)
     quantized = copy.deepcopy(model)
     planned = planned_layers(quantized, plan)
     layers = [layer for layer, _ in planned]

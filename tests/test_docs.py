@@ -30,7 +30,8 @@ from octavo.runs.task import METHODS
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, *GUIDES, ROOT / "benchmarks/README.md", ROOT / "CONTRIBUTING.md"]
+OTHERS = [ROOT / name for name in ("benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [README, *GUIDES, *OTHERS]
 LANGUAGES = {"python", "sh", "yaml", "json"}
 SLOW = {("demo",)}  # commands with a test of their own, in tests/cli
 
@@ -252,6 +253,15 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 def test_readme_links_to_every_page() -> None:
     links = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", README.read_text(encoding="utf-8")))
     assert links == {str(page.relative_to(ROOT)) for page in GUIDES}
+
+
+def test_contributing_names_rooms_and_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    package = ROOT / "src/octavo"
+    for path in re.findall(r"`((?:\w+/)+[\w.-]*|\w+\.py)`", text):
+        assert any((root / path).exists() for root in (ROOT, package)), path
+    rooms = {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
+    assert {f"`{room}/`" for room in rooms} <= set(re.findall(r"`\w+/`", text))
 
 
 # README.md, in more detail

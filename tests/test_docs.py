@@ -62,7 +62,7 @@ def blocks(page: Path, language: str | None = None) -> list[Block]:
     ]
 
 
-def named(pages: list[Path]) -> Any:
+def named(pages: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
 
 

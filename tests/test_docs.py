@@ -7,6 +7,7 @@ commands that are then only parsed, ``<!-- not run: reason -->`` for code.
 import copy
 import json
 import re
+import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator
@@ -262,6 +263,17 @@ def test_contributing_names_rooms_and_files_that_exist() -> None:
         assert any((root / path).exists() for root in (ROOT, package)), path
     rooms = {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
     assert {f"`{room}/`" for room in rooms} <= set(re.findall(r"`\w+/`", text))
+
+
+def test_the_tables_are_those_of_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks/table.py"))
+    for name, table in script["TABLES"].items():
+        text = table()
+        pages = [page.read_text(encoding="utf-8") for page in script["PAGES"]]
+        filled = [script["fill"](page, name, text) for page in pages]
+        assert any(filled), name
+        assert all(new in (None, page) for page, new in zip(pages, filled, strict=True)), name
 
 
 # README.md, in more detail

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from octavo import cli
+from octavo.cli.runs import _recipe_path
 from octavo.runs.recipe import Recipe, load_recipe
 from octavo.runs.recipes import RECIPES
 
@@ -99,5 +99,5 @@ def test_only_what_says_so_is_pruned_or_has_rounded_inputs() -> None:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_recipe_is_found_by_its_name(name: str) -> None:
-    found = cli._recipe_path(Path("inq-paper") / name)
+    found = _recipe_path(Path("inq-paper") / name)
     assert found == FOLDER / f"{name}.yaml"

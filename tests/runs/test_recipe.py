@@ -72,7 +72,7 @@ ptq: {order: distance, damp: 0, sequential: false, absorb: true}
 portions: [0.25, 1]
 order: mine/orders.py:far
 fit: max
-per: layer
+per: tensor
 epochs: [2, 0.5]
 retraining: {learning_rate: 1e-3, labels: 0.5, bfloat16: true}
 control: false

@@ -382,7 +382,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_weights_of_the_ste
             teacher=linear(2),
             progress=seen.append,
         )
-    assert [p.step for p in seen] == [1, 2, 3]
+    assert [event.done for event in seen] == [1, 2, 3]
     assert bool(torch.isfinite(model.weight).all())
 
 

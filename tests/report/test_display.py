@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from octavo.dnq.evaluator import Trial
+from octavo.formats.width import Width
 from octavo.plan import Plan
 from octavo.progress import Event
 from octavo.ptq.calibration import LayerResult
@@ -135,7 +136,9 @@ def test_hours_are_hours(pipe: Console) -> None:
 
 
 def test_ptq_shows_each_layer(terminal: Console, pipe: Console) -> None:
-    errors = [LayerResult(name, 3, 0.25, 0.1, i, 2) for i, name in ((1, "conv1"), (2, "[a]"))]
+    errors = [
+        LayerResult(name, Width(3), 0.25, 0.1, i, 2) for i, name in ((1, "conv1"), (2, "[a]"))
+    ]
     for console in (terminal, pipe):
         with Display(console) as display:
             for error in errors:

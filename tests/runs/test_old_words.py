@@ -52,7 +52,11 @@ def test_new_words_pass_as_they_are_and_without_a_warning(name: str) -> None:
 
 
 def test_words_are_old_at_their_own_place_only() -> None:
-    content = {"options": {"per": "layer", "oneshot": 1}, "teacher": {"start": "oneshot"}, 3: 4}
+    content: dict[Any, Any] = {
+        "options": {"per": "layer", "oneshot": 1},
+        "teacher": {"start": "oneshot"},
+        3: 4,
+    }
     assert with_new_words(content, "r") == content
 
 
@@ -83,7 +87,7 @@ def test_old_words_in_a_base_and_in_overrides(folder: Path) -> None:
         "--set: per: layer",
         "--set: the key 'oneshot'",
         "--set: the key 'ptq.correct'",
-    ] or set(said) >= {"--set: per: layer", f"{folder / 'base.yaml'}: the key 'oneshot'"}
+    ]
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import OctavoError, RecipeError
+from octavo.formats.width import Width
 from octavo.plan import Budget
 from octavo.runs.orders import OrderFunction
 from octavo.runs.recipe import load_recipe, make_recipe, yaml_value
@@ -83,8 +84,8 @@ publish: out/here
     assert (recipe.task, recipe.options, recipe.teacher) == ("a.b:C", {"depth": 20}, {"depth": 56})
     assert isinstance(recipe.bits, dict)
     assert list(recipe.bits.items()) == [
-        ("*", 3),
-        ("conv?", 5),
+        ("*", Width(3)),
+        ("conv?", Width(5)),
     ]  # in order: the last pattern that matches counts
     assert (recipe.method, recipe.start) == ("ptq", "float")
     assert recipe.ptq == Ptq(order="distance", damp=0, sequential=False, absorb=True)
@@ -108,16 +109,24 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
     recipe = load_recipe(base)
     assert (recipe.bits, recipe.search) == (None, Search(budget=Budget(average_bits=3)))
     assert recipe.search == Search(
-        budget=Budget(average_bits=3), method="dnq", trials=512, options=(2, 3, 4, 5), pins={}
+        budget=Budget(average_bits=3),
+        method="dnq",
+        trials=512,
+        options=tuple(map(Width, (2, 3, 4, 5))),
+        pins={},
     )  # the command's own defaults
-    text = "base: base.yaml\nsearch: {method: random, trials: 20, options: [2, 4], pins: {conv1: 4}}\norder: [relative, relative, relative, random]"
+    text = (
+        "base: base.yaml\n"
+        "search: {method: random, trials: 20, options: [2, 4], pins: {conv1: 4}}\n"
+        "order: [relative, relative, relative, random]"
+    )
     recipe = load_recipe(write("r.yaml", text), ["search.budget.average_bits=2.5"])
     assert recipe.search == Search(
         budget=Budget(average_bits=2.5),
         method="random",
         trials=20,
-        options=(2, 4),
-        pins={"conv1": 4},
+        options=(Width(2), Width(4)),
+        pins={"conv1": Width(4)},
     )
     assert recipe.order == ("relative", "relative", "relative", "random")
     assert make_recipe(recipe.model_dump(mode="json"), "again") == recipe
@@ -186,7 +195,8 @@ def test_overrides(folder: Path) -> None:
         "control=no",
     ]
     recipe = load_recipe(path, pairs)
-    assert (recipe.bits, recipe.seed, recipe.publish, recipe.control) == ({"*": 2}, 6, None, False)
+    assert recipe.bits == {"*": Width(2)}
+    assert (recipe.seed, recipe.publish, recipe.control) == (6, None, False)
     assert recipe.retraining == Retraining(learning_rate=0.5, labels=1.0)
     assert (recipe.options, recipe.teacher) == (
         {"depth": 20, "name": "a=b"},

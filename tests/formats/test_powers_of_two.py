@@ -15,7 +15,7 @@ from torch import Tensor
 
 from octavo.errors import PlanError
 from octavo.formats.powers_of_two import BLOCK, PowerOfTwo, power_of_two
-from octavo.formats.width import check_bits
+from octavo.formats.width import Width, check_bits
 
 BITS = range(2, 9)
 TINY, HUGE = 2.0**-149, float(np.finfo(np.float32).max)
@@ -469,12 +469,35 @@ def test_impossible_bits(bits: Any) -> None:
         check_bits(bits, "conv1")
 
 
-@pytest.mark.parametrize("options", [{"fit": "mean"}, {"per": "row"}, {"fit": None}])
-def test_unknown_fit_or_grouping(options: Any) -> None:
-    with pytest.raises(
-        PlanError, match=r'^fc: expected fit "max" or "mse" and per "tensor" or "channel", got'
-    ):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"fit": "mean"}, 'fit "max" or "mse", got \'mean\''),
+        ({"fit": None}, 'fit "max" or "mse", got None'),
+        ({"per": "row"}, 'per "tensor" or "channel", got \'row\''),
+    ],
+)
+def test_unknown_fit_or_grouping(options: Any, expected: str) -> None:
+    with pytest.raises(PlanError, match=f"^fc: expected {expected}$"):
         power_of_two(torch.ones(2, 2), 3, name="fc", **options)
+
+
+def test_the_old_words_are_read_with_a_warning() -> None:
+    weight = torch.tensor([[0.3, 2.0], [0.1, 0.2]])
+    with pytest.warns(DeprecationWarning, match='per="tensor"'):
+        old = power_of_two(weight, 3, per="layer")  # type: ignore[arg-type]
+    assert old.max_exponent.shape == ()
+    with pytest.warns(DeprecationWarning, match=r"PowerOfTwo\(max_exponent=\)"):
+        other = PowerOfTwo(3, top=old.max_exponent)  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match=r"use PowerOfTwo\.max_exponent"):
+        assert other.top is old.max_exponent
+
+
+@pytest.mark.parametrize("width", [3, Width(3)])
+def test_a_width_will_do_for_bits(width: Any) -> None:
+    for codebook in (PowerOfTwo(width, torch.tensor(0)), power_of_two(torch.ones(2), width)):
+        assert (codebook.bits, codebook.width) == (3, Width(3))
+        assert type(codebook.bits) is int
 
 
 def test_a_scalar_has_no_channels() -> None:
@@ -483,8 +506,10 @@ def test_a_scalar_has_no_channels() -> None:
 
 
 @pytest.mark.parametrize("top", [torch.zeros(2, 2, dtype=torch.int32), torch.tensor(1.0)])
-def test_exponents_are_integers_for_the_layer_or_its_channels(top: Tensor) -> None:
-    with pytest.raises(PlanError, match=r"^top: expected an integer scalar or vector, got"):
+def test_exponents_are_integers_for_the_tensor_or_its_channels(top: Tensor) -> None:
+    with pytest.raises(
+        PlanError, match=r"^max_exponent: expected an integer scalar or vector, got"
+    ):
         PowerOfTwo(3, top)
 
 

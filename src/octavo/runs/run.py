@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from octavo._io import write_atomically
-from octavo.deploy.exporting import Exported, check_forms, export_checked, load_onnx
+from octavo.deploy.exporting import Exported, export_checked, load_onnx
+from octavo.deploy.forms import check_forms
 from octavo.errors import RecipeError
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.progress import Progress, silent

@@ -147,17 +147,6 @@ def test_linear_layers_run_as_integers_too(tmp_path: Path) -> None:
         assert kernels(made.path, tmp_path)[float_kernels] == 0
 
 
-def test_ranges_come_from_all_batches() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
-    packed = quantize(model)
-    small, large = torch.rand(8, 4), 100 * torch.rand(8, 4)
-    scales = [
-        arrays(int8_graph(model, packed.layers, batches).model)["input.activation.scale"]
-        for batches in ([small], [small, large], [large])
-    ]
-    assert scales[0] < scales[1] == scales[2]
-
-
 def test_what_has_no_integer_kernel_stays_exact(tmp_path: Path) -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:

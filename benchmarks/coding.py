@@ -32,9 +32,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from octavo import coding
 from octavo.formats.powers_of_two import power_of_two
 from octavo.runs.run import environment
+from octavo.storage.coding import grouped as coding
 
 COUNT = 25_000_000
 CHANNELS = 5_000
@@ -119,7 +119,7 @@ def bytes_of(arrays: tuple[np.ndarray, np.ndarray]) -> int:
 
 
 CODERS = {
-    "octavo": Coder(coding.compress, coding.decompress),
+    "octavo": Coder(coding.encode_codes, coding.decode_codes),
     "constriction ANS": Coder(ans_encode, ans_decode, bytes_of),
     "constriction range": Coder(range_encode, range_decode, bytes_of),
     "radix": Coder(radix_encode, radix_decode),

@@ -3,20 +3,17 @@ written down and read again."""
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo.dnq.journal import Journal
 from octavo.dnq.searching import SearchResult, search
-from octavo.dnq.space import Space, layer_options
-from octavo.dnq.widths import WIDTHS, width_index
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
@@ -341,19 +338,19 @@ def test_every_method_chooses_among_both_grids(method: str) -> None:
     assert set(result.plan.values()) <= {4, 5, Apot(5), Apot(6)}
     assert result.plan.cost().average_bits <= 5.2
     assert dict(result.uniform) == dict.fromkeys(MIXED, Apot(5))  # of two at as many bits, the sums
-    assert result.score >= result.uniform_score
+    assert result.objective >= result.uniform_objective
 
 
 def test_the_other_grid_is_scored_as_what_it_is() -> None:
     result = found(method="exact", options=(5, Apot(5)), budget=Budget(average_bits=5))
     assert dict(result.plan) == dict.fromkeys(MIXED, Apot(5))  # it costs as much and loses less
-    scores = {
-        trial.choice: trial.score
+    objectives = {
+        tuple(trial.plan.values()): trial.objective
         for trial in found(method="random", options=(5, Apot(5)), trials=30).trials
     }
-    assert scores[Apot(5), Apot(5), Apot(5)] == result.score
-    assert len(scores) == 8
-    assert (5, 5, 5) not in scores or scores[5, 5, 5] < result.score
+    assert objectives[Apot(5), Apot(5), Apot(5)] == result.objective
+    assert len(objectives) == 8
+    assert objectives.get((5, 5, 5), -math.inf) < result.objective
 
 
 def test_options_and_pins_are_read_from_texts() -> None:
@@ -372,12 +369,12 @@ def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
     class KilledError(Exception):
         pass
 
-    def kill(trial: Any) -> None:
+    def kill(event: Any) -> None:
         raise KilledError
 
     whole = found(journal=tmp_path / "whole", method="greedy")
     with pytest.raises(KilledError):
-        found(journal=tmp_path / "killed", method="greedy", observe=kill)
+        found(journal=tmp_path / "killed", method="greedy", progress=kill)
     again = found(journal=tmp_path / "killed", method="greedy")
     assert (dict(again.plan), again.trials) == (dict(whole.plan), whole.trials)
     lines = [json.loads(line) for line in (tmp_path / "killed").read_text().splitlines()]
@@ -385,38 +382,6 @@ def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
     assert {bits for line in lines[1:] for bits in line["bits"]} == {None, 4, 5, "apot5", "apot6"}
     with pytest.raises(RecipeError, match="the journal of a search with options"):
         found(options=(4, 5, 6), journal=tmp_path / "killed")
-
-
-def test_a_journal_tells_the_grids_apart(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", {})
-    journal.add([(5, None), (Apot(5), None)], [1.0, 2.0])
-    again = Journal(tmp_path / "j", {})
-    assert [again.known(choice) for choice in ((5, None), (Apot(5), None), (5, 5))] == [
-        1.0,
-        2.0,
-        None,
-    ]
-
-
-def test_options_of_one_price_neither_stop_nor_repeat_the_steps() -> None:
-    options = layer_options(("a", "b"), [Apot(5), 4, 5, 3, "apot5", 6], {})  # type: ignore[list-item]
-    assert options == ((3, 4, 5, Apot(5), 6),) * 2
-    loss = np.full((2, WIDTHS), np.nan)
-    for layer in range(2):
-        for width, lost in ((3, 9.0), (4, 5.0), (5, 4.0), (Apot(5), 1.0), (6, 0.5)):
-            loss[layer, width_index(width)] = lost * (1 + layer)
-    space = Space(("a", "b"), options, (10, 10), (1, 1), Budget(average_bits=5))
-    assert space.project((6, 6), loss) == (Apot(5), Apot(5))
-    assert space.project((3, 3), loss) == (Apot(5), Apot(5))
-    worse = loss.copy()
-    worse[:, width_index(Apot(5))] = 4.5
-    assert space.project((6, 6), worse) in ((5, 5), (4, 6))
-    for choice in ((Apot(5), 5), (5, Apot(5))):
-        assert (
-            space.project(choice, loss) == choice
-        )  # within the budget already, and no further step fits
-    cheap = Space(("a", "b"), options, (10, 10), (1, 1), Budget(average_bits=3.5))
-    assert cheap.price(cheap.project((Apot(5), Apot(5)), loss)) == 70
 
 
 def test_a_copy_of_a_model_with_a_table_is_a_model_of_its_own() -> None:

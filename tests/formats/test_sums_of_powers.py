@@ -286,7 +286,9 @@ def test_powers_of_two_do_not_take_its_widths() -> None:
         lambda: power_of_two(torch.ones(2), Apot(6)),
         lambda: PowerOfTwo(Apot(6), torch.tensor(0)),  # type: ignore[arg-type]
     ):
-        with pytest.raises(PlanError, match=r"expected an integer from 2 to 8, got Width\(6, 'apot'\)"):
+        with pytest.raises(
+            PlanError, match=r"expected an integer from 2 to 8, got Width\(6, 'apot'\)"
+        ):
             make()
     with pytest.raises(PlanError, match=r"expected an integer from 5 to 8, got Width\(6\)"):
         additive_powers(torch.ones(2), Width(6))
@@ -309,5 +311,5 @@ def test_what_is_not_finite_or_does_not_fit_is_refused() -> None:
         AdditivePowers(6, torch.tensor(0)).decode(torch.tensor([63], dtype=torch.uint8))
     with pytest.raises(PlanError, match="expected a tensor of 2 output channels, got shape"):
         AdditivePowers(6, torch.tensor([0, 1])).encode(torch.ones(3))
-    with pytest.raises(PlanError, match=r"^top: expected an integer scalar or vector"):
+    with pytest.raises(PlanError, match=r"^max_exponent: expected an integer scalar or vector"):
         AdditivePowers(6, torch.tensor(0.5))

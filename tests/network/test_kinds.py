@@ -17,6 +17,7 @@ from octavo import (
     Plan,
     PlanError,
     calibrate,
+    export,
     inspect,
     quantize_activations,
     register_layer,
@@ -178,6 +179,16 @@ def test_inputs_of_a_registered_layer_are_quantized() -> None:
     reasons = {skip.name: skip.reason for skip in quantize_activations(model, texts(), 8)}
     assert set(reasons) == {"wte", "wpe"}
     assert {row.name for row in inspect(model).rows if row.activation_bits == 8} == set(LAYERS)
+
+
+@pytest.mark.parametrize("form", ["float", "lut"])
+def test_a_gpt2_is_exported(form: Any, tmp_path: Path) -> None:
+    """export compares the outputs of the file with those of the quantized network."""
+    register_layer(Conv1D, inputs_first=True)
+    model = gpt2()
+    packed = calibrate(model, Plan.uniform(model, 4), texts())
+    path = export(model, packed, tmp_path / "model.onnx", form=form, example=texts()[0])
+    assert path.exists()
 
 
 # How a type is found.

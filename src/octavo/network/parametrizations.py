@@ -22,19 +22,22 @@ def attach(layer: Layer, parametrization: nn.Module) -> None:
         if not hasattr(module, "_before_attach"):
             _remember(module)
         parametrize.register_parametrization(module, attribute, parametrization)
-        module._before_attach.attached.append(attribute)  # type: ignore[union-attr]
+        before: Any = module._before_attach
+        before.attached.append(attribute)
 
 
 def release(layers: Iterable[Layer]) -> None:
     """Take the parametrizations of layers off again: the parameters take the values that the
     network saw, and the modules are as they were before.
     """
-    places = [place for layer in layers for place in layer.places]
+    modules: dict[nn.Module, None] = {}
     with torch.no_grad():
-        for module, attribute in places:
-            seen = getattr(module, attribute)
-            module.parametrizations[attribute].original.copy_(seen)  # type: ignore[union-attr, index]
-    for module in dict.fromkeys(module for module, _ in places):
+        for layer in layers:
+            module: Any = layer.module
+            original = module.parametrizations[layer.attribute].original  # shared by all places
+            original.copy_(getattr(module, layer.attribute))
+            modules |= dict.fromkeys(module for module, _ in layer.places)
+    for module in modules:
         _restore(module)
 
 

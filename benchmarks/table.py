@@ -332,10 +332,9 @@ def speed() -> str:
 def startup() -> str:
     result = load("startup")
     ratios = result["times_import_torch"]
-    rows = [
-        [f"`{command}`", f"{seconds:.2f}", f"{ratios[command]:.2f}"]
-        for command, seconds in result["seconds"].items()
-    ]
+    rows = []
+    for command, seconds in result["seconds"].items():
+        rows.append([f"`{command}`", f"{seconds:.2f}", f"{ratios[command]:.2f}"])
     return markdown("command, seconds, relative to `import torch`", rows)
 
 

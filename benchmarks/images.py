@@ -1,12 +1,10 @@
-"""How many calibration images a search for bits should see: its plans on images that it has not
-seen.
+"""How many calibration images a search for bits should see.
 
     python benchmarks/images.py                     # half an hour
 
-ResNet-20 on CIFAR-10, 512 plans each, one seed. The closed form and the scores see the same
-unlabelled training images; the divergence is measured again on 4,096 others. Nothing is retrained.
-Rows are written as they come, and skipped where they are there. Writes
-benchmarks/results/images.json.
+ResNet-20 on CIFAR-10, 512 plans each, one seed. Calibration and objective see the same unlabelled
+training images; the divergence of the plan is measured again on 4,096 others. Nothing is retrained.
+Rows are written as they come, and skipped if they are there. Writes benchmarks/results/images.json.
 """
 
 import json
@@ -23,18 +21,20 @@ from octavo.runs.folder import write_json
 from octavo.runs.run import environment
 
 RESULT = Path(__file__).parent / "results" / "images.json"
-SEEN, OTHERS, SEED = (512, 1024, 2048), 4096, 0
+SEEN = (512, 1024, 2048)
+OTHERS = 4096
+SEED = 0
 WAYS = {"dnq, 2.5": ("dnq", 2.5), "dnq, 3": ("dnq", 3.0), "3 bits": ("uniform", 3.0)}
 
 
 def others() -> Tensor:
-    """Training images that no search has seen."""
+    """Return training images that no search has seen."""
     return torch.cat(list(task_of(20, 2 * OTHERS).calibration()))[OTHERS:]
 
 
 @torch.no_grad()
 def divergence(full: nn.Module, quantized: nn.Module, images: Tensor) -> float:
-    """Mean KL divergence of the outputs from full precision, as trials are scored."""
+    """Return the mean KL divergence of the outputs from full precision, as trials measure it."""
     total = 0.0
     for batch in images.split(256):
         (own,), (target,) = (parts_of(network(batch)) for network in (quantized, full))
@@ -43,14 +43,13 @@ def divergence(full: nn.Module, quantized: nn.Module, images: Tensor) -> float:
 
 
 def row(setting: Setting, method: str, average: float, unseen: Tensor) -> dict[str, Any]:
-    found: dict[str, Any] = setting.search(average, method, SEED)
-    network = setting.environment.network(found["choice"])
-    found["others"] = -divergence(setting.model, network, unseen)
-    closed = setting.task.model()
-    calibrate(
-        setting.model, setting.space.plan(tuple(found["choice"])), setting.task.calibration()
-    ).apply(closed)
-    return found | {"calibrated": setting.task.score(closed)}
+    figures: dict[str, Any] = setting.search(average, method, SEED)
+    choice = setting.choice(figures["choice"])
+    figures["others"] = -divergence(setting.model, setting.environment.network(choice), unseen)
+    calibrated = setting.task.model()
+    packed = calibrate(setting.model, setting.space.plan(choice), setting.task.calibration())
+    packed.apply(calibrated)
+    return figures | {"calibrated": setting.task.score(calibrated)}
 
 
 def main() -> None:

@@ -1,11 +1,10 @@
-"""The bits of weights and of inputs searched for together, against the same bits everywhere, for as
-many bit operations.
+"""Bits of weights and inputs searched for together, beside the same bits everywhere.
 
     python benchmarks/mixed.py                      # half an hour
 
-ResNet-20 on CIFAR-10, 512 unlabelled training images, which choose the bits, calibrate the inputs
-and serve the closed form; nothing is trained. Rows are written as they come and skipped where they
-are there. Writes benchmarks/results/mixed.json.
+Both have at most the same number of bit operations. ResNet-20 on CIFAR-10; 512 unlabelled training
+images choose the bits, calibrate the inputs and calibrate the weights; nothing is trained. Rows are
+written as they come, and skipped if they are there. Writes benchmarks/results/mixed.json.
 """
 
 import json
@@ -21,14 +20,19 @@ from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "mixed.json"
-OPTIONS, INPUTS = (2, 3, 4, 5), (3, 4, 6, 8)
+OPTIONS = (2, 3, 4, 5)
+INPUTS = (3, 4, 6, 8)
 UNIFORM = ((4, 4), (3, 4), (3, 3))  # bits of weights and inputs whose bit operations are the budget
-TRIALS, IMAGES, BATCH, SEED = 768, 512, 32, 0
+TRIALS = 768
+IMAGES = 512
+BATCH = 32
+SEED = 0
 
 
 def scored(task: Cifar10, plan: Plan) -> dict[str, Any]:
-    """Test accuracy of the closed form under a plan."""
-    model, inputs = task.model(), list(task.calibration())
+    """Test accuracy of the calibrated network under a plan, and its sizes."""
+    model = task.model()
+    inputs = list(task.calibration())
     quantize_activations(model, inputs, plan.activations)
     packed = calibrate(model, plan, inputs)
     packed.apply(model)
@@ -51,18 +55,23 @@ def uniform(task: Cifar10, weights: int, inputs: int) -> Plan:
 
 def searched(task: Cifar10, bit_ops: int | None) -> tuple[Plan, dict[str, Any]]:
     started = time.monotonic()
-    found = search(
-        task.model(), task.calibration(),
-        budget=Budget(bit_ops=bit_ops), options=OPTIONS, activations=INPUTS, trials=TRIALS, seed=SEED,
-    )  # fmt: skip
+    result = search(
+        task.model(),
+        task.calibration(),
+        budget=Budget(bit_ops=bit_ops),
+        options=OPTIONS,
+        activations=INPUTS,
+        trials=TRIALS,
+        seed=SEED,
+    )
     about = {
-        "score": found.objective,
-        "uniform_score": found.uniform_objective,
+        "score": result.objective,
+        "uniform_score": result.uniform_objective,
         "seconds": round(time.monotonic() - started, 1),
     }
-    return found.plan, about | {
-        "weights": write_widths(found.plan),
-        "inputs": dict(found.plan.activations),
+    return result.plan, about | {
+        "weights": write_widths(result.plan),
+        "inputs": dict(result.plan.activations),
     }
 
 

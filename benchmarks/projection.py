@@ -1,10 +1,9 @@
-"""Time of `PowerOfTwo.project` against `torch.clone`, side by side in one process, on 64 M float32
-weights.
+"""Time of `PowerOfTwo.project` beside `torch.clone`, on 64 M float32 weights.
 
     python benchmarks/projection.py
 
-Writes benchmarks/results/projection.json: for each bit-width and granularity the median of the
-paired ratios.
+Both run in turn in one process. Writes benchmarks/results/projection.json: for each bit-width and
+granularity the median of the paired ratios.
 """
 
 import json
@@ -18,7 +17,9 @@ import torch
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.runs.run import environment
 
-COUNT, REPEATS, SEED = 64_000_000, 9, 0
+COUNT = 64_000_000
+REPEATS = 9
+SEED = 0
 RESULT = Path(__file__).parent / "results" / "projection.json"
 
 

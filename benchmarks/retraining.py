@@ -1,13 +1,11 @@
-"""Cost of retraining with frozen weights against plain training: time of paired steps, and extra
-memory a weight.
+"""Cost of retraining with frozen weights, beside plain training: time of a step, and memory.
 
     python benchmarks/retraining.py
 
 The pretrained ResNet-20 on CIFAR-10, batch 128, SGD with Nesterov momentum. The two networks take
-their steps on the same batches, in one process, now the one and now the other first.
-Memory: bytes of the buffers that freezing adds, plus what its graph keeps alive between forward and
-    backward pass.
-Writes benchmarks/results/retraining.json.
+their steps on the same batches, in one process, and take turns in going first. Memory is the bytes
+of the buffers that freezing adds, plus what its graph keeps alive between forward and backward
+pass. Writes benchmarks/results/retraining.json.
 """
 
 import copy
@@ -27,7 +25,10 @@ from octavo import Incremental, Plan
 from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
-STEPS, WARMUP, BATCH, SEED = 60, 5, 128, 0
+STEPS = 60
+WARMUP = 5
+BATCH = 128
+SEED = 0
 RESULT = Path(__file__).parent / "results" / "retraining.json"
 
 
@@ -45,14 +46,15 @@ def stepper(model: nn.Module) -> Any:
 
 
 def kept_bytes(model: nn.Module, images: Tensor) -> int:
-    """Bytes of every distinct tensor storage that lives while the graph of one forward pass
-    does.
+    """Return the bytes of every distinct tensor storage that lives while the graph of one forward
+    pass does.
     """
     loss = model(images).sum()
     gc.collect()
     storages = {}
     saved: list[Tensor] = []
-    nodes, seen = [loss.grad_fn], set()
+    nodes = [loss.grad_fn]
+    seen = set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:

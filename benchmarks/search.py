@@ -1,13 +1,12 @@
-"""Every way of choosing bits, by the same trials: scores, test accuracy before and after a short
-retraining, bytes, time.
+"""Every way of choosing bits, with the same number of trials.
 
-    python benchmarks/search.py --depth 20              # and 56; hours. Rows are written as they
-    come, and not made twice python benchmarks/search.py --depth 20 --retrain    # adds what each
-    plan reaches after a short retraining
+    python benchmarks/search.py --depth 20              # and 56; hours
+    python benchmarks/search.py --depth 20 --retrain    # adds the accuracy after a short retraining
 
 Budgets of 2.5, 3.0 and 3.5 average bits, 512 plans each, 3 seeds (1 where nothing is drawn), 512
 unlabelled training images, 256 for ResNet-56. The plans of single layers are scored once for all
-rows, and counted in each. Writes benchmarks/results/search-resnet20.json or -resnet56.json.
+rows, and counted in each. Rows are written as they come, and skipped if they are there. Writes
+benchmarks/results/search-resnet20.json or -resnet56.json.
 """
 
 import argparse
@@ -16,7 +15,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from octavo.dnq.environment import Environment
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import METHODS as NAMES
-from octavo.dnq.methods import method_of
+from octavo.dnq.methods import SearchMethod, method_of
 from octavo.dnq.space import Choice
 from octavo.dnq.survey import survey
 from octavo.runs.folder import write_json
@@ -37,14 +36,15 @@ from octavo.runs.tasks.cifar10 import Cifar10
 from octavo.runs.training import Retraining, retrain
 
 RESULTS = Path(__file__).parent / "results"
-IMAGES, BATCH, TRIALS = {20: 512, 56: 256}, 32, 512
+IMAGES = {20: 512, 56: 256}
+BATCH = 32
+TRIALS = 512
 BUDGETS = (3.0, 2.5, 3.5)
-METHODS: dict[str, Callable[[Evaluator], None]] = {
-    **{name: method_of(name) for name in NAMES},
-    "dnq, cold": functools.partial(dnq, warm=False),
-}
+METHODS: dict[str, SearchMethod] = {name: method_of(name) for name in NAMES}
+METHODS["dnq, cold"] = functools.partial(dnq, warm=False)
 DRAWS = ("dnq", "dnq, cold", "random", "tpe", "cmaes")
-PORTIONS, EPOCHS = (0.5, 0.75, 0.9, 1.0), 0.05  # of the short retraining: after each portion
+PORTIONS = (0.5, 0.75, 0.9, 1.0)
+EPOCHS = 0.05  # of the short retraining: after each portion
 SETTINGS = Retraining(learning_rate=0.005, temperature=4.0, bfloat16=True)
 Row = dict[str, Any]
 
@@ -59,8 +59,8 @@ def task_of(depth: int, images: int) -> Cifar10:
 
 
 def missing(rows: list[Row], seeds: list[int]) -> Iterator[tuple[float, str, int]]:
-    """What has not been run: what draws nothing has one seed, and the controller is trained from
-    nothing at one budget.
+    """Yield the rows that have not been run. A method that draws nothing has one seed, and the
+    policy without a warm start one budget.
     """
     done = {(row["budget"], row["method"], row["seed"]) for row in rows}
     for seed in seeds:
@@ -87,36 +87,41 @@ class Setting:
         self.single_s = time.monotonic() - started - self.quantized_s
 
     def search(self, average: float, method: str, seed: int) -> Row:
-        """What a method finds, and what its plan scores on the test images before any
+        """Return the best plan of a method, and its accuracy on the test images before any
         retraining.
         """
         space = dataclasses.replace(self.space, budget=Budget(average_bits=average))
-        bench = Evaluator(space, self.environment, copy.deepcopy(self.journal), TRIALS, seed=seed)
+        journal = copy.deepcopy(self.journal)
+        evaluator = Evaluator(space, self.environment, journal, TRIALS, seed=seed)
         started = time.monotonic()
-        METHODS[method](bench)
-        seconds, best = time.monotonic() - started, bench.best
+        METHODS[method](evaluator)
+        seconds = time.monotonic() - started
+        best = evaluator.best
         return {
             "budget": average,
             "method": method,
             "seed": seed,
             "score": best.objective,
-            "counted": TRIALS - bench.left,
+            "counted": TRIALS - evaluator.left,
             "seconds": round(seconds, 1),
             "stored_bits": round(best.stored_bits / sum(space.weights), 3),
             "accuracy": self.task.score(self.environment.network(best.choice)),
-            "choice": [int(width) for width in best.plan.values()],
+            "choice": [action.width.bits for action in space.chosen(best.choice)],
         }
 
-    def choice_of(self, bits: list[int]) -> Choice:
-        """The choice of a row's bits."""
-        pairs = zip(self.space.actions, bits, strict=True)
-        return tuple([action.width for action in actions].index(own) for actions, own in pairs)
+    def choice(self, bits: Sequence[int]) -> Choice:
+        """Return the choice that a row of results has as the bits of each layer."""
+        return tuple(
+            [action.width.bits for action in actions].index(wanted)
+            for actions, wanted in zip(self.space.actions, bits, strict=True)
+        )
 
     def retrained(self, choice: Choice, seed: int) -> float:
-        """Test accuracy after INQ from the trial's weights, imitating the network in full
-        precision.
+        """Return the test accuracy after INQ from the trial's weights, imitating the full-precision
+        network.
         """
-        model, teacher = self.task.model(), self.task.model().requires_grad_(False)
+        model = self.task.model()
+        teacher = self.task.model().requires_grad_(False)
         model.load_state_dict(self.environment.network(choice).state_dict())
         torch.manual_seed(seed)
         for _ in Incremental(model, self.space.plan(choice), portions=PORTIONS, seed=seed):
@@ -151,7 +156,7 @@ def main() -> None:
         write_json(path, result)
     for row in result["rows"] if asked.retrain else ():
         if "retrained" not in row and row["seed"] in asked.seeds:
-            row["retrained"] = setting.retrained(setting.choice_of(row["choice"]), row["seed"])
+            row["retrained"] = setting.retrained(setting.choice(row["choice"]), row["seed"])
             print(
                 row["budget"],
                 row["method"],

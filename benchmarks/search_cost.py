@@ -1,13 +1,10 @@
-"""What a search costs: trials against bare forward passes and a loop that quantizes anew; how it
-grows with layers and trials.
+"""Cost of a search: a trial beside a bare forward pass, and growth with layers and trials.
 
     python benchmarks/search_cost.py
 
-The networks are ResNet-20, 56 and 110 as they are built, not trained: the cost does not depend on
-the weights. One thread, 128 images, medians of interleaved rounds after one that is not counted.
-Writes benchmarks/results/search_cost.json. The trials in that file, which returned outputs of
-unchanged modules from memory, were taken before this memory was deleted: plans that differ in few
-layers ("similar") took 0.83, 0.95 and 1.00 of a bare pass with it.
+ResNet-20, 56 and 110 as they are built, not trained: the cost does not depend on the weights. One
+thread, 128 images, medians of rounds in turn. The naive trial quantizes its layers again. Writes
+benchmarks/results/search_cost.json.
 """
 
 import copy
@@ -25,14 +22,18 @@ from torch.nn import functional as F
 
 from octavo import Budget, Plan, calibrate, search
 from octavo.dnq.environment import Environment
+from octavo.dnq.space import Choice
 from octavo.dnq.survey import survey
 from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "search_cost.json"
-IMAGES, BATCH, WARM, ROUNDS, PLANS = 128, 32, 1, 9, 8
+IMAGES = 128
+BATCH = 32
+WARM = 1
+ROUNDS = 9
+PLANS = 8
 OPTIONS = (2, 3, 4, 5)
-THREE_BITS = OPTIONS.index(3)
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -42,7 +43,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def naive(model: nn.Module, batches: list[torch.Tensor], plan: Plan) -> float:
-    """A trial without a cache: quantize the layers in closed form, then run the inputs."""
+    """Run a trial without a cache: calibrate the layers, then run the inputs."""
     quantized = copy.deepcopy(model)
     calibrate(model, plan, batches, sequential=False).apply(quantized)
     with torch.no_grad():
@@ -55,22 +56,17 @@ def naive(model: nn.Module, batches: list[torch.Tensor], plan: Plan) -> float:
 
 
 def trials(depth: int) -> dict[str, float]:
-    """Seconds a trial of random plans, of plans that differ in few layers, of a bare forward pass,
-    and of the naive loop.
-    """
+    """Return the seconds of a bare forward pass, of a trial, and of the naive loop."""
     task = Cifar10(depth, calibration_size=IMAGES, batch=BATCH)
-    model, batches = task.model(), list(task.calibration())
+    model = task.model()
+    batches = list(task.calibration())
     space = survey(model, batches[0], OPTIONS, {})
-    trial = Environment(model, space.names, batches, space.actions)
-    drawn, took = random.Random(0), dict[str, list[float]]()
+    trial_environment = Environment(model, space.names, batches, space.actions)
+    drawn = random.Random(0)
 
-    def plans(change: float) -> list[tuple[int, ...]]:
+    def choices() -> list[Choice]:
         return [
-            tuple(
-                drawn.randrange(len(OPTIONS)) if drawn.random() < change else THREE_BITS
-                for _ in space.names
-            )
-            for _ in range(PLANS)
+            tuple(drawn.randrange(len(actions)) for actions in space.actions) for _ in range(PLANS)
         ]
 
     @torch.no_grad()
@@ -78,23 +74,21 @@ def trials(depth: int) -> dict[str, float]:
         for batch in batches:
             model(batch)
 
-    works: dict[str, tuple[Callable[[], Any], int]] = {
-        "bare": (bare, 1),
-        "random": (lambda: trial.objectives(plans(1.0)), PLANS),
-        "similar": (lambda: trial.objectives(plans(0.1)), PLANS),
-    }
+    bare_s: list[float] = []
+    random_s: list[float] = []
     for _ in range(WARM + ROUNDS):
-        for name, (work, count) in works.items():
-            took.setdefault(name, []).append(seconds(work) / count)
-    result = {name: statistics.median(times[WARM:]) for name, times in took.items()}
-    result["naive"] = seconds(lambda: naive(model, batches, space.plan(plans(1.0)[0])))
-    return result
+        bare_s.append(seconds(bare))
+        random_s.append(seconds(lambda: trial_environment.objectives(choices())) / PLANS)
+    naive_s = seconds(lambda: naive(model, batches, space.plan(choices()[0])))
+    medians = [statistics.median(times[WARM:]) for times in (bare_s, random_s)]
+    return dict(zip(("bare", "random"), medians, strict=True)) | {"naive": naive_s}
 
 
 def whole(depth: int, count: int) -> float:
-    """Seconds of a search with so many trials."""
+    """Return the seconds of a search with so many trials."""
     task = Cifar10(depth, calibration_size=IMAGES, batch=BATCH)
-    model, batches = task.model(), list(task.calibration())
+    model = task.model()
+    batches = list(task.calibration())
     return seconds(lambda: search(model, batches, budget=Budget(average_bits=3.0), trials=count))
 
 

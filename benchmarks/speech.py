@@ -1,13 +1,13 @@
-"""A detector of speech, Silero VAD, in closed form: convolutions and an LSTM, on speech in noise.
+"""A speech detector, Silero VAD, calibrated: convolutions and an LSTM, on speech in noise.
 
     apt-get install espeak-ng; pip install --no-deps silero-vad
     python benchmarks/speech.py
 
-The package has its network as TorchScript; it is written out below, with the same weights, those
-for 16 kHz, and its outputs are compared with the package's (``off_the_package``). Recordings are
-made: sentences of docstrings, read by eSpeak in five voices, pauses between them, noise over all; 8
-    calibrate, 24 others are scored. Writes benchmarks/results/speech.json, and the network
-with every layer at 3 bits beside it.
+The package has its network as TorchScript. It is written out below with the same weights, those for
+16 kHz, and its outputs are compared with the package's (``off_the_package``). The recordings are
+synthetic: sentences of docstrings, read by eSpeak in five voices, with pauses between them and
+noise over everything; 8 calibrate, and 24 others are scored. Writes benchmarks/results/speech.json,
+and beside it the network with every layer at 3 bits.
 """
 
 import copy
@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from oneshot import nearest  # type: ignore[import-not-found]  # its neighbour
 from scipy.signal import resample_poly
 from scipy.stats import mannwhitneyu
 from sentences import sentences  # type: ignore[import-not-found]  # its neighbour
@@ -30,10 +29,16 @@ from torch.nn import functional as F
 
 from octavo import Plan, calibrate
 from octavo.runs.run import environment
+from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 
 RESULT = Path(__file__).parent / "results" / "speech.json"
-RATE, CHUNK, CONTEXT, SECONDS = 16000, 512, 64, 12
-CALIBRATION, SCORED, SEED = 8, 24, 0
+RATE = 16000
+CHUNK = 512
+CONTEXT = 64
+SECONDS = 12
+CALIBRATION = 8
+SCORED = 24
+SEED = 0
 VOICES = ("en-us", "en-gb", "en-us+f3", "en-gb+m3", "en-us+f5")
 PACKAGED = Path(str(find_spec("silero_vad").origin)).parent / "data" / "silero_vad.jit"  # type: ignore[union-attr]
 PLACES = {"stft": "stft_conv.", "decoder.rnn": "lstm.", "decoder.decoder.2": "final_conv."}
@@ -41,25 +46,22 @@ PLACES |= {f"encoder.{at}.reparam_conv": f"conv{at + 1}." for at in range(4)}
 
 
 class Detector(nn.Module):
-    """How likely each chunk of 512 samples is speech: a spectrum, four convolutions, an LSTM over
-    the chunks.
+    """The probability that each chunk of 512 samples is speech: a spectrum, four convolutions, an
+    LSTM.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.stft_conv = nn.Conv1d(1, 258, 256, stride=128, bias=False)
-        self.conv1, self.conv2 = (
-            nn.Conv1d(129, 128, 3, padding=1),
-            nn.Conv1d(128, 64, 3, stride=2, padding=1),
-        )
-        self.conv3, self.conv4 = (
-            nn.Conv1d(64, 64, 3, stride=2, padding=1),
-            nn.Conv1d(64, 128, 3, padding=1),
-        )
-        self.lstm, self.final_conv = nn.LSTM(128, 128, batch_first=True), nn.Conv1d(128, 1, 1)
+        self.conv1 = nn.Conv1d(129, 128, 3, padding=1)
+        self.conv2 = nn.Conv1d(128, 64, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv1d(64, 64, 3, stride=2, padding=1)
+        self.conv4 = nn.Conv1d(64, 128, 3, padding=1)
+        self.lstm = nn.LSTM(128, 128, batch_first=True)
+        self.final_conv = nn.Conv1d(128, 1, 1)
 
     def forward(self, sound: Tensor) -> dict[str, Tensor]:
-        """Sound as (recordings, samples), a multiple of 512."""
+        """Take sound as (recordings, samples), a multiple of 512 samples."""
         chunks = F.pad(sound, (CONTEXT, 0)).unfold(1, CONTEXT + CHUNK, CHUNK)
         x = self.stft_conv(F.pad(chunks.flatten(0, 1), (0, 64), mode="reflect").unsqueeze(1))
         real, imaginary = x.chunk(2, 1)
@@ -71,7 +73,8 @@ class Detector(nn.Module):
 
 
 def network() -> Detector:
-    model, state = Detector(), dict[str, Tensor]()
+    model = Detector()
+    state = dict[str, Tensor]()
     for name, value in torch.jit.load(PACKAGED).state_dict().items():
         module, _, own = name.removeprefix("_model.").rpartition(".")
         if name.startswith("_model.") and module in PLACES:
@@ -85,7 +88,7 @@ def network() -> Detector:
 
 
 def spoken(text: str, voice: str) -> np.ndarray:
-    """A sentence at 16 kHz, with a mean square of 1."""
+    """Return a sentence at 16 kHz, with a mean square of 1."""
     command = ["espeak-ng", "-v", voice, "--stdout", text]
     with wave.open(
         io.BytesIO(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -97,13 +100,17 @@ def spoken(text: str, voice: str) -> np.ndarray:
 
 
 def recordings(texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Sounds (recordings, samples), and which chunks are speech: those where it is louder than a
-    hundredth of its mean.
+    """Return sounds (recordings, samples), and the chunks that are speech: those louder than a
+    hundredth of the mean.
     """
-    generator, length = np.random.default_rng(SEED), RATE * SECONDS // CHUNK * CHUNK
-    sounds, labels, queue = [], [], iter(texts)
+    generator = np.random.default_rng(SEED)
+    length = RATE * SECONDS // CHUNK * CHUNK
+    sounds = []
+    labels = []
+    queue = iter(texts)
     for _ in range(CALIBRATION + SCORED):
-        clean, at = np.zeros(length), int(generator.uniform(0.5, 2) * RATE)
+        clean = np.zeros(length)
+        at = int(generator.uniform(0.5, 2) * RATE)
         while at < length - RATE:
             voice = spoken(next(queue), str(generator.choice(VOICES)))[: length - at]
             clean[at : at + len(voice)] = voice
@@ -118,14 +125,15 @@ def recordings(texts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def packaged(sound: Tensor) -> Tensor:
-    """What the package's own network says."""
+    """Return the outputs of the package's own network."""
     model = torch.jit.load(PACKAGED)
     model.eval()
     return torch.cat([model(chunk, RATE) for chunk in sound.split(CHUNK, 1)], 1)
 
 
 def scores(own: Tensor, full: Tensor, labels: Tensor) -> dict[str, float]:
-    speech, silence = own[labels], own[~labels]
+    speech = own[labels]
+    silence = own[~labels]
     area = mannwhitneyu(speech.tolist(), silence.tolist()).statistic / (len(speech) * len(silence))
     return {
         "area_under_curve": round(float(area), 5),
@@ -138,11 +146,9 @@ def scores(own: Tensor, full: Tensor, labels: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def main() -> None:
     sounds, labels = recordings(sentences())
-    seen, scored, labels = (
-        list(sounds[:CALIBRATION].split(1)),
-        sounds[CALIBRATION:],
-        labels[CALIBRATION:],
-    )
+    seen = list(sounds[:CALIBRATION].split(1))
+    scored = sounds[CALIBRATION:]
+    labels = labels[CALIBRATION:]
     model = network()
     full = model(scored)["speech"]
     off = float((packaged(scored[:2]) - full[:2]).abs().max())

@@ -2,8 +2,8 @@
 
     python benchmarks/table.py
 
-Every figure on those pages stands between markers that this command fills; nothing there is typed
-by hand.
+Every figure on those two pages that comes from a result stands between two markers, and this
+command fills the space between them. No such figure is typed by hand.
 """
 
 import json
@@ -14,212 +14,206 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pages import (  # type: ignore[import-not-found]  # its neighbour
+    RESULTS,
+    control,
+    epochs,
+    fill,
+    label,
+    labels,
+    load,
+    markdown,
+    results,
+    size,
+)
+
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-FIGURES = ("score", "accuracy", "retrained", "stored_bits", "counted", "seconds")
+PAGES = (HERE.parent / "README.md", HERE / "README.md")
+
+# README.md
 
 
-def load(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def headline() -> str:
+    run = load("resnet20-inq-3bit")
+    return (
+        f"ResNet-20 on CIFAR-10 with 3 bits in every layer: **{run['score']:.2f} %** accuracy "
+        f"({run['float_score']:.2f} % before; {run['control_score']:.2f} % for the control), "
+        f"in a file of {run['file_bytes']:,} bytes, **{run['ratio']:.1f} times smaller**."
+    )
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---:"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def results(pattern: str) -> list[Any]:
-    """The committed results whose names match, most bits first, then by seed."""
-    found = [json.loads(path.read_text()) for path in RESULTS.glob(f"{pattern}.json")]
-    return sorted(found, key=lambda result: (-result["nominal_bits"], result["recipe"]["seed"]))
-
-
-def activations() -> str:
-    """Runs whose activations are quantized too."""
+def summary() -> str:
+    """The six rows of README.md."""
     rows = []
-    for r in results("resnet20-w*a*"):
-        bits = r["activation_bits"]
-        first, *others = bits.values()
-        control = f"{r['control_score']:.2f}" if "control_score" in r else "not run"
-        rows.append([
-            f"{r['nominal_bits']:g}", " to ".join(map(str, sorted(set(others)))), f"{first}", f"{r['recipe']['seed']}",
-            f"**{r['score']:.2f}**", control, f"{r['float_score']:.2f}", f"{sum(stage['epochs'] for stage in r['stages']):g}",
-            f"{r['file_bytes']:,}", f"{r['ratio']:.1f}",
-        ])  # fmt: skip
-    head = "weights, activations, first, seed, accuracy, control, before, epochs, file in bytes, times smaller"
-    return markdown(head.split(", "), rows)
+    for name, how in {
+        "resnet20-inq-4bit": "4 bits, INQ",
+        "resnet20-inq-2bit": "2 bits, INQ",
+        "resnet20-dnq-3.0": "3 bits on average by DNQ, INQ",
+        "resnet20-sparse-4bit": "85 % pruned, 4 bits, INQ",
+    }.items():
+        run = load(name)
+        scores = [f"**{run['score']:.2f}**", f"{run['float_score']:.2f}", control(run)]
+        rows.append(["ResNet-20, CIFAR-10", how, f"{epochs(run)} epochs", *scores, *size(run)])
+    network = load("efficientnet")
+    row = network["rows"]["4, absorbed"]
+    scores = [f"**{row['accuracy']:.2f}**", f"{network['float']:.2f}", ""]
+    rows.append([
+        "EfficientNet-Lite0, photographs", "4 bits, calibrated, absorb", "none", *scores, *size(row)
+    ])  # fmt: skip
+    detector = load("speech")
+    (row,) = (
+        row
+        for row in detector["rows"]
+        if (row["layers"], row["bits"], row["way"]) == ("all", 3, "closed form")
+    )
+    scores = [f"**{row['accuracy']:.2f}**", f"{detector['float']['accuracy']:.2f}", ""]
+    rows.append(["Silero VAD, speech", "3 bits, calibrated", "none", *scores, *size(row)])
+    return markdown(
+        "network and data, weights, training, accuracy, before, control, file in bytes,"
+        " times smaller",
+        rows,
+    )
+
+
+# Runs of recipes
 
 
 def retrained(pattern: str) -> str:
-    """Runs of recipes that retrain."""
     rows = []
-    for r in results(pattern):
-        least = r["entropy_bytes"] + r["other_bytes"]
-        control = f"{r['control_score']:.2f}" if "control_score" in r else "not run"
+    for run in results(pattern):
+        least = run["entropy_bytes"] + run["other_bytes"]
+        bits = "by layer" if "search" in run else f"{run['recipe']['bits']}"
+        file_bytes, ratio = size(run)
         rows.append([
-            "by layer" if "search" in r else f"{r['recipe']['bits']}", f"{r['nominal_bits']:.2f}", f"{r['recipe']['seed']}",
-            f"**{r['score']:.2f}**", control, f"{r['float_score']:.2f}", f"{sum(stage['epochs'] for stage in r['stages']):g}",
-            f"{r['stored_bits']:.2f}", f"{r['file_bytes']:,}", f"{r['file_bytes'] - least:+,}", f"{r['ratio']:.1f}",
+            bits, f"{run['nominal_bits']:.2f}", f"{run['recipe']['seed']}",
+            f"**{run['score']:.2f}**", control(run), f"{run['float_score']:.2f}", epochs(run),
+            f"{run['stored_bits']:.2f}", file_bytes, f"{run['file_bytes'] - least:+,}", ratio,
         ])  # fmt: skip
-    head = "bits, average, seed, accuracy, control, before, epochs, stored bits, file in bytes, above entropy, times smaller"
-    return markdown(head.split(", "), rows)
-
-
-def orders() -> str:
-    rows = [
-        [
-            r["recipe"]["order"],
-            f"{r['score']:.2f}",
-            f"{r['stages'][-1]['loss']:.4f}",
-            f"{r['stored_bits']:.2f}",
-            f"{r['file_bytes']:,}",
-        ]
-        for r in sorted(results("resnet20-order-*"), key=lambda result: -result["score"])
-    ]
-    return markdown(["order", "accuracy", "last stage's loss", "stored bits", "file, bytes"], rows)
-
-
-def speed() -> str:
-    step, projection = load("retraining"), load("projection")
-    ratios = [row["ratio"] for row in projection["rows"]]
-    rows = [
-        [
-            "step with frozen weights / plain step (ResNet-20, batch 128)",
-            f"{step['step_ratio']:.3f}",
-        ],
-        ["extra bytes a weight while retraining", f"{step['extra_bytes_per_weight']:.2f}"],
-        ["`project` / `torch.clone`, 64 M weights", f"{min(ratios):.2f} to {max(ratios):.2f}"],
-    ]
-    return markdown(["what", "ratio"], rows)
-
-
-def oneshot() -> str:
-    """The closed form beside nearest levels and full precision."""
-    result = load("oneshot")
-    rows = []
-    for network, before in result["float"].items():
-        for bits in ("apot8", "apot7", "apot6", "apot5", 5, 4, 3, 2):
-            ways = [
-                result["rows"].get(f"{network}/{bits}/{way}")
-                for way in ("nearest", "gptq", "gptq, absorbed")
-            ]
-            if all(ways[:2]):
-                spread = max(ways[1]["scores"]) - min(ways[1]["scores"])
-                figures = [f"{row['mean']:.2f}" if row else "" for row in ways]
-                rows.append(
-                    [
-                        network.replace("resnet", "ResNet-"),
-                        f"{bits}",
-                        f"{before:.2f}",
-                        *figures,
-                        f"{spread:.2f}",
-                    ]
-                )
-    head = [
-        "network",
-        "bits",
-        "full precision",
-        "nearest levels",
-        "closed form",
-        "absorbed",
-        "spread of 3",
-    ]
+    head = (
+        "bits, average, seed, accuracy, control, before, epochs, stored bits, file in bytes,"
+        " above entropy, times smaller"
+    )
     return markdown(head, rows)
 
 
-def apot() -> str:
-    """Squared errors of sums of two powers of two."""
-    errors = load("apot")["relative_squared_error"]
-    rows = [
-        [*reversed(name.split("/")), *(f"{error:.5f}" for error in row.values())]
-        for name, row in errors.items()
-    ]
-    return markdown(["bits", "levels", "Gaussian", "Laplace", "ResNet-20"], rows)
+def activations() -> str:
+    rows = []
+    for run in results("resnet20-w*a*"):
+        first, *others = run["activation_bits"].values()
+        rows.append([
+            f"{run['nominal_bits']:g}", " to ".join(map(str, sorted(set(others)))), f"{first}",
+            f"{run['recipe']['seed']}", f"**{run['score']:.2f}**", control(run),
+            f"{run['float_score']:.2f}", epochs(run), *size(run),
+        ])  # fmt: skip
+    head = (
+        "weights, activations, first, seed, accuracy, control, before, epochs, file in bytes,"
+        " times smaller"
+    )
+    return markdown(head, rows)
 
 
-def ways() -> str:
-    """The closed form's orders and settings on ResNet-20."""
-    found = load("oneshot")["rows"]
-    names = [name.split("/", 2)[2] for name in found if name.startswith("resnet20/3/")]
-    cells = {
-        (name, bits): found.get(f"resnet20/{bits}/{name}") for name in names for bits in (3, 2)
-    }
-    rows = [
-        [name, *(f"{cells[name, b]['mean']:.2f}" if cells[name, b] else "" for b in (3, 2))]
-        for name in names
-    ]
-    return markdown(["way", "3 bits", "2 bits"], rows)
+def orders() -> str:
+    rows = []
+    for run in sorted(results("resnet20-order-*"), key=lambda run: -run["score"]):
+        loss = run["stages"][-1]["loss"]
+        stored = run["stored_bits"]
+        figures = [f"{run['score']:.2f}", f"{loss:.4f}", f"{stored:.2f}", f"{run['file_bytes']:,}"]
+        rows.append([run["recipe"]["order"], *figures])
+    return markdown("order, accuracy, last stage's loss, stored bits, file in bytes", rows)
 
 
 def starts() -> str:
     result = load("start")
-    rows = [
-        [
-            f"{r['bits']}",
-            r["start"],
-            f"{r['mean']:.2f}",
-            f"{min(r['scores']):.2f}",
-            f"{result['float']:.2f}",
-        ]
-        for r in result["rows"]
-    ]
-    return markdown(["bits", "start", "mean of 5 seeds", "worst", "full precision"], rows)
+    rows = []
+    for row in result["rows"]:
+        scores = [f"{row['mean']:.2f}", f"{min(row['scores']):.2f}", f"{result['float']:.2f}"]
+        rows.append([f"{row['bits']}", label(row["start"]), *scores])
+    return markdown("bits, start, mean of 5 seeds, worst, full precision", rows)
 
 
-def oneshot_cost() -> str:
-    rows = [
-        [
-            name.replace("resnet", "ResNet-"),
-            f"{r['calibrate_s']:.1f}",
-            f"{r['forward_s']:.2f}",
-            f"{r['solver_ratio']:.2f}",
-        ]
-        for name, r in load("oneshot_cost")["rows"].items()
-    ]
-    head = [
-        "network",
-        "`calibrate`, s",
-        "one forward pass, s",
-        "its solver / GPTQ's bare linear algebra",
-    ]
+# Calibration and codebooks
+
+
+def calibration() -> str:
+    """Calibration beside nearest levels and full precision."""
+    result = load("oneshot")
+    rows = []
+    for network, before in result["float"].items():
+        for bits in ("apot8", "apot7", "apot6", "apot5", 5, 4, 3, 2):
+            ways = ("nearest", "gptq", "gptq, absorbed")
+            measured = [result["rows"].get(f"{network}/{bits}/{way}") for way in ways]
+            if all(measured[:2]):
+                spread = max(measured[1]["scores"]) - min(measured[1]["scores"])
+                means = [f"{row['mean']:.2f}" if row else "" for row in measured]
+                network_name = network.replace("resnet", "ResNet-")
+                rows.append([network_name, f"{bits}", f"{before:.2f}", *means, f"{spread:.2f}"])
+    head = "network, bits, full precision, nearest levels, calibrated, calibrated with absorb"
+    return markdown([*head.split(", "), "spread of 3"], rows)
+
+
+def settings() -> str:
+    """Orders and settings of calibration on ResNet-20."""
+    rows_by_name = load("oneshot")["rows"]
+    rows = []
+    for full_name in rows_by_name:
+        if full_name.startswith("resnet20/3/"):
+            way = full_name.removeprefix("resnet20/3/")
+            measured = [rows_by_name.get(f"resnet20/{bits}/{way}") for bits in (3, 2)]
+            means = [f"{row['mean']:.2f}" if row else "" for row in measured]
+            rows.append([label(way), *means])
+    return markdown("setting, 3 bits, 2 bits", rows)
+
+
+def calibration_cost() -> str:
+    rows = []
+    for name, row in load("oneshot_cost")["rows"].items():
+        seconds = [f"{row['calibrate_s']:.1f}", f"{row['forward_s']:.2f}"]
+        rows.append([name.replace("resnet", "ResNet-"), *seconds, f"{row['solver_ratio']:.2f}"])
+    head = "network, `calibrate` in s, one forward pass in s, solver / bare linear algebra of GPTQ"
     return markdown(head, rows)
 
 
+def sums() -> str:
+    """Squared errors of sums of two powers of two."""
+    rows = []
+    for name, errors in load("apot")["relative_squared_error"].items():
+        levels, bits = name.split("/")
+        rows.append([bits, levels, *(f"{error:.5f}" for error in errors.values())])
+    return markdown("bits, levels, Gaussian, Laplace, ResNet-20", rows)
+
+
+# The search
+
+
+def mean_of(seeds: list[Any], name: str) -> float:
+    """The mean of a figure over seeds; NaN if a seed lacks it."""
+    return statistics.mean(row.get(name, math.nan) for row in seeds)
+
+
 def searches() -> str:
-    """Every way of choosing bits: means over the seeds that were run, NaN where a seed lacks the
-    figure.
-    """
+    """Means over the seeds that were run."""
+    figures = ("score", "accuracy", "retrained", "stored_bits", "counted", "seconds")
     rows = []
     for path in sorted(RESULTS.glob("search-resnet*.json"), key=lambda path: path.stem):
         groups: dict[tuple[float, str], list[Any]] = {}
         for row in json.loads(path.read_text())["rows"]:
             groups.setdefault((row["budget"], row["method"]), []).append(row)
         means = {
-            key: {
-                name: statistics.mean(row.get(name, math.nan) for row in found) for name in FIGURES
-            }
-            for key, found in groups.items()
+            key: {name: mean_of(seeds, name) for name in figures} for key, seeds in groups.items()
         }
         for (budget, method), mean in sorted(
             means.items(), key=lambda item: (item[0][0], -item[1]["score"])
         ):
+            network = path.stem.replace("search-resnet", "ResNet-")
             rows.append([
-                path.stem.replace("search-resnet", "ResNet-"), f"{budget:.1f}", method, f"{len(groups[budget, method])}",
+                network, f"{budget:.1f}", method, f"{len(groups[budget, method])}",
                 f"{-mean['score']:.4f}", f"{mean['accuracy']:.2f}", f"{mean['retrained']:.2f}",
                 f"{mean['stored_bits']:.2f}", f"{mean['counted']:.0f}", f"{mean['seconds']:.0f}",
             ])  # fmt: skip
-    head = [
-        "network",
-        "bits",
-        "method",
-        "seeds",
-        "divergence",
-        "accuracy",
-        "retrained",
-        "stored bits",
-        "plans",
-        "seconds",
-    ]
+    head = (
+        "network, bits, method, seeds, divergence, accuracy, accuracy after retraining,"
+        " stored bits, trials, seconds"
+    )
     return markdown(head, rows)
 
 
@@ -228,175 +222,165 @@ def search_cost() -> str:
     rows = []
     for network, seconds in result["trial_s"].items():
         whole = result["search_s"][f"{network}/512"]
-        figures = [
+        layers = int(network.removeprefix("resnet"))
+        ratios = [
             seconds["random"] / seconds["bare"],
-            seconds["similar"] / seconds["bare"],
+            seconds.get("similar", math.nan) / seconds["bare"],
             seconds["naive"] / seconds["random"],
         ]
         rows.append([
-            network.replace("resnet", "ResNet-"), f"{1000 * seconds['bare']:.0f}", *(f"{figure:.2f}" for figure in figures),
-            f"{whole:.0f}", f"{whole / int(network.removeprefix('resnet')):.2f}",
+            network.replace("resnet", "ResNet-"), f"{1000 * seconds['bare']:.0f}",
+            *(f"{ratio:.2f}" for ratio in ratios), f"{whole:.0f}", f"{whole / layers:.2f}",
         ])  # fmt: skip
-    head = [
-        "network",
-        "forward pass, ms",
-        "trial / pass",
-        "trial of a similar plan / pass",
-        "naive trial / trial",
-    ]
-    return markdown([*head, "search of 512 plans, s", "a layer"], rows)
-
-
-def mixed() -> str:
-    """Bits of weights and inputs searched for together, and the same bits everywhere for as many
-    bit operations.
-    """
-    found, rows = load("mixed")["rows"], []
-    for name, r in found.items():
-        if (everywhere := name.removesuffix(", searched")) != name:
-            same = found[f"{everywhere}, uniform"]
-            figures = [f"{one['accuracy']:.2f}" for one in (same, r)] + [
-                f"{one['file_bytes']:,}" for one in (same, r)
-            ]
-            rows.append(
-                [everywhere, f"{same['bit_ops'] / 1e6:.0f}", *figures, f"{r['average_bits']:.2f}"]
-            )
-    head = "everywhere, million bit operations, accuracy, searched, file in bytes, searched, its average of weights"
-    return markdown(head.split(", "), rows)
+    head = (
+        "network, forward pass in ms, trial / pass, trial of a similar plan / pass,"
+        " naive trial / trial, search of 512 trials in s, for each layer"
+    )
+    return markdown(head, rows)
 
 
 def images() -> str:
-    """Plans of searches on more and more calibration images, by images that they have not seen."""
+    """Plans of searches on more and more calibration images."""
     rows = []
-    for name, r in load("images")["rows"].items():
-        divergences = [f"{-r[key]:.4f}" for key in ("score", "others")]
-        rows.append(
-            [*name.split(", ", 1), *divergences, f"{r['accuracy']:.2f}", f"{r['calibrated']:.2f}"]
-        )
-    return markdown(["images", "bits", "divergence", "on others", "accuracy", "sequential"], rows)
+    for name, row in load("images")["rows"].items():
+        divergences = [f"{-row[key]:.4f}" for key in ("score", "others")]
+        scores = [f"{row['accuracy']:.2f}", f"{row['calibrated']:.2f}"]
+        rows.append([*name.split(", ", 1), *divergences, *scores])
+    head = "images, bits, divergence, divergence on others, accuracy, accuracy after `calibrate`"
+    return markdown(head, rows)
+
+
+def mixed() -> str:
+    """Bits of weights and inputs searched for together, beside the same bits everywhere."""
+    measured = load("mixed")["rows"]
+    rows = []
+    for name, searched in measured.items():
+        everywhere = name.removesuffix(", searched")
+        if everywhere != name:
+            uniform = measured[f"{everywhere}, uniform"]
+            both = (uniform, searched)
+            accuracies = [f"{row['accuracy']:.2f}" for row in both]
+            file_bytes = [f"{row['file_bytes']:,}" for row in both]
+            bit_ops = f"{uniform['bit_ops'] / 1e6:.0f}"
+            average = f"{searched['average_bits']:.2f}"
+            rows.append([everywhere, bit_ops, *accuracies, *file_bytes, average])
+    head = (
+        "everywhere, million bit operations, accuracy, accuracy when searched, file in bytes,"
+        " file when searched, average weight bits when searched"
+    )
+    return markdown(head, rows)
+
+
+# Other networks, speed, exported files
 
 
 def efficientnet() -> str:
     result = load("efficientnet")
     rows = [["full precision", "32", f"{result['float']:.2f}", "", "", ""]]
-    for name, r in sorted(
+    for name, row in sorted(
         result["rows"].items(), key=lambda item: (-item[1]["nominal_bits"], -item[1]["accuracy"])
     ):
-        sizes = [f"{r['stored_bits']:.2f}", f"{r['file_bytes']:,}", f"{r['ratio']:.1f}"]
-        rows.append([name, f"{r['nominal_bits']:.2f}", f"{r['accuracy']:.2f}", *sizes])
-    return markdown(
-        ["bits", "average", "accuracy", "stored bits", "file in bytes", "times smaller"], rows
-    )
+        figures = [f"{row[key]:.2f}" for key in ("nominal_bits", "accuracy", "stored_bits")]
+        rows.append([labels(name), *figures, *size(row)])
+    return markdown("bits, average, accuracy, stored bits, file in bytes, times smaller", rows)
 
 
 def sentences() -> str:
-    shown = ("mean_cosine", "least_cosine", "rank_correlation", "neighbours_shared")
-    rows = [
-        [f"{r['bits']}", r["way"], *(f"{r[name]:.4f}" for name in shown), f"{r['ratio']:.1f}"]
-        for r in load("sentences")["rows"]
-    ]
-    return markdown(
-        ["bits", "way", "mean cosine", "least", "rank correlation", "neighbours", "times smaller"],
-        rows,
+    keys = ("mean_cosine", "least_cosine", "rank_correlation", "neighbours_shared")
+    rows = []
+    for row in load("sentences")["rows"]:
+        figures = [f"{row[key]:.4f}" for key in keys]
+        rows.append([f"{row['bits']}", label(row["way"]), *figures, f"{row['ratio']:.1f}"])
+    head = (
+        "bits, weights, mean cosine, least cosine, rank correlation, neighbours shared,"
+        " times smaller"
     )
+    return markdown(head, rows)
 
 
 def speech() -> str:
     result = load("speech")
+    before = [f"{result['float']['accuracy']:.2f}", f"{result['float']['area_under_curve']:.4f}"]
+    rows = [["32", "full precision", *before, "", ""]]
+    for row in result["rows"]:
+        if row["layers"] == "all":
+            scores = [f"{row['accuracy']:.2f}", f"{row['area_under_curve']:.4f}"]
+            figures = [*scores, f"{row['decisions_alike']:.2f}", f"{row['ratio']:.1f}"]
+            rows.append([f"{row['bits']}", label(row["way"]), *figures])
+    return markdown(
+        "bits, weights, accuracy, area under curve, same decisions, times smaller", rows
+    )
+
+
+def speed() -> str:
+    step = load("retraining")
+    ratios = [row["ratio"] for row in load("projection")["rows"]]
+    clones = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    step_ratio = f"{step['step_ratio']:.3f}"
+    extra_bytes = f"{step['extra_bytes_per_weight']:.2f}"
     rows = [
-        [
-            "32",
-            "full precision",
-            f"{result['float']['accuracy']:.2f}",
-            f"{result['float']['area_under_curve']:.4f}",
-            "",
-            "",
-        ]
+        ["step with frozen weights / plain step (ResNet-20, batch 128)", step_ratio],
+        ["extra bytes per weight while retraining", extra_bytes],
+        ["`project` / `torch.clone`, 64 M weights", clones],
     ]
-    for r in result["rows"]:
-        if r["layers"] == "all":
-            figures = [
-                f"{r['accuracy']:.2f}",
-                f"{r['area_under_curve']:.4f}",
-                f"{r['decisions_alike']:.2f}",
-                f"{r['ratio']:.1f}",
-            ]
-            rows.append([f"{r['bits']}", r["way"], *figures])
-    return markdown(["bits", "way", "accuracy", "area", "decided alike", "times smaller"], rows)
+    return markdown("measured, value", rows)
 
 
 def exports() -> str:
-    result, names = load("export"), {"resnet20": "ResNet-20", "mobilenet": "depthwise"}
+    names = {"resnet20": "ResNet-20", "mobilenet": "depthwise"}
     rows = []
-    for network, row in result["networks"].items():
-        for form, one in row["forms"].items():
+    for network, row in load("export")["networks"].items():
+        for form, file in row["forms"].items():
             speed = f"{row['speed']['median']['ratio']:.2f}" if form == "int8" else ""
-            figures = [f"{one[name]:,}" for name in ("bytes", "codes")]
-            rows.append(
-                [
-                    names[network],
-                    f"`{form}`",
-                    *figures,
-                    f"{row['graph_bytes']:,}",
-                    f"{one['difference']:.0e}",
-                    speed,
-                ]
-            )
+            sizes = [f"{file['bytes']:,}", f"{file['codes']:,}", f"{row['graph_bytes']:,}"]
+            rows.append([names[network], f"`{form}`", *sizes, f"{file['difference']:.0e}", speed])
     head = "network, form, file in bytes, its codes, the graph alone, difference, times faster"
-    return markdown(head.split(", "), rows)
+    return markdown(head, rows)
 
 
 def int8_scores() -> str:
-    scores = load("export")["int8_scores"]
-    rows = [
-        [bits, f"{one['packed']:.2f}", f"{one['int8']:.2f}"]
-        for bits, one in sorted(scores.items(), reverse=True)
-    ]
-    return markdown(["bits", "packed", "int8"], rows)
+    rows = []
+    for bits, scores in sorted(load("export")["int8_scores"].items(), reverse=True):
+        rows.append([bits, f"{scores['packed']:.2f}", f"{scores['int8']:.2f}"])
+    return markdown("bits, packed, int8", rows)
 
 
-def fill(page: Path, name: str, text: str) -> bool:
-    """Put a table between its markers; whether the page has them."""
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, found, rest = page.read_text().partition(start)
-    _, ended, after = rest.partition(end)
-    if found != start or ended != end:
-        return False
-    page.write_text(f"{before}{start}\n{text}\n{end}{after}")
-    return True
-
+# Filling the pages
 
 TABLES: dict[str, Callable[[], str]] = {
-    "oneshot": oneshot,
-    "ways": ways,
-    "apot": apot,
-    "oneshot cost": oneshot_cost,
-    "start": starts,
+    "headline": headline,
+    "summary": summary,
     "accuracy": partial(retrained, "resnet20-inq-*"),
     "dnq": partial(retrained, "resnet20-dnq-*"),
     "sparse": partial(retrained, "resnet20-sparse-*"),
     "activations": activations,
     "orders": orders,
-    "speed": speed,
+    "start": starts,
+    "calibration": calibration,
+    "settings": settings,
+    "calibration cost": calibration_cost,
+    "sums": sums,
     "searches": searches,
     "search cost": search_cost,
     "images": images,
     "mixed": mixed,
-    "exports": exports,
-    "int8": int8_scores,
     "efficientnet": efficientnet,
     "sentences": sentences,
     "speech": speech,
+    "speed": speed,
+    "exports": exports,
+    "int8": int8_scores,
 }
 
 
 def main() -> None:
     for name, table in TABLES.items():
-        text = table()
-        if not any(
-            fill(page, name, text) for page in (HERE.parent / "README.md", HERE / "README.md")
-        ):
+        filled = {path: fill(path.read_text(), name, table()) for path in PAGES}
+        if not any(filled.values()):
             raise SystemExit(f"{name}: expected its two markers on one of the pages, found none")
+        for path, page in filled.items():
+            if page is not None:
+                path.write_text(page)
 
 
 if __name__ == "__main__":

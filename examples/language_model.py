@@ -1,10 +1,10 @@
-"""A language model of characters, trained on Python's own documentation, then quantized: its
-perplexity before and after.
+"""Quantize a language model of characters, and print its perplexity before and after.
 
     python examples/language_model.py
 
-Half a minute. What is shown: a model that is called by name and returns several things, an
-embedding that is tied to the output projection, and a search with a score of one's own.
+It takes half a minute. The model is trained here, on Python's own documentation. The example shows
+three things: a model that is called with named arguments and returns several tensors, an embedding
+that is tied to the output projection, and a search with an objective of one's own.
 """
 
 import copy
@@ -17,16 +17,22 @@ from torch.nn import functional as F
 
 from octavo import Budget, Plan, calibrate, search
 
-WIDTH, HEADS, LAYERS, LENGTH, BATCH, STEPS = 64, 4, 2, 48, 32, 400
+WIDTH = 64
+HEADS = 4
+LAYERS = 2
+LENGTH = 48
+BATCH = 32
+STEPS = 400
 TEXT = "\n".join(topics[name] for name in sorted(topics))[:400_000]
 LETTERS = sorted(set(TEXT))
 CODED = torch.tensor([LETTERS.index(letter) for letter in TEXT])
-TRAINED, HELD_OUT = CODED[:-20_000], CODED[-20_000:]
+TRAINED = CODED[:-20_000]
+HELD_OUT = CODED[-20_000:]
 
 
 class LanguageModel(nn.Module):
-    """A small transformer: characters in, logits of the next character and the last hidden states
-    out.
+    """A small transformer over characters. It returns the logits of the next character and the
+    last hidden states.
     """
 
     def __init__(self) -> None:
@@ -34,16 +40,15 @@ class LanguageModel(nn.Module):
         block = nn.TransformerEncoderLayer(
             WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True
         )
-        self.letters, self.places = nn.Embedding(len(LETTERS), WIDTH), nn.Embedding(LENGTH, WIDTH)
-        self.blocks, self.norm = (
-            nn.TransformerEncoder(block, LAYERS, enable_nested_tensor=False),
-            nn.LayerNorm(WIDTH),
-        )
+        self.letters = nn.Embedding(len(LETTERS), WIDTH)
+        self.places = nn.Embedding(LENGTH, WIDTH)
+        self.blocks = nn.TransformerEncoder(block, LAYERS, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, len(LETTERS), bias=False)
         self.head.weight = self.letters.weight  # one layer in a plan
 
     def forward(self, letters: Tensor) -> dict[str, Tensor]:
-        """Letters as numbers, (batch, length)."""
+        """Take letters as numbers, of shape (batch, length)."""
         length = letters.shape[1]
         x = self.letters(letters) + self.places(torch.arange(length))
         hidden = self.norm(
@@ -53,15 +58,14 @@ class LanguageModel(nn.Module):
 
 
 def passages(text: Tensor, count: int) -> Tensor:
-    """Drawn at random, one letter longer than what the model is given: it has to tell the next."""
+    """Draw passages at random, one letter longer than the model's input: it predicts the last."""
     starts = torch.randint(len(text) - LENGTH, (count, 1))
     return text[starts + torch.arange(LENGTH + 1)]
 
 
-def loss(model: nn.Module, some: Tensor) -> Tensor:
-    return F.cross_entropy(
-        model(letters=some[:, :-1])["logits"].flatten(0, 1), some[:, 1:].flatten()
-    )
+def loss(model: nn.Module, batch: Tensor) -> Tensor:
+    logits = model(letters=batch[:, :-1])["logits"]
+    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
 def train(model: nn.Module) -> None:
@@ -80,36 +84,36 @@ def perplexity(model: nn.Module, text: Tensor = HELD_OUT) -> float:
     return math.exp(loss(model.eval(), text[:whole].view(-1, LENGTH + 1)))
 
 
+def report(name: str, value: float, ratio: float) -> None:
+    print(f"{name:30}  perplexity {value:6.3f}, {ratio:4.1f} times smaller")
+
+
 def main() -> None:
     torch.manual_seed(0)
     model = LanguageModel()
     train(model)
-    print(f"full precision                  perplexity {perplexity(model):6.3f}")
+    report("full precision", perplexity(model), 1)
 
     inputs = [{"letters": passages(TRAINED, BATCH)[:, :-1]} for _ in range(8)]
     for bits in (5, 4, 3):
         quantized = copy.deepcopy(model)
         packed = calibrate(model, Plan.uniform(model, bits), inputs)
         packed.apply(quantized)
-        print(
-            f"closed form, {bits} bits             perplexity {perplexity(quantized):6.3f}, {packed.ratio:.1f} times smaller"
-        )
+        report(f"calibrated, {bits} bits", perplexity(quantized), packed.ratio)
 
-    tuned = TRAINED[:20_000]  # the search must not see what the last line is measured on
-    found = search(
+    tuned = TRAINED[:20_000]  # the search must not see the text that is measured in the end
+    result = search(
         model,
         inputs,
         budget=Budget(average_bits=3),
         trials=96,
         method="greedy",
-        objective=lambda net: -perplexity(net, tuned),
+        objective=lambda network: -perplexity(network, tuned),
     )
     quantized = copy.deepcopy(model)
-    packed = calibrate(model, found.plan, inputs)
+    packed = calibrate(model, result.plan, inputs)
     packed.apply(quantized)
-    print(
-        f"bits by perplexity, average 3   perplexity {perplexity(quantized):6.3f}, {packed.ratio:.1f} times smaller"
-    )
+    report("bits by perplexity, average 3", perplexity(quantized), packed.ratio)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Networks that are no classifiers of images: the closed form, INQ, searching, retraining and the
-file work for each of them."""
+"""Networks that are no classifiers of images: calibration, INQ, searching, retraining and the file
+work for each of them."""
 
 import copy
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from octavo import Budget, Incremental, Packed, Plan, calibrate, inspect, search
 from octavo.dnq import agent as dnq
+from octavo.dnq.reinforce import Reinforce
 from octavo.network.calling import Inputs, call
-from octavo.network.outputs import named_tensors
+from octavo.network.nested import named_tensors
 from octavo.runs.training import Retraining, retrain
 
 pytestmark = pytest.mark.filterwarnings(
@@ -236,7 +238,7 @@ def test_inspect_counts_every_layer_that_is_reached(case: tuple[nn.Module, list[
         assert (row.macs == 0) == (row.kind in ("embedding", "embeddingbag") and not row.tied), row
 
 
-def test_the_closed_form_beats_the_nearest_levels_and_survives_its_file(
+def test_calibration_beats_the_nearest_levels_and_survives_its_file(
     case: tuple[nn.Module, list[Inputs]], tmp_path: Path
 ) -> None:
     model, batches = case
@@ -275,7 +277,9 @@ def test_inq_with_the_default_loss(case: tuple[nn.Module, list[Inputs]], tmp_pat
     assert losses[7] < losses[0]
 
 
-def test_a_portion_is_made_up_for(case: tuple[nn.Module, list[Inputs]], tmp_path: Path) -> None:
+def test_the_free_weights_are_refitted(
+    case: tuple[nn.Module, list[Inputs]], tmp_path: Path
+) -> None:
     model, batches = case
     incremental = Incremental(
         copy.deepcopy(model), Plan.uniform(model, 4), portions=(0.5, 1.0), inputs=batches
@@ -285,11 +289,16 @@ def test_a_portion_is_made_up_for(case: tuple[nn.Module, list[Inputs]], tmp_path
     check_quantized(model, incremental.finish(), batches[0], tmp_path / "packed.safetensors")
 
 
-def test_a_search_with_the_default_score(
-    case: tuple[nn.Module, list[Inputs]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Within its budget, and never worse than uniform bits."""
+@pytest.fixture
+def _short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spaces of these networks are small: little is left to be found after a few batches."""
     monkeypatch.setattr(dnq, "IMAGINED", 64)
+    monkeypatch.setattr(dnq, "Reinforce", functools.partial(Reinforce, patience=5))
+
+
+@pytest.mark.usefixtures("_short_search")
+def test_a_search_with_the_default_objective(case: tuple[nn.Module, list[Inputs]]) -> None:
+    """The plan is within its budget, and never worse than uniform bits."""
     model, batches = case
     trials = 2 * len(inspect(model).rows) + 8  # each layer alone, then plans
     found = search(model, batches, budget=Budget(average_bits=3.5), trials=trials, options=(3, 4))
@@ -297,19 +306,19 @@ def test_a_search_with_the_default_score(
     assert found.uniform_objective <= found.objective < 0
 
 
-def test_perplexity_as_the_score() -> None:
-    """A score of one's own for a language model; tied weights have one entry in the plan."""
+@pytest.mark.usefixtures("_short_search")
+def test_perplexity_as_the_objective() -> None:
+    """A language model has an objective of its own; tied weights have one entry in the plan."""
     torch.manual_seed(0)
     model, text = Causal().eval(), words(8, 10, seed=3)
 
     @torch.no_grad()
-    def score(candidate: nn.Module) -> float:
+    def perplexity(candidate: nn.Module) -> float:
         logits = candidate(text).logits[:, :-1]
         return -math.exp(F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten()))
 
-    found = search(
-        model, [text], budget=Budget(average_bits=3), options=(2, 4), trials=16, objective=score
-    )
+    budget = Budget(average_bits=3)
+    found = search(model, [text], budget=budget, options=(2, 4), trials=16, objective=perplexity)
     assert "words" in found.plan
     assert "logits" not in found.plan
     quantized = copy.deepcopy(model)

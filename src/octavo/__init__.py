@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from octavo.dnq.searching import METHODS, SearchResult, search
     from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
     from octavo.formats.width import Apot, Width
-    from octavo.inq.incremental import Incremental, Stage
+    from octavo.inq.incremental import Incremental
+    from octavo.inq.stage import Stage
     from octavo.inspection import Inspection, inspect
+    from octavo.network.kinds import register_layer
     from octavo.plan import Budget, Cost, Plan
     from octavo.pruning.masks import fold_masks
     from octavo.pruning.surgery import Surgery
@@ -45,7 +47,7 @@ else:
         "Plan": "octavo.plan",
         "PowerOfTwo": "octavo.formats.powers_of_two",
         "SearchResult": "octavo.dnq.searching",
-        "Stage": "octavo.inq.incremental",
+        "Stage": "octavo.inq.stage",
         "Surgery": "octavo.pruning.surgery",
         "Task": "octavo.runs.task",
         "Width": "octavo.formats.width",
@@ -56,6 +58,7 @@ else:
         "inspect": "octavo.inspection",
         "power_of_two": "octavo.formats.powers_of_two",
         "quantize_activations": "octavo.activations.quantization",
+        "register_layer": "octavo.network.kinds",
         "remove_quantizers": "octavo.activations.quantizer",
         "search": "octavo.dnq.searching",
         "verify": "octavo.storage.packed",
@@ -106,6 +109,7 @@ __all__ = [
     "inspect",
     "power_of_two",
     "quantize_activations",
+    "register_layer",
     "remove_quantizers",
     "search",
     "verify",

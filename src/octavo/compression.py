@@ -12,12 +12,13 @@ from octavo.activations.quantization import quantize_activations
 from octavo.dnq.searching import search
 from octavo.errors import PlanError
 from octavo.formats.codebook import Fit, Per
+from octavo.formats.width import WidthLike
 from octavo.inq.incremental import Incremental
 from octavo.inq.partition import Order
 from octavo.network.calling import Inputs
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress
-from octavo.pruning.masks import kept_masks
+from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.settings import PtqOrder
 from octavo.storage.packed import Packed
@@ -41,14 +42,14 @@ def compress(
     *,
     budget: Budget,
     retrain: Callable[[nn.Module], object] | None = None,
-    options: Sequence[int] | None = None,
+    options: Sequence[WidthLike] | None = None,
     method: str | None = None,
     trials: int | None = None,
     objective: Callable[[nn.Module], float] | None = None,
     seed: int | None = None,
     journal: str | Path | None = None,
     workers: int | None = None,
-    pins: Mapping[str, int] | None = None,
+    pins: Mapping[str, WidthLike] | None = None,
     activations: Sequence[int] | None = None,
     order: PtqOrder | Order | Sequence[Order] | None = None,
     fit: Fit | None = None,
@@ -124,7 +125,7 @@ def _retrained(
     """Run INQ over ``retrain`` on a copy of the model that starts from its PTQ."""
     quantized = copy.deepcopy(model)
     calibrate(model, plan, batches, **_picked(given, START)).apply(quantized)
-    settings = {"masks": kept_masks(model, plan)} | _picked(given, INQ)
+    settings = {"masks": find_kept(model, plan)} | _picked(given, INQ)
     incremental = Incremental(quantized, plan, **settings)
     for stage in incremental:
         if not stage.last:

@@ -1,5 +1,5 @@
-"""The look before the leap: what of a model can be quantized, what not and why, and which budgets
-are feasible.
+"""A look at a model before anything is quantized: what can be quantized, what cannot and why, and
+which budgets are feasible.
 """
 
 from collections.abc import Callable
@@ -11,16 +11,29 @@ from torch import nn
 from octavo.activations.quantizer import input_quantizers
 from octavo.formats.width import WidthLike
 from octavo.network.calling import call, observing
-from octavo.network.layers import Layer, Skipped, count_macs, find_inputs, find_layers
+from octavo.network.layers import Layer, Skipped, find_inputs, find_layers
+from octavo.network.macs import count_macs
 from octavo.plan import Cost, Plan
 
 __all__ = ["Inspection", "Row", "inspect"]
 
+FEWEST_BITS = 2
+MOST_BITS = 8
+
 
 @dataclass(frozen=True)
 class Row:
-    """One layer that can be quantized: ``macs`` is None without an example, ``tied`` names the
-    other places of its weight, ``activation_bits`` is None where its inputs are in float.
+    """One layer that can be quantized.
+
+    Attributes:
+        name: the layer's name in a plan.
+        kind: its module's type, in lower case.
+        shape: the shape of its weight.
+        weights: the number of its weights.
+        macs: multiply-accumulates that the example spends on it; None without an example.
+        tied: full names of the other parameters that share its weight.
+        activation_bits: bits of its inputs; None if they are in float.
+
     """
 
     name: str
@@ -34,13 +47,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What ``inspect`` found.
+    """The outcome of ``inspect``.
 
     Attributes:
         rows: the layers that can be quantized, in registration order.
         skipped: the parameters that stay in float, with the reason.
-        cheapest: cost of 2 bits everywhere: no budget below it can be met; None without layers.
-        dearest: cost of 8 bits everywhere.
+        cheapest: the cost of 2 bits everywhere, the least that a plan can cost; None without
+            layers.
+        dearest: the cost of 8 bits everywhere; None without layers.
         float_inputs: the layers whose inputs cannot be quantized, with the reason.
 
     """
@@ -52,8 +66,10 @@ class Inspection:
     float_inputs: tuple[Skipped, ...] = ()
 
     def plan(self, bits: WidthLike) -> Plan:
-        """The uniform plan, which knows each layer's weights and, after an example, its
-        multiply-accumulates.
+        """The plan that gives ``bits`` to every layer.
+
+        It knows the number of each layer's weights and, if there was an example, of its
+        multiply-accumulates; so its ``cost`` has bit operations too.
         """
         macs = {row.name: row.macs for row in self.rows if row.macs is not None}
         weights = {row.name: row.weights for row in self.rows}
@@ -61,31 +77,41 @@ class Inspection:
 
 
 def inspect(model: nn.Module, example: Any = None) -> Inspection:
-    """What of ``model`` can be quantized; the model is not changed.
+    """Say what of ``model`` can be quantized; the model is not changed.
 
     Args:
         model: any module.
-        example: what the model is called with, to count multiply-accumulates: a tensor, or a tuple
-            or dict of arguments.
+        example: inputs that the model is called with once, to count multiply-accumulates: a tensor,
+            or a tuple or dict of arguments. Without it, nothing is called.
 
     """
     layers, skipped = find_layers(model)
     macs = {} if example is None else count_macs(layers, _forward(model, example))
-    bits = {
+    activation_bits = {
         model.get_submodule(name): quantizer.format.bits
         for name, quantizer in input_quantizers(model).items()
     }
-    rows = tuple(_row(layer, macs.get(layer.name), bits.get(layer.module)) for layer in layers)
-    found = Inspection(rows, tuple(skipped), None, None, tuple(find_inputs(model)[1]))
+    rows = [
+        _row(layer, macs.get(layer.name), activation_bits.get(layer.module)) for layer in layers
+    ]
+    _, float_inputs = find_inputs(model)
+    inspection = Inspection(tuple(rows), tuple(skipped), None, None, tuple(float_inputs))
     if not rows:
-        return found
-    return replace(found, cheapest=found.plan(2).cost(), dearest=found.plan(8).cost())
+        return inspection
+    cheapest = inspection.plan(FEWEST_BITS).cost()
+    dearest = inspection.plan(MOST_BITS).cost()
+    return replace(inspection, cheapest=cheapest, dearest=dearest)
 
 
-def _row(layer: Layer, macs: int | None, bits: int | None) -> Row:
-    tied = tuple(full for full, *_ in layer.tied)
+def _row(layer: Layer, macs: int | None, activation_bits: int | None) -> Row:
     return Row(
-        layer.name, layer.kind, tuple(layer.weight.shape), layer.weight.numel(), macs, tied, bits
+        layer.name,
+        layer.kind,
+        tuple(layer.weight.shape),
+        layer.weight.numel(),
+        macs,
+        tuple(full for full, *_ in layer.tied),
+        activation_bits,
     )
 
 

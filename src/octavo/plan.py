@@ -13,6 +13,7 @@ from torch import nn
 from octavo._io import read_yaml, write_atomically
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_widths
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import MASKED, Layer, Skipped, find_layers
 
 __all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
@@ -97,6 +98,7 @@ class Plan(MutableMapping[str, Width]):
             raise PlanError(
                 f"{type(model).__name__}: expected a model with layers that can be quantized, found none"
             )
+        warn_if_mostly_float(model)
         _check_patterns([include, *exclude], layers, type(model).__name__)
         chosen = [
             n

@@ -18,6 +18,7 @@ from octavo.activations.quantizer import InputFormat, input_formats, input_quant
 from octavo.dnq.environment import Environment
 from octavo.dnq.space import Action
 from octavo.errors import PlanError
+from octavo.formats.width import Width
 from octavo.inq.incremental import Incremental
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
@@ -379,7 +380,7 @@ def test_moments_are_of_the_inputs_as_they_are_multiplied() -> None:
     assert torch.allclose(moments.hessian[0], rounded["fc"].T @ rounded["fc"], rtol=1e-5)
 
 
-def test_the_closed_form_makes_up_for_weights_on_quantized_inputs() -> None:
+def test_calibrate_compensates_on_quantized_inputs() -> None:
     model, inputs = net(), batches(8)
     quantize_activations(model, inputs, dict.fromkeys(NAMES, 2))
     plain = net()
@@ -402,10 +403,11 @@ def test_the_closed_form_makes_up_for_weights_on_quantized_inputs() -> None:
     assert on_rounded.activations == input_formats(model)
 
 
-def test_the_searchs_environment_scores_what_a_network_with_quantizers_does() -> None:
+def test_the_searchs_environment_measures_what_a_network_with_quantizers_does() -> None:
     model, inputs = net(), batches(2)
     quantize_activations(model, inputs, dict.fromkeys(NAMES, 3))
-    environment = Environment(model, NAMES, inputs, [tuple(map(Action.parse, (2, 3, 4)))] * 3)
+    actions = tuple(Action(Width(bits)) for bits in (2, 3, 4))
+    environment = Environment(model, NAMES, inputs, [actions] * 3)
     choices = [
         (0, 1, 2),
         (0, 1, 0),

@@ -1,13 +1,11 @@
 """How a model is called: arguments of every form, and modes that are put back."""
 
-from typing import Any, NamedTuple
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from octavo.network.calling import arguments, call, evaluating, mapped, on_device
+from octavo.network.calling import arguments, call, evaluating
 
 
 class Sum(nn.Module):
@@ -37,26 +35,6 @@ def test_a_packed_sequence_is_one_argument() -> None:
     packed = pack_sequence([torch.ones(2, 3), torch.ones(1, 3)])
     outputs, _ = call(nn.GRU(3, 4), packed)
     assert outputs.data.shape == (3, 4)
-
-
-class Pair(NamedTuple):
-    a: Any
-    b: Any
-
-
-def test_nested_inputs_keep_their_form() -> None:
-    """Tuples, lists, dicts and named tuples are rebuilt; a packed sequence is one thing, and no
-    tensor stays behind."""
-    packed = pack_sequence([torch.ones(2, 3), torch.ones(1, 3)])
-    value = (1, [2, "x"], {"k": Pair(3, torch.Size((4,)))}, packed)
-    found = mapped(value, lambda leaf: leaf if leaf is packed else [leaf])
-    assert found == ([1], [[2], ["x"]], {"k": Pair([3], ([4],))}, packed)
-    assert isinstance(found[2]["k"], Pair)
-    moved = on_device((torch.ones(2), {"k": Pair(torch.ones(1), 2)}, packed), torch.device("meta"))
-    assert moved[0].is_meta
-    assert moved[1]["k"].a.is_meta
-    assert moved[1]["k"].b == 2
-    assert moved[2].data.is_meta
 
 
 def test_evaluating_restores_each_module_even_after_an_error() -> None:

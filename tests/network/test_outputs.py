@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from octavo.network.outputs import Part, alike, described, named_tensors, parts_of
+from octavo.network.nested import named_tensors
+from octavo.network.outputs import Part, alike, described, parts_of
 
 
 class Pair(NamedTuple):

@@ -1,5 +1,5 @@
-"""Scales that batch norms absorb: nothing changes in full precision, and the closed form gets
-nearer with them."""
+"""Scales that batch norms cancel: nothing changes in full precision, and PTQ comes nearer to the
+outputs with them."""
 
 import copy
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_in_full_precision_nothing_changes(training: bool) -> None:
 
 
 @pytest.mark.parametrize("bits", [3, 5])
-def test_the_closed_form_is_nearer_with_them_and_its_weights_are_powers_of_two(
+def test_ptq_is_nearer_with_them_and_its_weights_are_powers_of_two(
     bits: int, tmp_path: Path
 ) -> None:
     model, seen, others = block(), list(images().split(8)), images(64, seed=2)
@@ -130,23 +130,28 @@ def test_the_closed_form_is_nearer_with_them_and_its_weights_are_powers_of_two(
 
 
 def test_a_trial_of_the_search_is_the_network_that_calibrate_makes() -> None:
-    """From full-precision inputs, layer by layer: the same outputs, though the trial leaves the
-    norms as they are."""
-    model, inputs = block(), [images()]
+    """With full-precision inputs, layer by layer, the outputs are the same, although the trial
+    leaves the batch norms as they are."""
+    model = block()
+    inputs = [images()]
     names = tuple(layers(model))
+    four_bits = ((Action(Width(4)),),) * len(names)
     for absorb in (False, True):
-        environment = Environment(
-            model, names, inputs, ((Action(Width(4)),),) * len(names), absorb=absorb
-        )
+        environment = Environment(model, names, inputs, four_bits, absorb=absorb)
+        trial = environment.network((0,) * len(names))
+        plan = Plan.uniform(model, 4)
         quantized = copy.deepcopy(model)
-        calibrate(model, Plan.uniform(model, 4), inputs, sequential=False, absorb=absorb).apply(
-            quantized
-        )
+        calibrate(model, plan, inputs, sequential=False, absorb=absorb).apply(quantized)
         with torch.no_grad():
-            trial, own = environment.network((0,) * len(names))(inputs[0]), quantized(inputs[0])
-        assert torch.allclose(trial, own, rtol=1e-4, atol=1e-4)
-    scores = [
-        search(model, inputs, budget=Budget(average_bits=4), method="exact", absorb=absorb).objective
+            assert torch.allclose(trial(inputs[0]), quantized(inputs[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_the_search_finds_better_plans_with_them() -> None:
+    model = block()
+    objectives = [
+        search(
+            model, [images()], budget=Budget(average_bits=4), method="exact", absorb=absorb
+        ).objective
         for absorb in (False, True)
     ]
-    assert scores[1] > scores[0]
+    assert objectives[1] > objectives[0]

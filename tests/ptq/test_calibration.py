@@ -1,5 +1,4 @@
-"""Closed form on whole networks: better than rounding, the same every time, and the model left as
-it was."""
+"""PTQ of whole networks: better than rounding, repeatable, and the model is left as it was."""
 
 import copy
 import threading
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from octavo.errors import PlanError
+from octavo.formats.width import Width
 from octavo.inq.incremental import Incremental
 from octavo.network.calling import call
 from octavo.network.layers import find_layers
@@ -249,7 +249,7 @@ def test_every_kind_of_network(kind: str, settings: dict[str, Any], tmp_path: Pa
     results = results_of(seen)
     assert {result.name for result in results} == set(plan)
     assert [(r.done, r.layers, r.bits) for r in results] == [
-        (i + 1, count, 3) for i in range(count)
+        (i + 1, count, Width(3)) for i in range(count)
     ]
     assert all(0 <= result.compensated <= result.nearest * (1 + 1e-6) for result in results)
     packed.save(tmp_path / "net.octavo")
@@ -284,7 +284,7 @@ def test_outputs_are_nearer_than_by_rounding_all_weights_at_once(kind: str) -> N
     [
         {"order": "distance"},
         {"order": "magnitude"},
-        {"fit": "max", "per": "layer"},
+        {"fit": "max", "per": "tensor"},
         {"damp": 0.0},
         {},
     ],
@@ -304,7 +304,7 @@ def test_settings_reach_every_layer(settings: dict[str, Any]) -> None:
 # In forward order.
 
 
-def test_layers_that_see_the_quantized_ones_ahead_make_up_for_them() -> None:
+def test_layers_that_see_the_quantized_ones_ahead_compensate_for_them() -> None:
     errors = [0.0, 0.0]
     for seed in range(3):
         model, batches = make("convolutions", seed)

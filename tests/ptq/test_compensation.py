@@ -54,7 +54,7 @@ def problems(count: int, rows: int, columns: int, seed: int = 0) -> tuple[Tensor
 
 
 def rounded(weight: Tensor, levels: Tensor) -> Tensor:
-    """Each weight by itself, as a problem of one column: no other makes up for it."""
+    """Each weight by itself, as a problem of one column, where no other compensates."""
     alone = torch.ones(weight.numel(), 1, 1, dtype=torch.float64)
     return assigned(weight.reshape(-1, 1, 1), alone, levels, "gptq").view(weight.shape)
 
@@ -93,7 +93,7 @@ def largest(w: Tensor, frozen: dict[int, float], X: Tensor, v: Tensor) -> int:
 
 
 def cheapest(w: Tensor, frozen: dict[int, float], X: Tensor, v: Tensor) -> int:
-    """The one whose freezing leaves the least error once the others have made up for it."""
+    """The weight whose freezing leaves the least error once the others have compensated."""
 
     def error(j: int) -> float:
         after = least_squares(v, X, {**frozen, j: nearest(float(w[j]))})
@@ -129,7 +129,7 @@ def solved(weight: Tensor, X: Tensor, order: PtqOrder) -> Tensor:
 )
 @pytest.mark.parametrize("shape", [(1, 4, 1), (1, 3, 5), (3, 2, 7)])
 def test_orders_against_least_squares_solved_anew(
-    order: str, choose: Any, shape: tuple[int, int, int]
+    order: PtqOrder, choose: Any, shape: tuple[int, int, int]
 ) -> None:
     for seed in range(3):
         weight, X = problems(*shape, seed=seed)
@@ -156,7 +156,7 @@ def test_codes_are_bytes_in_the_shape_of_the_weights_and_arguments_stay_as_they_
         assert torch.equal(hessian, before[1])
 
 
-def test_independent_inputs_leave_nothing_to_make_up_for() -> None:
+def test_independent_inputs_leave_nothing_to_compensate() -> None:
     weight, _ = problems(2, 3, 70)
     for order in ORDERS:
         codes = assigned(weight, 3 * torch.eye(70).double().expand(2, 70, 70), levels(), order)

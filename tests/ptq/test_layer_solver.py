@@ -1,5 +1,5 @@
-"""One layer in closed form: never worse than rounding, errors as they are on the inputs themselves,
-and legal extremes."""
+"""PTQ of one layer: never worse than rounding, errors as they are on the inputs themselves, and
+legal extremes."""
 
 import math
 from typing import Any, get_args
@@ -12,8 +12,9 @@ from octavo.errors import PlanError
 from octavo.formats.powers_of_two import power_of_two
 from octavo.formats.registry import fitted_codebook
 from octavo.formats.width import Apot
+from octavo.network.layer_inputs import problem_count
 from octavo.network.layers import Layer, channels_first, find_layers
-from octavo.network.moments import Moments, problem_count
+from octavo.network.moments import Moments
 from octavo.ptq.layer_solver import Solution, solve
 from octavo.ptq.settings import PtqOrder, PtqSettings
 
@@ -68,7 +69,7 @@ LAYERS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, Apot(5), Apot(7)])
 @pytest.mark.parametrize("fit", ["max", "mse"])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_outputs_are_never_further_off_than_by_rounding(
     kind: str, bits: int, fit: Any, per: Any
 ) -> None:
@@ -83,11 +84,11 @@ def test_outputs_are_never_further_off_than_by_rounding(
     assert found <= nearest * (1 + 1e-5)
     assert solution.nearest == pytest.approx(math.sqrt(nearest / whole), rel=1e-3, abs=1e-6)
     assert solution.compensated == pytest.approx(math.sqrt(found / whole), rel=1e-3, abs=1e-6)
-    assert solution.codebook.max_exponent.shape == (() if per == "layer" else (len(rows),))
+    assert solution.codebook.max_exponent.shape == (() if per == "tensor" else (len(rows),))
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_dependent_inputs_let_weights_make_up_for_each_other(order: Any) -> None:
+def test_dependent_inputs_let_weights_compensate_for_each_other(order: Any) -> None:
     torch.manual_seed(0)
     layer = layer_of(nn.Linear(20, 8))
     solution = solve(layer, moments_of(layer, inputs_for(layer, 60)), 3, PtqSettings(order=order))
@@ -95,9 +96,9 @@ def test_dependent_inputs_let_weights_make_up_for_each_other(order: Any) -> None
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_no_order_is_worse_than_rounding_row_by_row(order: Any, per: Any) -> None:
-    """Even of few inputs, where hardly anything can be made up for."""
+    """Even with few inputs, where hardly anything can be compensated."""
     for seed in range(4):
         torch.manual_seed(seed)
         layer = layer_of(nn.Linear(6, 8))
@@ -115,9 +116,9 @@ def test_no_order_is_worse_than_rounding_row_by_row(order: Any, per: Any) -> Non
 
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("fit", ["max", "mse"])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("exponent", [0, -20, 90, -140])
-def test_weights_on_the_grid_come_back_as_they_are(
+def test_weights_that_are_levels_come_back_as_they_are(
     bits: int, fit: Any, per: Any, exponent: int
 ) -> None:
     """At -140 float32 has subnormal numbers only, as weights have that decay for long."""
@@ -178,7 +179,7 @@ def test_inputs_that_are_always_zero_leave_their_weights_at_the_nearest_level(
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_without_any_input_but_zeros_weights_are_rounded(order: Any, per: Any) -> None:
     layer = layer_of(nn.Linear(8, 6))
     solution = solve(
@@ -192,7 +193,7 @@ def test_without_any_input_but_zeros_weights_are_rounded(order: Any, per: Any) -
 def test_weights_that_are_all_zero_stay_so() -> None:
     layer = layer_of(nn.Linear(8, 6))
     nn.init.zeros_(layer.weight)
-    for per in ("layer", "channel"):
+    for per in ("tensor", "channel"):
         solution = solve(layer, moments_of(layer, inputs_for(layer)), 3, PtqSettings(per=per))
         assert not solution.codebook.decode(solution.codes).any()
         assert (solution.nearest, solution.compensated) == (0, 0)
@@ -224,22 +225,22 @@ def test_what_is_not_finite_is_named_with_its_layer(value: float, where: str) ->
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_drift_moves_the_target_to_the_least_squares_weights(order: Any, per: Any) -> None:
-    """Where these lie on a grid, they are found, however far from the layer's own weights."""
+    """If these are levels, they are found, however far they are from the layer's weights."""
     torch.manual_seed(0)
     layer = layer_of(nn.Conv1d(8, 6, 2, groups=2))
     X = inputs_for(layer, 60)
-    grid = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])[torch.randint(0, 5, (2, 3, 8))]
-    grid[..., 0] = 1.0
+    levels = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])[torch.randint(0, 5, (2, 3, 8))]
+    levels[..., 0] = 1.0
     outputs = (
-        grid @ X + 1e-3 * torch.linalg.svd(X)[2][:, -3:]
+        levels @ X + 1e-3 * torch.linalg.svd(X)[2][:, -3:]
     )  # and something that no weights of these inputs give
     drift = outputs - weights_of(layer).float() @ X
     solution = solve(
         layer, moments_of(layer, X, drift), 3, PtqSettings(order=order, per=per, damp=0)
     )
-    assert torch.equal(levels_of(layer, solution), grid.double())
+    assert torch.equal(levels_of(layer, solution), levels.double())
     assert solution.compensated < 1e-3 < solution.nearest
 
 
@@ -276,7 +277,7 @@ def test_an_unknown_fit_is_refused_with_the_layers_name(settings: Any) -> None:
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_a_pruned_layer_keeps_its_zeros_and_does_not_lose_to_rounding(
     kind: str, order: Any, per: Any
 ) -> None:
@@ -294,14 +295,14 @@ def test_a_pruned_layer_keeps_its_zeros_and_does_not_lose_to_rounding(
         )
         levels = levels_of(layer, solution)
         assert bool((levels[zeros] == 0).all())
-        wanted = weights_of(layer) @ X.double() + (
+        target = weights_of(layer) @ X.double() + (
             0 if moments.drift.eq(0).all() else drift.double()
         )
-        found, nearest = (squared(wanted - w @ X.double()) for w in (levels, rounding))
+        found, nearest = (squared(target - w @ X.double()) for w in (levels, rounding))
         assert found <= nearest * (1 + 1e-4) + 1e-9
 
 
-def test_survivors_make_up_for_what_is_rounded_and_for_drift() -> None:
+def test_kept_weights_compensate_for_rounding_and_for_drift() -> None:
     torch.manual_seed(0)
     layer = layer_of(nn.Linear(40, 8))
     with torch.no_grad():

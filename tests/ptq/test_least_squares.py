@@ -115,12 +115,12 @@ def half_frozen(
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1), (1, 3, 5), (3, 2, 7), (2, 4, 10)])
-def test_making_up_is_least_squares_over_the_free_weights(shape: tuple[int, int, int]) -> None:
+def test_refitting_is_least_squares_over_the_free_weights(shape: tuple[int, int, int]) -> None:
     for seed in range(3):
         weight, target, X, free = half_frozen(*shape, seed)
         expected = free_least_squares(weight, target, X, free)
-        made_up = refit(weight, target, X @ X.mT, free)
-        assert torch.allclose(made_up, expected, atol=1e-6, rtol=0)
+        refitted = refit(weight, target, X @ X.mT, free)
+        assert torch.allclose(refitted, expected, atol=1e-6, rtol=0)
         short = refit(weight.float(), target.float(), (X @ X.mT).float(), free)
         assert short.dtype == torch.float32
         best, found = (output_error(w - target, X @ X.mT) for w in (expected, short.double()))
@@ -128,7 +128,7 @@ def test_making_up_is_least_squares_over_the_free_weights(shape: tuple[int, int,
 
 
 @pytest.mark.parametrize("columns", [40, 150])
-def test_of_many_columns_the_error_comes_near_its_least(columns: int) -> None:
+def test_with_many_columns_the_error_comes_near_its_least(columns: int) -> None:
     for seed in range(3):
         weight, target, X, free = half_frozen(2, 6, columns, seed)
         hessian = damped(X @ X.mT, 0.01)
@@ -136,8 +136,8 @@ def test_of_many_columns_the_error_comes_near_its_least(columns: int) -> None:
         best = output_error(free_least_squares(weight, target, factor, free) - target, hessian)
         start = output_error(weight - target, hessian)
         for dtype in (torch.float64, torch.float32):
-            made_up = refit(weight.to(dtype), target.to(dtype), hessian.to(dtype), free)
-            found = output_error(made_up.double() - target, hessian)
+            refitted = refit(weight.to(dtype), target.to(dtype), hessian.to(dtype), free)
+            found = output_error(refitted.double() - target, hessian)
             assert bool((found < start).all())
             assert bool((found < 1.02 * best).all())
             assert float(found.sum()) < 1.002 * float(best.sum())
@@ -150,9 +150,9 @@ def test_weights_that_are_not_free_keep_every_bit_and_arguments_stay_as_they_are
     weight, target, X, free = half_frozen(2, 5, 30, 0)
     weight, target, hessian = weight.to(dtype), target.to(dtype), damped(X @ X.mT, 0.01).to(dtype)
     before = [value.clone() for value in (weight, target, hessian, free)]
-    made_up = refit(weight, target, hessian, free)
-    assert torch.equal(made_up[~free], weight[~free])
-    assert not bool((made_up == weight)[free].any())
+    refitted = refit(weight, target, hessian, free)
+    assert torch.equal(refitted[~free], weight[~free])
+    assert not bool((refitted == weight)[free].any())
     assert all(
         torch.equal(value, old)
         for value, old in zip((weight, target, hessian, free), before, strict=True)
@@ -168,7 +168,7 @@ def test_with_all_weights_free_there_is_nothing_left_to_lose_and_with_none_nothi
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_that_need_no_making_up_stay_and_disturb_no_other(dtype: torch.dtype) -> None:
+def test_rows_that_need_no_refitting_stay_and_disturb_no_other(dtype: torch.dtype) -> None:
     """One row is right as it is, one is all zero, one has no free weight, and one is to become
     zero."""
     weight, target, X, free = half_frozen(2, 6, 8, 0)
@@ -177,17 +177,17 @@ def test_rows_that_need_no_making_up_stay_and_disturb_no_other(dtype: torch.dtyp
     free[:, 2] = False
     target[:, 3] = 0
     expected = free_least_squares(weight, target, X, free)
-    made_up = refit(weight.to(dtype), target.to(dtype), (X @ X.mT).to(dtype), free)
-    assert torch.equal(made_up[:, :3], weight[:, :3].to(dtype))
+    refitted = refit(weight.to(dtype), target.to(dtype), (X @ X.mT).to(dtype), free)
+    assert torch.equal(refitted[:, :3], weight[:, :3].to(dtype))
     assert torch.allclose(
-        made_up.double(), expected, atol=1e-6 if dtype == torch.float64 else 1e-2, rtol=0
+        refitted.double(), expected, atol=1e-6 if dtype == torch.float64 else 1e-2, rtol=0
     )
 
 
 @pytest.mark.parametrize(
     ("of_weights", "of_inputs"), [(2.0**-20, 2.0**-20), (2.0**-30, 2.0**10), (2.0**20, 2.0**20)]
 )
-def test_making_up_knows_no_unit(of_weights: float, of_inputs: float) -> None:
+def test_refitting_knows_no_unit(of_weights: float, of_inputs: float) -> None:
     weight, target, X, free = half_frozen(2, 6, 30, 0)
     hessian = damped(X @ X.mT, 0.01)
     plain = refit(weight.float(), target.float(), hessian.float(), free)
@@ -203,7 +203,7 @@ def test_making_up_knows_no_unit(of_weights: float, of_inputs: float) -> None:
 # The target, where inputs have drifted.
 
 
-def test_what_is_wanted_is_least_squares_to_the_outputs_that_drifted() -> None:
+def test_the_target_is_least_squares_to_the_outputs_that_drifted() -> None:
     weight, X = problems(3, 4, 6)
     drift = torch.randn(
         3, 4, X.shape[2], generator=torch.Generator().manual_seed(1), dtype=torch.float64
@@ -219,7 +219,7 @@ def test_what_is_wanted_is_least_squares_to_the_outputs_that_drifted() -> None:
     assert not torch.allclose(expected, weight, atol=0.1)
 
 
-def test_without_drift_what_is_wanted_are_the_weights_to_the_bit() -> None:
+def test_without_drift_the_target_is_the_weights_to_the_bit() -> None:
     weight, X = problems(2, 3, 5)
     for w in (weight, weight.float()):
         found = least_squares_target(w, X @ X.mT, torch.zeros_like(w))

@@ -125,16 +125,14 @@ def _searched(
 ) -> "SearchResult":
     """Search for a plan of a task's network, and show how far the search is."""
     from octavo.dnq.searching import search as search_bits
+    from octavo.progress import Event
     from octavo.report.display import Display
     from octavo.runs.task import model_of
 
     with Display(err if as_json else out) as display:
-        display.searching(settings["trials"])
+        display(Event("search", total=settings["trials"]))
         return search_bits(
-            model_of(task, name),
-            task.calibration(),
-            progress=lambda event: display.trial(event.detail),
-            **settings,
+            model_of(task, name), task.calibration(), progress=display, **settings
         )
 
 

@@ -19,6 +19,7 @@ from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import WidthLike
 from octavo.network.calling import Inputs, check_given, device_of, on_device
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress, silent
 from octavo.storage.digest import digest
@@ -150,6 +151,7 @@ def search(
     """
     _check(budget, trade_off, trials, workers)
     run_method = method_of(method)
+    warn_if_mostly_float(model)
     batches = [on_device(batch, device_of(model)) for batch in inputs]
     check_given(given=bool(batches))
     space = survey(model, batches[0], options, pins or {}, budget, activations)

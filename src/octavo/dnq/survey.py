@@ -14,10 +14,10 @@ from octavo.network.layers import (
     Layer,
     calling_modules,
     channels_first,
-    count_macs,
     find_inputs,
     find_layers,
 )
+from octavo.network.macs import count_macs
 from octavo.plan import Budget
 
 __all__ = ["survey"]

@@ -1,3 +1,3 @@
-"""What octavo knows of a model: its layers and their kinds, how it is called, what it returns, its
-inputs' moments.
+"""What octavo knows of a model: the kinds of its layers, how it is called, the inputs that each
+layer sees, and the outputs that it returns.
 """

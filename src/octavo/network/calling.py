@@ -1,9 +1,11 @@
-"""How a model is called: with which inputs, in which mode, on which device."""
+"""Call a model: with inputs of any form, in evaluation mode, on its device, and with errors that
+name the layer.
+"""
 
 import contextlib
 import itertools
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from octavo.errors import OctavoError, PlanError, brief
+from octavo.network.nested import mapped
 
 __all__ = [
     "Inputs",
@@ -23,7 +26,6 @@ __all__ = [
     "feed",
     "hooked",
     "in_mode",
-    "mapped",
     "naming_errors",
     "observing",
     "on_device",
@@ -34,10 +36,10 @@ Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments: ``x`` alone for a tensor, ``*x`` for a tuple or list,
-    ``**x`` for a dict.
+    """The positional and keyword arguments that inputs stand for.
 
-    A packed sequence, which is a tuple to Python, is one argument.
+    A tensor ``x`` is the only argument, a tuple or list becomes ``*x`` and a mapping ``**x``. A
+    packed sequence, which is a tuple to Python, is one argument.
     """
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
@@ -46,15 +48,15 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's outputs: see :func:`arguments`."""
+    """Call the model with inputs, see :func:`arguments`, and return its outputs."""
     args, kwargs = arguments(inputs)
     return model(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put the model into training or evaluation mode for a while; afterwards each of its modules is
-    in the mode it came in.
+    """Put the model into training or evaluation mode for a while; afterwards each of its modules
+    has the mode that it had before.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.train(training)
@@ -72,21 +74,27 @@ def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, and every module really called: torch's fused path for
-    transformers calls no hooks.
+    """Put the model into evaluation mode without gradients, for a while in which hooks see every
+    module and every call reads its weights.
+
+    torch's fused path for transformers calls no hooks, and autocast keeps the weights that it has
+    cast although octavo changes them between two calls. Both are off for this while.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
+    cached = torch.is_autocast_cache_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.set_autocast_cache_enabled(False)
     try:
         with evaluating(model), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        torch.set_autocast_cache_enabled(cached)
 
 
 @contextlib.contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Take hooks, which were just registered, off again in the end."""
+    """Remove hooks, which were just registered, at the end of a ``with`` block."""
     handles = list(handles)
     try:
         yield
@@ -96,13 +104,13 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lives; the CPU for a model without any."""
+    """The device of the model's first parameter or buffer; the CPU for a model without any."""
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
 
 
 def on_device(value: Any, device: torch.device) -> Any:
-    """``value`` with every tensor inside its tuples, lists and dicts on ``device``."""
+    """``value`` with every tensor inside its tuples, lists and mappings on ``device``."""
 
     def moved(leaf: Any) -> Any:
         if isinstance(leaf, PackedSequence):
@@ -112,23 +120,9 @@ def on_device(value: Any, device: torch.device) -> Any:
     return mapped(value, moved)
 
 
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """``value`` with ``change`` of everything inside its tuples, lists and dicts; a packed sequence
-    is one thing.
-    """
-    if isinstance(value, Mapping):
-        return {key: mapped(item, change) for key, item in value.items()}
-    if not isinstance(value, list | tuple) or isinstance(value, PackedSequence):
-        return change(value)
-    items = [mapped(item, change) for item in value]
-    if hasattr(value, "_fields"):  # a named tuple takes them one by one
-        return type(value)(*items)
-    return items if isinstance(value, list) else tuple(items)
-
-
 def where_raised(model: nn.Module, error: BaseException) -> str | None:
-    """The name of the innermost module of ``model`` in whose call ``error`` was raised; None where
-    it was in no such call.
+    """The name of the innermost module of ``model`` in whose call ``error`` was raised; None if it
+    was not raised in any.
     """
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
     found: str | None = None
@@ -139,14 +133,16 @@ def where_raised(model: nn.Module, error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def naming_errors(*models: nn.Module) -> Iterator[None]:
-    """Say at which layer the calibration inputs went wrong."""
+    """Turn an error that is raised in a call of one of the models into a PlanError that names the
+    module; an error from elsewhere stays as it is.
+    """
     try:
         yield
     except OctavoError:
         raise
     except Exception as error:
         places = [place for model in models if (place := where_raised(model, error)) is not None]
-        if not places:  # not the inputs' fault
+        if not places:  # the inputs are not at fault
             raise
         place = places[0] or type(models[0]).__name__
         raise PlanError(
@@ -155,10 +151,10 @@ def naming_errors(*models: nn.Module) -> Iterator[None]:
 
 
 def feed(model: nn.Module, inputs: Iterable[Inputs]) -> None:
-    """Call the model with every batch of calibration inputs, for what hooks make of it.
+    """Call the model with every batch of calibration inputs, for hooks that observe the calls.
 
     Raises:
-        PlanError: there are none, or the model does not take them.
+        PlanError: there are no inputs, or the model does not take them.
 
     """
     given = False

@@ -1,13 +1,13 @@
-"""What a model returns, in parts, each compared with full precision by a measure of its own.
+"""The outputs of a model in parts, each of which is compared with full precision in its own way.
 
-A part is one floating-point tensor, wherever it stands in tuples, lists, mappings and dataclasses.
-Class logits are compared by their KL divergence: a tensor called logits (``logits``,
-``start_logits``), or one that is returned alone, without a name. Everything else, such as
-embeddings, boxes and feature maps, is compared by its relative squared error. (Ours.)
+A part is one floating-point tensor; it may stand anywhere in tuples, lists, mappings and
+dataclasses. Class logits are compared by their KL divergence: a tensor that is called logits
+(``logits``, ``start_logits``), or one that is returned alone, without a name. Everything else, such
+as embeddings, boxes and feature maps, is compared by its relative squared error. These measures are
+our choice.
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from octavo.network.calling import Inputs
+from octavo.network.nested import named_tensors
 
-__all__ = ["Part", "alike", "described", "named_tensors", "parts_of"]
+__all__ = ["Part", "alike", "described", "parts_of"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Part:
     """One tensor of a model's outputs, float32.
 
     Attributes:
-        name: where it stands, ``boxes`` or ``state.0``; empty where it is all that the model
-            returns.
+        name: its place in the outputs, ``boxes`` or ``state.0``; empty if the model returns
+            nothing else.
         classes: whether its rows are log probabilities of classes.
         rows: (rows, classes) or (rows, features).
 
@@ -37,103 +38,78 @@ class Part:
     rows: Tensor
 
     def lost(self, full: "Part") -> Tensor:
-        """KL divergence from full precision, or squared error, summed over all rows: a scalar, in
-        units of ``full.unit()``.
+        """The KL divergence from full precision, or the squared error, summed over all rows: a
+        scalar. Divided by ``full.unit()``, it is a mean divergence or a relative squared error.
         """
         if not self.classes:
             return (self.rows - full.rows).square().sum()
         divergence = F.kl_div(self.rows, full.rows, reduction="none", log_target=True)
-        return divergence.masked_fill(
-            full.rows == -torch.inf, 0
-        ).sum()  # classes ruled out count nothing
+        ruled_out = full.rows == -torch.inf  # classes that the model excludes count nothing
+        return divergence.masked_fill(ruled_out, 0).sum()
 
     def unit(self) -> float:
-        """Rows, or the sum of squares: by it, what is lost becomes the mean divergence or the
-        relative squared error.
-        """
-        return float(len(self.rows) if self.classes else self.rows.square().sum()) or 1.0
+        """The number of rows, or the sum of squares: the divisor for :meth:`lost`."""
+        unit = float(len(self.rows) if self.classes else self.rows.square().sum())
+        return unit or 1.0
 
 
 def parts_of(outputs: Any, inputs: Inputs | None = None, *, temperature: float = 1.0) -> list[Part]:
-    """The parts of a model's outputs.
+    """Split a model's outputs into parts.
 
     Classes lie along the last dimension of logits with 2 or 3 dimensions, ``(N, C)`` or ``(N, L,
-    C)``, and along the second of those with more, ``(N, C, H, W)``, where torch's cross entropy has
-    them. Rows ``(N, L)`` that are padding do not count: where the inputs are a dict with an
-    ``attention_mask``, which is 0 there, or a ``..._padding_mask``, which is True.
+    C)``, and along the second dimension of logits with more, ``(N, C, H, W)``, as in torch's cross
+    entropy. Rows ``(N, L)`` that are padding do not count. Padding is known if the inputs are a
+    mapping with an ``attention_mask``, which is 0 there, or a ``..._padding_mask``, which is True.
 
     Args:
-        outputs: what the model returned.
-        inputs: what it was called with.
-        temperature: by which logits are divided.
+        outputs: the value that the model returned.
+        inputs: the inputs that it was called with.
+        temperature: logits are divided by it.
 
     """
     kept = _mask(inputs) if isinstance(inputs, Mapping) else None
-    tensors = [
-        (name, tensor) for name, tensor in named_tensors(outputs) if tensor.is_floating_point()
-    ]
-    return [
-        _part(name, tensor, kept, temperature, alone=len(tensors) == 1) for name, tensor in tensors
-    ]
+    tensors = [(name, t) for name, t in named_tensors(outputs) if t.is_floating_point()]
+    alone = len(tensors) == 1
+    return [_part(name, tensor, kept, temperature, alone=alone) for name, tensor in tensors]
 
 
-def alike(some: Sequence[Part], others: Sequence[Part]) -> bool:
-    """Whether both are the same parts in the same shapes, and at least one."""
-    return bool(some) and [_form(part) for part in some] == [_form(part) for part in others]
+def alike(parts: Sequence[Part], others: Sequence[Part]) -> bool:
+    """Tell whether both have the same parts in the same shapes, and at least one."""
+    return bool(parts) and [_form(part) for part in parts] == [_form(part) for part in others]
 
 
 def described(parts: Sequence[Part]) -> str:
-    """Names and shapes of the parts, on one line."""
+    """The names and shapes of the parts, on one line."""
     return (
         ", ".join(f"{part.name} {tuple(part.rows.shape)}".strip() for part in parts)
         or "no floating-point tensor"
     )
 
 
-def named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested tuples, lists, mappings and dataclasses, with their places in it:
-    ``boxes``, ``state.0``.
-    """
-    if isinstance(value, Tensor):
-        yield name, value
-    else:
-        for key, item in _items(value):
-            yield from named_tensors(item, f"{name}.{key}".lstrip("."))
-
-
-def _items(value: Any) -> list[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return list(value.items())
-    if isinstance(value, tuple | list):
-        return list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
-    if dataclasses.is_dataclass(value):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    return []
-
-
 def _part(
     name: str, tensor: Tensor, kept: Tensor | None, temperature: float, *, alone: bool
 ) -> Part:
-    last = name.rpartition(".")[2]
-    named = not last.isdigit() and bool(last)
-    classes = tensor.dim() > 1 and ("logits" in last.lower() if named else alone)
-    axis = 1 if classes and tensor.dim() > 3 else -1
-    tensor = tensor.movedim(axis, -1) if tensor.dim() else tensor.reshape(1)
-    masked = kept is not None and tensor.dim() == 3 and tensor.shape[:2] == kept.shape
-    rows = (
-        tensor[kept]
-        if masked
-        else tensor.flatten(0, -2)
-        if tensor.dim() > 1
-        else tensor.unsqueeze(1)
-    )
-    if not classes or rows.shape[1] < 2:  # a softmax over a single class is 1 whatever it is given
+    classes = tensor.dim() > 1 and _is_logits(name, alone=alone)
+    if classes and tensor.dim() > 3:
+        tensor = tensor.movedim(1, -1)
+    if kept is not None and tensor.dim() == 3 and tensor.shape[:2] == kept.shape:
+        rows = tensor[kept]
+    else:
+        rows = tensor.flatten(0, -2) if tensor.dim() > 1 else tensor.reshape(-1, 1)
+    if not classes or rows.shape[1] < 2:  # the softmax over a single class is always 1
         return Part(name, False, rows.float())
     return Part(name, True, F.log_softmax(rows.float() / temperature, -1))
 
 
+def _is_logits(name: str, *, alone: bool) -> bool:
+    """Tell from a tensor's name, or from its being the only one, whether it has class logits."""
+    last = name.rpartition(".")[2]
+    is_named = bool(last) and not last.isdigit()
+    return "logits" in last.lower() if is_named else alone
+
+
 def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
-    """Which rows (N, L) count; None where all do."""
+    """The rows (N, L) that count; None if all do."""
     for key, value in inputs.items():
         if isinstance(value, Tensor) and value.dim() == 2:
             if key == "attention_mask":

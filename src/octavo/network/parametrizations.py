@@ -1,11 +1,13 @@
-"""Put parametrizations on a layer's weight, and fold the model back to plain modules."""
+"""Put parametrizations on the weights of layers, and take them off again without a trace."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from octavo.network.layers import Layer
 
@@ -13,32 +15,52 @@ __all__ = ["attach", "release"]
 
 
 def attach(layer: Layer, parametrization: nn.Module) -> None:
-    """Put a parametrization on a layer's parameter, at every place that shares it, until
-    ``release``.
+    """Put a parametrization on a layer's parameter, in every module that shares it, until
+    :func:`release`.
     """
     for module, attribute in layer.places:
-        if not hasattr(module, "_before_hold"):
+        if not hasattr(module, "_before_attach"):
             _remember(module)
         parametrize.register_parametrization(module, attribute, parametrization)
-        module._before_hold[-1].append(attribute)  # type: ignore[union-attr, index]
+        before: Any = module._before_attach
+        before.attached.append(attribute)
 
 
 def release(layers: Iterable[Layer]) -> None:
-    """Fold held layers back: the parameters take the values that the network saw, the modules are
-    plain again.
+    """Take the parametrizations of layers off again: the parameters take the values that the
+    network saw, and the modules are as they were before.
     """
-    places = [place for layer in layers for place in layer.places]
+    modules: dict[nn.Module, None] = {}
     with torch.no_grad():
-        for module, attribute in places:
-            module.parametrizations[attribute].original.copy_(getattr(module, attribute))  # type: ignore[union-attr, index]
-    for module in dict.fromkeys(module for module, _ in places):
+        for layer in layers:
+            module: Any = layer.module
+            original = module.parametrizations[layer.attribute].original  # shared by all places
+            original.copy_(getattr(module, layer.attribute))
+            modules |= dict.fromkeys(module for module, _ in layer.places)
+    for module in modules:
         _restore(module)
 
 
-def _remember(module: nn.Module) -> None:
-    """Keep the order of the module's parameters and its class, and a recurrent layer's own list of
-    weights up to date.
+@dataclass
+class _Before:
+    """A module as it was before the first parametrization was attached.
+
+    Attributes:
+        kind: its class.
+        order: the names of its parameters, in order.
+        hooks: hooks that keep a recurrent module's own list of weights up to date.
+        attached: the parameters that have a parametrization by now.
+
     """
+
+    kind: type[nn.Module]
+    order: list[str]
+    hooks: list[RemovableHandle]
+    attached: list[str] = field(default_factory=list)
+
+
+def _remember(module: nn.Module) -> None:
+    """Note how the module is now, for :func:`_restore`."""
     hooks = []
     if isinstance(module, nn.RNNBase):
         hooks = [
@@ -46,45 +68,45 @@ def _remember(module: nn.Module) -> None:
             module.register_forward_hook(_hide_weights),
         ]
     kind = type(module)
-    if parametrize.is_parametrized(
-        module
-    ):  # it has a class made for its parametrizations, to which ours would be added
+    if parametrize.is_parametrized(module):
+        # It has a class of its own for its parametrizations, to which torch would add ours.
         module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-    object.__setattr__(module, "_before_hold", (kind, list(module._parameters), hooks, list[str]()))
+    object.__setattr__(module, "_before_attach", _Before(kind, list(module._parameters), hooks))
 
 
 def _restore(module: nn.Module) -> None:
     """Undo ``attach`` on all of a module's parameters.
 
-    torch's own removal also takes the attributes off the class, which copies of the module share.
+    torch's own removal would also take the attributes off the class, which copies of the module
+    share.
     """
-    kind, order, hooks, attached = getattr(module, "_before_hold")
-    object.__delattr__(module, "_before_hold")
+    before: Any = module._before_attach
+    object.__delattr__(module, "_before_attach")
     lists: Any = module.parametrizations
-    originals = {attribute: lists[attribute].original for attribute in attached}
+    originals = {attribute: lists[attribute].original for attribute in before.attached}
     for attribute in originals:
         del lists[attribute]
     if not lists:
         del module.parametrizations
-    module.__class__ = kind
+    module.__class__ = before.kind
     module._parameters.update(originals)
-    for name in order:
+    for name in before.order:
         module._parameters[name] = module._parameters.pop(name)
-    for hook in hooks:
+    for hook in before.hooks:
         hook.remove()
     if isinstance(module, nn.RNNBase):
         _show_weights(module)
 
 
 def _show_weights(module: nn.RNNBase, *_: object) -> None:
-    """Recurrent layers read a list that they made when they were built: fill it with today's
-    weights.
+    """Fill the list of weights, which a recurrent module makes when it is built and reads in its
+    forward pass, with the weights of now.
     """
     module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
 
 
 def _hide_weights(module: nn.RNNBase, *_: object) -> None:
-    """Empty that list after the forward pass: copy.deepcopy refuses tensors that belong to a
-    graph.
+    """Empty that list after the forward pass, because ``copy.deepcopy`` does not take tensors that
+    belong to a graph.
     """
     module._flat_weights = [None for _ in module._flat_weights_names]

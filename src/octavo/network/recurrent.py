@@ -1,9 +1,10 @@
-"""What the weights of a recurrent module are multiplied with: its inputs, its earlier states, its
-states before projection.
+"""The inputs that the weights of a recurrent module meet: its inputs (``weight_ih``), its earlier
+states (``weight_hh``) and an LSTM's states before their projection (``weight_hr``).
 """
 
 import copy
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,98 +16,140 @@ Sequences: TypeAlias = Tensor | PackedSequence
 
 
 def cell_inputs(module: nn.RNNCellBase, attribute: str, given: Tensor, state: Any) -> Tensor:
-    """Rows that a weight of a cell meets in one call: (n, columns)."""
+    """The rows that a weight of a cell meets in one call: (n, columns)."""
     if attribute == "weight_ih":
         return given.reshape(-1, given.shape[-1])
-    hidden = state[0] if isinstance(state, tuple) else state
-    hidden = given.new_zeros(*given.shape[:-1], module.hidden_size) if hidden is None else hidden
+    hidden: Tensor | None = state[0] if isinstance(state, tuple) else state
+    if hidden is None:
+        hidden = given.new_zeros(*given.shape[:-1], module.hidden_size)
     return hidden.reshape(-1, hidden.shape[-1])
 
 
+@dataclass(frozen=True)
+class _Place:
+    """One level and direction of a recurrent module.
+
+    Attributes:
+        level: from 0.
+        backward: whether its sequences are read from their ends.
+        suffix: the end of its parameters' names: ``_l0``, ``_l1_reverse``.
+        index: its place among the module's states.
+
+    """
+
+    level: int
+    backward: bool
+    suffix: str
+    index: int
+
+    @classmethod
+    def of(cls, module: nn.RNNBase, attribute: str) -> Self:
+        """The place of a weight, from the weight's name: ``weight_hh_l1_reverse``."""
+        suffix = attribute[attribute.index("_l") :]
+        backward = suffix.endswith("_reverse")
+        level = int(suffix.removeprefix("_l").removesuffix("_reverse"))
+        directions = 2 if module.bidirectional else 1
+        return cls(level, backward, suffix, directions * level + backward)
+
+
 def recurrent_inputs(module: nn.RNNBase, attribute: str, given: Sequences, state: Any) -> Tensor:
-    """Rows that a weight of an RNN, LSTM or GRU meets in one call, at every step of every sequence
-    but padding: (n, columns).
+    """The rows that a weight of an RNN, LSTM or GRU meets in one call, at every step of every
+    sequence but padding: (n, columns).
 
     torch shows the outputs of the last level only, so the levels up to the weight's run again, as a
     smaller module.
     """
-    kind, _, place = attribute.removeprefix("weight_").partition("_l")
-    level, backward = int(place.removesuffix("_reverse")), place.endswith("_reverse")
-    inputs, lengths = _steps_first(module, _run_levels(module, level, given, state))
-    valid = (torch.arange(len(inputs)).view(-1, 1) < lengths).to(inputs.device)
-    if kind == "ih":
-        return inputs[valid]
-    both, _ = _steps_first(module, _run_levels(module, level + 1, given, state))
-    outputs = both.chunk(2, -1)[backward] if module.bidirectional else both
-    index = 2 * level + backward if module.bidirectional else level
-    before = _previous(outputs, _first_state(index, state, outputs[0]), lengths, backward=backward)
-    if kind == "hh":
-        return before[valid]
-    own = {
-        name: getattr(module, f"{name}_l{place}", None)
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    }
-    gates = inputs @ own["weight_ih"].T + before @ own["weight_hh"].T  # type: ignore[union-attr]
-    gates = gates if own["bias_ih"] is None else gates + own["bias_ih"] + own["bias_hh"]
-    cell = _first_state(index, state, gates[0].chunk(4, -1)[0], part=1)
-    return _unprojected(gates, cell, lengths, backward=backward)[valid]
+    place = _Place.of(module, attribute)
+    below = _run_levels(module, place.level, given, state)
+    inputs, lengths = _steps_first(module, below)  # (steps, sequences, features), (sequences,)
+    steps = torch.arange(len(inputs), device=lengths.device)
+    is_real = (steps.view(-1, 1) < lengths).to(inputs.device)  # (steps, sequences): no padding
+    if attribute.startswith("weight_ih"):
+        return inputs[is_real]
+    both, _ = _steps_first(module, _run_levels(module, place.level + 1, given, state))
+    outputs = both.chunk(2, -1)[place.backward] if module.bidirectional else both
+    first = _first_state(place, state, outputs[0])
+    before = _previous(outputs, first, lengths, backward=place.backward)
+    if attribute.startswith("weight_hh"):
+        return before[is_real]
+    gates = _gates(module, place, inputs, before)
+    cell = _first_state(place, state, gates[0].chunk(4, -1)[0], part=1)
+    return _unprojected(gates, cell, lengths, backward=place.backward)[is_real]
 
 
 def _run_levels(module: nn.RNNBase, levels: int, given: Sequences, state: Any) -> Sequences:
-    """The outputs of the first levels."""
+    """The outputs of the first levels, both directions side by side; of none: the inputs."""
     if not levels:
         return given
-    directions = 2 if module.bidirectional else 1
+    weights_per_level = len(module._flat_weights) // module.num_layers
+    states_per_level = 2 if module.bidirectional else 1
     lower = copy.copy(module)
     lower.num_layers = levels
-    lower._flat_weights = module._flat_weights[
-        : levels * len(module._flat_weights) // module.num_layers
-    ]
+    lower._flat_weights = module._flat_weights[: levels * weights_per_level]
     if isinstance(state, tuple):
-        state = tuple(part[: directions * levels] for part in state)
+        state = tuple(part[: levels * states_per_level] for part in state)
     elif state is not None:
-        state = state[: directions * levels]
+        state = state[: levels * states_per_level]
     outputs: Sequences = lower.forward(given, state)[0]
     return outputs
 
 
 def _steps_first(module: nn.RNNBase, sequences: Sequences) -> tuple[Tensor, Tensor]:
-    """As (steps, sequences, features), and the length of each sequence."""
+    """Sequences as (steps, sequences, features), and the length of each sequence, on the CPU."""
     if isinstance(sequences, PackedSequence):
         return pad_packed_sequence(sequences)
     if sequences.dim() == 2:
         sequences = sequences.unsqueeze(1)
     elif module.batch_first:
         sequences = sequences.transpose(0, 1)
-    return sequences, torch.full(sequences.shape[1:2], len(sequences))
+    steps, count = sequences.shape[:2]
+    return sequences, torch.full((count,), steps, device="cpu")
 
 
-def _first_state(index: int, state: Any, like: Tensor, part: int = 0) -> Tensor:
-    """The state of one level and direction ahead of the first step; ``part`` 1 is an LSTM's
+def _first_state(place: _Place, state: Any, like: Tensor, part: int = 0) -> Tensor:
+    """The state of a place before the first step, (sequences, features); ``part`` 1 is an LSTM's
     cell.
     """
     if state is None:
         return torch.zeros_like(like)
-    chosen: Tensor = state[part] if isinstance(state, tuple) else state
-    return chosen[index].expand_as(like)
+    states: Tensor = state[part] if isinstance(state, tuple) else state
+    return states[place.index].expand_as(like)
 
 
-def _previous(outputs: Tensor, start: Tensor, lengths: Tensor, *, backward: bool) -> Tensor:
+def _previous(outputs: Tensor, first: Tensor, lengths: Tensor, *, backward: bool) -> Tensor:
     """The output of the step before each step, in the direction that the steps are taken."""
     if not backward:
-        return torch.cat([start.unsqueeze(0), outputs[:-1]])
-    before = torch.cat([outputs[1:], start.unsqueeze(0)])
-    before[lengths - 1, torch.arange(len(lengths))] = start
+        return torch.cat([first.unsqueeze(0), outputs[:-1]])
+    before = torch.cat([outputs[1:], first.unsqueeze(0)])
+    sequence = torch.arange(len(lengths), device=lengths.device)
+    before[lengths - 1, sequence] = first  # each sequence begins at its own end
     return before
 
 
+def _gates(module: nn.RNNBase, place: _Place, inputs: Tensor, before: Tensor) -> Tensor:
+    """An LSTM's gates before their nonlinearities: ``W_ih x + W_hh h + b_ih + b_hh``, (steps,
+    sequences, 4 * features).
+    """
+    weight_ih = getattr(module, f"weight_ih{place.suffix}")
+    weight_hh = getattr(module, f"weight_hh{place.suffix}")
+    gates: Tensor = inputs @ weight_ih.T + before @ weight_hh.T
+    if not module.bias:
+        return gates
+    bias_ih = getattr(module, f"bias_ih{place.suffix}")
+    bias_hh = getattr(module, f"bias_hh{place.suffix}")
+    return gates + bias_ih + bias_hh  # type: ignore[no-any-return]
+
+
 def _unprojected(gates: Tensor, cell: Tensor, lengths: Tensor, *, backward: bool) -> Tensor:
-    """An LSTM's states before its projection, from its gates."""
-    start, states = cell, torch.empty_like(gates.chunk(4, -1)[0])
-    for step in reversed(range(len(gates))) if backward else range(len(gates)):
-        enter, forget, new, leave = gates[step].chunk(4, -1)
-        if backward:  # sequences end at different steps: that is where they begin
-            cell = torch.where((lengths - 1 == step).view(-1, 1).to(cell.device), start, cell)
-        cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
-        states[step] = leave.sigmoid() * cell.tanh()
+    """An LSTM's states before their projection, from its gates: (steps, sequences, features)."""
+    first = cell
+    states = torch.empty_like(gates.chunk(4, -1)[0])
+    steps = range(len(gates))
+    for step in reversed(steps) if backward else steps:
+        i, f, g, o = gates[step].chunk(4, -1)  # input, forget, cell and output gate
+        if backward:  # a sequence begins at its own end
+            begins = (lengths - 1 == step).view(-1, 1).to(cell.device)
+            cell = torch.where(begins, first, cell)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()  # c' = s(f) c + s(i) tanh(g)
+        states[step] = o.sigmoid() * cell.tanh()  # h' = s(o) tanh(c')
     return states

@@ -1,14 +1,14 @@
-"""Forward passes that stop at modules and go on: in step, they let a layer be changed between its
-inputs and its outputs.
+"""Forward passes that stop at modules and go on when they are told to. Several of them run in step,
+and a layer can be changed after its inputs have arrived and before its outputs are computed.
 
-A pass runs in a thread of its own, of which only one moves at a time; so the model's code is as it
-is, traced by nobody.
+Each pass runs in a thread of its own, and only one thread moves at a time. So the model's code runs
+as it is, and nothing needs to trace it.
 """
 
 import contextlib
 import contextvars
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -17,16 +17,17 @@ import torch
 from torch import nn
 
 from octavo.network.calling import Inputs, call, hooked
+from octavo.network.thread_state import ThreadState
 
 __all__ = ["Stop", "stopping", "walk"]
 
-_thread = threading.local()  # .pause is set in the threads that walk
+_thread = threading.local()  # .pause is set in the threads of passes, and nowhere else
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A forward pass stands before a module's call, or after it, where ``output`` may still be
-    replaced.
+    """A forward pass stands before a call of ``module``, or after it, with the call's ``output``,
+    which may still be replaced.
     """
 
     module: nn.Module
@@ -36,68 +37,90 @@ class Stop:
 
 
 class _Ended(BaseException):
-    """Unwinds a forward pass that nobody waits for any more; user code that catches exceptions must
-    not catch it.
+    """Unwinds a forward pass that nobody waits for any more. It is no ``Exception``, so that user
+    code which catches exceptions does not catch it.
     """
 
 
 def stopping(
     before: Iterable[nn.Module], after: Iterable[nn.Module]
 ) -> contextlib.AbstractContextManager[None]:
-    """While this lasts, every walk stops before and after calls of these modules."""
-    first = [module.register_forward_pre_hook(_stop_before, with_kwargs=True) for module in before]
-    return hooked(
-        first + [module.register_forward_hook(_stop_after, with_kwargs=True) for module in after]
-    )
+    """While this lasts, every walk stops before calls of some modules and after calls of others."""
+    hooks = [module.register_forward_pre_hook(_stop_before, with_kwargs=True) for module in before]
+    hooks += [module.register_forward_hook(_stop_after, with_kwargs=True) for module in after]
+    return hooked(hooks)
 
 
 def walk(model: nn.Module, inputs: Inputs) -> Generator[Stop, Any, None]:
-    """One forward pass without gradients: yields where it stops; what is sent in replaces the
-    output there, unless None.
+    """One forward pass without gradients: a generator that yields where the pass stops. What is
+    sent into it replaces the output there, unless it is None.
 
-    Closing it ends the pass where it stands. What the model raises is raised here.
+    Closing it ends the pass where it stands. What the model raises is raised here. The pass has the
+    settings of the thread that starts it, such as autocast and the default device.
     """
-    stops: SimpleQueue[Stop | BaseException | None] = SimpleQueue()
-    answers: SimpleQueue[Any] = SimpleQueue()
-    inference = torch.is_inference_mode_enabled()  # each thread has its own
-
-    def pause(stop: Stop) -> Any:
-        stops.put(stop)
-        answer = answers.get()
-        if answer is _Ended:
-            answers.put(_Ended)  # for the next stop: what unwinds may call modules too
-            raise _Ended
-        return answer
+    passing = _Pass()
+    state = ThreadState.current()
 
     def run() -> None:
-        _thread.pause = pause
-        try:
-            if answers.get() is not _Ended:
-                with torch.inference_mode(inference), torch.no_grad():
-                    call(model, inputs)
-            stops.put(None)
-        except BaseException as error:
-            stops.put(error)
+        with state.entered(), torch.no_grad():
+            call(model, inputs)
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
+    target = contextvars.copy_context().run
+    thread = threading.Thread(target=target, args=(passing.run, run), daemon=True)
     thread.start()
     answer = None
     try:
-        while True:
-            answers.put(answer)
-            stop = stops.get()
-            if isinstance(stop, BaseException):
-                raise stop
-            if stop is None:
-                return
+        while (stop := passing.resume(answer)) is not None:
             answer = yield stop
     finally:
-        answers.put(_Ended)
+        passing.end()
         thread.join()
 
 
+class _Pass:
+    """The two ends of a forward pass: ``run`` and ``pause`` belong to its own thread, ``resume``
+    and ``end`` to the thread that drives it.
+    """
+
+    def __init__(self) -> None:
+        self._stops: SimpleQueue[Stop | BaseException | None] = SimpleQueue()
+        self._answers: SimpleQueue[Any] = SimpleQueue()
+
+    def run(self, forward: Callable[[], None]) -> None:
+        """Wait for the first answer, then run the whole pass."""
+        _thread.pause = self.pause
+        try:
+            if self._answers.get() is not _Ended:
+                forward()
+            self._stops.put(None)
+        except BaseException as error:  # noqa: BLE001  # resume raises it in the other thread
+            self._stops.put(error)
+
+    def pause(self, stop: Stop) -> Any:
+        """Report a stop and wait for what is sent in."""
+        self._stops.put(stop)
+        answer = self._answers.get()
+        if answer is _Ended:
+            self._answers.put(_Ended)  # for the next stop: what unwinds may call modules too
+            raise _Ended
+        return answer
+
+    def resume(self, answer: Any) -> Stop | None:
+        """Go on to the next stop; None at the end of the pass."""
+        self._answers.put(answer)
+        stop = self._stops.get()
+        if isinstance(stop, BaseException):
+            raise stop
+        return stop
+
+    def end(self) -> None:
+        """End the pass where it stands."""
+        self._answers.put(_Ended)
+
+
 def _stop_before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if pause := getattr(_thread, "pause", None):
+    pause = getattr(_thread, "pause", None)
+    if pause:
         pause(Stop(module, args, kwargs))
 
 

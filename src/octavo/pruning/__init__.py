@@ -1,1 +1,1 @@
-"""Pruning: dynamic network surgery, and the masks of what is pruned already."""
+"""Pruning: dynamic network surgery, and the masks of the weights that are pruned already."""

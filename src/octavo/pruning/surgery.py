@@ -1,15 +1,16 @@
-"""Pruning: what of a network is pruned already, and dynamic network surgery, which prunes and
-splices while you train.
+"""Dynamic network surgery: prune and splice weights while the network trains.
 
-Surgery is Guo, Yao and Chen's (arXiv 1608.04493): the network sees its weights under a mask,
-gradients reach all of them, pruned ones too, and after a step the masks may change, ever more
-rarely. A kept weight is pruned under one threshold, a pruned one spliced back above a larger one,
-0.9 and 1.1 times the same number (the factors are those of the authors' code). The paper makes that
-number of a layer's mean and deviation and a factor set by hand. Ours follows from the sparsity that
-is asked for: it is the one that leaves exactly so many weights pruned; that sparsity rises along a
-cubic (Zhu and Gupta, arXiv 1710.01878). Where layers reach a sparsity together, a weight counts by
-    its square over the sum of those in its layer that are no smaller (LAMP; Lee et al., arXiv
-    2010.07611): a layer that has lost much loses less.
+Surgery is Guo, Yao and Chen's (arXiv 1608.04493). The network sees its weights under a mask, while
+gradients reach all of them, pruned ones too. After a step of training the masks may change, ever
+more rarely. A kept weight is pruned if it is smaller than one threshold; a pruned weight is spliced
+back if it is larger than another. The thresholds are 0.9 and 1.1 times one number (the factors of
+the authors' code).
+
+The paper computes that number from a layer's mean and deviation and a factor that is set by hand.
+Here it follows from the sparsity that is asked for: it is the number that leaves exactly so many
+weights pruned. The sparsity rises along a cubic (Zhu and Gupta, arXiv 1710.01878). If layers reach
+a sparsity together, a weight is ranked by its square over the sum of the squares in its layer that
+are no smaller (LAMP; Lee et al., arXiv 2010.07611). So a layer that has lost much loses less.
 """
 
 import math
@@ -22,20 +23,16 @@ from torch import Tensor, nn
 
 from octavo._seeds import seed_of
 from octavo.errors import PlanError, nearest
-from octavo.formats.zeros import pruned
 from octavo.network.layers import Layer, find_layers
 from octavo.network.parametrizations import attach, release
 
 __all__ = ["Surgery", "check_sparsity"]
 
-PRUNE, SPLICE = (
-    0.9,
-    1.1,
-)  # thresholds, in units of the number that divides kept from pruned (the authors' code)
+# Thresholds in units of the number that divides kept weights from pruned ones (the authors' code).
+PRUNE = 0.9
+SPLICE = 1.1
 RAMP = 0.5  # share of the steps in which the sparsity rises
-# the mask changes after a step with the probability 1 / (1 + RATE * share of the steps that are
-# done)
-RATE = 9.0
+RATE = 9.0  # masks change after a step with the probability 1 / (1 + RATE * share of steps done)
 
 
 class _Masked(torch.autograd.Function):
@@ -51,7 +48,7 @@ class _Masked(torch.autograd.Function):
 
 
 class _Mask(nn.Module):
-    """The parametrization: what is kept of a weight."""
+    """The parametrization that shows the network a weight under its mask."""
 
     kept: Tensor  # bool, the weight's own shape
 
@@ -74,19 +71,19 @@ class Surgery:
             ...
             optimizer.step()
             surgery.step()
-        masks = surgery.finish()  # the model is plain again, its pruned weights are zero;
-        Incremental keeps them so
+        masks = surgery.finish()  # the model is plain again, and its pruned weights are zero
 
-    The first half of the steps reaches the sparsity, exactly; in the other half, weights may still
-    change places.
+    ``Incremental`` keeps these zeros. The sparsity is reached exactly after the first half of the
+    steps; in the other half, weights may still change places.
 
     Args:
         model: the trained network; it is changed in place. The parameters stay the same objects.
-        sparsity: share of the weights that are pruned, at least 0, below 1: of all layers together,
-            each as far as it bears; or by layer name or shell pattern, of each layer that matches
-            (the last that does counts; the others stay whole).
+        sparsity: share of the weights that are pruned, at least 0, below 1. A number is the
+            sparsity of all layers together, to which each contributes as much as it bears. A
+            mapping of layer names or shell patterns gives each layer that matches its own sparsity;
+            the last match counts, and layers without a match stay whole.
         steps: how many calls of ``step`` there will be; after so many the masks stand still.
-        seed: of the draw whether the masks change after a step.
+        seed: seed of the draw that decides after each step whether the masks change.
 
     Raises:
         PlanError: a sparsity out of range, a name or pattern that matches no layer, or no layer at
@@ -102,9 +99,12 @@ class Surgery:
             raise PlanError(
                 f"steps: expected how many steps there will be, at least 1, got {steps!r}"
             )
-        self.model, self._done, self._steps, self._seed = model, 0, steps, seed
-        given = dict(sparsity) if isinstance(sparsity, Mapping) else sparsity
-        self._settings: dict[str, Any] = {"sparsity": given, "steps": steps, "seed": seed}
+        self.model = model
+        self._done = 0
+        self._steps = steps
+        self._seed = seed
+        as_given = dict(sparsity) if isinstance(sparsity, Mapping) else sparsity
+        self._settings: dict[str, Any] = {"sparsity": as_given, "steps": steps, "seed": seed}
         self._groups = _groups(model, sparsity)
         self._layers = {layer.name: layer for layers, _ in self._groups for layer in layers}
         self._masks = {name: _Mask(layer.weight) for name, layer in self._layers.items()}
@@ -114,33 +114,39 @@ class Surgery:
     @property
     def sparsity(self) -> float:
         """Share of the weights of all these layers that is pruned now."""
-        kept = [mask.kept for mask in self._masks.values()]
-        return 1 - sum(int(one.sum()) for one in kept) / sum(one.numel() for one in kept)
+        masks = [mask.kept for mask in self._masks.values()]
+        kept = sum(int(mask.sum()) for mask in masks)
+        return 1 - kept / sum(mask.numel() for mask in masks)
 
     def step(self) -> None:
         """Count a step of the optimizer, and perhaps change the masks."""
         self._done += 1
-        ramp = math.ceil(RAMP * self._steps)
         generator = torch.Generator().manual_seed(seed_of(self._seed, self._done))
-        drawn = float(torch.rand((), generator=generator)) < 1 / (
-            1 + RATE * self._done / self._steps
-        )
-        if self._done == ramp or (drawn and self._done <= self._steps):
-            self._update(1 - (1 - min(1.0, self._done / ramp)) ** 3)
+        probability = 1 / (1 + RATE * self._done / self._steps)
+        drawn = float(torch.rand((), generator=generator)) < probability
+        if self._done == self._ramp or (drawn and self._done <= self._steps):
+            risen = min(1.0, self._done / self._ramp)
+            self._change_masks(1 - (1 - risen) ** 3)
 
-    def _update(self, share: float) -> None:
-        """Prune and splice so that ``share`` of what shall be pruned in the end is pruned now."""
+    @property
+    def _ramp(self) -> int:
+        """The step after which the full sparsity is reached."""
+        return math.ceil(RAMP * self._steps)
+
+    def _change_masks(self, share: float) -> None:
+        """Prune and splice so that ``share`` of the final sparsity is reached now."""
         for layers, sparsity in self._groups:
             masks = [self._masks[layer.name] for layer in layers]
-            count = round(share * sparsity * sum(mask.kept.numel() for mask in masks))
-            scores = [
-                _lamp(_reach(layer.weight, mask.kept))
+            sizes = [mask.kept.numel() for mask in masks]
+            count = round(share * sparsity * sum(sizes))  # weights to prune
+            ranks = [
+                _lamp(_in_thresholds(layer.weight, mask.kept))
                 for layer, mask in zip(layers, masks, strict=True)
             ]
-            lowest = torch.cat(scores).argsort(stable=True)[:count]
-            kept = torch.ones(sum(map(len, scores)), dtype=torch.bool, device=lowest.device)
+            lowest = torch.cat(ranks).argsort(stable=True)[:count]
+            kept = torch.ones(sum(sizes), dtype=torch.bool, device=lowest.device)
             kept[lowest] = False
-            for mask, part in zip(masks, kept.split([len(one) for one in scores]), strict=True):
+            for mask, part in zip(masks, kept.split(sizes), strict=True):
                 mask.kept.copy_(part.view(mask.kept.shape))
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,11 +162,11 @@ class Surgery:
 
         """
         if not {"done", "settings", "model"} <= set(state):
-            raise PlanError(
-                f"expected what state_dict() returned, got the keys {', '.join(map(str, state)) or 'none'}"
-            )
+            keys = ", ".join(map(str, state)) or "none"
+            raise PlanError(f"expected what state_dict() returned, got the keys {keys}")
         for key, mine in self._settings.items():
-            if (theirs := state["settings"].get(key)) != mine:
+            theirs = state["settings"].get(key)
+            if theirs != mine:
                 raise PlanError(
                     f"{key}: expected the state of a run with {mine!r}, got one with {theirs!r}"
                 )
@@ -168,11 +174,11 @@ class Surgery:
         self._done = state["done"]
 
     def finish(self) -> dict[str, Tensor]:
-        """Fold the model back to plain modules, pruned weights at zero; before its time, what is
-        missing is pruned now.
+        """Fold the model back to plain modules with the pruned weights at zero; if the sparsity is
+        not reached yet, the missing weights are pruned now.
 
         Returns:
-            Layer name to mask: bool, the weight's shape, false where pruned.
+            Layer name to mask: bool, the weight's shape, false where a weight is pruned.
 
         Raises:
             PlanError: the surgery was finished before.
@@ -182,8 +188,8 @@ class Surgery:
             raise PlanError(
                 "finish: expected a surgery that goes on, got one that was finished before"
             )
-        if self._done < math.ceil(RAMP * self._steps):
-            self._update(1.0)
+        if self._done < self._ramp:
+            self._change_masks(1.0)
         masks = {name: mask.kept.clone() for name, mask in self._masks.items()}
         release(self._layers.values())
         self._layers = {}
@@ -192,24 +198,17 @@ class Surgery:
 
 def check_sparsity(sparsity: float | Mapping[str, float]) -> None:
     """Raise PlanError unless every sparsity is a number of at least 0, below 1."""
-    for name, share in (
-        sparsity if isinstance(sparsity, Mapping) else {"sparsity": sparsity}
-    ).items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+    shares = sparsity if isinstance(sparsity, Mapping) else {"sparsity": sparsity}
+    for name, share in shares.items():
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not number or not 0 <= share < 1:
             raise PlanError(f"{name}: expected a sparsity of at least 0, below 1, got {share!r}")
-
-
-def _found(layer: Layer) -> Tensor:
-    mask, padding = pruned(layer.weight), getattr(layer.module, "padding_idx", None)
-    if padding is not None:
-        mask[padding] = False
-    return mask
 
 
 def _groups(
     model: nn.Module, sparsity: float | Mapping[str, float]
 ) -> list[tuple[list[Layer], float]]:
-    """The layers that reach a sparsity together, and that sparsity."""
+    """The groups of layers that reach a sparsity together, each with that sparsity."""
     layers = {layer.name: layer for layer in find_layers(model)[0]}
     if not layers:
         raise PlanError(
@@ -228,17 +227,18 @@ def _groups(
     return [([layers[name]], share) for name, share in shares.items()]
 
 
-def _reach(weight: Tensor, kept: Tensor) -> Tensor:
-    """How large each weight is in units of its own threshold: float32, flat."""
-    return (weight.detach().float().abs() / torch.where(kept, PRUNE, SPLICE)).flatten()
+def _in_thresholds(weight: Tensor, kept: Tensor) -> Tensor:
+    """The size of each weight in units of the threshold that applies to it: float32, flat."""
+    thresholds = torch.where(kept, PRUNE, SPLICE)
+    return (weight.detach().float().abs() / thresholds).flatten()
 
 
 def _lamp(size: Tensor) -> Tensor:
-    """Each square over the sum of those that are no smaller: the layer's own order, and comparable
-    with other layers'.
+    """LAMP's rank of each weight: its square over the sum of the squares in its layer that are no
+    smaller. It keeps the order within a layer, and compares across layers.
     """
     squares, order = size.double().square().sort(stable=True)
-    left = squares.flip(0).cumsum(0).flip(0)
-    scores = torch.empty_like(squares)
-    scores[order] = squares / left.clamp(min=torch.finfo(torch.float64).tiny)
-    return scores
+    no_smaller = squares.flip(0).cumsum(0).flip(0)  # for each, the sum from it to the largest
+    ranks = torch.empty_like(squares)
+    ranks[order] = squares / no_smaller.clamp(min=torch.finfo(torch.float64).tiny)
+    return ranks

@@ -1,3 +1,1 @@
-"""The closed form: GPTQ, OBQ, least squares, the sequential pass, and the calibration over all of
-them.
-"""
+"""Post-training quantization (PTQ): settings, GPTQ, OBQ, least squares, and calibration."""

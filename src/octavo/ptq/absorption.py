@@ -1,15 +1,16 @@
-"""Batch norms that absorb a scale of the channels ahead of them.
+"""Scales of channels that the following batch norm cancels.
 
-A grid of powers of two is the same at every octave, so a channel has no scale to choose but its
-phase within one; weights that are few, as a depthwise convolution's nine, lie on the grid much
-better at some phases than at others. Where a batch norm follows directly, the phase is free: it
-takes any scale away again, if its running statistics follow. In full precision nothing changes,
-neither in evaluation nor in training. (Ours; equalization across layers, arXiv 1906.04721, moves
-scales likewise.)
+Powers of two repeat at every octave, so the only scale that a channel can choose is one within an
+octave. Channels of few weights, as the nine of a depthwise convolution, lie much nearer to the
+levels at some of these scales than at others. If a batch norm follows directly, the scale is free:
+the batch norm cancels it, as long as its running statistics follow. In full precision nothing
+changes, neither in evaluation nor in training. (The method is octavo's own; equalization across
+layers, arXiv 1906.04721, moves scales in a similar way.)
 """
 
 import copy
-import functools
+import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,133 +18,133 @@ import torch
 from torch import Tensor, nn
 
 from octavo.network.calling import Inputs, call, hooked
-from octavo.network.layers import (
-    EMBEDDINGS,
-    NORMS,
-    ONE_WEIGHT,
-    Layer,
-    channels_back,
-    channels_first,
-)
-from octavo.network.outputs import named_tensors
+from octavo.network.kinds import NORMS, ONE_WEIGHT
+from octavo.network.layers import Layer, channels_back, channels_first
+from octavo.network.nested import named_tensors
 
 __all__ = ["absorb_factor", "absorbing_norms", "rescaled"]
 
-ALIKE = 1e-3  # share of an output's largest value that rounding may change
+TOLERANCE = 1e-3  # change of an output by rounding, as a share of the largest output
+
+Pair = tuple[Layer, Any]  # a layer, and the batch norm that follows it
 
 
 def absorbing_norms(
     model: nn.Module, layers: Sequence[Layer], batch: Inputs
 ) -> dict[str, nn.Module]:
-    """The batch norms that absorb a scale of the layers ahead of them, by the layers' names.
+    """Find the batch norms that cancel a scale of the layers ahead of them, by the layers' names.
 
-    Found by what is handed from module to module in one call, and tried: the channels are doubled,
-    and the model's outputs must stay as they are. So a layer whose output goes elsewhere too is
-    left out.
+    The candidates are the batch norms that one call of the model hands the output of a layer to.
+    Each is tried: the layer's channels are doubled, and the model's outputs must stay as they are.
+    So a layer whose output goes elsewhere too is left out.
 
     Args:
-        model: in evaluation mode.
-        layers: of it.
+        model: the network, in evaluation mode.
+        layers: layers of this network.
         batch: inputs that the model is called with.
 
     """
     batch = batch[:2] if isinstance(batch, Tensor) else batch
-    norms = _following(model, layers, batch)
-    known = {layer.name: layer for layer in layers}
-    pairs = {name: norm for name, norm in norms.items() if _fits(known[name], norm)}
-    stays = functools.partial(_outputs_stay, model, batch)
-    if not pairs or stays([(known[name], norm) for name, norm in pairs.items()]):
-        return pairs
-    return {name: norm for name, norm in pairs.items() if stays([(known[name], norm)])}
+    by_name = {layer.name: layer for layer in layers}
+    following = _following_norms(model, layers, batch)
+    pairs = [
+        (by_name[name], norm) for name, norm in following.items() if _fits(by_name[name], norm)
+    ]
+    if pairs and not _outputs_stay(model, batch, pairs):  # not all together: each by itself
+        pairs = [pair for pair in pairs if _outputs_stay(model, batch, [pair])]
+    return {layer.name: norm for layer, norm in pairs}
 
 
 @torch.no_grad()
 def absorb_factor(layer: Layer, norm: Any, factor: Tensor) -> None:
-    """Make up for a layer's output channels that were divided by ``factor``, (channels,): its bias
-    and the norm follow.
+    """Adapt a layer's bias and the batch norm behind it to output channels whose weights were
+    divided by ``factor``, (channels,).
+
+    The running mean becomes ``mean / factor``; the running variance becomes ``variance'`` with
+    ``variance' + eps = (variance + eps) / factor^2``.
     """
-    if isinstance(bias := layer.module.bias, Tensor):
+    bias = layer.module.bias
+    if isinstance(bias, Tensor):
         bias.div_(factor.to(bias))
     if norm.running_mean is not None:
         norm.running_mean.div_(factor.to(norm.running_mean))
-        norm.running_var.copy_(
-            (norm.running_var.double() + norm.eps) / factor.to(norm.running_var.device).square()
-            - norm.eps
-        )
+        square = factor.to(norm.running_var.device).square()
+        norm.running_var.copy_((norm.running_var.double() + norm.eps) / square - norm.eps)
 
 
 def rescaled(layer: Layer, weight: Tensor, factor: Tensor | None) -> Tensor:
-    """A weight, in the layer's own layout, with its output channels multiplied by ``factor``; None
-    leaves it as it is.
+    """Multiply the output channels of a weight, in the layer's own layout, with ``factor``,
+    (channels,); None leaves it as it is.
     """
     if factor is None:
         return weight
     rows = channels_first(weight, layer.groups)
-    return channels_back(rows * factor.to(rows).view(-1, *[1] * (rows.dim() - 1)), layer.groups)
+    by_row = factor.to(rows).view(-1, *[1] * (rows.dim() - 1))
+    return channels_back(rows * by_row, layer.groups)
 
 
-def _following(model: nn.Module, layers: Sequence[Layer], batch: Inputs) -> dict[str, nn.Module]:
-    """The norm that the output of each layer is handed to, where there is one; norms that are
-    called once.
+def _following_norms(
+    model: nn.Module, layers: Sequence[Layer], batch: Inputs
+) -> dict[str, nn.Module]:
+    """The batch norm that each layer's output is handed to, by the layer's name, among batch norms
+    that are called once.
     """
-    named: dict[nn.Module, str] = {
-        layer.module: layer.name
-        for layer in layers
-        if isinstance(layer.module, ONE_WEIGHT) and not layer.tied
+    names: dict[nn.Module, str] = {
+        layer.module: layer.name for layer in layers if layer.form in ONE_WEIGHT and not layer.tied
     }
-    given, calls = dict[int, tuple[str, Tensor]](), list[tuple[nn.Module, str | None]]()
-
-    def leave(module: nn.Module, _: Any, output: Tensor) -> None:
-        given[id(output)] = named[module], output  # held, so that no other tensor gets its id
-
-    def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
-        calls.append((module, given.get(id(args[0]), (None,))[0] if args else None))
-
     norms = [module for module in model.modules() if isinstance(module, NORMS)]
-    hooks = [module.register_forward_hook(leave) for module in named]
-    with hooked(hooks + [norm.register_forward_pre_hook(enter) for norm in norms]), torch.no_grad():
+    # The layer that each tensor came from, by the tensor's id. The tensor is kept, so that no other
+    # gets its id.
+    sources: dict[int, tuple[str, Tensor]] = {}
+    handed: list[tuple[str, nn.Module]] = []  # a layer's name, and the batch norm that took it
+    calls: Counter[nn.Module] = Counter()
+
+    def leave_layer(module: nn.Module, _: Any, output: Tensor) -> None:
+        sources[id(output)] = names[module], output
+
+    def enter_norm(module: nn.Module, args: tuple[Any, ...]) -> None:
+        calls[module] += 1
+        if args and id(args[0]) in sources:
+            name, _ = sources[id(args[0])]
+            handed.append((name, module))
+
+    hooks = [module.register_forward_hook(leave_layer) for module in names]
+    hooks += [norm.register_forward_pre_hook(enter_norm) for norm in norms]
+    with hooked(hooks), torch.no_grad():
         call(model, batch)
-    modules = [module for module, _ in calls]
-    return {name: norm for norm, name in calls if name is not None and modules.count(norm) == 1}
+    return {name: norm for name, norm in handed if calls[norm] == 1}
 
 
 def _fits(layer: Layer, norm: Any) -> bool:
-    rows = len(channels_first(layer.weight, layer.groups))
-    return (
-        not isinstance(layer.module, EMBEDDINGS) and norm.num_features == rows and not norm.training
-    )
-
-
-def _outputs_stay(
-    model: nn.Module, batch: Inputs, pairs: Sequence[tuple[Layer, nn.Module]]
-) -> bool:
-    """Whether a copy of the model returns what the model returns, once the channels of these layers
-    are doubled.
+    """True if a batch norm has a channel for each output channel of a layer, and its statistics are
+    fixed.
     """
-    twins = dict[int, Any]()
-    doubled = copy.deepcopy(model, twins)
+    channels = len(channels_first(layer.weight, layer.groups))
+    return layer.form != "embedding" and norm.num_features == channels and not norm.training
+
+
+def _outputs_stay(model: nn.Module, batch: Inputs, pairs: Sequence[Pair]) -> bool:
+    """True if the model's outputs stay as they are when, in a copy, the channels of these layers
+    are doubled and the batch norms follow.
+    """
+    copies = dict[int, Any]()  # the copy of each object, by its id
+    doubled = copy.deepcopy(model, copies)
     for layer, norm in pairs:
-        own = Layer(
-            layer.name,
-            twins[id(layer.module)],
-            layer.attribute,
-            layer.parameter,
-            twins[id(layer.weight)],
+        twin = dataclasses.replace(
+            layer, module=copies[id(layer.module)], weight=copies[id(layer.weight)]
         )
-        own.weight.data.mul_(2)
-        absorb_factor(
-            own, twins[id(norm)], torch.full((norm.num_features,), 0.5, dtype=torch.float64)
-        )  # type: ignore[arg-type]
+        twin.weight.data.mul_(2)
+        half = torch.full((norm.num_features,), 0.5, dtype=torch.float64)
+        absorb_factor(twin, copies[id(norm)], half)
     with torch.no_grad():
-        before, after = (dict(named_tensors(call(some, batch))) for some in (model, doubled))
-    return before.keys() == after.keys() and all(
-        _close(before[name], after[name]) for name in before
-    )
+        before = dict(named_tensors(call(model, batch)))
+        after = dict(named_tensors(call(doubled, batch)))
+    same_names = before.keys() == after.keys()
+    return same_names and all(_close(before[name], after[name]) for name in before)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or not one.numel():
         return one.shape == other.shape
-    return torch.allclose(
-        one.double(), other.double(), rtol=0, atol=ALIKE * float(one.abs().max()), equal_nan=True
-    )
+    atol = TOLERANCE * float(one.abs().max())
+    return torch.allclose(one.double(), other.double(), rtol=0, atol=atol, equal_nan=True)

@@ -19,6 +19,7 @@ from octavo._deprecated import renamed_arguments
 from octavo.formats.codebook import Fit, Per
 from octavo.formats.width import Width, WidthLike
 from octavo.network.calling import Inputs, device_of, naming_errors, observing, on_device
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import Layer
 from octavo.network.moments import Moments
 from octavo.plan import planned_layers
@@ -37,6 +38,9 @@ __all__ = ["LayerResult", "calibrate"]
 @dataclass(frozen=True)
 class LayerResult:
     """The outcome of one layer: its relative output errors, and how many layers are done.
+
+    The ``Event`` that has it as its detail says the last two as well. They are here for callbacks
+    of the old ``observe=``, which are given no event.
 
     Attributes:
         name: the layer.
@@ -104,6 +108,7 @@ def calibrate(
     )
     check_state(model)
     planned_layers(model, plan)  # checks the plan before anything is copied or read
+    warn_if_mostly_float(model)
     quantized = copy.deepcopy(model)
     planned = planned_layers(quantized, plan)
     layers = [layer for layer, _ in planned]
@@ -149,7 +154,8 @@ class _Freezer:
             layer.weight.copy_(quantized.weight())
         if norm is not None and solution.factor is not None:
             absorb_factor(layer, norm, solution.factor)
-        done, total = next(self._count), len(self._widths)
+        done = next(self._count)
+        total = len(self._widths)
         result = LayerResult(layer.name, bits, solution.nearest, solution.compensated, done, total)
         self._progress(Event("calibrate", done, total, detail=result))
         return quantized

@@ -9,8 +9,9 @@ from torch import nn
 
 from octavo.errors import PlanError
 from octavo.network.calling import Inputs, feed, hooked
+from octavo.network.layer_inputs import layer_inputs
 from octavo.network.layers import Layer, calling_modules
-from octavo.network.moments import Moments, layer_inputs
+from octavo.network.moments import Moments
 
 __all__ = ["check_reached", "float_moments", "freeze_from_float"]
 

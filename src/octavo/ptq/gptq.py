@@ -71,7 +71,8 @@ def _freeze_columns(
     """Freeze one column after another, and update those that are still free.
 
     Args:
-        weight: (columns, problems, rows), in the order in which the columns freeze.
+        weight: (columns, problems, rows), in the order in which the columns freeze; it is
+            overwritten.
         ratios: ``M_ki / M_ii``, (k, i, problems).
         levels: ascending.
 
@@ -82,17 +83,20 @@ def _freeze_columns(
     count = len(weight)
     boundaries = edges(levels)
     updated = weight.clone()  # w'
-    errors = weight.clone()  # e; w where a column is still free
+    errors = weight  # e; a column that is still free is w
     chosen = torch.empty_like(weight)  # q
     codes = torch.empty(weight.shape, dtype=torch.int64, device=weight.device)
+    # Views of each column of w' and the others, made once: indexing them in the loop would cost as
+    # much as the arithmetic.
+    columns = list(zip(updated, codes, chosen, errors, ratios.unsqueeze(3), strict=True))
     for start in range(0, count, BLOCK):
         end = min(start + BLOCK, count)
-        for i in range(start, end):
-            torch.bucketize(updated[i], boundaries, right=True, out=codes[i])
-            torch.take(levels, codes[i], out=chosen[i])  # q_i: the level nearest to w'_i
-            errors[i].sub_(chosen[i])  # e_i = w_i - q_i
+        for i, (w, code, q, e, ratio) in enumerate(columns[start:end], start):
+            torch.bucketize(w, boundaries, right=True, out=code)
+            torch.take(levels, code, out=q)  # q_i: the level nearest to w'_i
+            e.sub_(q)  # e_i = w_i - q_i
             # w'_j += e_i M_ij / M_jj for the columns j that are left in the block
-            updated[i + 1 : end].addcmul_(ratios[i, i + 1 : end].unsqueeze(2), errors[i])
+            updated[i + 1 : end].addcmul_(ratio[i + 1 : end], e)
         # The columns beyond the block: the same sum for all columns of the block at once.
         updated[end:] += torch.einsum("kjp,kpr->jpr", ratios[start:end, end:], errors[start:end])
     return codes, updated.sub_(chosen), errors

@@ -2,8 +2,8 @@
 that were kept compensate.
 
 Each row has lost other columns, so each row becomes a problem of its own, of the columns that it
-kept. All rows get as many places as the fullest row has kept weights. A row fills the places that
-it does not need with columns that depend on no other: their weights are zero, and their hessian is
+kept. All rows get as many slots as the fullest row has kept weights. A row fills the slots that it
+does not need with columns that depend on no other: their weights are zero, and their hessian is
 that of the identity.
 """
 
@@ -28,9 +28,9 @@ def compensate_kept(
     """Codes that make ``levels[codes] @ X`` close to ``weight @ X``, zero where a weight is pruned.
 
     Args:
-        weight: (problems, sharing * rows, columns), zero where it is pruned. Several rows may share
-            a row of ``kept``, as candidates for one layer do: those at one place in ``weight`` seen
-            as (problems, sharing, rows, columns).
+        weight: (problems, sharing * rows, columns), zero where it is pruned. Several rows share a
+            row of ``kept`` if they are candidates for one row of the layer: ``weight`` is seen as
+            (problems, sharing, rows, columns).
         hessian: (problems, columns, columns), positive definite.
         levels: the levels that each weight may take, ascending; the middle one is zero.
         kept: bool, (problems, rows, columns), false where a weight is pruned.
@@ -38,17 +38,17 @@ def compensate_kept(
 
     """
     problems, rows, columns = kept.shape
-    places = _Places.of(kept)
+    slots = _Slots.of(kept)
     by_sharing = weight.view(problems, -1, rows, columns)  # (problems, sharing, rows, columns)
     by_row = by_sharing.transpose(1, 2).flatten(0, 1)  # (problems * rows, sharing, columns)
     codes = torch.full_like(by_row, len(levels) // 2, dtype=torch.uint8)
     errors = torch.zeros(2, *by_row.shape[:2], dtype=torch.float64, device=weight.device)
-    rows_at_once = max(1, CHUNK // places.columns.shape[1] ** 2)
+    rows_at_once = max(1, CHUNK // slots.columns.shape[1] ** 2)
     for chunk in torch.arange(len(by_row), device=weight.device).split(rows_at_once):
-        columns_of_row = places.columns[chunk].unsqueeze(1).expand(-1, by_row.shape[1], -1)
-        needed = places.used[chunk].unsqueeze(1)  # (chunk, 1, places)
+        columns_of_row = slots.columns[chunk].unsqueeze(1).expand(-1, by_row.shape[1], -1)
+        needed = slots.used[chunk].unsqueeze(1)  # (chunk, 1, slots)
         kept_weights = by_row[chunk].gather(2, columns_of_row) * needed
-        found = method(kept_weights, places.hessians(hessian, chunk), levels)
+        found = method(kept_weights, slots.hessians(hessian, chunk), levels)
         codes[chunk] = codes[chunk].scatter(2, columns_of_row, found.codes)
         errors[:, chunk] = torch.stack([found.output_error, found.weight_error])
     # Back to (problems, sharing * rows, columns).
@@ -59,12 +59,12 @@ def compensate_kept(
 
 
 @dataclass(frozen=True)
-class _Places:
+class _Slots:
     """The columns that each row's own problem is made of; rows of all problems in turn.
 
     Attributes:
-        columns: the column at each place, kept ones first, (problems * rows, places).
-        used: whether the column at a place is one that the row has kept, same shape.
+        columns: the column in each slot, kept ones first, (problems * rows, slots).
+        used: true if the row has kept the column that is in a slot, same shape.
         problem: the problem that each row belongs to, (problems * rows,).
 
     """
@@ -74,7 +74,7 @@ class _Places:
     problem: Tensor
 
     @classmethod
-    def of(cls, kept: Tensor) -> "_Places":
+    def of(cls, kept: Tensor) -> "_Slots":
         problems, rows, _ = kept.shape
         most = max(1, int(kept.sum(2).max()))  # kept weights of the fullest row
         kept_first = kept.byte().argsort(dim=2, descending=True, stable=True)
@@ -84,7 +84,7 @@ class _Places:
         return cls(columns, used, problem)
 
     def hessians(self, hessian: Tensor, chunk: Tensor) -> Tensor:
-        """The hessians of some rows' own problems, (chunk, places, places): the identity at places
+        """The hessians of some rows' own problems, (chunk, slots, slots): the identity in slots
         that a row does not use.
         """
         problem = self.problem[chunk].view(-1, 1, 1)

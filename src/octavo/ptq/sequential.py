@@ -8,15 +8,17 @@ twice.
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from octavo.network.calling import Inputs, call, check_given, device_of, hooked, on_device
-from octavo.network.layers import ONE_WEIGHT, Layer, calling_modules
-from octavo.network.moments import Moments, layer_inputs, layer_outputs
+from octavo.network.kinds import ONE_WEIGHT
+from octavo.network.layer_inputs import layer_inputs, layer_outputs
+from octavo.network.layers import Layer, calling_modules
+from octavo.network.moments import Moments
 from octavo.network.stepping import Stop, stopping, walk
 from octavo.ptq.float_inputs import freeze_from_float
 
@@ -83,19 +85,12 @@ def freeze_in_forward_order(
         for one in passes:
             stack.callback(one.close)
         meetings = [next(one, None) for one in passes]  # for each batch; None at its end
-        while standing := [meeting for meeting in meetings if meeting is not None]:
-            # Of several places the one that was registered first is next: from there, passes may
-            # still come to the others.
-            place = min((meeting.stop.module for meeting in standing), key=order.__getitem__)
-            here = [meeting for meeting in standing if meeting.stop.module is place]
-            for layer in waiting.pop(place, ()):
-                moments = _moments(layer, here)
-                if moments.seen:  # a call without a row is as good as none
-                    outcomes[layer.name] = freeze(layer, moments)
-            meetings = [
-                next(one, None) if meeting in here else meeting
-                for one, meeting in zip(passes, meetings, strict=True)
-            ]
+        while any(meetings):
+            place = _next_place(meetings, order)
+            here = _meetings_at(place, meetings)
+            outcomes |= _freeze_here(waiting.pop(place, ()), here, freeze)
+            del here
+            _go_on(passes, meetings, place)
     return outcomes
 
 
@@ -145,6 +140,31 @@ def _side_by_side(
         next(full_pass, None)  # this network comes to its end as well
 
 
+def _next_place(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:
+    """The module whose layers freeze next: of those at which passes stand, the one that was
+    registered first. From there, passes may still come to the others.
+    """
+    places = {meeting.stop.module for meeting in meetings if meeting}
+    return min(places, key=order.__getitem__)
+
+
+def _meetings_at(place: nn.Module, meetings: Iterable[_Meeting | None]) -> list[_Meeting]:
+    """The meetings at one module."""
+    return [meeting for meeting in meetings if meeting and meeting.stop.module is place]
+
+
+def _go_on(
+    passes: Sequence[Iterator[_Meeting]], meetings: list[_Meeting | None], place: nn.Module
+) -> None:
+    """Let the passes that stand at one module go on, and replace their meetings, one after another.
+
+    Each lets go of the inputs that it had there, so no more than one batch is in memory twice.
+    """
+    for index, one in enumerate(passes):
+        if _meetings_at(place, meetings[index : index + 1]):
+            meetings[index] = next(one, None)
+
+
 def _partners(
     model: nn.Module, quantized: nn.Module, modules: Iterable[nn.Module]
 ) -> dict[nn.Module, nn.Module]:
@@ -156,8 +176,8 @@ def _partners(
 def _called_once(
     model: nn.Module, layers: Iterable[Layer], batch: Inputs
 ) -> dict[nn.Module, list[Layer]]:
-    """The layers that one call in a forward pass shows all inputs of, by the module of that
-    call.
+    """The layers whose inputs are all seen in one call of a forward pass, by the module that is
+    called.
     """
     by_module = calling_modules(model, layers)
     counts = count_calls(model, by_module, batch)
@@ -174,10 +194,24 @@ def _called_once(
     }
 
 
+def _freeze_here(
+    layers: Sequence[Layer],
+    meetings: Sequence[_Meeting],
+    freeze: Callable[[Layer, Moments], Outcome],
+) -> dict[str, Outcome]:
+    """Freeze the layers of one module, at which the passes of some batches stand."""
+    outcomes = dict[str, Outcome]()
+    for layer in layers:
+        moments = _moments(layer, meetings)
+        if moments.seen:  # a call without a row is as good as none
+            outcomes[layer.name] = freeze(layer, moments)
+    return outcomes
+
+
 def _moments(layer: Layer, meetings: Sequence[_Meeting]) -> Moments:
     """The moments of the inputs that all batches bring to a layer."""
     moments = Moments.of(layer)
-    linear = isinstance(layer.module, ONE_WEIGHT)  # its outputs are linear in its inputs
+    linear = layer.form in ONE_WEIGHT  # its outputs are linear in its inputs
     for meeting in meetings:
         stop = meeting.stop
         drift = _drift(meeting) if linear else None

@@ -1,4 +1,4 @@
-"""What tells weights or inputs from all others in a few characters."""
+"""A digest: a few characters that tell weights or inputs from all others."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -6,30 +6,32 @@ from typing import Any
 
 from torch import Tensor
 
+from octavo.network.nested import children
 from octavo.storage.manifest import raw_bytes
 
 __all__ = ["digest"]
 
 
 def digest(value: Any) -> str:
-    """12 hexadecimal digits of what nested tuples, lists and mappings hold; the order of keys does
-    not count.
+    """12 hexadecimal digits of the SHA-256 of everything that nested tuples, lists and mappings
+    hold; the order of keys does not count.
     """
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for piece in _pieces(value):
-        found.update(piece)
-    return found.hexdigest()[:12]
+        hashed.update(piece)
+    return hashed.hexdigest()[:12]
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
+    items = children(value)
     if isinstance(value, Tensor):
         yield raw_bytes(value)
+    elif items is None:
+        yield repr(value).encode()
     elif isinstance(value, Mapping):
         for key in sorted(value):
             yield str(key).encode()
             yield from _pieces(value[key])
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _pieces(item)
     else:
-        yield repr(value).encode()
+        for _, item in items:
+            yield from _pieces(item)

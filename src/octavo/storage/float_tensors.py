@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from octavo.network.layers import NORMS
+from octavo.network.kinds import NORMS
 from octavo.storage.manifest import raw_bytes
 from octavo.storage.packed import Packed
 

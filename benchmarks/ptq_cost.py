@@ -1,11 +1,12 @@
-"""Time of the closed form: the whole of it, and its solver against the bare linear algebra of GPTQ.
+"""Time of calibration, and of its solver beside the bare linear algebra of GPTQ.
 
-    python benchmarks/oneshot_cost.py
+    python benchmarks/ptq_cost.py
 
-ResNet-20 and ResNet-56, 3 bits, 1,024 CIFAR-10 images. The linear algebra alone: for each layer one
-Cholesky factorization, the inverse of that factor, and the column-by-column and block updates of
-its rows, with no rounding, no choice of n1 and no checks. Both are timed in turn on the same
-layers, median of several. Writes benchmarks/results/oneshot_cost.json.
+ResNet-20 and ResNet-56, 3 bits, 1,024 CIFAR-10 images. The linear algebra alone is, for each layer,
+one Cholesky factorization, the inverse of that factor, and the updates of its rows column by column
+and block by block, without rounding, choice of exponents or checks. Both are timed in turn on the
+same layers; the median of several runs is reported. Writes benchmarks/results/oneshot_cost.json,
+which keeps its name from version 0.1.
 """
 
 import json
@@ -30,17 +31,19 @@ from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "oneshot_cost.json"
-REPEATS, BITS = 5, 3
+REPEATS = 5
+BITS = 3
 
 
 def linear_algebra(weight: Tensor, hessian: Tensor) -> None:
-    """GPTQ's own: see Frantar et al., arXiv 2210.17323, algorithm 1, with a quantizer that changes
-    nothing but a tenth.
+    """Run the bare linear algebra of GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1); a factor
+    takes the place of its quantizer.
     """
     factor = torch.linalg.cholesky(damped(hessian, 0.01).flip(1, 2))
     unit = torch.eye(factor.shape[1], dtype=factor.dtype).expand_as(factor)
     upper = torch.linalg.solve_triangular(factor, unit, upper=False).flip(1, 2).float()
-    free, width = weight.permute(2, 0, 1).contiguous(), weight.shape[2]
+    free = weight.permute(2, 0, 1).contiguous()
+    width = weight.shape[2]
     for start in range(0, width, BLOCK):
         end = min(start + BLOCK, width)
         pull = (
@@ -84,7 +87,8 @@ def main() -> None:
     rows = {}
     for depth in (20, 56):
         task = Cifar10(depth=depth, weights=f"~/.cache/octavo/resnet{depth}-cifar10.safetensors")
-        model, images = task.model(), list(task.calibration())
+        model = task.model()
+        images = list(task.calibration())
         layers = find_layers(model)[0]
         with observing(model):
             forward = statistics.median(

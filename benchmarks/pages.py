@@ -1,0 +1,75 @@
+"""What the tables of benchmarks/table.py share: the results, words for their names, Markdown."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+LABELS = {  # names in committed results, and the words for them on the pages
+    "absorbed": "absorb",
+    "closed form": "calibrated",
+    "nearest": "nearest levels",
+    "gptq": "default (order `gptq`)",
+    "gptq, absorbed": "default, absorb",
+    "gptq, corrected": "default, biases and batch norms fitted too",
+    "gptq, float inputs": "default, full-precision inputs (`sequential=False`)",
+    "gptq, per layer": 'default, `per="tensor"`',
+    "random": "order `random`",
+    "distance": "order `distance`",
+    "magnitude": "order `magnitude`",
+    "oneshot": "`ptq`",
+    "compensated": "`refit`",
+    "float": "`float`",
+}
+Rows = list[list[str]]
+
+
+def load(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def results(pattern: str) -> list[Any]:
+    """The committed results of runs whose names match: most bits first, then by seed."""
+    matching = [json.loads(path.read_text()) for path in RESULTS.glob(f"{pattern}.json")]
+    return sorted(matching, key=lambda run: (-run["nominal_bits"], run["recipe"]["seed"]))
+
+
+def markdown(head: str | list[str], rows: Rows) -> str:
+    """A table in Markdown; a head in one text has its columns separated by commas."""
+    columns = head.split(", ") if isinstance(head, str) else head
+    lines = [columns, ["---:"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+def labels(names: str) -> str:
+    """The words for several names that are separated by commas."""
+    return ", ".join(label(name) for name in names.split(", "))
+
+
+def epochs(run: Any) -> str:
+    return f"{sum(stage['epochs'] for stage in run['stages']):g}"
+
+
+def control(run: Any) -> str:
+    return f"{run['control_score']:.2f}" if "control_score" in run else "not run"
+
+
+def size(row: Any) -> list[str]:
+    """The bytes of a file, and how many times smaller it is."""
+    return [f"{row['file_bytes']:,}", f"{row['ratio']:.1f}"]
+
+
+def fill(page: str, name: str, text: str) -> str | None:
+    """The page with ``text`` between the two markers of ``name``; None if it lacks the markers."""
+    start = f"<!-- {name} -->"
+    end = f"<!-- /{name} -->"
+    before, found_start, rest = page.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not found_start or not found_end:
+        return None
+    return f"{before}{start}\n{text}\n{end}{after}"

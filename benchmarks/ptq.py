@@ -1,0 +1,146 @@
+"""Accuracy of calibration on CIFAR-10's test images, without labels and without training.
+
+    python benchmarks/ptq.py                        # an hour: ResNet-20 and 56, every width
+    python benchmarks/ptq.py --only resnet20/3      # only rows whose names begin so
+    python benchmarks/ptq.py --only resnet20/apot   # sums of two powers of two
+
+Each row is the mean of 3 seeds: 3 sets of 1,024 unlabelled training images that have no image in
+common. Rows are written as they come, and skipped if they are there. Writes
+benchmarks/results/oneshot.json, which keeps its name from version 0.1; its rows ``random`` and
+``gptq, corrected`` are settings that octavo no longer has.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+import octavo.ptq.compensation
+import octavo.ptq.gptq
+from octavo import Apot, Incremental, Packed, Plan, calibrate
+from octavo.formats.width import write_width
+from octavo.ptq.assignment import Assignment
+from octavo.runs.folder import write_json
+from octavo.runs.run import environment
+from octavo.runs.tasks.cifar10 import Cifar10
+
+RESULT = Path(__file__).parent / "results" / "oneshot.json"
+IMAGES = 1024
+SEEDS = 3
+SLOW = ("magnitude", "distance")  # each row of weights has an order of its own: one seed
+SETTINGS: dict[str, dict[str, Any]] = {
+    "gptq, float inputs": {"sequential": False},
+    "gptq, per layer": {"per": "tensor"},
+    "random": {"order": "random"},
+    "magnitude": {"order": "magnitude"},
+    "distance": {"order": "distance"},
+}
+Row = tuple[int, Any, dict[str, Any] | None]
+
+
+def rows() -> dict[str, Row]:
+    """The name of each row with its depth, its width and the arguments of calibrate; None stands
+    for plain rounding.
+    """
+    named: dict[str, Row] = {}
+    widths = {"resnet20": (5, 4, 3, 2, *map(Apot, (6, 5, 7, 8))), "resnet56": (5, 4, 3, 2)}
+    for network, depth in {"resnet20": 20, "resnet56": 56}.items():
+        for width in widths[network]:
+            named[f"{network}/{width}/nearest"] = (depth, width, None)
+            named[f"{network}/{width}/gptq"] = (depth, width, {})
+        for bits in (5, 4, 3, 2):
+            named[f"{network}/{bits}/gptq, absorbed"] = (depth, bits, {"absorb": True})
+    for bits in (3, 2):
+        for name, arguments in SETTINGS.items():
+            named[f"resnet20/{bits}/{name}"] = (20, bits, arguments)
+    return named
+
+
+def task(depth: int) -> Cifar10:
+    return Cifar10(
+        depth=depth,
+        weights=f"~/.cache/octavo/resnet{depth}-cifar10.safetensors",
+        calibration_size=IMAGES * SEEDS,
+    )
+
+
+def score(
+    cifar: Cifar10,
+    model: nn.Module,
+    width: Any,
+    arguments: dict[str, Any] | None,
+    images: list[Tensor],
+) -> float:
+    plan = Plan.uniform(model, width)
+    if arguments is None:
+        packed = nearest(model, plan)
+    elif arguments == SETTINGS["random"]:
+        packed = in_random_order(model, plan, images)
+    else:
+        packed = calibrate(model, plan, images, **arguments)
+    quantized = cifar.model()
+    packed.apply(quantized)
+    return cifar.score(quantized)
+
+
+def in_random_order(model: nn.Module, plan: Plan, images: list[Tensor]) -> Packed:
+    """Calibrate with GPTQ's columns in a random order, an order that exists only here, with the
+    exponents of GPTQ's own order.
+    """
+
+    def columns(hessian: Tensor) -> Tensor:
+        order = torch.randperm(hessian.shape[1], generator=torch.Generator().manual_seed(0))
+        return order.to(hessian.device).expand(len(hessian), -1)
+
+    def instead_of_obq(weight: Tensor, hessian: Tensor, levels: Tensor, **_: object) -> Assignment:
+        with mock.patch.object(octavo.ptq.gptq, "column_order", columns):
+            return octavo.ptq.gptq.gptq(weight, hessian, levels)
+
+    with mock.patch.object(octavo.ptq.compensation, "obq", instead_of_obq):
+        return calibrate(model, plan, images, order="distance")
+
+
+def nearest(model: nn.Module, plan: Plan) -> Packed:
+    """Round every weight to its nearest level: INQ with a single portion and no retraining."""
+    incremental = Incremental(copy.deepcopy(model), plan, portions=(1.0,))
+    next(iter(incremental))
+    return incremental.finish()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="")
+    only = parser.parse_args().only
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
+    result |= {"environment": environment(), "images": IMAGES, "seeds": list(range(SEEDS))}
+    for name, (depth, width, arguments) in rows().items():
+        if name in result["rows"] or not name.startswith(only):
+            continue
+        cifar = task(depth)
+        model = cifar.model()
+        before = result.setdefault("float", {}).setdefault(f"resnet{depth}", None) or cifar.score(
+            model
+        )
+        result["float"][f"resnet{depth}"] = before
+        images = torch.cat(list(cifar.calibration())).split(IMAGES)
+        seeds = range(1 if arguments is None or arguments.get("order") in SLOW else SEEDS)
+        scores = [
+            score(cifar, model, width, arguments, list(images[seed].split(128))) for seed in seeds
+        ]
+        result["rows"][name] = {
+            "bits": write_width(width),
+            "mean": round(statistics.mean(scores), 2),
+            "scores": scores,
+        }
+        print(name, result["rows"][name])
+        write_json(RESULT, result)
+
+
+if __name__ == "__main__":
+    main()

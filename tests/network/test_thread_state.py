@@ -1,0 +1,137 @@
+"""What torch keeps for each thread is that of the caller in a stepped forward pass."""
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from octavo import Plan, calibrate
+from octavo.network.calling import observing
+from octavo.network.stepping import stopping, walk
+from octavo.network.thread_state import ThreadState, without_autocast
+from octavo.ptq import layer_solver
+
+
+class Reading(nn.Module):
+    """Notes the state of the thread that it is called in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((threading.get_ident(), ThreadState.current(), torch.empty(1).device))
+        return x
+
+
+def seen_in_a_walk() -> tuple[ThreadState, torch.device]:
+    model = Reading()
+    with stopping(before=[], after=[]):
+        list(walk(model, torch.ones(1)))
+    ((thread, state, device),) = model.seen
+    assert thread != threading.get_ident()
+    return state, device
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_autocast_is_that_of_the_caller(enabled: bool, cache: bool) -> None:
+    with torch.autocast("cpu", torch.float16, enabled, cache):
+        here = ThreadState.current()
+        assert seen_in_a_walk()[0] == here
+    cpu = next(autocast for autocast in here.autocast if autocast.device_type == "cpu")
+    assert cpu.enabled == enabled
+    assert cpu.dtype is torch.float16
+    assert here.autocast_cache == cache
+    assert not next(a for a in seen_in_a_walk()[0].autocast if a.device_type == "cpu").enabled
+
+
+def test_the_default_device_is_that_of_the_caller() -> None:
+    assert seen_in_a_walk()[1].type == "cpu"
+    with torch.device("meta"):
+        assert seen_in_a_walk()[1].type == "meta"
+    torch.set_default_device("meta")
+    try:
+        assert seen_in_a_walk()[1].type == "meta"
+        with torch.device("cpu"):
+            assert seen_in_a_walk()[1].type == "cpu"
+    finally:
+        torch.set_default_device(None)
+    assert seen_in_a_walk()[1].type == "cpu"
+
+
+def test_states_are_left_again() -> None:
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        inside = ThreadState.current()
+    before = ThreadState.current()
+    with inside.entered():
+        assert ThreadState.current() == inside
+        with without_autocast():
+            assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu")
+    with pytest.raises(ArithmeticError), inside.entered(), without_autocast():
+        raise ArithmeticError
+    assert ThreadState.current() == before
+
+
+# Calibration.
+
+
+def mixed() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4).bfloat16())
+
+
+BATCHES = [torch.randn(32, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_model_that_needs_autocast_is_calibrated_in_it(sequential: bool) -> None:
+    model = mixed()
+    plan = Plan.uniform(model, 4)
+    with pytest.raises(ValueError, match="does not take these calibration inputs"):
+        calibrate(model, plan, BATCHES, sequential=sequential)
+    with torch.autocast("cpu", torch.bfloat16):
+        packed = calibrate(model, plan, BATCHES, sequential=sequential)
+        twin = copy.deepcopy(model)
+        packed.apply(twin)
+        with torch.no_grad():
+            full, own = model(BATCHES[0]).float(), twin(BATCHES[0]).float()
+    assert float((full - own).square().sum() / full.square().sum()) < 0.1
+
+
+def test_the_moments_are_those_of_the_autocast_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer is solved without autocast, from inputs that were computed with it and with the
+    weights that the layers ahead have by then: autocast keeps old casts of weights otherwise."""
+    seen: dict[str, Tensor] = {}
+    solve = layer_solver.solve
+
+    def noting(layer: Any, moments: Any, *args: Any, **kwargs: Any) -> Any:
+        seen[layer.name] = moments.hessian.clone()
+        return solve(layer, moments, *args, **kwargs)
+
+    monkeypatch.setattr("octavo.ptq.calibration.solve", noting)
+    model = mixed()
+    twin = copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        calibrate(model, Plan.uniform(model, 3), BATCHES).apply(twin)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        hidden = torch.cat([twin[0](batch) for batch in BATCHES])
+    assert hidden.dtype is torch.bfloat16
+    expected = hidden.float().T @ hidden.float()
+    assert torch.allclose(seen["1"][0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_change_are_read_again_under_autocast() -> None:
+    model = nn.Linear(2, 2)
+    x = torch.ones(1, 2)
+    with torch.autocast("cpu", torch.bfloat16), observing(model):
+        before = model(x)
+        model.weight.data.mul_(2)
+        model.bias.data.mul_(2)
+        assert torch.equal(model(x), 2 * before)
+        assert not torch.is_autocast_cache_enabled()
+    assert torch.is_autocast_cache_enabled()

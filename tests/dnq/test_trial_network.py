@@ -24,8 +24,10 @@ def test_candidates_are_put_in_place_by_reference_and_taken_out_again() -> None:
     candidate = Candidate(torch.ones(2, 4), 8.0)
     network.put([None, candidate])
     assert network.model.get_parameter("2.weight").data_ptr() == candidate.weight.data_ptr()
-    assert network.model.get_parameter("0.weight").data_ptr() == model[0].weight.data_ptr()  # type: ignore[union-attr,operator]
-    assert torch.allclose(network.model(X), model[1](model[0](X)).sum(1, True) + model[2].bias)  # type: ignore[operator]
+    first = network.model.get_parameter("0.weight")
+    assert first.data_ptr() == model.get_parameter("0.weight").data_ptr()
+    summed = model[1](model[0](X)).sum(1, keepdim=True)
+    assert torch.allclose(network.model(X), summed + model.get_parameter("2.bias"))
     assert torch.equal(model(X), expected)
     network.put([None, None])
     assert torch.equal(network.model(X), expected)

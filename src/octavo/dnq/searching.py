@@ -151,10 +151,10 @@ def search(
     """
     _check(budget, trade_off, trials, workers)
     run_method = method_of(method)
-    warn_if_mostly_float(model)
     batches = [on_device(batch, device_of(model)) for batch in inputs]
     check_given(given=bool(batches))
     space = survey(model, batches[0], options, pins or {}, budget, activations)
+    warn_if_mostly_float(model)
     environment = Environment(
         model, space.names, batches, space.actions,
         objective=objective, workers=workers, absorb=absorb,

@@ -119,7 +119,7 @@ def bytes_of(arrays: tuple[np.ndarray, np.ndarray]) -> int:
 
 
 CODERS = {
-    "octavo": Coder(coding.compress, coding.decompress),
+    "octavo": Coder(coding.encode_codes, coding.decode_codes),
     "constriction ANS": Coder(ans_encode, ans_decode, bytes_of),
     "constriction range": Coder(range_encode, range_decode, bytes_of),
     "radix": Coder(radix_encode, radix_decode),

@@ -12,7 +12,6 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from octavo.runs.recipe import load_recipe
@@ -31,9 +30,8 @@ def score(bits: int, start: str, seed: int) -> dict[str, Any]:
         "control=false",
         "options.split=holdout",
     ]
-    quiet = SimpleNamespace(**dict.fromkeys(("note", "stage", "step", "layer"), lambda *_: None))
     with tempfile.TemporaryDirectory() as folder:
-        return run(load_recipe(RECIPES / "digits.yaml", changes), Path(folder) / "run", quiet)
+        return run(load_recipe(RECIPES / "digits.yaml", changes), Path(folder) / "run")
 
 
 def main() -> None:

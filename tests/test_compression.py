@@ -1,13 +1,27 @@
-"""All of it in one call: each option gets to where it belongs, and the model stays as it was."""
+"""The whole way in one call: each option gets to its place, and the model stays as it was."""
 
 import copy
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo import Budget, BudgetError, Incremental, PlanError, calibrate, compress, search
+from octavo import (
+    Budget,
+    BudgetError,
+    Incremental,
+    Packed,
+    PlanError,
+    calibrate,
+    compress,
+    compression,
+    search,
+)
 
+TENSOR: Any = "tensor"
 BUDGET = Budget(average_bits=3.2)
 
 
@@ -27,58 +41,152 @@ def nudge(model: nn.Module) -> None:
             parameter.add_(0.01)
 
 
-def test_without_retraining_it_is_the_search_and_the_closed_form() -> None:
-    packed = compress(net(), iter(batches()), budget=BUDGET, trials=20, seed=2, per="layer")
-    plan = search(net(), batches(), budget=BUDGET, trials=20, seed=2).plan
-    expected = calibrate(net(), plan, batches(), per="layer")
-    assert packed.plan == plan
-    assert all(
+def same_weights(packed: Packed, expected: Packed) -> bool:
+    return packed.layers.keys() == expected.layers.keys() and all(
         torch.equal(packed.layers[name].weight(), layer.weight())
         for name, layer in expected.layers.items()
     )
 
 
-def test_with_retraining_it_is_incremental_from_the_closed_form() -> None:
-    model, seen = net(), list[nn.Module]()
+def test_without_retraining_it_is_the_search_and_ptq() -> None:
+    packed = compress(net(), iter(batches()), budget=BUDGET, method="greedy", seed=2, per=TENSOR)
+    plan = search(net(), batches(), budget=BUDGET, method="greedy", seed=2).plan
+    assert packed.plan == plan
+    assert same_weights(packed, calibrate(net(), plan, batches(), per=TENSOR))
+    assert not same_weights(packed, calibrate(net(), plan, batches()))
+
+
+def test_with_retraining_it_is_incremental_from_ptq_with_the_same_settings() -> None:
+    model = net()
     before = copy.deepcopy(model.state_dict())
+    seen: list[nn.Module] = []
 
     def retrain(network: nn.Module) -> None:
         seen.append(network)
         nudge(network)
 
-    options = {"method": "exact", "portions": (0.3, 0.6, 1.0), "order": "random", "seed": 4}
-    packed = compress(model, batches(), budget=BUDGET, retrain=retrain, **options)
+    both: dict[str, Any] = {"per": TENSOR, "fit": "max"}
+    alone: dict[str, Any] = {"portions": (0.3, 0.6, 1.0), "order": "random", "seed": 4}
+    packed = compress(
+        model, batches(), budget=BUDGET, retrain=retrain, method="exact", damp=0.1, **both, **alone
+    )
     assert len(seen) == 2
     assert all(network is not model for network in seen)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     quantized = net()
-    calibrate(model, packed.plan, batches()).apply(quantized)
-    incremental = Incremental(
-        quantized, packed.plan, portions=(0.3, 0.6, 1.0), order="random", seed=4
-    )
+    calibrate(model, packed.plan, batches(), damp=0.1, **both).apply(quantized)
+    incremental = Incremental(quantized, packed.plan, **both, **alone)
     for stage in incremental:
         if not stage.last:
             nudge(quantized)
-    expected = incremental.finish()
-    assert all(
-        torch.equal(packed.layers[name].weight(), layer.weight())
-        for name, layer in expected.layers.items()
-    )
+    assert same_weights(packed, incremental.finish())
 
 
-def test_what_it_refuses() -> None:
-    with pytest.raises(
-        PlanError, match=r"trails: no option of search or calibrate \(the nearest is 'trials'\)"
-    ):
-        compress(net(), batches(), budget=BUDGET, trails=3)
-    with pytest.raises(PlanError, match="portions: no option of search or calibrate"):
-        compress(net(), batches(), budget=BUDGET, portions=(0.5, 1.0))
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """The keyword arguments that search, calibrate and Incremental receive in place of the real
+    ones."""
+    found = search(net(), batches(), budget=BUDGET, method="exact")
+    packed = calibrate(net(), found.plan, batches())
+    received: dict[str, dict[str, Any]] = {}
+
+    class Finished:
+        def __iter__(self) -> Iterator[None]:
+            return iter(())
+
+        def finish(self) -> Packed:
+            return packed
+
+    def spy(name: str, result: object) -> Callable[..., object]:
+        def call(*args: object, **options: Any) -> object:
+            received[name] = options
+            return result
+
+        return call
+
+    for name, result in (("search", found), ("calibrate", packed), ("Incremental", Finished())):
+        monkeypatch.setattr(compression, name, spy(name, result))
+    return received
+
+
+SEARCH = {
+    "options", "method", "trials", "objective", "seed", "journal", "workers", "pins", "activations",
+    "absorb", "progress",
+}  # fmt: skip
+START = {"fit", "per", "damp", "absorb", "progress"}
+PTQ = START | {"order", "sequential"}
+INQ = {"portions", "order", "fit", "per", "seed", "straight_through", "masks"}
+
+
+def values(names: set[str]) -> dict[str, Any]:
+    """A value for each name that no other has."""
+    return {name: f"the {name}" for name in names}
+
+
+def test_without_retraining_each_option_arrives(received: dict[str, dict[str, Any]]) -> None:
+    compress(net(), batches(), budget=BUDGET, **values(SEARCH | PTQ))
+    assert received == {"search": {"budget": BUDGET} | values(SEARCH), "calibrate": values(PTQ)}
+
+
+def test_with_retraining_each_option_arrives(received: dict[str, dict[str, Any]]) -> None:
+    options = values(SEARCH | START | INQ)
+    compress(net(), batches(), budget=BUDGET, retrain=nudge, **options)
+    assert received == {
+        "search": {"budget": BUDGET} | values(SEARCH),
+        "calibrate": values(START),
+        "Incremental": values(INQ),
+    }
+
+
+def test_an_option_that_is_left_out_has_the_default_of_its_function(
+    received: dict[str, dict[str, Any]],
+) -> None:
+    compress(net(), batches(), budget=BUDGET)
+    assert received == {"search": {"budget": BUDGET}, "calibrate": {}}
+    compress(net(), batches(), budget=BUDGET, retrain=nudge, absorb=False)
+    assert received["calibrate"] == {"absorb": False}  # which is a value like any other
+    assert set(received["Incremental"]) == {"masks"}
+
+
+def test_every_option_is_in_a_test() -> None:
+    parameters = set(inspect.signature(compress).parameters)
+    assert parameters - SEARCH - PTQ - INQ == {"model", "inputs", "budget", "retrain"}
+    assert set(compression.SEARCH) == SEARCH | {"budget"}
+    assert (set(compression.START), set(compression.PTQ), set(compression.INQ)) == (START, PTQ, INQ)
+
+
+@pytest.mark.parametrize("name", sorted(INQ - PTQ - SEARCH))
+def test_an_option_of_retraining_needs_retraining(name: str) -> None:
+    said = rf"^{name}: has no effect without retrain, it is an option of Incremental; leave it out$"
+    with pytest.raises(PlanError, match=said):
+        options: dict[str, Any] = {name: (0.5, 1.0)}
+        compress(net(), iter(()), budget=BUDGET, **options)
+
+
+def test_an_option_of_ptq_alone_excludes_retraining() -> None:
+    said = r"^sequential: has no effect with retrain, it is an option of calibrate alone;"
+    with pytest.raises(PlanError, match=said):
+        compress(net(), batches(), budget=BUDGET, retrain=nudge, sequential=False)
+
+
+def test_old_names_are_read_with_a_warning(received: dict[str, dict[str, Any]]) -> None:
+    old: dict[str, Any] = {"score": lambda _: 0.0, "correct": True}
+    with pytest.warns(DeprecationWarning, match="deprecated") as warned:
+        compress(net(), batches(), budget=BUDGET, **old)
+    assert received["search"]["objective"] is old["score"]
+    assert received["calibrate"] == {}
+    assert any("compress(objective=)" in str(warning.message) for warning in warned)
+
+
+def test_what_no_plan_or_function_takes_is_an_error() -> None:
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'trails'"):
+        compress(net(), batches(), budget=BUDGET, trails=3)  # type: ignore[call-arg]
     with pytest.raises(BudgetError, match="feasible"):
         compress(net(), batches(), budget=Budget(average_bits=1.5))
 
 
 def test_a_pruned_network_keeps_its_zeros() -> None:
-    """The closed form that INQ starts from leaves powers of two, whose zeros are not pruned by
+    """The PTQ that INQ starts from leaves powers of two, whose zeros are not pruned by
     themselves."""
     model = net()
     weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]

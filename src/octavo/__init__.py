@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from octavo.dnq.searching import METHODS, SearchResult, search
     from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
     from octavo.formats.width import Apot, Width
-    from octavo.inq.incremental import Incremental, Stage
+    from octavo.inq.incremental import Incremental
+    from octavo.inq.stage import Stage
     from octavo.inspection import Inspection, inspect
     from octavo.network.kinds import register_layer
     from octavo.plan import Budget, Cost, Plan
@@ -46,7 +47,7 @@ else:
         "Plan": "octavo.plan",
         "PowerOfTwo": "octavo.formats.powers_of_two",
         "SearchResult": "octavo.dnq.searching",
-        "Stage": "octavo.inq.incremental",
+        "Stage": "octavo.inq.stage",
         "Surgery": "octavo.pruning.surgery",
         "Task": "octavo.runs.task",
         "Width": "octavo.formats.width",

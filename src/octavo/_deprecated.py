@@ -1,4 +1,4 @@
-"""Old public spellings, accepted for one version with a ``DeprecationWarning`` that names the new one."""
+"""Old public spellings, which are accepted for one version with a ``DeprecationWarning``."""
 
 import functools
 import warnings
@@ -14,27 +14,35 @@ R = TypeVar("R")
 
 
 def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
-    """Warn that ``old`` is spelled ``new`` now; an empty ``new`` says that it has no effect any more."""
+    """Warn that ``old`` is spelled ``new`` now; an empty ``new`` says that it has no effect."""
     now = f"use {new}" if new else "it has no effect any more"
     message = f"{old} is deprecated and goes in the next version: {now}"
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
 
 
 def renamed_arguments(**new_names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Accept old keyword arguments of a function: ``old="new"``, or ``old=""`` for one that is ignored now.
+    """Accept old keyword arguments of a function: ``old="new"``, or ``old=""`` for one that is
+    ignored now.
 
-    An ``observe`` callback, which took what the step gave, becomes a ``progress`` callback that
-    hands it on.
+    An old ``observe`` callback, which took the outcome of a step, becomes a ``progress`` callback
+    that hands on the outcome in each event.
+
+    Raises (from the decorated function):
+        TypeError: the old and the new argument are both given.
+
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        name = function.__qualname__.removesuffix(".__init__").rpartition("<locals>.")[2]
+
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             for old in new_names.keys() & kwargs.keys():
-                new, value = new_names[old], kwargs.pop(old)
-                warn_renamed(
-                    f"{function.__name__}({old}=)", f"{function.__name__}({new}=)" if new else ""
-                )
+                new = new_names[old]
+                value = kwargs.pop(old)
+                warn_renamed(f"{name}({old}=)", f"{name}({new}=)" if new else "")
+                if new in kwargs:
+                    raise TypeError(f"{name}: {old}= and {new}= are one argument; give {new}= only")
                 if new:
                     kwargs[new] = _detail_only(value) if old == "observe" else value
             return function(*args, **kwargs)
@@ -44,7 +52,9 @@ def renamed_arguments(**new_names: str) -> Callable[[Callable[P, R]], Callable[P
     return decorate
 
 
-def _detail_only(observe: Any) -> Progress:
+def _detail_only(observe: Callable[[Any], object]) -> Progress:
+    """Return the progress callback that calls ``observe`` with the outcome of each step."""
+
     def progress(event: Event) -> None:
         observe(event.detail)
 

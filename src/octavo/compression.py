@@ -12,6 +12,7 @@ from octavo.activations.quantization import quantize_activations
 from octavo.dnq.searching import search
 from octavo.errors import PlanError
 from octavo.formats.codebook import Fit, Per
+from octavo.formats.width import WidthLike
 from octavo.inq.incremental import Incremental
 from octavo.inq.partition import Order
 from octavo.network.calling import Inputs
@@ -41,14 +42,14 @@ def compress(
     *,
     budget: Budget,
     retrain: Callable[[nn.Module], object] | None = None,
-    options: Sequence[int] | None = None,
+    options: Sequence[WidthLike] | None = None,
     method: str | None = None,
     trials: int | None = None,
     objective: Callable[[nn.Module], float] | None = None,
     seed: int | None = None,
     journal: str | Path | None = None,
     workers: int | None = None,
-    pins: Mapping[str, int] | None = None,
+    pins: Mapping[str, WidthLike] | None = None,
     activations: Sequence[int] | None = None,
     order: PtqOrder | Order | Sequence[Order] | None = None,
     fit: Fit | None = None,

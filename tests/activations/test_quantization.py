@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import InputFormat, input_formats, input_quantizers, scales
 from octavo.dnq.environment import Environment
+from octavo.dnq.space import Action
 from octavo.errors import PlanError
+from octavo.formats.width import Width
 from octavo.inq.incremental import Incremental
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
@@ -378,7 +380,7 @@ def test_moments_are_of_the_inputs_as_they_are_multiplied() -> None:
     assert torch.allclose(moments.hessian[0], rounded["fc"].T @ rounded["fc"], rtol=1e-5)
 
 
-def test_the_closed_form_makes_up_for_weights_on_quantized_inputs() -> None:
+def test_calibrate_compensates_on_quantized_inputs() -> None:
     model, inputs = net(), batches(8)
     quantize_activations(model, inputs, dict.fromkeys(NAMES, 2))
     plain = net()
@@ -401,19 +403,20 @@ def test_the_closed_form_makes_up_for_weights_on_quantized_inputs() -> None:
     assert on_rounded.activations == input_formats(model)
 
 
-def test_the_searchs_environment_scores_what_a_network_with_quantizers_does() -> None:
+def test_the_searchs_environment_measures_what_a_network_with_quantizers_does() -> None:
     model, inputs = net(), batches(2)
     quantize_activations(model, inputs, dict.fromkeys(NAMES, 3))
-    environment = Environment(model, NAMES, inputs, [(2, 3, 4)] * 3)
+    actions = tuple(Action(Width(bits)) for bits in (2, 3, 4))
+    environment = Environment(model, NAMES, inputs, [actions] * 3)
     choices = [
-        (2, 3, 4),
-        (2, 3, 2),
-        (2, 4, 2),
-        (2, 4, 3),
-        (4, 4, 4),
-        (None, None, 2),
-        (2, 3, 4),
-        (3, 3, 3),
+        (0, 1, 2),
+        (0, 1, 0),
+        (0, 2, 0),
+        (0, 2, 1),
+        (2, 2, 2),
+        (None, None, 0),
+        (0, 1, 2),
+        (1, 1, 1),
     ]
     with torch.no_grad():
         target = torch.cat([model(batch).log_softmax(1) for batch in inputs])
@@ -423,9 +426,9 @@ def test_the_searchs_environment_scores_what_a_network_with_quantizers_does() ->
                 [environment.network(choice)(batch).log_softmax(1) for batch in inputs]
             )
             expected.append(-float((target.exp() * (target - outputs)).sum(1).mean()))
-    found = [environment.scores([choice])[0] for choice in choices]
+    found = [environment.objectives([choice])[0] for choice in choices]
     assert found == pytest.approx(expected, abs=1e-6)
-    assert environment.scores(choices) == pytest.approx(expected, abs=1e-6)
+    assert environment.objectives(choices) == pytest.approx(expected, abs=1e-6)
     assert len(set(found)) > 5
 
 

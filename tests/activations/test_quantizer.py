@@ -110,9 +110,8 @@ def test_the_gradient_of_the_scale_is_the_slope_while_every_value_keeps_its_erro
         return float((weights * (ratio(at) + moved) * at).sum())
 
     slope = (output(scale + 1e-6) - output(scale - 1e-6)) / 2e-6
-    assert float(quantizer.step.grad) == pytest.approx(
-        slope / math.sqrt(10 * input_format.highest), rel=1e-5
-    )  # type: ignore[arg-type]
+    expected = slope / math.sqrt(10 * input_format.highest)
+    assert float(quantizer.step.grad) == pytest.approx(expected, rel=1e-5)  # type: ignore[arg-type]
 
 
 def test_training_takes_the_scale_to_where_the_error_is_least() -> None:

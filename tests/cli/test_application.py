@@ -12,7 +12,7 @@ import pytest
 
 from octavo import cli
 from octavo._deprecated import warn_renamed
-from octavo.deploy.exporting import FORMS
+from octavo.deploy.forms import FORMS
 from octavo.dnq.searching import METHODS
 from octavo.errors import FormatError
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from octavo.deploy.builder import Builder
 from octavo.deploy.checks import checked
-from octavo.deploy.graph import Builder, Closed, close, trace
+from octavo.deploy.graph import Closed, close, trace
 from octavo.errors import ExportError
 from octavo.formats.powers_of_two import power_of_two
 from octavo.network.layers import find_layers
@@ -31,15 +32,15 @@ def closed_with(model: nn.Module, layers: dict[str, Quantized], change: float) -
         weight[place] *= 1 + change * (name == "2")
         return builder.initializer(layer.names[0], weight)
 
-    return close(trace(model, layers, torch.randn(2, 6), 21), layers, decode)  # type: ignore[arg-type]
+    return close(trace(model, layers, torch.randn(2, 6)), layers, decode)  # type: ignore[arg-type]
 
 
 def test_what_is_right_passes() -> None:
     model, layers = parts()
-    data, found = checked(closed_with(model, layers, 0), model, layers, torch.randn(5, 6))
+    data, comparison = checked(closed_with(model, layers, 0), model, layers, torch.randn(5, 6))
     assert data
-    assert found.mean <= found.largest < 1e-6
-    assert found.agreement == 1
+    assert comparison.mean <= comparison.largest < 1e-6
+    assert comparison.agreement == 1
 
 
 def test_a_weight_that_is_off_by_its_last_bit_is_named() -> None:
@@ -55,8 +56,8 @@ def test_other_outputs_are_seen() -> None:
     model, layers = parts()
     closed = closed_with(model, layers, 0)
     model[2].bias = nn.Parameter(torch.ones(3))  # type: ignore[index]
-    _, found = checked(closed, model, layers, torch.randn(5, 6))
-    assert found.largest > 0.01
+    _, comparison = checked(closed, model, layers, torch.randn(5, 6))
+    assert comparison.largest > 0.01
 
 
 def test_a_graph_against_the_rules_is_no_file() -> None:

@@ -17,6 +17,13 @@ from octavo.formats.sums_of_powers import AdditivePowers
 TYPES = {E2M1: ml_dtypes.float4_e2m1fn, E4M3: ml_dtypes.float8_e4m3fn, INT8: np.int8}
 
 
+EXACT = [
+    *((E2M1, bits) for bits in (2, 3, 4)),
+    *((E4M3, bits) for bits in (2, 3, 4, 5, 6)),
+    *((INT8, bits) for bits in (2, 3, 4)),
+]
+
+
 def all_codes(bits: int, channels: int) -> Tensor:
     return torch.arange(2 ** (bits - 1) + 1, dtype=torch.uint8).repeat(channels, 1)
 
@@ -25,9 +32,8 @@ def codebook(bits: int, per: str) -> PowerOfTwo:
     return PowerOfTwo(bits, torch.tensor([-3, 0, 5] if per == "channel" else -3))
 
 
-@pytest.mark.parametrize("per", ["layer", "channel"])
-@pytest.mark.parametrize(("form", "bits"), [(E2M1, b) for b in (2, 3, 4)] + [(E4M3, b) for b in (2, 3, 4, 5, 6)]
-                         + [(INT8, b) for b in (2, 3, 4)])  # fmt: skip
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize(("form", "bits"), EXACT)
 def test_every_level_is_held_exactly(form: Format, bits: int, per: str) -> None:
     book, codes = codebook(bits, per), all_codes(bits, 3)
     element, scale = elements(book, codes, form, "conv1")
@@ -44,7 +50,7 @@ def test_every_level_is_held_exactly(form: Format, bits: int, per: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_int8_is_exact_up_to_four_bits(bits: int, per: str) -> None:
     book, codes = codebook(bits, per), all_codes(bits, 3)
     element, scale, exact = integers(book, codes, "conv1")
@@ -89,7 +95,7 @@ def test_levels_that_a_format_does_not_hold_are_refused_by_name(form: Format, bi
         rf"^conv1: {form.name} does not hold the {2 ** (bits - 1) + 1} levels of its width, {bits}$"
     )
     with pytest.raises(ExportError, match=said):
-        elements(codebook(bits, "layer"), all_codes(bits, 1), form, "conv1")
+        elements(codebook(bits, "tensor"), all_codes(bits, 1), form, "conv1")
     with pytest.raises(
         ExportError, match=r"^conv1: FP8 E4M3 does not hold the 127 levels of its width, apot7$"
     ):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.activations.quantizer import InputFormat, install_quantizers
-from octavo.deploy.graph import Builder, close, trace
+from octavo.deploy.builder import Builder
+from octavo.deploy.graph import close, trace
 from octavo.deploy.runtime import OnnxModel
 from octavo.errors import ExportError
 from octavo.formats.powers_of_two import power_of_two
@@ -56,7 +57,7 @@ class Outer(nn.Module):
     [
         (
             "no form",
-            r"^inner \(Inner\): has no form in ONNX: DispatchError: No ONNX function found for .*linalg_svd",
+            r"^inner \(Inner\): has no form in ONNX: DispatchError: No ONNX function .*linalg_svd",
         ),
         ("depends", r"^inner: torch cannot trace it: GuardOnDataDependentSymNode"),
         ("raises", r"^inner: torch cannot trace it: RuntimeError: "),
@@ -67,10 +68,7 @@ def test_what_cannot_be_exported_is_named(how: str, said: str) -> None:
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), pytest.raises(ExportError, match=said):
         trace(
-            model,
-            layers_of(model),
-            torch.randn(3, 5, 4) if how != "raises" else torch.randn(3, 4),
-            21,
+            model, layers_of(model), torch.randn(3, 5, 4) if how != "raises" else torch.randn(3, 4)
         )
     assert (out.getvalue(), err.getvalue()) == ("", "")
 
@@ -80,7 +78,7 @@ def test_arguments_that_the_model_does_not_take() -> None:
     with pytest.raises(
         ExportError, match=r"^example: Linear does not take it: too many positional arguments$"
     ):
-        trace(model, layers_of(model), (torch.randn(2, 4), torch.randn(2, 4)), 21)
+        trace(model, layers_of(model), (torch.randn(2, 4), torch.randn(2, 4)))
 
 
 class Constant(nn.Module):
@@ -101,15 +99,15 @@ def test_a_weight_that_became_a_constant_is_named() -> None:
     model.copy = layers["linear"].weight().T.contiguous()
     with pytest.raises(
         ExportError,
-        match=r"^linear: its weight is in the graph as a constant; the network must use the parameter",
+        match=r"^linear: its weight is in the graph as a constant; the network must use",
     ):
-        trace(model, layers, torch.randn(2, 4), 21)
+        trace(model, layers, torch.randn(2, 4))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_the_batch_stays_free(size: int) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).eval()
-    opened = trace(model, layers_of(model), torch.randn(size, 3, 4, 4), 21)
+    opened = trace(model, layers_of(model), torch.randn(size, 3, 4, 4))
     shapes = [
         str(value.shape) for value in (*opened.model.graph.inputs, *opened.model.graph.outputs)
     ]
@@ -119,15 +117,15 @@ def test_the_batch_stays_free(size: int) -> None:
 
 def test_inputs_may_lie_in_memory_as_they_like() -> None:
     model = nn.Linear(4, 4).eval()
-    assert len(trace(model, layers_of(model), torch.randn(3, 2, 5)[..., :4], 21).model.graph) == 3
-    assert len(trace(model, layers_of(model), torch.randn(4, 3).T, 21).model.graph) == 1
+    assert len(trace(model, layers_of(model), torch.randn(3, 2, 5)[..., :4]).model.graph) == 3
+    assert len(trace(model, layers_of(model), torch.randn(4, 3).T).model.graph) == 1
 
 
 def test_weights_are_open_whole_and_unfused() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(2), nn.Linear(4, 2)
     ).eval()
-    opened = trace(model, layers_of(model), torch.randn(2, 3, 4, 4), 21)
+    opened = trace(model, layers_of(model), torch.randn(2, 3, 4, 4))
     shapes = {
         name: [str(value.shape) for value in values] for name, values in opened.weights.items()
     }
@@ -166,7 +164,7 @@ def test_a_tied_weight_is_decoded_once_and_an_unused_one_not_at_all() -> None:
         decoded.append(name)
         return builder.initializer(layer.names[0], layer.weight().numpy())
 
-    opened = trace(model, layers, torch.randint(0, 9, (2, 3)), 21)
+    opened = trace(model, layers, torch.randint(0, 9, (2, 3)))
     closed = close(opened, layers, decode)
     assert decoded == ["embedding"]
     assert [value.name for value in closed.model.graph.inputs] == ["index"]
@@ -184,23 +182,8 @@ def test_a_rounded_input_is_traced_as_quantize_and_dequantize(
     install_quantizers(model, {"0": InputFormat(bits, signed)})
     x = torch.linspace(-300, 300, 64).reshape(16, 4)
     before = model(x).detach()
-    opened = trace(model, {}, x, 21)
+    opened = trace(model, {}, x)
     kinds = [node.op_type for node in opened.model.graph]
     assert kinds == ["Clip", "QuantizeLinear", "DequantizeLinear", "Gemm"][3 - nodes :]
     torch.testing.assert_close(OnnxModel(ir.to_proto(opened.model).SerializeToString())(x), before)
     assert torch.equal(model(x), before)  # traced in a way of its own, computed as ever
-
-
-def test_nodes_and_constants_are_named_and_typed() -> None:
-    graph = ir.Graph([], [], nodes=[ir.node("Identity", [None])], opset_imports={"": 21})
-    builder = Builder(graph)
-    value = builder.node(
-        "Cast",
-        [builder.initializer("codes", torch.zeros((), dtype=torch.uint8).numpy())],
-        "index",
-        to=6,
-    )
-    builder.insert()
-    assert (value.name, str(graph.initializers["codes"].shape)) == ("index", "[]")
-    assert [node.op_type for node in graph] == ["Cast", "Identity"]
-    assert builder.initializer("codes", value) is graph.initializers["codes"]

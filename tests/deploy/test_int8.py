@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_quantizers
 from octavo.deploy.exporting import export_checked
+from octavo.deploy.float32 import decode as decode_float
 from octavo.deploy.graph import close, trace
-from octavo.deploy.int8 import _from_int8, fold_norms, int8_graph, is_exact
-from octavo.deploy.onnx import float_graph
+from octavo.deploy.int8 import decode, fold_norms, int8_graph, is_exact
 from octavo.deploy.runtime import OnnxModel, differences
 from octavo.formats.powers_of_two import power_of_two
 from octavo.network.layers import channels_first, find_layers
@@ -91,7 +91,7 @@ def kernels(path: Path, folder: Path) -> Counter[str]:
 def test_the_integers_are_the_packed_weights_but_for_the_signs_of_batch_norms() -> None:
     model = residual()
     packed = quantize(model)
-    found = arrays(int8_graph(model, packed.layers, [images()], 21).model)
+    found = arrays(int8_graph(model, packed.layers, [images()]).model)
     stored = {a.shape: a for name, a in found.items() if name.endswith(".int8")}
     for name, norm in (("stem", model.norm), ("depthwise", model.second)):
         layer = packed.layers[name]
@@ -104,11 +104,11 @@ def test_the_integers_are_the_packed_weights_but_for_the_signs_of_batch_norms() 
 def test_folding_batch_norms_changes_nothing_but_rounding() -> None:
     model = residual()
     packed = quantize(model)
-    closed = float_graph(model, packed.layers, images(), 21)
+    closed = close(trace(model, packed.layers, images()), packed.layers, decode_float)
     plain = OnnxModel(ir.to_proto(closed.model).SerializeToString())(images())
-    graph = close(trace(model, packed.layers, images(), 21), packed.layers, _from_int8)
+    graph = close(trace(model, packed.layers, images()), packed.layers, decode)
     assert sum(node.op_type == "BatchNormalization" for node in graph.model.graph) == 2
-    fold_norms(graph.model.graph)
+    fold_norms(graph.model)
     assert sum(node.op_type == "BatchNormalization" for node in graph.model.graph) == 0
     assert (
         differences(plain, OnnxModel(ir.to_proto(graph.model).SerializeToString())(images()))[0]
@@ -152,7 +152,7 @@ def test_ranges_come_from_all_batches() -> None:
     packed = quantize(model)
     small, large = torch.rand(8, 4), 100 * torch.rand(8, 4)
     scales = [
-        arrays(int8_graph(model, packed.layers, batches, 21).model)["input.activation.scale"]
+        arrays(int8_graph(model, packed.layers, batches).model)["input.activation.scale"]
         for batches in ([small], [small, large], [large])
     ]
     assert scales[0] < scales[1] == scales[2]
@@ -196,7 +196,10 @@ def test_the_networks_own_quantizers_count(form: Any, bits: int, tmp_path: Path)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     quantized = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
     found = {(float(constants[node.input[1]]), int(constants[node.input[2]])) for node in quantized}
-    own = {(float(q.effective_scale().detach()), -q.format.lowest) for q in input_quantizers(model).values()}
+    own = {
+        (float(q.effective_scale().detach()), -q.format.lowest)
+        for q in input_quantizers(model).values()
+    }
     assert own <= found
     assert form == "int8" or own == found
     if form == "int8" and bits == 8:

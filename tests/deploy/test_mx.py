@@ -38,7 +38,7 @@ def quantize(model: nn.Module, bits: int, per: str = "channel", lowest: int = -9
     return pack(model, layers)
 
 
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
 def test_every_tensor_is_there_and_exact(bits: int, per: str, tmp_path: Path) -> None:
     model = network()

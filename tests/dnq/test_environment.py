@@ -23,7 +23,6 @@ from octavo.ptq.settings import PtqSettings
 from octavo.storage.quantized import Quantized
 
 
-
 def actions(*widths: WidthLike) -> tuple[Action, ...]:
     return tuple(Action(read_width(width)) for width in widths)
 

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from octavo.dnq.rivals.methods import uniform_choice
+from octavo.dnq.widths import WIDTHS, Both, by_size, read_option, width_index
 from torch import Tensor, nn
 
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats, input_quantizers
 from octavo.compression import compress
 from octavo.dnq.environment import Environment
-from octavo.dnq.rivals.methods import uniform_choice
 from octavo.dnq.searching import METHODS, SearchResult, search
 from octavo.dnq.space import Space
 from octavo.dnq.survey import survey
-from octavo.dnq.widths import WIDTHS, Both, by_size, read_option, width_index
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import FLOAT, Apot, read_width, write_width
 from octavo.inq.incremental import Incremental

@@ -37,8 +37,8 @@ def test_every_codebook_is_symmetric_and_exact_at_its_lowest_scale(width: int) -
     levels = unit.levels().tolist()
     assert levels == sorted(set(levels)) == [-level for level in reversed(levels)]
     assert levels[-1] < unit.edge < 2
-    lowest = codebook_at(width, torch.tensor(unit.lowest)).levels().tolist()
+    lowest = codebook_at(width, torch.tensor(unit.lowest_max_exponent)).levels().tolist()
     if not isinstance(
         unit, PowerOfTwo
     ):  # of which the paper's lowest levels may be below all floats
-        assert lowest == [level * 2.0**unit.lowest for level in levels]
+        assert lowest == [level * 2.0**unit.lowest_max_exponent for level in levels]

@@ -7,30 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo.dnq.journal import Journal
 from octavo.dnq.searching import SearchResult, search
-from octavo.dnq.space import Space, layer_options
-from octavo.dnq.widths import WIDTHS, width_index
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
 from octavo.formats.width import Apot
-from octavo.formats.zeros import pruned
+from octavo.formats.zeros import pruned_mask
 from octavo.inq.incremental import Incremental
-from octavo.inq.parametrization import hold
+from octavo.inq.parametrization import attach_frozen_weights
 from octavo.network.layers import find_layers
 from octavo.plan import Budget, Plan, matching_plan, planned_layers
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.settings import PtqSettings
-from octavo.runs.recipe import Search, load_recipe, make_recipe
+from octavo.runs.recipe import load_recipe, make_recipe
 from octavo.runs.run import run
-from octavo.runs.stages import Observer
+from octavo.runs.sections import Search
 from octavo.storage.packed import Packed
 
 MIXED = {"conv": Apot(6), "up": 3, "fc": Apot(8)}
@@ -85,7 +81,7 @@ def test_every_code_is_held_at_its_level(bits: int) -> None:
     module = nn.Linear(count, 2, bias=False)
     codes = torch.arange(count, dtype=torch.uint8).repeat(2, 1)
     codebook = AdditivePowers(bits, torch.tensor([0, 5]))
-    held = hold(find_layers(module)[0][0], codebook)
+    held = attach_frozen_weights(find_layers(module)[0][0], codebook)
     before = module.weight.detach().clone()
     mask = torch.arange(count).repeat(2, 1) % 3 > 0
     held.freeze(codes, mask)
@@ -101,7 +97,7 @@ def test_the_reach_of_free_weights_closes_on_the_cells_of_the_levels() -> None:
     module = nn.Linear(64, 1, bias=False)
     with torch.no_grad():
         module.weight.fill_(1000.0)
-    held = hold(find_layers(module)[0][0], AdditivePowers(5, torch.tensor(0)))
+    held = attach_frozen_weights(find_layers(module)[0][0], AdditivePowers(5, torch.tensor(0)))
     mask = torch.arange(64).unsqueeze(0) < 63
     held.freeze(torch.full_like(held.marks, 15), mask)
     assert (
@@ -140,7 +136,7 @@ def test_frozen_weights_hold_under_any_optimizer_and_end_in_the_file(
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"straight_through": 0.5}, {"inputs": [images()]}, {"per": "layer", "fit": "max"}],
+    [{}, {"straight_through": 0.5}, {"inputs": [images()]}, {"per": "tensor", "fit": "max"}],
 )
 def test_a_resumed_run_ends_the_same(options: dict[str, Any], tmp_path: Path) -> None:
     def go_on(incremental: Incremental, save: bool) -> Packed:
@@ -273,13 +269,6 @@ def test_a_recipe_with_a_width_that_is_none(content: dict[str, Any], place: str)
         make_recipe({"task": "digits", **content}, "r")
 
 
-class Quiet:
-    """An observer that does nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
 TASK = """
 import torch
 from test_mixed_codebooks import images, net
@@ -306,10 +295,9 @@ def test_a_run_searches_over_both_grids_and_can_be_continued(
         "method": "greedy",
     }
     recipe = make_recipe(
-        {"task": f"{tmp_path}/task.py:Task", "search": found, "method": "oneshot"}, "r"
+        {"task": f"{tmp_path}/task.py:Task", "search": found, "method": "ptq"}, "r"
     )
-    observer: Observer = Quiet()
-    result = run(recipe, tmp_path / "run", observer)
+    result = run(recipe, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(
         json.dumps(result)
     )
@@ -320,7 +308,7 @@ def test_a_run_searches_over_both_grids_and_can_be_continued(
     assert [row["bits"] for row in result["layers"]] == [
         result["search"]["plan"][row["name"]] for row in result["layers"]
     ]
-    assert run(recipe, tmp_path / "run", observer) == json.loads(json.dumps(result))
+    assert run(recipe, tmp_path / "run") == json.loads(json.dumps(result))
 
 
 # The search.
@@ -341,19 +329,19 @@ def test_every_method_chooses_among_both_grids(method: str) -> None:
     assert set(result.plan.values()) <= {4, 5, Apot(5), Apot(6)}
     assert result.plan.cost().average_bits <= 5.2
     assert dict(result.uniform) == dict.fromkeys(MIXED, Apot(5))  # of two at as many bits, the sums
-    assert result.score >= result.uniform_score
+    assert result.objective >= result.uniform_objective
 
 
 def test_the_other_grid_is_scored_as_what_it_is() -> None:
     result = found(method="exact", options=(5, Apot(5)), budget=Budget(average_bits=5))
     assert dict(result.plan) == dict.fromkeys(MIXED, Apot(5))  # it costs as much and loses less
-    scores = {
-        trial.choice: trial.score
+    scores = {  # a choice has each layer's index among 5 and Apot(5)
+        trial.choice: trial.objective
         for trial in found(method="random", options=(5, Apot(5)), trials=30).trials
     }
-    assert scores[Apot(5), Apot(5), Apot(5)] == result.score
+    assert scores[1, 1, 1] == result.objective
     assert len(scores) == 8
-    assert (5, 5, 5) not in scores or scores[5, 5, 5] < result.score
+    assert (0, 0, 0) not in scores or scores[0, 0, 0] < result.objective
 
 
 def test_options_and_pins_are_read_from_texts() -> None:
@@ -377,7 +365,7 @@ def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
 
     whole = found(journal=tmp_path / "whole", method="greedy")
     with pytest.raises(KilledError):
-        found(journal=tmp_path / "killed", method="greedy", observe=kill)
+        found(journal=tmp_path / "killed", method="greedy", progress=kill)
     again = found(journal=tmp_path / "killed", method="greedy")
     assert (dict(again.plan), again.trials) == (dict(whole.plan), whole.trials)
     lines = [json.loads(line) for line in (tmp_path / "killed").read_text().splitlines()]
@@ -385,38 +373,6 @@ def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
     assert {bits for line in lines[1:] for bits in line["bits"]} == {None, 4, 5, "apot5", "apot6"}
     with pytest.raises(RecipeError, match="the journal of a search with options"):
         found(options=(4, 5, 6), journal=tmp_path / "killed")
-
-
-def test_a_journal_tells_the_grids_apart(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", {})
-    journal.add([(5, None), (Apot(5), None)], [1.0, 2.0])
-    again = Journal(tmp_path / "j", {})
-    assert [again.known(choice) for choice in ((5, None), (Apot(5), None), (5, 5))] == [
-        1.0,
-        2.0,
-        None,
-    ]
-
-
-def test_options_of_one_price_neither_stop_nor_repeat_the_steps() -> None:
-    options = layer_options(("a", "b"), [Apot(5), 4, 5, 3, "apot5", 6], {})  # type: ignore[list-item]
-    assert options == ((3, 4, 5, Apot(5), 6),) * 2
-    loss = np.full((2, WIDTHS), np.nan)
-    for layer in range(2):
-        for width, lost in ((3, 9.0), (4, 5.0), (5, 4.0), (Apot(5), 1.0), (6, 0.5)):
-            loss[layer, width_index(width)] = lost * (1 + layer)
-    space = Space(("a", "b"), options, (10, 10), (1, 1), Budget(average_bits=5))
-    assert space.project((6, 6), loss) == (Apot(5), Apot(5))
-    assert space.project((3, 3), loss) == (Apot(5), Apot(5))
-    worse = loss.copy()
-    worse[:, width_index(Apot(5))] = 4.5
-    assert space.project((6, 6), worse) in ((5, 5), (4, 6))
-    for choice in ((Apot(5), 5), (5, Apot(5))):
-        assert (
-            space.project(choice, loss) == choice
-        )  # within the budget already, and no further step fits
-    cheap = Space(("a", "b"), options, (10, 10), (1, 1), Budget(average_bits=3.5))
-    assert cheap.price(cheap.project((Apot(5), Apot(5)), loss)) == 70
 
 
 def test_a_copy_of_a_model_with_a_table_is_a_model_of_its_own() -> None:
@@ -436,9 +392,9 @@ def test_zeros_that_are_levels_of_either_grid_are_not_taken_for_pruned() -> None
     for name, layer in packed.layers.items():
         weight = layer.weight()
         weight.flatten()[0] = 0
-        assert not pruned(weight).any(), name
+        assert not pruned_mask(weight).any(), name
         weight.flatten()[1] = 11 / 8  # three powers of two at the least: a weight that was trained
-        assert torch.equal(pruned(weight), weight == 0), name
+        assert torch.equal(pruned_mask(weight), weight == 0), name
 
 
 def test_what_is_pruned_stays_zero_and_the_others_find_their_levels(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from octavo.errors import PlanError
 from octavo.formats.powers_of_two import BLOCK, PowerOfTwo, power_of_two
-from octavo.formats.width import check_bits
+from octavo.formats.width import Width, check_bits
 
 BITS = range(2, 9)
 TINY, HUGE = 2.0**-149, float(np.finfo(np.float32).max)
@@ -152,7 +152,7 @@ def test_the_levels_of_channels_are_a_row_each() -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("fit", ["max", "mse"])
 def test_a_code_is_the_index_of_its_level(bits: int, per: Any, fit: Any) -> None:
     weight = gaussian(4, 30, seed=bits)
@@ -233,7 +233,7 @@ def test_the_two_oracles_agree() -> None:
         (5, BLOCK - 1),
     ],
 )
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_tensors_of_many_blocks(shape: tuple[int, ...], per: Any) -> None:
     weight = gaussian(*shape, seed=len(shape))
     tops = torch.arange(shape[0]) % 7 - 4 if per == "channel" else torch.tensor(0)
@@ -296,7 +296,7 @@ def test_the_default_type_of_floats_does_not_matter() -> None:
 
 @pytest.mark.parametrize("fit", ["max", "mse"])
 @pytest.mark.parametrize(
-    ("shape", "per"), [((0,), "layer"), ((0, 3), "layer"), ((3, 0), "channel"), ((), "layer")]
+    ("shape", "per"), [((0,), "tensor"), ((0, 3), "tensor"), ((3, 0), "channel"), ((), "tensor")]
 )
 def test_empty_and_scalar_tensors(shape: tuple[int, ...], per: Any, fit: Any) -> None:
     weight = torch.full(shape, 0.3)
@@ -329,7 +329,7 @@ def test_zeros_are_legal(fit: Any, bits: int) -> None:
 # The choice of n1.
 
 
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_the_papers_n1(per: Any) -> None:
     largest = [TINY, 3 * TINY, 5e-40, HUGE, 1e38, 1.0]
     for e in (-148, -127, -126, -125, -30, -1, 0, 1, 60, 126, 127):
@@ -469,12 +469,35 @@ def test_impossible_bits(bits: Any) -> None:
         check_bits(bits, "conv1")
 
 
-@pytest.mark.parametrize("options", [{"fit": "mean"}, {"per": "row"}, {"fit": None}])
-def test_unknown_fit_or_grouping(options: Any) -> None:
-    with pytest.raises(
-        PlanError, match=r'^fc: expected fit "max" or "mse" and per "layer" or "channel", got'
-    ):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"fit": "mean"}, 'fit "max" or "mse", got \'mean\''),
+        ({"fit": None}, 'fit "max" or "mse", got None'),
+        ({"per": "row"}, 'per "tensor" or "channel", got \'row\''),
+    ],
+)
+def test_unknown_fit_or_grouping(options: Any, expected: str) -> None:
+    with pytest.raises(PlanError, match=f"^fc: expected {expected}$"):
         power_of_two(torch.ones(2, 2), 3, name="fc", **options)
+
+
+def test_the_old_words_are_read_with_a_warning() -> None:
+    weight = torch.tensor([[0.3, 2.0], [0.1, 0.2]])
+    with pytest.warns(DeprecationWarning, match='per="tensor"'):
+        old = power_of_two(weight, 3, per="layer")  # type: ignore[arg-type]
+    assert old.max_exponent.shape == ()
+    with pytest.warns(DeprecationWarning, match=r"PowerOfTwo\(max_exponent=\)"):
+        other = PowerOfTwo(3, top=old.max_exponent)  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match=r"use PowerOfTwo\.max_exponent"):
+        assert other.top is old.max_exponent
+
+
+@pytest.mark.parametrize("width", [3, Width(3)])
+def test_a_width_will_do_for_bits(width: Any) -> None:
+    for codebook in (PowerOfTwo(width, torch.tensor(0)), power_of_two(torch.ones(2), width)):
+        assert (codebook.bits, codebook.width) == (3, Width(3))
+        assert type(codebook.bits) is int
 
 
 def test_a_scalar_has_no_channels() -> None:
@@ -483,8 +506,8 @@ def test_a_scalar_has_no_channels() -> None:
 
 
 @pytest.mark.parametrize("top", [torch.zeros(2, 2, dtype=torch.int32), torch.tensor(1.0)])
-def test_exponents_are_integers_for_the_layer_or_its_channels(top: Tensor) -> None:
-    with pytest.raises(PlanError, match=r"^top: expected an integer scalar or vector, got"):
+def test_exponents_are_integers_for_the_tensor_or_its_channels(top: Tensor) -> None:
+    with pytest.raises(PlanError, match=r"^max_exponent: expected an integer scalar or vector, got"):
         PowerOfTwo(3, top)
 
 

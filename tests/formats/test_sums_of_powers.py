@@ -309,5 +309,5 @@ def test_what_is_not_finite_or_does_not_fit_is_refused() -> None:
         AdditivePowers(6, torch.tensor(0)).decode(torch.tensor([63], dtype=torch.uint8))
     with pytest.raises(PlanError, match="expected a tensor of 2 output channels, got shape"):
         AdditivePowers(6, torch.tensor([0, 1])).encode(torch.ones(3))
-    with pytest.raises(PlanError, match=r"^top: expected an integer scalar or vector"):
+    with pytest.raises(PlanError, match=r"^max_exponent: expected an integer scalar or vector"):
         AdditivePowers(6, torch.tensor(0.5))

@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from octavo.formats.powers_of_two import PowerOfTwo
-from octavo.inq.parametrization import FrozenWeights, hold
-from octavo.network.layers import find_layers
+from octavo.inq.parametrization import FrozenWeights, attach_frozen_weights
+from octavo.network.layers import Layer, find_layers
 from octavo.network.parametrizations import release
 
 BITS, MIDDLE = 4, 4  # 2^(bits-2) exponents; the middle code is zero
@@ -52,7 +52,11 @@ class Case:
     shall see there."""
 
     def __init__(self, model: nn.Module, *, per: str = "channel", seed: int = 0) -> None:
-        self.model, self.layers, self.held, self.masks, self.levels = model, {}, {}, {}, {}
+        self.model = model
+        self.layers: dict[str, Layer] = {}
+        self.parametrizations: dict[str, FrozenWeights] = {}
+        self.masks: dict[str, Tensor] = {}
+        self.levels: dict[str, Tensor] = {}
         for layer in find_layers(model)[0]:
             draw = generator(seed)
             rows = len(layer.weight)
@@ -62,8 +66,9 @@ class Case:
             )
             mask = torch.rand(layer.weight.shape, generator=draw) < 0.5
             self.layers[layer.name] = layer
-            self.held[layer.name] = held = hold(layer, PowerOfTwo(BITS, top))
-            held.freeze(codes, mask)
+            parametrization = attach_frozen_weights(layer, PowerOfTwo(BITS, top))
+            self.parametrizations[layer.name] = parametrization
+            parametrization.freeze(codes, mask)
             self.masks[layer.name] = mask
             self.levels[layer.name] = level_of(codes, top)
 
@@ -131,7 +136,7 @@ def train(
 # What the network sees.
 
 
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("make", [Net, Recurrent])
 def test_the_network_sees_levels_where_frozen_and_weights_elsewhere(
     make: Callable[[], nn.Module], per: str
@@ -141,7 +146,7 @@ def test_the_network_sees_levels_where_frozen_and_weights_elsewhere(
     case = Case(model, per=per)
     for name, seen in case.seen().items():
         assert torch.equal(seen, torch.where(case.masks[name], case.levels[name], before[name]))
-        assert torch.equal(case.held[name].frozen, case.masks[name])
+        assert torch.equal(case.parametrizations[name].frozen, case.masks[name])
 
 
 def test_nothing_frozen_changes_nothing() -> None:
@@ -149,20 +154,20 @@ def test_nothing_frozen_changes_nothing() -> None:
     model = Net().eval()
     before = model(image())
     for layer in find_layers(model)[0]:
-        assert not hold(layer, PowerOfTwo(3, torch.tensor(0))).frozen.any()
+        assert not attach_frozen_weights(layer, PowerOfTwo(3, torch.tensor(0))).frozen.any()
     assert torch.equal(model(image()), before)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_the_exponents_of_a_transposed_convolution_are_those_of_its_output_channels(
     groups: int, per: str
 ) -> None:
     module = nn.ConvTranspose2d(4, 8, 2, groups=groups, bias=False)
     (layer,) = find_layers(module)[0]
     top = torch.arange(8) - 4 if per == "channel" else torch.tensor(1)
-    held = hold(layer, PowerOfTwo(2, top))
-    held.freeze(
+    parametrization = attach_frozen_weights(layer, PowerOfTwo(2, top))
+    parametrization.freeze(
         torch.full_like(layer.weight, 2, dtype=torch.uint8),
         torch.ones_like(layer.weight, dtype=torch.bool),
     )
@@ -178,7 +183,7 @@ def test_every_code_of_every_bit_width(bits: int) -> None:
     zero = 2 ** (bits - 2)
     module = nn.Linear(2 * zero + 1, 2, bias=False)
     codes = torch.arange(2 * zero + 1, dtype=torch.uint8).repeat(2, 1)
-    hold(find_layers(module)[0][0], PowerOfTwo(bits, torch.tensor([0, 5]))).freeze(
+    attach_frozen_weights(find_layers(module)[0][0], PowerOfTwo(bits, torch.tensor([0, 5]))).freeze(
         codes, torch.ones_like(codes, dtype=torch.bool)
     )
     positive = [2.0 ** (e + 1 - zero) for e in range(zero)]
@@ -188,12 +193,12 @@ def test_every_code_of_every_bit_width(bits: int) -> None:
 
 def test_what_is_frozen_cannot_be_frozen_again_or_thawed() -> None:
     case = Case(Net())
-    for name, held in case.held.items():
-        everything = torch.ones_like(held.marks, dtype=torch.bool)
-        held.freeze(torch.zeros_like(held.marks), ~everything)
-        assert torch.equal(held.frozen, case.masks[name])
-        held.freeze(torch.full_like(held.marks, MIDDLE), everything)
-        assert held.frozen.all()
+    for name, parametrization in case.parametrizations.items():
+        everything = torch.ones_like(parametrization.marks, dtype=torch.bool)
+        parametrization.freeze(torch.zeros_like(parametrization.marks), ~everything)
+        assert torch.equal(parametrization.frozen, case.masks[name])
+        parametrization.freeze(torch.full_like(parametrization.marks, MIDDLE), everything)
+        assert parametrization.frozen.all()
         seen = case.seen()[name]
         assert torch.equal(seen[~case.masks[name]], torch.zeros(int((~case.masks[name]).sum())))
     case.check_still()
@@ -206,7 +211,9 @@ def test_the_reach_of_free_weights_closes_on_the_cells_of_the_levels_as_they_bec
             torch.linspace(-1, 1, 64).repeat(2, 1) * torch.tensor([[5.9], [1000.0]])
         )
     initial = module.weight.detach().clone()
-    held = hold(find_layers(module)[0][0], PowerOfTwo(3, torch.tensor([2, -1])))
+    parametrization = attach_frozen_weights(
+        find_layers(module)[0][0], PowerOfTwo(3, torch.tensor([2, -1]))
+    )
     assert torch.equal(module.weight, initial)  # nothing is bound before the first portion
     outer, reaches = (
         torch.tensor([[6.0], [0.75]]),
@@ -215,7 +222,7 @@ def test_the_reach_of_free_weights_closes_on_the_cells_of_the_levels_as_they_bec
     for count in (8, 32, 48, 60, 63):
         mask = torch.zeros(2, 64, dtype=torch.bool)
         mask[:, :count] = True
-        held.freeze(torch.full_like(held.marks, 2), mask)
+        parametrization.freeze(torch.full_like(parametrization.marks, 2), mask)
         free = module.weight.detach()[~mask].view(2, -1)
         assert torch.equal(
             free[0], initial[0, count:]
@@ -318,9 +325,9 @@ def test_an_optimizer_made_before_still_knows_the_parameters() -> None:
     model = Net()
     parameters = list(model.parameters())
     case = Case(model)
-    held = list(model.parameters())
-    assert {id(p) for p in held} == {id(p) for p in parameters}
-    assert len(held) == len(parameters)
+    now = list(model.parameters())
+    assert {id(p) for p in now} == {id(p) for p in parameters}
+    assert len(now) == len(parameters)
     release(case.layers.values())
     assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
 
@@ -353,25 +360,28 @@ def test_a_moving_average_of_the_model() -> None:
     torch.manual_seed(0)
     model = Net()
     layers = {
-        layer.name: hold(layer, PowerOfTwo(BITS, torch.tensor(0)))
+        layer.name: attach_frozen_weights(layer, PowerOfTwo(BITS, torch.tensor(0)))
         for layer in find_layers(model)[0]
     }
     average = AveragedModel(
         model, multi_avg_fn=get_ema_multi_avg_fn(0.9)
     )  # made while nothing is frozen
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    for held in layers.values():
-        held.freeze(
-            torch.zeros_like(held.marks), torch.rand(held.marks.shape, generator=generator(1)) < 0.5
+    for parametrization in layers.values():
+        parametrization.freeze(
+            torch.zeros_like(parametrization.marks),
+            torch.rand(parametrization.marks.shape, generator=generator(1)) < 0.5,
         )
     for _ in range(3):
         train(model, optimizer, 2)
         average.update_parameters(model)
-    for name, held in layers.items():
+    for name, parametrization in layers.items():
         seen = average.module.get_submodule(name).weight
         assert isinstance(seen, Tensor)
-        assert torch.equal(seen[held.frozen], torch.full_like(seen[held.frozen], -1.0))
-        assert bool((seen[~held.frozen] != model.get_submodule(name).weight[~held.frozen]).any())  # type: ignore[index]
+        frozen, trained = parametrization.frozen, model.get_submodule(name).weight
+        assert isinstance(trained, Tensor)
+        assert torch.equal(seen[frozen], torch.full_like(seen[frozen], -1.0))
+        assert bool((seen[~frozen] != trained[~frozen]).any())
 
 
 @pytest.mark.parametrize(("make", "x"), [(Net, image()), (Recurrent, torch.ones(2, 3, 3))])
@@ -394,7 +404,7 @@ def test_a_deep_copy_is_a_model_of_its_own(make: Callable[[], nn.Module], x: Ten
 
 
 @pytest.mark.xfail(
-    reason="a limit: torch fills its list of weights with tensors of a graph when the module is moved"
+    reason="a limit: torch fills its list of weights with tensors of a graph as the module moves"
 )
 def test_a_deep_copy_of_a_recurrent_network_that_was_moved() -> None:
     model = Recurrent()
@@ -410,7 +420,9 @@ def test_the_state_dict_carries_what_is_frozen() -> None:
     assert torch.equal(other.model.eval()(image()), case.model(image()))
     assert all(
         torch.equal(a.frozen, b.frozen)
-        for a, b in zip(case.held.values(), other.held.values(), strict=True)
+        for a, b in zip(
+            case.parametrizations.values(), other.parametrizations.values(), strict=True
+        )
     )
     train(other.model.train(), torch.optim.AdamW(other.model.parameters(), 0.01), 3)
     case.check_still(other.model)
@@ -435,8 +447,11 @@ def test_compiled_models(backend: str) -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.1)
     optimizer.step()
     case.check_still()
-    held = case.held["0"]
-    held.freeze(torch.full_like(held.marks, MIDDLE), torch.ones_like(held.marks, dtype=torch.bool))
+    parametrization = case.parametrizations["0"]
+    parametrization.freeze(
+        torch.full_like(parametrization.marks, MIDDLE),
+        torch.ones_like(parametrization.marks, dtype=torch.bool),
+    )
     assert torch.equal(compiled(x), model(x))  # it sees what is frozen later
     torch.compiler.reset()
 
@@ -457,7 +472,11 @@ def test_other_types(dtype: torch.dtype) -> None:
 def test_the_extra_memory_is_a_byte_a_weight() -> None:
     model = nn.Linear(300, 200)
     case = Case(model)
-    extra = sum(b.numel() * b.element_size() for held in case.held.values() for b in held.buffers())
+    extra = sum(
+        b.numel() * b.element_size()
+        for parametrization in case.parametrizations.values()
+        for b in parametrization.buffers()
+    )
     assert extra <= 300 * 200 + 4 * 200 + 4 * 260
 
 
@@ -509,12 +528,12 @@ def test_a_released_recurrent_layer_uses_its_weights() -> None:
     model: Any = Recurrent()
     x = torch.randn(2, 3, 3)
     case = Case(model)
-    held = model(x)
+    before = model(x)
     release(case.layers.values())
-    assert torch.equal(model(x), held)
+    assert torch.equal(model(x), before)
     with torch.no_grad():
         model.lstm.weight_ih_l0.zero_()
-    assert not torch.equal(model(x), held)
+    assert not torch.equal(model(x), before)
     assert [id(p) for p in model.lstm._flat_weights] == [id(p) for p in model.lstm.parameters()]
     copy.deepcopy(model)
 
@@ -529,7 +548,7 @@ def test_the_memory_format_stays() -> None:
     assert torch.equal(model.weight[mask], case.levels["weight"][mask])
 
 
-def test_tied_weights_are_held_at_every_place() -> None:
+def test_tied_weights_are_frozen_at_every_place() -> None:
     model: Any = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     model[1].weight = model[0].weight
     case = Case(model)

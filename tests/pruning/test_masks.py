@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from octavo.errors import PlanError
-from octavo.formats.zeros import pruned
 from octavo.inq.incremental import Incremental
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
@@ -44,15 +43,7 @@ def train(model: nn.Module, steps: int) -> None:
 # What is pruned.
 
 
-def test_zeros_are_pruned_but_for_those_among_powers_of_two() -> None:
-    weight = torch.tensor([[0.3, 0.0, -0.7], [0.0, 0.1, 0.9]])
-    assert torch.equal(pruned(weight), weight == 0)
-    assert not pruned(torch.tensor([0.5, 0.0, -2.0, 2.0**-130])).any()
-    assert not pruned(torch.tensor([0.3, 0.1])).any()
-    assert pruned(torch.zeros(3)).all()
-
-
-def test_what_the_closed_form_leaves_is_not_pruned() -> None:
+def test_zeros_that_ptq_leaves_are_not_pruned() -> None:
     model = net()
     calibrate(model, Plan.uniform(model, 2), [images()]).apply(model)
     assert (model.fc.weight == 0).float().mean() > 0.1

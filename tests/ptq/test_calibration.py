@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from octavo.errors import PlanError
+from octavo.formats.width import Width
 from octavo.inq.incremental import Incremental
 from octavo.network.calling import call
 from octavo.network.layers import find_layers
@@ -248,7 +249,7 @@ def test_every_kind_of_network(kind: str, settings: dict[str, Any], tmp_path: Pa
     results = results_of(seen)
     assert {result.name for result in results} == set(plan)
     assert [(r.done, r.layers, r.bits) for r in results] == [
-        (i + 1, count, 3) for i in range(count)
+        (i + 1, count, Width(3)) for i in range(count)
     ]
     assert all(0 <= result.compensated <= result.nearest * (1 + 1e-6) for result in results)
     packed.save(tmp_path / "net.octavo")
@@ -283,7 +284,7 @@ def test_outputs_are_nearer_than_by_rounding_all_weights_at_once(kind: str) -> N
     [
         {"order": "distance"},
         {"order": "magnitude"},
-        {"fit": "max", "per": "layer"},
+        {"fit": "max", "per": "tensor"},
         {"damp": 0.0},
         {},
     ],

@@ -69,7 +69,7 @@ LAYERS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, Apot(5), Apot(7)])
 @pytest.mark.parametrize("fit", ["max", "mse"])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_outputs_are_never_further_off_than_by_rounding(
     kind: str, bits: int, fit: Any, per: Any
 ) -> None:
@@ -84,7 +84,7 @@ def test_outputs_are_never_further_off_than_by_rounding(
     assert found <= nearest * (1 + 1e-5)
     assert solution.nearest == pytest.approx(math.sqrt(nearest / whole), rel=1e-3, abs=1e-6)
     assert solution.compensated == pytest.approx(math.sqrt(found / whole), rel=1e-3, abs=1e-6)
-    assert solution.codebook.max_exponent.shape == (() if per == "layer" else (len(rows),))
+    assert solution.codebook.max_exponent.shape == (() if per == "tensor" else (len(rows),))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -96,7 +96,7 @@ def test_dependent_inputs_let_weights_compensate_for_each_other(order: Any) -> N
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_no_order_is_worse_than_rounding_row_by_row(order: Any, per: Any) -> None:
     """Even with few inputs, where hardly anything can be compensated."""
     for seed in range(4):
@@ -116,7 +116,7 @@ def test_no_order_is_worse_than_rounding_row_by_row(order: Any, per: Any) -> Non
 
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("fit", ["max", "mse"])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("exponent", [0, -20, 90, -140])
 def test_weights_that_are_levels_come_back_as_they_are(
     bits: int, fit: Any, per: Any, exponent: int
@@ -179,7 +179,7 @@ def test_inputs_that_are_always_zero_leave_their_weights_at_the_nearest_level(
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_without_any_input_but_zeros_weights_are_rounded(order: Any, per: Any) -> None:
     layer = layer_of(nn.Linear(8, 6))
     solution = solve(
@@ -193,7 +193,7 @@ def test_without_any_input_but_zeros_weights_are_rounded(order: Any, per: Any) -
 def test_weights_that_are_all_zero_stay_so() -> None:
     layer = layer_of(nn.Linear(8, 6))
     nn.init.zeros_(layer.weight)
-    for per in ("layer", "channel"):
+    for per in ("tensor", "channel"):
         solution = solve(layer, moments_of(layer, inputs_for(layer)), 3, PtqSettings(per=per))
         assert not solution.codebook.decode(solution.codes).any()
         assert (solution.nearest, solution.compensated) == (0, 0)
@@ -225,7 +225,7 @@ def test_what_is_not_finite_is_named_with_its_layer(value: float, where: str) ->
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_drift_moves_the_target_to_the_least_squares_weights(order: Any, per: Any) -> None:
     """If these are levels, they are found, however far they are from the layer's weights."""
     torch.manual_seed(0)
@@ -277,7 +277,7 @@ def test_an_unknown_fit_is_refused_with_the_layers_name(settings: Any) -> None:
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_a_pruned_layer_keeps_its_zeros_and_does_not_lose_to_rounding(
     kind: str, order: Any, per: Any
 ) -> None:

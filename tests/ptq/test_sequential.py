@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import octavo.network.layer_inputs
 from octavo.errors import PlanError
-from octavo.network.calling import observing
+from octavo.network.calling import hooked, observing
 from octavo.network.layers import Layer, calling_modules, find_layers
 from octavo.network.moments import Moments
 from octavo.ptq.sequential import count_calls, freeze_in_forward_order, freeze_sequentially
@@ -172,6 +173,27 @@ def test_drift_is_what_the_full_precision_outputs_have_beyond_the_layers_own(
         D = (full - own).float().unflatten(0, (len(X), -1))
         assert torch.allclose(seen[name].drift, D @ X.mT, rtol=1e-3, atol=1e-4), name
         assert float(seen[name].drift.abs().max()) > 0.01
+
+
+def test_batches_are_in_memory_at_one_layer_at_a_time() -> None:
+    """Whenever a batch comes to the second layer, its inputs to the first are let go of."""
+    model = make(lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)))
+    quantized = copy.deepcopy(model)
+    at_first: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def reach(module: nn.Module, args: tuple[Tensor]) -> None:
+        if module is quantized[1]:
+            at_first.append(weakref.ref(args[0]))
+        else:
+            alive.append(sum(one() is not None for one in at_first))
+
+    hooks = [quantized[i].register_forward_pre_hook(reach) for i in (1, 2)]
+    by_module = calling_modules(quantized, find_layers(quantized)[0])
+    with observing(model), observing(quantized), hooked(hooks):
+        batches = [torch.randn(3, 4) for _ in range(5)]
+        freeze_in_forward_order(model, quantized, by_module, batches, freeze)
+    assert alive == [5, 4, 3, 2, 1]
 
 
 def test_layers_that_are_not_asked_for_stay_as_they_are() -> None:

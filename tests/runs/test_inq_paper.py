@@ -72,7 +72,7 @@ def test_the_recipe_is_the_papers(name: str) -> None:
         "float",
         "magnitude",
         "max",
-        "layer",
+        "tensor",
     )
     assert (one.warmup, one.straight_through, one.search, one.teacher) == (0, 1, None, {})
     assert (one.retraining.labels, one.retraining.momentum, one.retraining.weight_decay) == (

@@ -84,7 +84,7 @@ oneshot: {order: distance, damp: 0, sequential: false, correct: true}
 portions: [0.25, 1]
 order: far
 fit: max
-per: layer
+per: tensor
 epochs: [2, 0.5]
 retraining: {learning_rate: 1e-3, labels: 0.5, bfloat16: true}
 control: false
@@ -104,7 +104,7 @@ publish: out/here
         (0.25, 1.0),
         "far",
         "max",
-        "layer",
+        "tensor",
     )
     assert (recipe.epochs, recipe.schedule, recipe.warmup) == (
         (2.0, 0.5),
@@ -295,7 +295,7 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
             "order: 3",
             "order: Input should be 'magnitude', 'distance', 'relative', 'far' or 'random', got 3",
         ),
-        ("per: row", "per: Input should be 'layer' or 'channel', got 'row'"),
+        ("per: row", "per: Input should be 'tensor' or 'channel', got 'row'"),
         (
             "control: 7",
             "control: Input should be a valid boolean, unable to interpret input, got 7",

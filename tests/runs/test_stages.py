@@ -1,45 +1,110 @@
-"""What is kept between stages, and whose it is; runs that are cut off are tests/test_run.py's."""
+"""The machinery of a run's steps: what is kept between stages, and whose it is."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from octavo.errors import FormatError
-from octavo.runs.stages import Track
+from octavo.progress import Event, silent
+from octavo.runs.stages import History, Job, StagePlan, Step, resume, stage_plans, train
+from octavo.runs.training import Retraining
+from tests.runs.tiny import EPOCH, Tiny, recipe
+
+pytestmark = pytest.mark.usefixtures("folder")
 
 
-def control(path: Path, *, digest: str = "abc", inputs: int = 3) -> Track:
-    torch.manual_seed(0)
-    return Track("control", nn.Linear(inputs, 2), None, path, digest, [(1.0, 1.0)])
+class Counter:
+    """A state that is neither a module nor octavo's own."""
+
+    def __init__(self) -> None:
+        self.stages = 0
+        self.updates = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stages": self.stages, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.stages = state["stages"]
+        self.updates = state["updates"]
+
+    def count_stage(self) -> None:
+        self.stages += 1
+
+    def count_update(self) -> None:
+        self.updates += 1
 
 
-def test_nothing_saved_is_nothing_to_resume(tmp_path: Path) -> None:
-    fresh = control(tmp_path / "none.pt")
-    fresh.resume()
-    assert (fresh.log, fresh.earlier) == ([], 0.0)
+def job(folder: Path, *, digest: str = "abc", seen: list[Event] | None = None) -> Job:
+    progress = silent if seen is None else seen.append
+    return Job(recipe(), Tiny(), folder, digest, progress)
 
 
-def test_what_was_saved_comes_back_with_its_time(tmp_path: Path) -> None:
-    first, second = control(tmp_path / "c.pt"), control(tmp_path / "c.pt")
-    nn.init.constant_(first.model.weight, 0.75)  # type: ignore[arg-type]
-    first.log = [{"loss": 0.5, "seconds": 1.5}, {"loss": 0.25, "seconds": 2.0}]
-    first.save()
-    second.resume()
-    assert torch.equal(second.model.weight, first.model.weight)  # type: ignore[arg-type]
-    assert (second.log, second.earlier) == (first.log, 3.5)
+def step(folder: Path, state: Any, stages: int, model: nn.Module | None = None) -> Step:
+    plans = stage_plans(recipe(), [(0.0, 0.5)] * stages)
+    hooks = (state.count_stage, state.count_update) if isinstance(state, Counter) else ()
+    return Step("step", folder / "s.pt", model or Tiny().model(), state, plans, *hooks)
+
+
+def test_nothing_saved_is_nothing_to_resume(folder: Path) -> None:
+    assert resume(step(folder, Counter(), 1), "abc") == History([], 0.0)
+
+
+def test_any_state_is_kept_after_each_stage_and_comes_back_with_its_time(folder: Path) -> None:
+    state = Counter()
+    first = train(step(folder, state, 2), job(folder))
+    assert (state.stages, state.updates) == (2, 2 * EPOCH // 2)
+    assert len(first.stages) == 2
+    assert first.seconds_before == 0
+    again = Counter()
+    second = train(step(folder, again, 3), job(folder))  # a stage more
+    assert (again.stages, again.updates) == (3, 3 * EPOCH // 2)
+    assert second.stages[:2] == first.stages
+    assert second.seconds_before == sum(stage["seconds"] for stage in first.stages)
+
+
+def test_a_model_is_a_state_too(folder: Path) -> None:
+    first = Tiny().model()
+    train(step(folder, first, 1, first), job(folder))
+    second = Tiny().model()
+    resume(step(folder, second, 1, second), "abc")
+    for name, value in second.state_dict().items():
+        assert torch.equal(value, first.state_dict()[name])
+    assert not torch.equal(first[0].weight, Tiny().model()[0].weight)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
-    ("digest", "inputs", "cause"),
-    [("xyz", 3, "weights have changed since"), ("abc", 4, "size mismatch")],
+    ("digest", "width", "cause"),
+    [("xyz", 6, "weights have changed since"), ("abc", 7, "size mismatch")],
 )
 def test_the_stage_of_another_network_is_refused(
-    digest: str, inputs: int, cause: str, tmp_path: Path
+    digest: str, width: int, cause: str, folder: Path
 ) -> None:
-    control(tmp_path / "c.pt").save()
+    model = Tiny().model()
+    train(step(folder, model, 1, model), job(folder))
+    other = Tiny(width=width).model()
     with pytest.raises(
-        FormatError, match=f"c.pt: expected the last whole stage.*{cause}.*delete it to start over"
+        FormatError, match=f"s.pt: expected the last whole stage.*{cause}.*delete it to start over"
     ):
-        control(tmp_path / "c.pt", digest=digest, inputs=inputs).resume()
+        resume(step(folder, other, 1, other), digest)
+
+
+def test_each_event_names_its_step_and_stage(folder: Path) -> None:
+    seen: list[Event] = []
+    train(step(folder, Counter(), 2), job(folder, seen=seen))
+    labels = [(event.message, event.done, event.total) for event in seen]
+    one, two = "step, stage 1/2", "step, stage 2/2"
+    assert labels == [(one, 0, 0), (one, 1, 2), (one, 2, 2), (two, 0, 0), (two, 1, 2), (two, 2, 2)]
+
+
+def test_a_stage_has_the_recipes_settings_and_a_seed_of_its_own() -> None:
+    settings = recipe(seed=5)
+    plans = stage_plans(settings, [(0.5, 1.0), (1.0, 2.0)], first=-2, learning_rate=0.125)
+    assert [(plan.portion, plan.epochs) for plan in plans] == [(0.5, 1.0), (1.0, 2.0)]
+    assert {plan.retraining for plan in plans} == {Retraining(learning_rate=0.125, labels=0.5)}
+    others = stage_plans(settings, [(0.5, 1.0), (1.0, 2.0)])
+    assert others[0] == StagePlan(0.5, 1.0, settings.retraining, others[0].seed)
+    assert len({plan.seed for plan in [*plans, *others]}) == 4
+    assert stage_plans(recipe(seed=6), [(0.5, 1.0)])[0].seed != others[0].seed

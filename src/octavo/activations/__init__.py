@@ -1,1 +1,1 @@
-"""Quantizers of layer inputs, and their calibration."""
+"""Low-precision activations: quantizers of layer inputs, and their calibration."""

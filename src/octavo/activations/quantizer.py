@@ -95,8 +95,9 @@ class InputQuantizer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Round ``inputs``; the result has the same shape and type."""
+        scale = self.effective_scale()
         lowest, highest = self.format.lowest, self.format.highest
-        result: Tensor = _Round.apply(inputs, self.effective_scale(), lowest, highest)  # type: ignore[no-untyped-call]
+        result: Tensor = _Round.apply(inputs, scale, lowest, highest)  # type: ignore[no-untyped-call]
         return result
 
     def extra_repr(self) -> str:

@@ -125,13 +125,14 @@ def _searched(
 ) -> "SearchResult":
     """Search for a plan of a task's network, and show how far the search is."""
     from octavo.dnq.searching import search as search_bits
+    from octavo.progress import Event
     from octavo.report.display import Display
     from octavo.runs.task import model_of
 
     with Display(err if as_json else out) as display:
-        display.searching(settings["trials"])
+        display(Event("search", total=settings["trials"]))
         return search_bits(
-            model_of(task, name), task.calibration(), observe=display.trial, **settings
+            model_of(task, name), task.calibration(), progress=display, **settings
         )
 
 
@@ -183,5 +184,5 @@ def _plan_figures(result: "SearchResult") -> dict[str, Any]:
     figures: dict[str, Any] = {"plan": write_widths(result.plan)}
     if result.plan.activations:
         figures["activations"] = result.plan.activations
-    scores = {"score": result.score, "uniform_score": result.uniform_score}
+    scores = {"score": result.objective, "uniform_score": result.uniform_objective}
     return figures | scores | asdict(result.plan.cost())

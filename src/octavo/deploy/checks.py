@@ -1,48 +1,32 @@
-"""What an ONNX file must pass: the rules of ONNX, the weights bit for bit, and the network's
-outputs.
+"""The checks that every ONNX file must pass: the rules of ONNX, the weights bit for bit; and the
+comparison of its outputs with the network's.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
 
+from octavo.deploy.forms import Comparison
 from octavo.deploy.graph import Closed
 from octavo.deploy.runtime import OnnxModel, agreement, differences
 from octavo.errors import ExportError, brief
 from octavo.network.calling import Inputs, arguments, call
 from octavo.storage.quantized import Quantized
 
-__all__ = ["Found", "checked"]
-
-
-@dataclass(frozen=True)
-class Found:
-    """How ONNX Runtime's outputs compare with PyTorch's.
-
-    Attributes:
-        largest: the largest difference, in terms of the largest output.
-        mean: the mean difference, likewise.
-        agreement: the share of predicted classes that are the same.
-
-    """
-
-    largest: float
-    mean: float
-    agreement: float
+__all__ = ["checked"]
 
 
 def checked(
     closed: Closed, model: nn.Module, layers: Mapping[str, Quantized], batch: Inputs
-) -> tuple[bytes, Found]:
-    """The graph as a file, and what was found: see :class:`Found`.
+) -> tuple[bytes, Comparison]:
+    """Return the content of a graph's file, and its outputs beside those of the network.
 
     Raises:
-        ExportError: it breaks a rule of ONNX, ONNX Runtime refuses it, or the weight of one of
-            ``layers`` is another there.
+        ExportError: the graph breaks a rule of ONNX, ONNX Runtime cannot load or run it, or it
+            computes another weight than one of ``layers``.
 
     """
     try:
@@ -53,26 +37,29 @@ def checked(
         raise ExportError(
             f"{type(model).__name__}: not a sound ONNX file: {brief(error)}"
         ) from error
-    args, kwargs = arguments(batch)
     _check_weights(closed, proto, layers, batch)
+    args, kwargs = arguments(batch)
     with torch.no_grad():
-        expected, got = call(model, batch), OnnxModel(data)(*args, **kwargs)
-    return data, Found(*differences(expected, got), agreement(expected, got))
+        expected = call(model, batch)
+    computed = OnnxModel(data)(*args, **kwargs)
+    largest, mean = differences(expected, computed)
+    return data, Comparison(largest, mean, agreement(expected, computed))
 
 
 def _check_weights(
     closed: Closed, proto: onnx.ModelProto, layers: Mapping[str, Quantized], batch: Inputs
 ) -> None:
-    """ONNX Runtime must compute every weight as it was packed, to the last bit."""
+    """Raise ExportError unless ONNX Runtime computes each weight as it was packed, bit for bit."""
     names = {
         name: value.name for name, value in closed.weights.items() if name in layers and value.name
     }
     if not names:
         return
-    shown = onnx.ModelProto()
-    shown.CopyFrom(proto)
-    shown.graph.output.extend(onnx.ValueInfoProto(name=value) for value in names.values())
-    values = OnnxModel(shown.SerializeToString()).run(*arguments(batch), list(names.values()))
+    with_weights = onnx.ModelProto()  # the graph with its weights as outputs too
+    with_weights.CopyFrom(proto)
+    with_weights.graph.output.extend(onnx.ValueInfoProto(name=value) for value in names.values())
+    runner = OnnxModel(with_weights.SerializeToString())
+    values = runner.run(*arguments(batch), list(names.values()))
     for name, value in zip(names, values, strict=True):
         if not torch.equal(value, layers[name].weight()):
             raise ExportError(

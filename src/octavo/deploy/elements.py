@@ -1,5 +1,5 @@
-"""Weights as elements of the number formats that hardware and runtimes read: small numbers times a
-power-of-two scale.
+"""Weights in the number formats that hardware and runtimes read: small elements times a scale that
+is a power of two.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,14 +21,14 @@ class Format:
     """A number format of elements.
 
     Attributes:
-        name: what people call it.
-        tops: the exponents that n1 may become, the best first.
-        holds: whether it holds each of some numbers.
+        name: its usual name.
+        exponents: the exponents that the largest level may have as an element, the best first.
+        holds: tells for each of several numbers if the format holds it.
 
     """
 
     name: str
-    tops: Iterable[int]
+    exponents: Iterable[int]
     holds: Callable[[Tensor], Tensor]
 
 
@@ -46,50 +46,57 @@ INT8 = Format(
 
 
 def elements(codebook: Codebook, codes: Tensor, form: Format, name: str) -> tuple[Tensor, Tensor]:
-    """The weights as float32 numbers that ``form`` holds, and float32 scales, both exact: weight =
-    element * scale.
+    """Split weights exactly into elements and scales: weight = element * scale.
 
     Args:
-        codebook: levels of the weights.
-        codes: output channels first.
-        form: the format.
-        name: what errors call the tensor.
+        codebook: the levels of the weights.
+        codes: the codes of the weights, output channels first.
+        form: the format of the elements.
+        name: the name of the layer in errors.
 
     Returns:
-        Elements in the shape of ``codes``; scales in that of the codebook's ``top``, powers of two.
+        The elements, float32 numbers that ``form`` holds, in the shape of ``codes``; and the
+        scales, float32 powers of two, in the shape of the codebook's ``max_exponent``.
 
     Raises:
-        ExportError: the format does not hold all levels, or a scale would be no float32.
+        ExportError: the format does not hold all levels, or a scale is too small for float32.
 
     """
     levels = codebook.unit_levels()
-    top = next((top for top in form.tops if bool(form.holds(levels * 2.0**top).all())), None)
-    if top is None:
+    exponent = next((e for e in form.exponents if bool(form.holds(levels * 2.0**e).all())), None)
+    if exponent is None:
         raise ExportError(
-            f"{name}: {form.name} does not hold the {len(levels)} levels of its width, {codebook.width}"
+            f"{name}: {form.name} does not hold the {len(levels)} levels of its width, "
+            f"{codebook.width}"
         )
-    if int(codebook.max_exponent.min()) - top < SMALLEST:
+    smallest = int(codebook.max_exponent.min())
+    if smallest - exponent < SMALLEST:
         raise ExportError(
-            f"{name}: its exponent {int(codebook.max_exponent.min())} is too small for a scale of {form.name}"
+            f"{name}: its exponent {smallest} is too small for a scale of {form.name}"
         )
-    return (levels * 2.0**top)[codes.int()], power(codebook.max_exponent - top)
+    element = (levels * 2.0**exponent)[codes.int()]
+    return element, power(codebook.max_exponent - exponent)
 
 
 def integers(codebook: Codebook, codes: Tensor, name: str) -> tuple[Tensor, Tensor, bool]:
-    """The weights as int8 numbers and a float32 scale for each output channel, and whether that is
-    exact.
+    """Split weights into int8 numbers and a float32 scale for each output channel.
 
-    It is, but for powers of two at 5 bits, where +128 is one too many: in the channels that use it
-    all numbers are halved, and the smallest, which would be a half, stays 1. (127 in place of 128
-    is worse: the largest weights all err to one side.)
+    This is exact except for powers of two at 5 bits, whose +128 is one too many for int8. In the
+    channels that use it all numbers are halved, and the smallest, which would become a half, stays
+    1. (127 in place of 128 is worse: the largest weights would all err to one side.)
+
+    Returns:
+        The numbers, the scales, and True if number * scale equals every weight.
 
     Raises:
         ExportError: int8 does not hold the levels.
 
     """
     element, scale = elements(codebook, codes, INT8, name)
-    over = element.flatten(1).amax(1) > 127
-    wide = over.view(-1, *[1] * (element.dim() - 1))
-    halved = torch.where(wide, element.sign() * (element / 2).abs().ceil(), element)
-    exact = bool((halved == torch.where(wide, element / 2, element)).all())
-    return halved.to(torch.int8), scale * torch.where(over, 2.0, 1.0), exact
+    over = element.flatten(1).amax(1) > 127  # (channels,)
+    half = torch.where(over, 2.0, 1.0).view(-1, *[1] * (element.dim() - 1))  # divides a channel
+    exact_numbers = element / half
+    # Rounded away from zero: only the smallest number is no integer after halving.
+    numbers = element.sign() * exact_numbers.abs().ceil()
+    exact = bool((numbers == exact_numbers).all())
+    return numbers.to(torch.int8), scale * half.flatten(), exact

@@ -1,5 +1,5 @@
-"""From a network to an ONNX graph: traced by torch, its quantized weights left open, so that no
-optimization touches them.
+"""From a network to an ONNX graph: torch traces it while its quantized weights are open inputs, so
+that no optimization touches them; afterwards nodes that decode the weights close the graph.
 """
 
 import contextlib
@@ -8,27 +8,30 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.convenience import replace_all_uses_with
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from octavo.activations.quantizer import InputFormat, input_quantizers
+from octavo.deploy.builder import Builder
 from octavo.errors import ExportError, brief
 from octavo.network.calling import Inputs, arguments, where_raised
 from octavo.network.nested import leaves, mapped
 from octavo.storage.quantized import Quantized
 
-__all__ = ["Builder", "Closed", "Decode", "OpenGraph", "close", "quiet", "trace"]
+__all__ = ["Closed", "Decode", "OpenGraph", "close", "quiet", "trace"]
 
 LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
-BATCH = "batch"
+OPSET = 21  # of ONNX
+BATCH = "batch"  # the name of the free first dimension
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class OpenGraph:
 
     Attributes:
         model: the graph.
-        weights: layer name to its open inputs, one for each of the weight's names that the graph
+        weights: by layer name, its open inputs: one for each of the weight's names that the graph
             uses.
 
     """
@@ -48,11 +51,12 @@ class OpenGraph:
 
 @dataclass(frozen=True)
 class Closed:
-    """A graph that is complete.
+    """A complete graph.
 
     Attributes:
         model: the graph.
-        weights: layer name to its weight's value; layers that the graph does not use are missing.
+        weights: by layer name, the value that is its weight; a layer that the graph does not use
+            is missing.
 
     """
 
@@ -60,51 +64,12 @@ class Closed:
     weights: Mapping[str, ir.Value]
 
 
-class Builder:
-    """New nodes and initializers of a graph, ahead of all that it has."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self.nodes: list[ir.Node] = []
-
-    def initializer(self, name: str, array: Any, dtype: ir.DataType | None = None) -> ir.Value:
-        """A constant, the same one for the same name; ``dtype`` is for types that numpy itself does
-        not have.
-        """
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-        tensor = ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=name)
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(tensor.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self.graph.register_initializer(value)
-        return value
-
-    def node(self, op: str, inputs: Sequence[ir.Value], name: str, **attributes: Any) -> ir.Value:
-        """The one output, called ``name``, of a new node."""
-        node = ir.node(op, inputs, attributes)
-        node.outputs[0].name = name
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def insert(self) -> None:
-        """Put the new nodes in front."""
-        self.graph.insert_before(self.graph[0], self.nodes)
-        self.nodes = []
+# Adds the nodes that compute the weights of a layer of this name, and returns their last value.
+Decode: TypeAlias = Callable[[Builder, str, Quantized], ir.Value]
 
 
-Decode = Callable[
-    [Builder, str, Quantized], ir.Value
-]  # what gives a layer's weight, from its name and its codes
-
-
-def trace(
-    model: nn.Module, layers: Mapping[str, Quantized], example: Inputs, opset: int
-) -> OpenGraph:
-    """The graph of ``model``, simplified, its first dimension free where the model allows.
+def trace(model: nn.Module, layers: Mapping[str, Quantized], example: Inputs) -> OpenGraph:
+    """Trace and simplify ``model``; the first dimension of its inputs is free if the model allows.
 
     Raises:
         ExportError: torch cannot export the model; the message names the layer.
@@ -117,18 +82,16 @@ def trace(
         raise ExportError(f"example: {type(model).__name__} does not take it: {error}") from error
     free = _free_batch(bound)
     with quiet(), torch.no_grad(), _inputs_as_nodes(model):
-        program = _converted(_program(model, bound, free), opset)
-        weights = {name: _open(program.model.graph, name, layer) for name, layer in layers.items()}
+        program = _converted(_program(model, bound, free))
+        opened = {name: _open(program.model.graph, name, layer) for name, layer in layers.items()}
         program.optimize()
     _tidy(program.model)
-    return OpenGraph(
-        program.model,
-        {name: [value for value in values if value.uses()] for name, values in weights.items()},
-    )
+    used = {name: [value for value in values if value.uses()] for name, values in opened.items()}
+    return OpenGraph(program.model, used)
 
 
 def close(opened: OpenGraph, layers: Mapping[str, Quantized], decode: Decode) -> Closed:
-    """Put the weights into the graph: nodes that ``decode`` makes."""
+    """Close the graph: the nodes of ``decode`` take the place of the open weights."""
     graph = opened.model.graph
     closed: dict[str, ir.Value] = {}
     builder = Builder(graph)
@@ -136,17 +99,18 @@ def close(opened: OpenGraph, layers: Mapping[str, Quantized], decode: Decode) ->
         if values:
             closed[name] = decode(builder, name, layers[name])
             replace_all_uses_with(values, [closed[name]] * len(values), replace_graph_outputs=True)
-    names = {name for layer in layers.values() for name in layer.names}
-    for value in [value for value in graph.inputs if value.name in names]:
-        graph.inputs.remove(value)
+    opened_names = {name for layer in layers.values() for name in layer.names}
+    for value in tuple(graph.inputs):
+        if value.name in opened_names:
+            graph.inputs.remove(value)
     builder.insert()
     return Closed(opened.model, closed)
 
 
 @contextlib.contextmanager
 def _inputs_as_nodes(model: nn.Module) -> Iterator[None]:
-    """While this lasts, the model's own quantizers of activations are traced as QuantizeLinear and
-    DequantizeLinear.
+    """Let the model's own quantizers of activations be traced as QuantizeLinear and
+    DequantizeLinear while this lasts.
     """
     quantizers = list(input_quantizers(model).values())
     for quantizer in quantizers:
@@ -159,7 +123,7 @@ def _inputs_as_nodes(model: nn.Module) -> Iterator[None]:
 
 
 def _rounded(form: InputFormat, step: float, inputs: Tensor) -> Tensor:
-    """What the quantizer computes, as nodes of uint8; fewer than 8 bits saturate before."""
+    """Compute what the quantizer does by nodes of uint8; fewer than 8 bits are clipped before."""
     if form.bits < 8:
         inputs = inputs.clamp(form.lowest * step, form.highest * step)
     around = [torch.tensor(step), torch.tensor(-form.lowest, dtype=torch.uint8)]
@@ -180,24 +144,23 @@ def _program(
         raise ExportError(f"{place}: torch cannot trace it: {brief(error)}") from error
 
 
-def _converted(program: torch.export.ExportedProgram, opset: int) -> torch.onnx.ONNXProgram:
+def _converted(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
     try:
-        found = torch.onnx.export(
-            program, dynamo=True, optimize=False, opset_version=opset, verbose=False
+        converted = torch.onnx.export(
+            program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False
         )
     except Exception as error:
         chain: list[BaseException] = [error]
         while chain[-1].__cause__ is not None:
             chain.append(chain[-1].__cause__)
-        where = next(
-            (place for link in chain if (place := _where(link)) is not None), "the network"
-        )
-        raise ExportError(f"{where}: has no form in ONNX: {brief(chain[-1])}") from error
-    return cast("torch.onnx.ONNXProgram", found)
+        places = [place for link in chain if (place := _where(link)) is not None]
+        place = places[0] if places else "the network"
+        raise ExportError(f"{place}: has no form in ONNX: {brief(chain[-1])}") from error
+    return cast("torch.onnx.ONNXProgram", converted)
 
 
 def _where(error: BaseException) -> str | None:
-    """The module of the node at which the exporter gave up."""
+    """Return the module of the node at which the exporter gave up, if the error has one."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         node = frame.f_locals.get("node")
         if isinstance(node, torch.fx.Node) and (stack := node.meta.get("nn_module_stack")):
@@ -208,7 +171,7 @@ def _where(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No word of what the exporter warns of: what matters is checked afterwards."""
+    """Silence the exporter's warnings: the file is checked afterwards."""
     loggers = [(logging.getLogger(name), logging.getLogger(name).level) for name in LOGGERS]
     for logger, _ in loggers:
         logger.setLevel(logging.ERROR)
@@ -226,73 +189,69 @@ def quiet() -> Iterator[None]:
 
 
 def _open(graph: ir.Graph, name: str, layer: Quantized) -> list[ir.Value]:
-    """Make inputs of the initializers that hold a layer's weight."""
-    found = [graph.initializers.pop(key) for key in layer.names if key in graph.initializers]
-    if not found and any(
-        _same_numbers(value, layer) for value in graph.initializers.values()
-    ):  # or else it is not used
+    """Turn the initializers that hold a layer's weight into inputs of the graph.
+
+    A layer that the network does not use has none; but its numbers in another constant are an
+    error, as that constant would stay in float.
+    """
+    opened = [graph.initializers.pop(key) for key in layer.names if key in graph.initializers]
+    if not opened and any(_same_numbers(value, layer) for value in graph.initializers.values()):
         raise ExportError(
-            f"{name}: its weight is in the graph as a constant; the network must use the parameter itself"
+            f"{name}: its weight is in the graph as a constant; "
+            f"the network must use the parameter itself"
         )
-    for value in found:
+    for value in opened:
         value.const_value = None
         graph.inputs.append(value)
-    return found
+    return opened
 
 
 def _same_numbers(value: ir.Value, layer: Quantized) -> bool:
-    """Whether a constant has the numbers of a layer's weight, in whatever order."""
+    """Check if a constant has the numbers of a layer's weight, in whatever order."""
     if value.const_value is None or value.const_value.size != layer.codes.numel():
         return False
-    return np.array_equal(
-        np.sort(value.const_value.numpy(), axis=None), np.sort(layer.weight().numpy(), axis=None)
-    )
+    constant = np.sort(value.const_value.numpy(), axis=None)
+    return np.array_equal(constant, np.sort(layer.weight().numpy(), axis=None))
 
 
 def _tidy(model: ir.Model) -> None:
-    """Take out what would be larger than a small network: where each node came from. And call the
-    batch by its name.
+    """Remove the notes on where each node came from, which can be larger than a small network, and
+    name the free dimension.
     """
-    graph = model.graph
-    first = next((v.shape[0] for v in graph.inputs if v.shape), None)
+    ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
-    graph.metadata_props.clear()
-    for node in graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (
-        *graph.inputs,
-        *graph.initializers.values(),
-        *(v for node in graph.all_nodes() for v in node.outputs),
-    ):
-        value.metadata_props.clear()
-        if value.shape and isinstance(first, ir.SymbolicDim):
-            value.shape = ir.Shape([BATCH if dim == first else dim for dim in value.shape])
+    graph = model.graph
+    free = next((value.shape[0] for value in graph.inputs if value.shape), None)
+    computed = (value for node in graph.all_nodes() for value in node.outputs)
+    for value in (*graph.inputs, *graph.initializers.values(), *computed):
+        value.metadata_props.clear()  # the pass leaves these
+        if value.shape and isinstance(free, ir.SymbolicDim):
+            value.shape = ir.Shape([BATCH if dim == free else dim for dim in value.shape])
 
 
 def _free_batch(bound: inspect.BoundArguments) -> Any:
-    """Which dimensions of the arguments torch may leave open: the first, where it is the
-    batch's.
+    """Return the dimensions of the arguments that torch may leave open: the first, where it is the
+    batch's. The arguments become dense tensors of at least two inputs.
     """
     tensors = [leaf for leaf in leaves(bound.arguments) if isinstance(leaf, Tensor)]
     batch = next((tensor.shape[0] for tensor in tensors if tensor.dim()), 0)
     bound.arguments.update(mapped(bound.arguments, lambda leaf: _plain(leaf, batch)))
-    return mapped(
-        bound.arguments,
-        lambda leaf: {0: torch.export.Dim.AUTO} if _leads(leaf, max(2, batch)) else None,
-    )
+    batch = max(2, batch)
+    free = {0: torch.export.Dim.AUTO}
+    return mapped(bound.arguments, lambda leaf: free if _leads(leaf, batch) else None)
 
 
 def _leads(leaf: Any, batch: int) -> bool:
-    """Whether the first dimension of what may be a tensor is the batch's."""
+    """Check if an argument is a tensor whose first dimension is the batch's."""
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
 
 
 def _plain(leaf: Any, batch: int) -> Any:
-    """What may be a tensor as the tracer wants it: dense, and several inputs, as it would take a
-    batch of one for a constant.
+    """Return an argument as the tracer needs it: dense, and with two inputs in place of one, as it
+    would take a batch of one for a constant.
     """
-    leaf = torch.cat([leaf, leaf]) if batch == 1 and _leads(leaf, 1) else leaf
-    return leaf.detach().contiguous() if isinstance(leaf, Tensor) else leaf
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if batch == 1 and _leads(leaf, 1):
+        leaf = torch.cat([leaf, leaf])
+    return leaf.detach().contiguous()

@@ -1,10 +1,10 @@
-"""MXFP4 and MXFP8 tensors (OCP Microscaling Formats 1.0): a safetensors file in torch's own types,
-for kernels of others to read.
+"""The form ``mx``: MXFP4 and MXFP8 tensors (OCP Microscaling Formats 1.0) in a safetensors file, in
+torch's own types, for the kernels of other libraries.
 
-A layer's weight is a matrix, a row for each output channel. Of a layer ``L`` the file holds
-``L.weight``, E2M1 elements, two in a byte, the first in the low bits (2 to 4 bits), or E4M3
-elements (5 and 6 bits); and ``L.weight_scale``, an E8M0 scale for every 32 elements of a row.
-    Everything else is there under its own name. The header's ``octavo.mx`` has the weights' shapes.
+The weight of a layer ``L`` is a matrix with a row for each output channel. The file holds its
+elements as ``L.weight``: E2M1, two in a byte, the first in the low bits (2 to 4 bits), or E4M3 (5
+and 6 bits). It holds an E8M0 scale for every 32 elements of a row as ``L.weight_scale``. Every
+other tensor has its own name. The header's ``octavo.mx`` has the shapes of the weights.
 """
 
 import json
@@ -18,24 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from octavo.deploy.elements import E2M1, E2M1_NUMBERS, E4M3, Format, elements
+from octavo.deploy.forms import Job, Made
 from octavo.errors import ExportError
 from octavo.network.layers import channels_back
-from octavo.storage.packed import Packed
 from octavo.storage.quantized import Quantized
 
-__all__ = ["BLOCK", "read_mx", "to_mx"]
+__all__ = ["BLOCK", "make", "read_mx"]
 
 BLOCK = 32
 HEADER = "octavo.mx"
 
 
-def to_mx(packed: Packed) -> bytes:
-    """The file, checked: what it holds dequantizes to exactly the packed weights.
+def make(job: Job) -> Made:
+    """Make the file, and check that its elements and scales are exactly the packed weights.
 
     Raises:
-        ExportError: a layer that the formats cannot hold; the message names it.
+        ExportError: the formats cannot hold a layer; the message names it.
 
     """
+    packed = job.packed
     tensors = {
         name: value.clone(memory_format=torch.contiguous_format)
         for names, value in packed.floats
@@ -54,25 +55,28 @@ def to_mx(packed: Packed) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "check.safetensors"
         path.write_bytes(data)
-        held = read_mx(path)
+        written = read_mx(path)
     for name, layer in packed.layers.items():
-        if not torch.equal(held[layer.names[0]], layer.weight()):
+        if not torch.equal(written[layer.names[0]], layer.weight()):
             raise ExportError(
                 f"{name}: {_format(layer).name} with E8M0 scales does not hold its weights exactly"
             )
-    return data
+    return Made(data)
 
 
 def read_mx(path: str | Path) -> dict[str, Tensor]:
-    """Every tensor of a file by its name in the model's state dict, dequantized to float32."""
+    """Read every tensor of a file by its name in the model's state dict, dequantized to float32."""
     with safetensors.safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        names = file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
         rows = json.loads(file.metadata()[HEADER])
     for parameter, row in rows.items():
-        stored, scales = tensors.pop(parameter), tensors.pop(f"{parameter}_scale").float()
+        stored = tensors.pop(parameter)
+        scales = tensors.pop(f"{parameter}_scale").float()
         columns = prod(row["shape"][1:])
-        elements = _from_e2m1(stored) if stored.dtype == torch.float4_e2m1fn_x2 else stored.float()
-        matrix = elements[:, :columns] * scales.repeat_interleave(BLOCK, 1)[:, :columns]
+        is_fp4 = stored.dtype == torch.float4_e2m1fn_x2
+        numbers = _from_e2m1(stored) if is_fp4 else stored.float()
+        matrix = numbers[:, :columns] * scales.repeat_interleave(BLOCK, 1)[:, :columns]
         tensors |= dict.fromkeys(
             row["names"], channels_back(matrix.view(row["shape"]), row["groups"])
         )
@@ -84,7 +88,7 @@ def _format(layer: Quantized) -> Format:
 
 
 def _blocks(name: str, layer: Quantized) -> tuple[Tensor, Tensor]:
-    """A layer's elements and scales."""
+    """Return the elements and the scales of a layer as they are stored."""
     element, scale = elements(layer.codebook, layer.codes, _format(layer), name)
     matrix = element.reshape(len(element), -1)
     scales = scale.reshape(-1, 1).expand(len(matrix), -(-matrix.shape[1] // BLOCK))
@@ -93,11 +97,10 @@ def _blocks(name: str, layer: Quantized) -> tuple[Tensor, Tensor]:
 
 
 def _to_e2m1(matrix: Tensor) -> Tensor:
-    """Two elements in a byte; a row of odd length ends in a zero."""
-    codes = (
-        torch.searchsorted(E2M1_NUMBERS, matrix.abs()).to(torch.uint8)
-        | (matrix < 0).to(torch.uint8) << 3
-    )
+    """Store two elements in a byte; a row of odd length ends in a zero."""
+    magnitude = torch.searchsorted(E2M1_NUMBERS, matrix.abs()).to(torch.uint8)  # 3 bits
+    sign = (matrix < 0).to(torch.uint8)
+    codes = magnitude | sign << 3
     codes = nn.functional.pad(codes, (0, codes.shape[1] % 2))
     return (codes[:, ::2] | codes[:, 1::2] << 4).view(torch.float4_e2m1fn_x2)
 

@@ -1,5 +1,5 @@
-"""Which values activations take: measured by ONNX Runtime over batches, and the 8-bit steps that
-cover them.
+"""The ranges of activations, measured by ONNX Runtime over batches, and the 8-bit codes that cover
+them.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from torch import Tensor
 
 from octavo.deploy.runtime import OnnxModel
 from octavo.network.calling import Inputs, arguments
@@ -25,7 +26,7 @@ class Range:
 
     @property
     def scale(self) -> NDArray[Any]:
-        """The step, float32."""
+        """The distance between two codes, float32."""
         return np.asarray(max(self.high - self.low, 1e-12) / 255, dtype=np.float32)
 
     @property
@@ -35,7 +36,7 @@ class Range:
 
 
 def measure(model: ir.Model, batches: Sequence[Inputs], names: Sequence[str]) -> dict[str, Range]:
-    """The range of each named value over all batches."""
+    """Return the range of each named value over all batches."""
     proto = ir.to_proto(model)
     known = {value.name for value in proto.graph.input}
     proto.graph.output.extend(
@@ -44,16 +45,20 @@ def measure(model: ir.Model, batches: Sequence[Inputs], names: Sequence[str]) ->
     runner = OnnxModel(proto.SerializeToString())
     spans = dict.fromkeys(names, (0.0, 0.0))
     for batch in batches:
-        for name, (low, high) in _extremes(runner, batch, names, known).items():
-            spans[name] = min(low, spans[name][0]), max(high, spans[name][1])
+        for name, value in _values(runner, batch, names, known).items():
+            low, high = spans[name]
+            spans[name] = min(low, float(value.min())), max(high, float(value.max()))
     return {name: Range(*span) for name, span in spans.items()}
 
 
-def _extremes(
+def _values(
     runner: OnnxModel, batch: Inputs, names: Sequence[str], known: set[str]
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Tensor]:
+    """Compute the named values of a batch; those in ``known`` are inputs of the graph."""
     args, kwargs = arguments(batch)
+    given = runner.feed(args, kwargs)
+    values = {name: value for name, value in given.items() if name in names}
     inner = [name for name in names if name not in known]
-    found = dict(zip(inner, runner.run(args, kwargs, inner), strict=True)) if inner else {}
-    found |= {name: value for name, value in runner.feed(args, kwargs).items() if name in names}
-    return {name: (float(value.min()), float(value.max())) for name, value in found.items()}
+    if inner:
+        values |= zip(inner, runner.run(args, kwargs, inner), strict=True)
+    return values

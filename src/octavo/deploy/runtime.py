@@ -1,5 +1,5 @@
-"""ONNX Runtime: a file as a module that is called like the network it came from, and how far the
-two are apart.
+"""ONNX Runtime: a file as a module that is called like the network that it came from, and the
+difference between the two.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +18,8 @@ __all__ = ["OnnxModel", "agreement", "differences"]
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file, run by ONNX Runtime on the CPU: takes and gives tensors as the network does
-    that it was exported from.
+    """An ONNX file that ONNX Runtime runs on the CPU. It takes and returns tensors as the network
+    does that it was exported from.
 
     Raises:
         FormatError: the file cannot be read, or holds what this ONNX Runtime does not know.
@@ -36,18 +36,20 @@ class OnnxModel(nn.Module):
         except OSError as error:
             raise FormatError(f"{name}: {error.strerror}") from error
         except Exception as error:  # onnxruntime's own have no common ancestor
-            known = f"ONNX Runtime {onnxruntime.__version__} does not take it, pip install -U 'octavo[onnx]'"
-            raise FormatError(f"{name}: {known}: {brief(error)}") from error
+            raise FormatError(
+                f"{name}: ONNX Runtime {onnxruntime.__version__} does not take it, "
+                f"pip install -U 'octavo[onnx]': {brief(error)}"
+            ) from error
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """One output, or a tuple of several."""
+        """Return the output, or a tuple of the outputs if there are several."""
         outputs = self.run(args, kwargs)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def run(
         self, args: Any, kwargs: Mapping[str, Any], names: Sequence[str] | None = None
     ) -> list[Tensor]:
-        """The values called ``names``, or all outputs, for arguments of the network.
+        """Compute the values called ``names``, or all outputs, from arguments of the network.
 
         Raises:
             PlanError: an input is missing.
@@ -66,13 +68,20 @@ class OnnxModel(nn.Module):
         return [torch.from_numpy(np.asarray(output)) for output in outputs]
 
     def feed(self, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The inputs of the graph by name."""
+        """Return the arguments by the names of the graph's inputs.
+
+        Raises:
+            PlanError: an input is missing.
+
+        """
         names = [value.name for value in self.session.get_inputs()]
         given = dict(zip(names, _tensors(args), strict=False))
         given |= {name: value for name, value in kwargs.items() if name in names}
-        if missing := [name for name in names if name not in given]:
+        missing = [name for name in names if name not in given]
+        if missing:
             raise PlanError(
-                f"the ONNX model expects inputs called {', '.join(names)}; {', '.join(missing)} missing"
+                f"the ONNX model expects inputs called {', '.join(names)}; "
+                f"{', '.join(missing)} missing"
             )
         return given
 
@@ -85,8 +94,8 @@ def _session(data: bytes) -> onnxruntime.InferenceSession:
 
 
 def differences(expected: Any, got: Any) -> tuple[float, float]:
-    """How far outputs, tensors or tuples or dicts of them, are apart, at most and in the mean, in
-    terms of the largest value.
+    """Return the largest and the mean difference between outputs, tensors or tuples or dicts of
+    tensors, in units of the largest value of each output.
     """
     pairs = [
         (a.detach().cpu().double(), b.double())
@@ -94,13 +103,13 @@ def differences(expected: Any, got: Any) -> tuple[float, float]:
         if a.numel()
     ]
     shares = [(a - b).abs() / a.abs().max().clamp(min=1e-30) for a, b in pairs]
-    return max((float(share.max()) for share in shares), default=0.0), max(
-        (float(share.mean()) for share in shares), default=0.0
-    )
+    largest = max((float(share.max()) for share in shares), default=0.0)
+    mean = max((float(share.mean()) for share in shares), default=0.0)
+    return largest, mean
 
 
 def agreement(expected: Any, got: Any) -> float:
-    """The share of rows of the first output whose largest value is at the same place in both."""
+    """Return the share of rows of the first output whose largest values have the same index."""
     first, second = next(_tensors(expected)), next(_tensors(got))
     return float((first.argmax(-1) == second.argmax(-1)).double().mean()) if first.dim() else 1.0
 

@@ -1,8 +1,9 @@
-"""Powers of two as a codebook: the levels of INQ (arXiv 1702.03044, section 2.1), which weight
-takes which, and the choice of n1.
+"""Powers of two as a codebook: the levels, the rounding, and the choice of the largest exponent
+(INQ, arXiv 1702.03044, section 2.1).
 
-A codebook of ``b`` bits has the levels ``{0, ±2^n2, …, ±2^n1}`` with ``n2 = n1 + 1 - 2^(b-2)``. A
-code is the index of a level in ascending order, so the middle code, ``2^(b-2)``, is zero.
+A codebook of ``b`` bits has the levels ``{0, ±2^n2, ..., ±2^n1}`` with ``n2 = n1 + 1 - 2^(b-2)``,
+where ``n1`` is ``max_exponent``. A code is the index of a level in ascending order, so the middle
+code, ``2^(b-2)``, is zero.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo._deprecated import renamed_arguments, warn_renamed
 from octavo.formats.codebook import (
     BLOCK,
     LARGEST,
@@ -24,47 +26,65 @@ from octavo.formats.codebook import (
     decoded,
     least_error_exponent,
     power,
+    read_per,
     rows_by_exponent,
 )
 from octavo.formats.width import Width, bits_of
 
 __all__ = ["BLOCK", "Fit", "Per", "PowerOfTwo", "power_of_two"]
 
-SIGN, MAGNITUDE, EXPONENT = -(1 << 31), (1 << 31) - 1, 0xFF << 23  # of float32's bits
-STEP, HALF = 1 << 23, 1 << 22  # one step of the exponent, half a mantissa
-SMALL, LIFT = (
-    -60,
-    100,
-)  # exponents under SMALL are lifted by LIFT while rounding, away from subnormal numbers
+# A float32 as an integer: a sign bit, 8 bits of exponent, 23 bits of mantissa.
+SIGN = -(1 << 31)
+MAGNITUDE = (1 << 31) - 1
+EXPONENT = 0xFF << 23
+BIAS = 127  # the exponent field holds the exponent plus this
+STEP = 1 << 23  # one step of the exponent field
+HALF = 1 << 22  # half a mantissa
+
+# Subnormal numbers have no exponent field to round by. Where the largest exponent is below SMALL,
+# the weights are multiplied with 2^LIFT while they are rounded.
+SMALL = -60
+LIFT = 100
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class PowerOfTwo:
-    """The levels of one quantized tensor.
+    """The levels of one quantized tensor: zero and signed powers of two.
 
     Attributes:
         bits: nominal bits, 2 to 8: ``2^(bits-2)`` exponents, ``2^(bits-1) + 1`` levels.
-        top: the largest exponent n1, an integer tensor: a scalar, or one value per output channel,
-            shape ``(channels,)``.
+        max_exponent: the largest exponent, ``n1`` in INQ: an integer scalar tensor, or one value
+            per output channel, shape ``(channels,)``.
+
+    Raises:
+        PlanError: bits out of range, or a ``max_exponent`` that is no integer scalar or vector.
 
     """
 
     bits: int
     max_exponent: Tensor
-    lowest: ClassVar[int] = SMALLEST
+    lowest_max_exponent: ClassVar[int] = SMALLEST
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bits", bits_of(self.bits, "power_of_two"))
-        check_exponent(self.max_exponent)
+    @renamed_arguments(top="max_exponent")
+    def __init__(self, bits: int | Width, max_exponent: Tensor) -> None:
+        check_exponent(max_exponent)
+        object.__setattr__(self, "bits", bits_of(bits, "power_of_two"))
+        object.__setattr__(self, "max_exponent", max_exponent)
+
+    @property
+    def top(self) -> Tensor:
+        """The deprecated name of ``max_exponent``."""
+        warn_renamed("PowerOfTwo.top", "PowerOfTwo.max_exponent")
+        return self.max_exponent
 
     @property
     def width(self) -> Width:
-        """The width that this codebook belongs to."""
+        """The bits together with the name of this kind of codebook."""
         return Width(self.bits)
 
     @property
     def exponents(self) -> int:
-        """Number of exponents."""
+        """The number of exponents."""
         return 1 << (self.bits - 2)
 
     @property
@@ -74,70 +94,71 @@ class PowerOfTwo:
 
     @property
     def edge(self) -> float:
-        """The outer edge of the largest level's cell, in units of that level (eq. 4)."""
+        """The outer edge of the largest level's cell, in units of that level (INQ, eq. 4)."""
         return 1.5
 
     def unit_levels(self) -> Tensor:
-        """Ascending float32 levels for n1 = 0; a tensor's levels are these times ``scale``: shape
-        ``(2^(bits-1)+1,)``.
+        """Return the ascending float32 levels of ``max_exponent`` 0, shape ``(2^(bits-1)+1,)``.
+
+        The levels of the tensor are these times ``scale``.
         """
-        power = np.ldexp(np.float32(1), np.arange(1 - self.exponents, 1, dtype=np.int32))
-        return torch.from_numpy(np.concatenate([-power[::-1], np.zeros(1, np.float32), power])).to(
-            self.max_exponent.device
-        )
+        powers = np.ldexp(np.float32(1), np.arange(1 - self.exponents, 1, dtype=np.int32))
+        levels = np.concatenate([-powers[::-1], np.zeros(1, np.float32), powers])
+        return torch.from_numpy(levels).to(self.max_exponent.device)
 
     def scale(self) -> Tensor:
-        """``2^n1``: float32, shape of ``max_exponent``."""
+        """Return ``2^max_exponent``: float32, shape of ``max_exponent``."""
         return power(self.max_exponent)
 
     def levels(self) -> Tensor:
-        """Ascending float32 levels: shape ``(2^(bits-1)+1,)``, or ``(channels, 2^(bits-1)+1)``
-        where ``max_exponent`` is per channel.
+        """Return the ascending float32 levels: shape ``(2^(bits-1)+1,)``, or
+        ``(channels, 2^(bits-1)+1)`` where ``max_exponent`` is per channel.
         """
         return self.unit_levels() * self.scale()[..., None]
 
     def project(self, weight: Tensor) -> Tensor:
-        """Each weight's level (eq. 4, saturating from ``1.5 * 2^n1`` on), float32, shape of
-        ``weight``: one pass over memory.
+        """Round each weight to the nearest level (INQ, eq. 4): float32, shape of ``weight``.
 
-        Rounding works on the float's bits: adding half a mantissa and clearing it rounds to the
-        nearest power, ties up.
+        Weights from ``1.5 * 2^max_exponent`` on saturate. It takes one pass over memory, because
+        the rounding works on the float's bits: to add half a mantissa and to clear the mantissa
+        rounds to the nearest power of two, ties up.
         """
         source = rows_by_exponent(weight, self.max_exponent)
         result = torch.empty_like(source)
-        top = self.max_exponent.to(weight.device, torch.int32).reshape(-1, 1)
-        small = top < SMALL
+        exponent = self.max_exponent.to(weight.device, torch.int32).reshape(-1, 1)
+        small = exponent < SMALL
         lift = torch.where(small, 2.0**LIFT, 1.0).float() if bool(small.any()) else None
-        high = (top + LIFT * small.int() + 127) * STEP
+        high = (exponent + LIFT * small.int() + BIAS) * STEP
         low = high - (self.exponents - 1) * STEP
-        scratch = torch.empty(
-            2, min(BLOCK, source.numel()), dtype=torch.int32, device=weight.device
-        )
+        size = min(BLOCK, source.numel())
+        scratch = torch.empty(2, size, dtype=torch.int32, device=weight.device)
         for rows, block in blocks(source):
             level = result[block]
             lifted = source[block] if lift is None else source[block] * lift[rows]
-            room = scratch[:, : level.numel()].view(2, *level.shape)
             _round(
                 lifted.view(torch.int32),
                 low[rows],
                 high[rows],
                 out=level.view(torch.int32),
-                scratch=room,
+                scratch=scratch[:, : level.numel()].view(2, *level.shape),
             )
             if lift is not None:
                 level /= lift[rows]
         return result.view(weight.shape)
 
     def encode(self, weight: Tensor) -> Tensor:
-        """uint8 codes, the index of each weight's level, shape of ``weight``."""
+        """Return uint8 codes, the index of each weight's level, shape of ``weight``."""
         level = rows_by_exponent(self.project(weight), self.max_exponent)
-        lowest = self.max_exponent.to(weight.device).reshape(-1, 1) - self.exponents
-        rank = torch.frexp(level).exponent - 1 - lowest
+        below = self.max_exponent.to(weight.device).reshape(-1, 1) - self.exponents  # n2 - 1
+        rank = torch.frexp(level).exponent - 1 - below  # 1 for the smallest power of two
         return (self.exponents + rank * level.sign()).to(torch.uint8).view(weight.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The levels that ``codes`` stand for: float32, shape of ``codes``, exact. A code beyond
-        the last level is an error.
+        """Return the levels that ``codes`` stand for: float32, shape of ``codes``, exact.
+
+        Raises:
+            PlanError: a code beyond the last level.
+
         """
         return decoded(self, codes)
 
@@ -147,22 +168,22 @@ def power_of_two(
     bits: int | Width,
     *,
     fit: Fit = "max",
-    per: Per = "layer",
+    per: Per = "tensor",
     importance: Tensor | None = None,
     name: str = "weight",
 ) -> PowerOfTwo:
-    """The codebook for ``weight``: the choice of its largest exponent n1.
+    """Choose the codebook for ``weight``, that is, its largest exponent.
 
     Args:
-        weight: floats of any shape, output channels first. An all-zero tensor or channel is legal
-            and gets n1 = 0.
+        weight: floats of any shape, output channels first. A tensor or a channel of zeros is legal
+            and gets the exponent 0.
         bits: nominal bits, 2 to 8.
-        fit: ``"max"`` is the paper's ``n1 = floor(log2(4/3 max|w|))``; ``"mse"`` the integer n1 of
-            least squared error.
-        per: one n1 for the ``"layer"`` or one per output ``"channel"``.
-        importance: non-negative weights of the squared error, broadcastable to ``weight``; only
-            with ``fit="mse"``.
-        name: what errors call the tensor.
+        fit: ``"max"`` is the paper's ``n1 = floor(log2(4/3 max|w|))``; ``"mse"`` is the integer
+            exponent of least squared error.
+        per: one exponent for the ``"tensor"``, or one for each output ``"channel"``.
+        importance: non-negative weights of the squared error, broadcastable to ``weight``; they
+            count only with ``fit="mse"``.
+        name: the name of the tensor, for errors.
 
     Raises:
         PlanError: bits out of range, an unknown ``fit`` or ``per``, or a weight that is NaN or
@@ -170,37 +191,39 @@ def power_of_two(
 
     """
     bits = bits_of(bits, "power_of_two")
+    per = read_per(per, name)
     rows = checked_rows(weight, fit, per, name)
-    top = _paper_exponent(rows)
+    exponent = _paper_exponent(rows)
     if fit == "mse" and rows.numel():
         share = None if importance is None else importance.expand_as(weight).reshape(rows.shape)
-        top = least_error_exponent(rows, lambda top: PowerOfTwo(bits, top), top, share)
-    return PowerOfTwo(bits, top if per == "channel" else top[0])
+        exponent = least_error_exponent(rows, lambda one: PowerOfTwo(bits, one), exponent, share)
+    return PowerOfTwo(bits, exponent if per == "channel" else exponent[0])
 
 
 def _round(weight: Tensor, low: Tensor, high: Tensor, *, out: Tensor, scratch: Tensor) -> None:
-    """Round floats to signed powers from ``low`` to ``high``, or to zero under half of ``low``; all
-    given as their bits, int32.
+    """Round floats to signed powers from ``low`` to ``high``, or to zero under half of ``low``.
 
-    Comparisons yield 0 or 1 in int32 to multiply with: masks in bool would cost ten times as much.
+    All are given as the integers of their bits, int32. Comparisons yield 0 or 1 in int32, to
+    multiply with; masks in bool would cost ten times as much.
     """
-    power, keep = scratch
-    torch.bitwise_and(weight, MAGNITUDE, out=power)
-    torch.ge(power, low - STEP, out=keep)
-    torch.maximum(power, low, out=power)
-    torch.minimum(power, high, out=power)
-    power += HALF
-    power &= EXPONENT
+    magnitude, keep = scratch
+    torch.bitwise_and(weight, MAGNITUDE, out=magnitude)
+    torch.ge(magnitude, low - STEP, out=keep)
+    torch.maximum(magnitude, low, out=magnitude)
+    torch.minimum(magnitude, high, out=magnitude)
+    magnitude += HALF
+    magnitude &= EXPONENT
     torch.bitwise_and(weight, SIGN, out=out)
-    out |= power
+    out |= magnitude
     out *= keep
 
 
 def _paper_exponent(rows: Tensor) -> Tensor:
-    """``floor(log2(4/3 max|w|))`` of each row: the exponent of the power nearest to the maximum, a
-    tie going up.
+    """Return ``n1 = floor(log2(4/3 max|w|))`` of each row (INQ, section 2.1), int32.
+
+    It is the exponent of the power of two nearest to the maximum, a tie going up.
     """
     largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
-    mantissa, exponent = torch.frexp(largest)
-    top = exponent - (mantissa < 0.75).int()
-    return torch.where(largest > 0, top.clamp(SMALLEST, LARGEST), 0).to(torch.int32)
+    mantissa, exponent = torch.frexp(largest)  # largest = mantissa * 2^exponent, 1/2 <= mantissa
+    nearest = exponent - (mantissa < 0.75).int()
+    return torch.where(largest > 0, nearest.clamp(SMALLEST, LARGEST), 0).to(torch.int32)

@@ -1,24 +1,32 @@
-"""Tell pruned weights from zeros that are levels."""
+"""The difference between pruned weights and zeros that are levels."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["pruned"]
+__all__ = ["pruned_mask"]
+
+MANTISSA_BITS = 24  # of float32, the leading one included
 
 
-def pruned(weight: Tensor) -> Tensor:
-    """Which weights are taken to be pruned: bool, same shape: all that are exactly zero, for
-    training leaves no such weight.
+def pruned_mask(weight: Tensor) -> Tensor:
+    """Return the weights that are taken to be pruned: bool, same shape.
 
-    Not so where every other weight is a power of two, or a sum or difference of two: there the
-    layer was quantized before, and zero is one of its levels.
+    They are all that are exactly zero, because training leaves no such weight. There are none where
+    every other weight is a power of two, or a sum or a difference of two: such a layer was
+    quantized before, and zero is one of its levels.
     """
-    zero = weight.detach() == 0
-    if not bool(zero.any()) or bool(zero.all()):
-        return zero
-    mantissa = (torch.frexp(weight.detach().float()).mantissa.abs() * 2**24).int()
-    powers = mantissa ^ (
-        3 * mantissa
-    )  # a bit for each of the fewest powers that add up to it, signed (its non-adjacent form)
-    others = powers & (powers - 1)
-    return zero & bool((others & (others - 1)).any())
+    is_zero = weight.detach() == 0
+    if not bool(is_zero.any()) or bool(is_zero.all()):
+        return is_zero
+    return is_zero & bool(_needs_three_powers(weight.detach().float()).any())
+
+
+def _needs_three_powers(weight: Tensor) -> Tensor:
+    """Return the weights that are no sum or difference of at most two powers of two: bool."""
+    mantissa = (torch.frexp(weight).mantissa.abs() * 2**MANTISSA_BITS).int()
+    # The non-adjacent form of n writes it with the fewest signed powers of two. The bits of
+    # n XOR 3n are where it has them, one place up.
+    powers = mantissa ^ (3 * mantissa)
+    without_one = powers & (powers - 1)  # clears the lowest bit
+    without_two = without_one & (without_one - 1)
+    return without_two != 0

@@ -1,3 +1,3 @@
-"""INQ, incremental network quantization: the order of freezing, the parametrization that holds
-frozen weights, the stages.
+"""INQ, incremental network quantization: the partition says which weights freeze next, the
+parametrization keeps frozen weights still, and Incremental goes through the portions.
 """

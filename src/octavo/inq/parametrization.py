@@ -1,19 +1,17 @@
-"""Hold frozen weights still under any optimizer, and fold the model back to plain modules.
+"""The parametrization that keeps frozen weights still under any optimizer.
 
-Masking gradients does not hold a weight: momentum and weight decay still move it. Here each
-quantized parameter gets a
-parametrization: the forward pass sees the frozen value where a weight is frozen and the trained one
-    elsewhere.
+Masking gradients does not keep a weight still: momentum and weight decay still move it. Instead,
+each quantized parameter gets a parametrization: the network sees the level where a weight is frozen
+and the trained value where it is free.
 
-Free weights are bounded too. Left alone, the last few of them grow far beyond the largest level
-while they make up for all the others, and rounding them in the end undoes the network. So the
-network sees them within a bound that closes, as the free share falls, on the range that the
-codebook divides: up to the outer edge of its largest level's cell. The paper bounds nothing; with
-its own ``n1``, every weight starts inside of that range.
+Free weights are bounded too. Without a bound, the last few of them grow far beyond the largest
+level while they compensate for all the others, and rounding them in the end destroys the network.
+So the network sees free weights clamped to a bound. As the free share falls, the bound closes on
+the range of the codebook: the outer edge of the largest level's cell. INQ's paper bounds nothing;
+with its own formula for the largest exponent, every weight starts within that range.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,127 +22,146 @@ from octavo.formats.registry import codebook_at
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.parametrizations import attach
 
-__all__ = ["FrozenWeights", "Masks", "hold"]
+__all__ = ["FrozenWeights", "attach_frozen_weights", "is_frozen"]
 
-# how far beyond the outer edge of the largest level's cell the bound lies, times the free share
+# The bound of free weights, in units of the scale: edge + ROOM * free share.
 ROOM = 3.0
-BITS = {
-    2: torch.int16,
-    4: torch.int32,
-    8: torch.int64,
-}  # integers as wide as a float of so many bytes
-ONE, MANTISSA = 127, 23  # of float32's bits: the exponent field of 1, how far up it lies
-FREE = -128  # the mark of a weight that is free: the least int8
-LEVEL = ~(1 << 30)  # of float32's bits: those that a mark may set
+
+# One byte, the mark, says of each weight that it is free, or at which level it is frozen.
+# If the levels are powers of two, the mark of a frozen weight is a part of its level in float32,
+# for a scale of 1. Such a number has a sign bit (31), eight bits of exponent (23 to 30) and the
+# mantissa, which is empty for a power of two. A level of at most 1 has an exponent field of at most
+# 127, so that bit 30 is zero. A positive level has its exponent field as its mark, a negative one
+# its exponent field minus 128. As int32, shifted up by 23, the mark has the exponent in its place
+# and the sign in bit 31; bit 30, which repeats the sign, must be cleared.
+# For other levels the mark is the number of the level, counted from zero, and is looked up in a
+# table.
+FREE = -128
+MANTISSA = 23
+BIAS = 127
+LEVEL_BITS = ~(1 << 30)
+
+# The integer type as wide as a float of so many bytes.
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Masks(Mapping[str, Tensor]):
-    """Masks by layer name, each made when it is asked for."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
-        self._makers = dict(makers)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._makers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
+def is_frozen(marks: Tensor) -> Tensor:
+    """The mask of the frozen weights, from their marks: bool, same shape."""
+    return marks != FREE
 
 
 class FrozenWeights(nn.Module):
-    """A parametrization that replaces the frozen weights by their levels.
+    """A parametrization that replaces frozen weights by their levels.
 
-    It keeps one byte a weight, and its output four while a graph is alive: 5 bytes of extra memory
-    a weight. The byte marks a weight as free, or has the sign and the exponent field of its level
-    for n1 = 0: shifted up, these are the level's own bits. On another grid than powers of two it
-    has the level's place from zero, to be looked up.
+    It keeps one byte for each weight, and its output takes four while a graph is alive: 5 bytes of
+    extra memory a weight.
+
+    Attributes:
+        pruned: the number of weights that were frozen at zero before any other.
+        straight_through: True if the network sees free weights at their nearest levels too, while
+            gradients pass straight through to their trained values.
+        marks: int8, the weight's shape: free, or the level at a scale of 1 (see above).
+        scale: float32, broadcastable to the weight: levels are unit levels times the scale.
+        edge: the bound of free weights in units of the scale; infinite until the first freezing.
+        table: the unit level of each mark, from the mark FREE on; None if levels are powers of two,
+            which marks spell out.
+
     """
 
-    pruned: int  # how many weights were frozen at zero before any other
-    straight_through: bool  # whether the network sees free weights at their levels too
-    marks: Tensor  # int8, the weight's own shape
-    scale: Tensor  # 2^n1, broadcastable to the weight
-    # the bound of free weights in units of the scale; infinite until the first weight is frozen
+    pruned: int
+    straight_through: bool
+    marks: Tensor
+    scale: Tensor
     edge: Tensor
-    table: Tensor | None  # by mark, from FREE on, the level for n1 = 0; None where the mark has it
+    table: Tensor | None
 
     def __init__(self, weight: Tensor, codebook: Codebook, groups: int = 0) -> None:
         super().__init__()
-        rows = channels_first(weight, groups)
-        scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))
-        if groups and len(scale) > 1:
-            scale = channels_back(scale.expand(-1, rows.shape[1], *scale.shape[2:]), groups)
-        self.pruned, self.straight_through = 0, False
+        self.pruned = 0
+        self.straight_through = False
         self._unit = codebook_at(codebook.width, torch.zeros((), dtype=torch.int32))
+        scale = _broadcastable_scale(weight, codebook, groups)
         self.register_buffer("marks", torch.full_like(weight, FREE, dtype=torch.int8))
         self.register_buffer("scale", scale.to(weight.device))
         self.register_buffer("edge", torch.full((), math.inf, device=weight.device))
-        self.register_buffer("table", self._table(weight.device), persistent=False)
+        self.register_buffer("table", self._level_table(weight.device), persistent=False)
 
-    def _table(self, device: torch.device) -> Tensor | None:
+    def _level_table(self, device: torch.device) -> Tensor | None:
         if self._unit.width.codebook == "power_of_two":
             return None
-        table, levels = torch.zeros(1 << 8), self._unit.unit_levels()
-        table[-self._unit.zero - FREE :][: len(levels)] = levels
+        levels = self._unit.unit_levels()
+        first = -self._unit.zero - FREE  # the place of the lowest level, whose mark is -zero
+        table = torch.zeros(1 << 8)
+        table[first : first + len(levels)] = levels
         return table.to(device)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight as the network shall see it, same shape and type."""
-        result: Tensor = _Hold.apply(weight, self.marks, self.scale, self.edge, self.table)  # type: ignore[no-untyped-call]
-        if (
-            self.straight_through
-        ):  # the gradient is as if nothing were rounded (Bengio et al., arXiv 1308.3432)
+        """Return the weight as the network shall see it, same shape and type."""
+        result: Tensor = _ReplaceFrozen.apply(  # type: ignore[no-untyped-call]
+            weight, self.marks, self.scale, self.edge, self.table
+        )
+        if self.straight_through:  # Bengio et al., arXiv 1308.3432
             levels = self._unit.project(result / self.scale).mul_(self.scale).to(result.dtype)
             result = levels + (result - result.detach())
         return result
 
     @property
     def frozen(self) -> Tensor:
-        """Which weights are frozen: bool, the weight's own shape."""
-        return self.marks != FREE
-
-    def snapshot(self) -> Callable[[], Tensor]:
-        """What makes the mask of the weights that are frozen now, whenever it is called; it takes
-        no memory of its own.
-        """
-        marks = self.marks
-        return lambda: marks != FREE
+        """The mask of the frozen weights: bool, the weight's shape."""
+        return is_frozen(self.marks)
 
     @torch.no_grad()
     def prune(self, mask: Tensor) -> None:
-        """Freeze the weights under ``mask`` at zero, before any other; shares of the weights are
-        shares of the rest.
+        """Freeze the weights under ``mask`` at zero, before any other. Later shares of the weights
+        are shares of the others.
         """
         self.marks = torch.where(mask, 0, self.marks)
         self.pruned = int(mask.sum())
 
     @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
-        """Freeze the weights under ``mask`` that are still free, at ``codes``; both of the weight's
-        own shape.
+        """Freeze at ``codes`` those weights under ``mask`` that are still free; both tensors have
+        the weight's shape.
         """
-        marks = codes.int() - self._unit.zero
-        if self.table is None:
-            field = ONE - self._unit.zero + marks.abs()
-            marks = torch.where(marks == 0, 0, torch.where(marks < 0, field + FREE, field))
-        grown = torch.where(mask & ~self.frozen, marks.to(torch.int8), self.marks)
-        self.marks = torch.empty_like(self.marks).copy_(
-            grown
-        )  # a new tensor: snapshots stay what they are
+        newly = mask & ~self.frozen
+        marks = torch.where(newly, self._marks_of(codes), self.marks)
+        # A new tensor, because masks of earlier stages read the old one; empty_like keeps the
+        # memory format of the weight.
+        self.marks = torch.empty_like(self.marks).copy_(marks)
         free = self.marks.numel() - int(self.frozen.sum())
-        self.edge.fill_(self._unit.edge + ROOM * free / max(1, self.marks.numel() - self.pruned))
+        survivors = self.marks.numel() - self.pruned
+        self.edge.fill_(self._unit.edge + ROOM * free / max(1, survivors))
+
+    def _marks_of(self, codes: Tensor) -> Tensor:
+        """Turn codes into marks: int8."""
+        number = codes.int() - self._unit.zero  # of the level, counted from zero
+        if self.table is not None:
+            return number.to(torch.int8)
+        # Level number k > 0 of z above zero is 2^(k - z), and level -k is -2^(k - z).
+        exponent_field = BIAS + number.abs() - self._unit.zero
+        signed = torch.where(number < 0, exponent_field + FREE, exponent_field)
+        return torch.where(number == 0, 0, signed).to(torch.int8)
+
+
+def _broadcastable_scale(weight: Tensor, codebook: Codebook, groups: int) -> Tensor:
+    """The scale of each output channel, or the only one, in a shape that multiplies the weight."""
+    rows = channels_first(weight, groups)
+    scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))  # (channels or 1, 1, ...)
+    if groups and len(scale) > 1:  # a transposed convolution: its output channels are second
+        scale = scale.expand(-1, rows.shape[1], *scale.shape[2:])
+        scale = channels_back(scale, groups)
+    return scale
 
 
 # The functions below work on the bits of floats. Masks in bool and look-ups by index cost ten times
-# as much per weight, which is what would make a step with frozen weights slower than a plain one.
+# as much per weight, which would make a step with frozen weights slower than a plain one.
 
 
-class _Hold(torch.autograd.Function):
-    """``where(free, clamp(weight), level)``; the gradient passes the clamp, and saves only the
-    marks, which are kept anyway.
+class _ReplaceFrozen(torch.autograd.Function):
+    """``where(free, clamp(weight, -bound, bound), level)``.
+
+    The gradient passes the clamp as if it were not there. The graph saves only the marks, which are
+    kept anyway.
     """
 
     @staticmethod
@@ -152,66 +169,81 @@ class _Hold(torch.autograd.Function):
         ctx: Any, weight: Tensor, marks: Tensor, scale: Tensor, edge: Tensor, table: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(marks)
-        bits = marks.int()
-        free = _free_bits(bits, BITS[weight.element_size()])
-        if table is None:
-            bits <<= MANTISSA
-            bits &= LEVEL
-            level = bits.view(torch.float32)
-        else:
-            bits -= FREE
-            level = table[bits]
-        level = level.mul_(scale).to(weight.dtype).view(free.dtype)
+        wide_marks = marks.int()
+        free = _free_bits(wide_marks, INTEGERS[weight.element_size()])
+        level = _unit_levels(wide_marks, table).mul_(scale).to(weight.dtype).view(free.dtype)
         bound = (edge * scale).to(weight.dtype)
         result = weight.minimum(bound)
         torch.maximum(result, -bound, out=result)
-        seen = result.view(free.dtype)
-        seen ^= level
-        seen &= free
-        seen ^= level
+        # In place, (result & free) | (level & ~free) = ((result ^ level) & free) ^ level.
+        bits = result.view(free.dtype)
+        bits ^= level
+        bits &= free
+        bits ^= level
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (marks,), (gradient,) = ctx.saved_tensors, gradients
-        if gradient.is_sparse:  # an embedding's, of the rows that were looked up
-            rows = gradient.coalesce()
-            values = _OnlyFree.apply(rows.values(), marks[rows.indices()[0]])  # type: ignore[no-untyped-call]
-            masked = torch.sparse_coo_tensor(
-                rows.indices(), values, rows.shape, is_coalesced=True, check_invariants=False
-            )
-        else:
-            masked = _OnlyFree.apply(gradient, marks)  # type: ignore[no-untyped-call]
+        (gradient,) = gradients
+        (marks,) = ctx.saved_tensors
+        if gradient.is_sparse:
+            return _zero_frozen_rows(gradient, marks), None, None, None, None
+        masked: Tensor = _ZeroFrozen.apply(gradient, marks)  # type: ignore[no-untyped-call]
         return masked, None, None, None, None
 
 
-class _OnlyFree(torch.autograd.Function):
+def _zero_frozen_rows(gradient: Tensor, marks: Tensor) -> Tensor:
+    """Mask a sparse gradient: an embedding's, with the rows that were looked up."""
+    gradient = gradient.coalesce()
+    rows = gradient.indices()
+    values = _ZeroFrozen.apply(gradient.values(), marks[rows[0]])  # type: ignore[no-untyped-call]
+    return torch.sparse_coo_tensor(
+        rows, values, gradient.shape, is_coalesced=True, check_invariants=False
+    )
+
+
+class _ZeroFrozen(torch.autograd.Function):
     """``where(free, values, 0)``: exactly 0, whatever the values are. It is its own derivative."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, marks: Tensor) -> Tensor:
         ctx.save_for_backward(marks)
-        free = _free_bits(marks.int(), BITS[values.element_size()])
-        free &= values.view(free.dtype)
-        return free.view(values.dtype)
+        bits = _free_bits(marks.int(), INTEGERS[values.element_size()])
+        bits &= values.view(bits.dtype)
+        return bits.view(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        masked: Tensor = _OnlyFree.apply(gradients[0], *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        (marks,) = ctx.saved_tensors
+        masked: Tensor = _ZeroFrozen.apply(gradients[0], marks)  # type: ignore[no-untyped-call]
         return masked, None
 
 
-def _free_bits(marks: Tensor, wide: torch.dtype) -> Tensor:
-    """Integers with all bits set where a weight is free, none where it is frozen."""
-    bits = marks - (FREE + 1)
-    bits >>= MANTISSA  # what is negative becomes -1
-    return bits.to(wide)
-
-
-def hold(layer: Layer, codebook: Codebook) -> FrozenWeights:
-    """Put a :class:`FrozenWeights` on a layer's parameter, at every place that shares it. The Parameter
-    object stays the same.
+def _free_bits(wide_marks: Tensor, integer: torch.dtype) -> Tensor:
+    """Return integers with all bits set where a weight is free and none where it is frozen, from
+    marks as int32.
     """
-    held = FrozenWeights(layer.weight, codebook, layer.groups)
-    attach(layer, held)
-    return held
+    bits = wide_marks - (FREE + 1)  # negative only where a weight is free
+    bits >>= 31  # fills all bits with the sign
+    return bits.to(integer)
+
+
+def _unit_levels(wide_marks: Tensor, table: Tensor | None) -> Tensor:
+    """Return the levels of frozen weights at a scale of 1, float32, from marks as int32, which are
+    overwritten. Where a weight is free, the value means nothing.
+    """
+    if table is None:
+        wide_marks <<= MANTISSA
+        wide_marks &= LEVEL_BITS
+        return wide_marks.view(torch.float32)
+    wide_marks -= FREE
+    return table[wide_marks]
+
+
+def attach_frozen_weights(layer: Layer, codebook: Codebook) -> FrozenWeights:
+    """Put a :class:`FrozenWeights` on a layer's parameter, at every place that shares it. The
+    Parameter object stays the same.
+    """
+    frozen_weights = FrozenWeights(layer.weight, codebook, layer.groups)
+    attach(layer, frozen_weights)
+    return frozen_weights

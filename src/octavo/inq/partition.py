@@ -1,10 +1,10 @@
-"""Which weights freeze next: scores and the growth of the frozen set (INQ, section 2.2; the
-distance is DNQ's criterion).
+"""The partition of INQ: the rank by which weights freeze, and the growth of the frozen set (arXiv
+1702.03044, section 2.2; the order by distance is DNQ's criterion, arXiv 1812.02375).
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, cast, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -16,111 +16,157 @@ from octavo.network.layers import Layer
 __all__ = [
     "PORTIONS",
     "SPARSE_PORTIONS",
+    "FreezeOrder",
     "Order",
+    "RankFunction",
     "check_order",
     "check_portions",
+    "check_schedule",
     "check_straight_through",
+    "default_portions",
     "grow",
+    "order_name",
     "orders_of",
-    "portions_for",
-    "score",
+    "rank",
 ]
 
-Order = Literal["magnitude", "distance", "relative", "far", "random"]
+RankFunction: TypeAlias = Callable[[Tensor, Codebook], Tensor]
+Order: TypeAlias = Literal["magnitude", "distance", "relative", "random"]
+FreezeOrder: TypeAlias = Order | RankFunction
+NAMES = get_args(Order)
 
-PORTIONS = (0.5, 0.75, 0.875, 1.0)  # INQ's, of VGG-16, ResNet-18 and ResNet-50 at 5 bits
-SPARSE_PORTIONS = (
-    0.05,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.9,
-    0.95,
-    1.0,
-)  # INQ's, of survivors of pruning
-
-SPARSE = 0.5  # share of pruned weights from which on a network is called sparse: ours
+# INQ's portions for VGG-16, ResNet-18 and ResNet-50 at 5 bits, and those for a pruned AlexNet.
+PORTIONS = (0.5, 0.75, 0.875, 1.0)
+SPARSE_PORTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+SPARSE = 0.5  # share of pruned weights from which on a network counts as sparse; our choice
 
 
-def score(
-    weight: Tensor, codebook: Codebook, order: Order, *, generator: torch.Generator | None = None
+def rank(
+    weight: Tensor,
+    codebook: Codebook,
+    order: FreezeOrder,
+    *,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """How early each weight freezes, the highest first: float32, shape of ``weight``.
+    """Rank the weights of a layer: the one of the highest rank freezes first.
 
-    ``magnitude``: the largest first (INQ's choice); ``distance``: the nearest to its level first
-        (DNQ's criterion);
-    ``relative``: likewise, but in units of that level, and next to zero of half the smallest;
-        ``far``: the farthest first;
-    ``random``: drawn from ``generator`` (INQ's other choice).
+    Args:
+        weight: the weight with its output channels first.
+        codebook: its levels.
+        order: ``"magnitude"`` freezes the largest weights first (INQ's choice); ``"distance"``
+            those nearest to their level (DNQ's criterion); ``"relative"`` those nearest in units of
+            their level, where half of the smallest level stands for the level zero; ``"random"``
+            draws from ``generator`` (the other choice that INQ compares). A function is called with
+            the weight and the codebook and returns the rank.
+        generator: the source of the order ``"random"``.
+
+    Returns:
+        float32, shape of ``weight``.
+
+    Raises:
+        PlanError: an unknown order, or a function that does not return such a rank.
+
     """
     check_order(order)
-    if order == "magnitude":
-        return weight.detach().float().abs()
+    if callable(order):
+        return _rank_by(order, weight, codebook)
     if order == "random":
         return torch.rand(weight.shape, generator=generator).to(weight.device)
+    values = weight.detach().float()
+    if order == "magnitude":
+        return values.abs()
     levels = codebook.project(weight)
-    distance = (weight.detach().float() - levels).abs_()
+    distance = (values - levels).abs_()
     if order == "relative":
+        smallest = float(codebook.unit_levels()[codebook.zero + 1])  # above zero, at a scale of 1
         scale = codebook.scale().to(weight.device).view(-1, *[1] * (weight.dim() - 1))
-        distance /= levels.abs_().maximum(
-            scale * float(codebook.unit_levels()[codebook.zero + 1] / 2)
+        distance /= levels.abs_().maximum(scale * smallest / 2)
+    return distance.neg_()
+
+
+def _rank_by(function: RankFunction, weight: Tensor, codebook: Codebook) -> Tensor:
+    """Call a user's function with a copy of the weight, and check what it returns."""
+    ranks = function(weight.detach().clone(), codebook)
+    shape = tuple(weight.shape)
+    if not isinstance(ranks, Tensor) or ranks.shape != weight.shape:
+        got = tuple(ranks.shape) if isinstance(ranks, Tensor) else type(ranks).__name__
+        raise PlanError(
+            f"order: expected {order_name(function)}(weight, codebook) to return a tensor of the "
+            f"weight's shape {shape}, got {got}"
         )
-    return distance if order == "far" else distance.neg_()
+    ranks = ranks.detach().float().to(weight.device)
+    if bool(ranks.isnan().any()):
+        raise PlanError(
+            f"order: expected {order_name(function)}(weight, codebook) to return numbers, got NaN"
+        )
+    return ranks
 
 
-def grow(frozen: Tensor, score: Tensor, portion: float, *, pruned: int = 0) -> Tensor:
-    """The frozen set grown to ``round(portion * frozen.numel())`` weights, by the highest ``score``
-    among the free ones.
+def grow(frozen: Tensor, rank: Tensor, portion: float, *, pruned: int = 0) -> Tensor:
+    """Grow the frozen set to ``round(portion * weights)`` weights: add the free weights of the
+    highest rank.
 
-    Pure; what is frozen stays frozen, even where the portion asks for less than is frozen already.
-    Equal scores freeze in the tensor's order.
+    A new mask is returned. What is frozen stays frozen, even if the portion asks for less than is
+    frozen already. Weights of equal rank freeze in the tensor's order.
 
     Args:
         frozen: bool, any shape.
-        score: floats, same shape.
-        portion: share of all weights that shall be frozen, 0 to 1.
-        pruned: how many weights, of the frozen ones, do not count.
+        rank: floats, same shape.
+        portion: share of the weights that shall be frozen, 0 to 1; pruned weights do not count.
+        pruned: the number of pruned weights, all of them frozen.
 
     """
-    missing = pruned + round(portion * (frozen.numel() - pruned)) - int(frozen.sum())
+    wanted = pruned + round(portion * (frozen.numel() - pruned))
+    missing = wanted - int(frozen.sum())
     if missing <= 0:
         return frozen.clone()
-    free = (~frozen.flatten()).nonzero().squeeze(1)
-    first = score.flatten()[free].sort(descending=True, stable=True).indices[:missing]
+    free = (~frozen.flatten()).nonzero().squeeze(1)  # indices of the free weights
+    ranking = rank.flatten()[free].sort(descending=True, stable=True).indices
     grown = frozen.flatten().clone()
-    grown[free[first]] = True
+    grown[free[ranking[:missing]]] = True
     return grown.view(frozen.shape)
 
 
-def check_order(order: str) -> None:
-    """Raise PlanError unless ``order`` is known."""
-    if order not in get_args(Order):
-        raise PlanError(f"order: expected one of {', '.join(get_args(Order))}, got {order!r}")
+def check_order(order: Any) -> None:
+    """Raise PlanError unless ``order`` is the name of an order or a function."""
+    if callable(order) or (isinstance(order, str) and order in NAMES):
+        return
+    if order == "far":
+        raise PlanError(
+            'order: "far" is no longer part of octavo; pass a function (weight, codebook) -> rank, '
+            "such as far in benchmarks/orders.py (in a recipe: path/to/orders.py:far)"
+        )
+    raise PlanError(
+        f"order: expected one of {', '.join(NAMES)}, or a function (weight, codebook) -> rank, "
+        f"got {order!r}"
+    )
 
 
-def orders_of(order: str | Sequence[str], portions: int) -> tuple[Order, ...]:
-    """The order of each portion, from one for all of them or one each.
+def order_name(order: Any) -> str:
+    """The name of an order in messages and saved states: of a function, its qualified name."""
+    if isinstance(order, str):
+        return order
+    name = getattr(order, "__qualname__", None) or type(order).__qualname__
+    return str(name)
+
+
+def orders_of(order: FreezeOrder | Sequence[FreezeOrder], portions: int) -> tuple[FreezeOrder, ...]:
+    """The order of each portion, from one order for all of them or from one for each.
 
     Raises:
-        PlanError: an unknown order, or not as many as there are portions.
+        PlanError: an unknown order, or not as many orders as there are portions.
 
     """
-    orders = (
-        (order,) * portions
-        if isinstance(order, str) or not isinstance(order, Sequence)
-        else tuple(order)
-    )
+    orders: tuple[Any, ...] = (order,) * portions
+    if isinstance(order, Sequence) and not isinstance(order, str):
+        orders = tuple(order)
     for one in orders:
         check_order(one)
     if len(orders) != portions:
-        raise PlanError(f"order: expected one, or {portions}, one a portion; got {len(orders)}")
-    return cast("tuple[Order, ...]", orders)
+        raise PlanError(
+            f"order: expected one, or {portions}, one for each portion; got {len(orders)}"
+        )
+    return orders
 
 
 def check_portions(portions: Sequence[float]) -> None:
@@ -128,34 +174,40 @@ def check_portions(portions: Sequence[float]) -> None:
     numbers = isinstance(portions, Sequence) and all(isinstance(p, int | float) for p in portions)
     if not numbers or not _rises_to_one(portions):
         raise PlanError(
-            f"portions: expected shares that rise strictly from above 0 to exactly 1, got {portions!r}"
-        )
-
-
-def check_straight_through(straight_through: float, portions: Sequence[float]) -> None:
-    """Raise PlanError unless it is 1, for never, or some portion before the last reaches it."""
-    if straight_through != 1 and not any(
-        0 < straight_through <= portion < 1 for portion in portions
-    ):
-        raise PlanError(
-            f"straight_through: expected 1, for never, or at most one of {portions} before 1, got {straight_through!r}"
+            "portions: expected shares that rise strictly from above 0 to exactly 1, "
+            f"got {portions!r}"
         )
 
 
 def _rises_to_one(portions: Sequence[float]) -> bool:
-    return (
-        bool(portions)
-        and portions[0] > 0
-        and portions[-1] == 1
-        and all(a < b for a, b in itertools.pairwise(portions))
-    )
+    if not portions or portions[0] <= 0 or portions[-1] != 1:
+        return False
+    return all(earlier < later for earlier, later in itertools.pairwise(portions))
 
 
-def portions_for(layers: Iterable[Layer], pruned: Mapping[str, Tensor]) -> tuple[float, ...]:
-    """INQ's accumulated portions where none are given: finer ones where at least half of the
-    weights are pruned.
+def check_straight_through(straight_through: float, portions: Sequence[float]) -> None:
+    """Raise PlanError unless ``straight_through`` is 1, for never, or a portion before the last
+    reaches it.
     """
-    share = sum(int(mask.sum()) for mask in pruned.values()) / sum(
-        layer.weight.numel() for layer in layers
-    )
+    if straight_through == 1:
+        return
+    if not any(0 < straight_through <= portion < 1 for portion in portions):
+        raise PlanError(
+            f"straight_through: expected 1, for never, or at most one of {portions} before 1, "
+            f"got {straight_through!r}"
+        )
+
+
+def check_schedule(portions: Sequence[float], straight_through: float) -> None:
+    """Raise PlanError unless both the portions and ``straight_through`` are possible."""
+    check_portions(portions)
+    check_straight_through(straight_through, portions)
+
+
+def default_portions(layers: Iterable[Layer], pruned: Mapping[str, Tensor]) -> tuple[float, ...]:
+    """INQ's accumulated portions for these layers: finer ones if at least half of the weights are
+    pruned.
+    """
+    weights = sum(layer.weight.numel() for layer in layers)
+    share = sum(int(mask.sum()) for mask in pruned.values()) / weights
     return SPARSE_PORTIONS if share >= SPARSE else PORTIONS

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 from octavo.errors import PlanError, nearest
 from octavo.formats.width import WidthLike
-from octavo.formats.zeros import pruned as pruned_weights
+from octavo.formats.zeros import pruned_mask
 from octavo.network.layers import Layer, find_layers
 from octavo.plan import planned_layers
 
@@ -99,7 +99,7 @@ def _check_masks(masks: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> No
 
 
 def _zeros_that_are_pruned(layer: Layer) -> Tensor:
-    pruned = pruned_weights(layer.weight)
+    pruned = pruned_mask(layer.weight)
     padding = getattr(layer.module, "padding_idx", None)
     if padding is not None:
         pruned[padding] = False

@@ -39,6 +39,9 @@ __all__ = ["LayerResult", "calibrate"]
 class LayerResult:
     """The outcome of one layer: its relative output errors, and how many layers are done.
 
+    The ``Event`` that has it as its detail says the last two as well. They are here for callbacks
+    of the old ``observe=``, which are given no event.
+
     Attributes:
         name: the layer.
         bits: its width.

@@ -71,7 +71,8 @@ def _freeze_columns(
     """Freeze one column after another, and update those that are still free.
 
     Args:
-        weight: (columns, problems, rows), in the order in which the columns freeze.
+        weight: (columns, problems, rows), in the order in which the columns freeze; it is
+            overwritten.
         ratios: ``M_ki / M_ii``, (k, i, problems).
         levels: ascending.
 
@@ -82,7 +83,7 @@ def _freeze_columns(
     count = len(weight)
     boundaries = edges(levels)
     updated = weight.clone()  # w'
-    errors = weight.clone()  # e; w where a column is still free
+    errors = weight  # e; a column that is still free is w
     chosen = torch.empty_like(weight)  # q
     codes = torch.empty(weight.shape, dtype=torch.int64, device=weight.device)
     # Views of each column of w' and the others, made once: indexing them in the loop would cost as

@@ -15,7 +15,7 @@ from octavo.errors import PlanError
 from octavo.formats.codebook import LARGEST, Codebook, Per, check_finite
 from octavo.formats.registry import codebook_at, fitted_codebook
 from octavo.formats.width import WidthLike
-from octavo.formats.zeros import pruned
+from octavo.formats.zeros import pruned_mask
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
 from octavo.network.thread_state import without_autocast
@@ -57,7 +57,7 @@ def solve(
     """Find the codes of ``layer`` that keep its full-precision outputs best; they are never worse
     than rounding to the nearest level.
 
-    Pruned weights (see ``octavo.formats.zeros.pruned``) freeze first, at zero, so that only the
+    Pruned weights (see ``octavo.formats.zeros.pruned_mask``) freeze first, at zero, so that only the
     others compensate.
 
     Args:
@@ -160,7 +160,7 @@ class _Problem:
         weight = rows.reshape(moments.drift.shape)  # (problems, rows, columns)
         target = least_squares_target(weight, hessian, moments.drift)
         unit = codebook_at(bits, torch.zeros((), dtype=torch.int32, device=rows.device))
-        kept = ~pruned(rows).reshape(target.shape)
+        kept = ~pruned_mask(rows).reshape(target.shape)
         if kept.all():
             return cls(target, target, None, moments.hessian, hessian, unit)
         start = refit(weight.double(), target, hessian, kept)
@@ -187,7 +187,7 @@ class _Problem:
             fitted = fit(weight, importance=equal).max_exponent
             exponent = fit(start, importance=importance).max_exponent
         neighbours = [exponent + step for step in (0, 1, -1)]
-        return fitted, [one.clamp(self.unit.lowest, LARGEST) for one in neighbours]
+        return fitted, [one.clamp(self.unit.lowest_max_exponent, LARGEST) for one in neighbours]
 
     def best_of(self, scales: list[_Scale], order: PtqOrder) -> _Candidate:
         """The best candidate, after one for each scale was solved, all in one call."""

@@ -8,7 +8,7 @@ twice.
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -86,16 +86,11 @@ def freeze_in_forward_order(
             stack.callback(one.close)
         meetings = [next(one, None) for one in passes]  # for each batch; None at its end
         while any(meetings):
-            standing = [meeting for meeting in meetings if meeting]
-            # Of several places the one that was registered first is next: from there, passes may
-            # still come to the others.
-            place = min((meeting.stop.module for meeting in standing), key=order.__getitem__)
-            here = [meeting for meeting in standing if meeting.stop.module is place]
+            place = _next_place(meetings, order)
+            here = _meetings_at(place, meetings)
             outcomes |= _freeze_here(waiting.pop(place, ()), here, freeze)
-            meetings = [
-                next(one, None) if meeting in here else meeting
-                for one, meeting in zip(passes, meetings, strict=True)
-            ]
+            del here
+            _go_on(passes, meetings, place)
     return outcomes
 
 
@@ -143,6 +138,31 @@ def _side_by_side(
             same_path = beside is not None and partners[beside.module] is stop.module
             yield _Meeting(stop, beside.output if beside is not None and same_path else None)
         next(full_pass, None)  # this network comes to its end as well
+
+
+def _next_place(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:
+    """The module whose layers freeze next: of those at which passes stand, the one that was
+    registered first. From there, passes may still come to the others.
+    """
+    places = {meeting.stop.module for meeting in meetings if meeting}
+    return min(places, key=order.__getitem__)
+
+
+def _meetings_at(place: nn.Module, meetings: Iterable[_Meeting | None]) -> list[_Meeting]:
+    """The meetings at one module."""
+    return [meeting for meeting in meetings if meeting and meeting.stop.module is place]
+
+
+def _go_on(
+    passes: Sequence[Iterator[_Meeting]], meetings: list[_Meeting | None], place: nn.Module
+) -> None:
+    """Let the passes that stand at one module go on, and replace their meetings, one after another.
+
+    Each lets go of the inputs that it had there, so no more than one batch is in memory twice.
+    """
+    for index, one in enumerate(passes):
+        if _meetings_at(place, meetings[index : index + 1]):
+            meetings[index] = next(one, None)
 
 
 def _partners(

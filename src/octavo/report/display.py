@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from octavo.dnq.evaluator import Trial
+from octavo.progress import Event
 from octavo.ptq.calibration import LayerResult
-from octavo.runs.training import Progress as Step
+from octavo.runs.training import StepFigures
 
 __all__ = ["Display"]
 
@@ -20,7 +21,10 @@ QUIET = 15.0  # seconds between plain lines
 
 
 class Display:
-    """Shows a run on a rich console; use it as a context manager."""
+    """Shows the events of a run on a rich console; it is a ``Progress`` callback.
+
+    Use it as a context manager, so that the bar is gone in the end.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -33,8 +37,10 @@ class Display:
         )
         self._task: TaskID | None = None
         self._label = ""
-        self._said = self._started = time.monotonic()
-        self._rewards, self._trials, self._best = list[float](), 0, ""
+        self._printed = time.monotonic()  # the time of the last plain line
+        self._first_trial = time.monotonic()
+        self._rewards: list[float] = []
+        self._best = ""  # the widths of the best trial
 
     def __enter__(self) -> Self:
         if self._live:
@@ -50,80 +56,126 @@ class Display:
         if self._live:
             self._bar.stop()
 
-    def note(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-    def stage(self, name: str, index: int, stages: int) -> None:
-        """Start the bar of a stage."""
-        self._begin(f"{name}, stage {index + 1}/{stages}")
-
-    def layer(self, error: LayerResult) -> None:
-        """Move the bar of the closed form by a layer, or print a line."""
-        if error.done == 1:
-            self._begin("closed form")
-        line = f"closed form, layer {error.done}/{error.layers}  {error.name}  off by {error.compensated:.1%}"
-        if self._live and self._task is not None:
-            self._bar.update(self._task, description=line, total=error.layers, completed=error.done)
+    def __call__(self, event: Event) -> None:
+        """Show an event: a note, a layer, a step of retraining or a trial of the search."""
+        if event.phase == "note":
+            self._print(event.message)
+        elif isinstance(event.detail, LayerResult):
+            self._show_layer(event, event.detail)
+        elif isinstance(event.detail, StepFigures):
+            self._show_step(event, event.detail)
+        elif isinstance(event.detail, Trial):
+            self._show_trial(event, event.detail)
+        elif event.phase == "search":
+            self._begin("PTQ of every layer at every width")
+            self._rewards = []
         else:
-            self.note(f"{line}, {error.nearest:.1%} at the nearest levels")
+            self._begin(event.message)
 
-    def step(self, progress: Step) -> None:
-        """Move the bar, or now and then print a line."""
-        left = timedelta(seconds=round((progress.steps - progress.step) / progress.speed))
-        state = f"epoch {progress.epoch:.2f}  loss {progress.loss:.4f}  {progress.speed:.1f} steps/s  {left} left"
-        if self._live and self._task is not None:
-            line = f"{self._label}  {state}"
-            self._bar.update(
-                self._task, description=line, total=progress.steps, completed=progress.step
-            )
-        elif progress.step == progress.steps or time.monotonic() - self._said > QUIET:
-            self._said = time.monotonic()
-            self.note(f"{self._label}  step {progress.step}/{progress.steps}  {state}")
+    def _show_layer(self, event: Event, layer: LayerResult) -> None:
+        """Move the bar of PTQ by a layer, or print a line."""
+        if event.done == 1:
+            self._begin("PTQ")
+        line = (
+            f"PTQ, layer {event.done}/{event.total}  {layer.name}  "
+            f"output error {layer.compensated:.1%}"
+        )
+        if self._live:
+            self._move(event, line)
+        else:
+            self._print(f"{line}, {layer.nearest:.1%} at the nearest levels")
 
-    def searching(self, trials: int) -> None:
-        """Start the bar of a search for bits, of at most so many trials."""
-        self._begin("closed form of every layer and bit-width")
-        self._rewards, self._trials = [], trials
+    def _show_step(self, event: Event, step: StepFigures) -> None:
+        """Move the bar of a stage by a step, or now and then print a line."""
+        if self._label != event.message:
+            self._begin(event.message)
+        state = (
+            f"epoch {step.epoch:.2f}  loss {step.loss:.4f}  {step.speed:.1f} steps/s  "
+            f"{_time_left(event, step.speed)} left"
+        )
+        if self._live:
+            self._move(event, f"{self._label}  {state}")
+        elif event.done == event.total or self._is_time():
+            self._print_now(f"{self._label}  step {event.done}/{event.total}  {state}")
 
-    def trial(self, trial: Trial) -> None:
-        """Move that bar by a plan that was scored, or now and then print a line: speed, time left,
-        how the best reward rose.
+    def _show_trial(self, event: Event, trial: Trial) -> None:
+        """Move the bar of a search by a trial, or now and then print a line.
+
+        It has the speed, the time left, and the curve of the best reward so far.
         """
         self._rewards.append(trial.reward)
-        if len(self._rewards) == 1:
-            self._started = self._said = time.monotonic()  # what came before was no trial of a plan
-        done, took = len(self._rewards), time.monotonic() - self._started
-        speed = done / max(took, 1e-9)
-        left = timedelta(seconds=round(max(self._trials - done, 0) / speed))
+        if len(self._rewards) == 1:  # the time before that went into tables of losses
+            self._printed = time.monotonic()
+            self._first_trial = time.monotonic()
         if trial.reward == max(self._rewards):
-            bits = list(map(str, trial.choice))
-            self._best = (" " if max(map(len, bits)) > 1 else "").join(bits)
-        state = f"best {max(self._rewards):.4g}  {speed:.1f} plans/s  {left} left"
-        line = f"plan {done}  {state}  {_curve(self._rewards)}\nbest so far, bits by layer: {self._best}"
-        if self._live and self._task is not None:
-            self._bar.update(self._task, description=line, total=self._trials, completed=done)
-        elif time.monotonic() - self._said > QUIET:
-            self._said = time.monotonic()
-            self.note(line)
+            self._best = _widths(trial)
+        plans = len(self._rewards)
+        speed = plans / max(time.monotonic() - self._first_trial, 1e-9)
+        line = (
+            f"plan {plans}  best {max(self._rewards):.4g}  {speed:.1f} plans/s  "
+            f"{_time_left(event, speed)} left  {_curve(self._rewards)}\n"
+            f"best so far, bits by layer: {self._best}"
+        )
+        if self._live:
+            self._move(event, line)
+        elif self._is_time():
+            self._print_now(line)
 
     def _begin(self, label: str) -> None:
+        """Start a new bar."""
         self._label = label
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(label)
 
+    def _move(self, event: Event, line: str) -> None:
+        """Move the bar to where the event stands, and show ``line`` beside it."""
+        if self._task is None:
+            self._begin(line)
+        if self._task is not None:
+            self._bar.update(self._task, description=line, total=event.total, completed=event.done)
+
+    def _is_time(self) -> bool:
+        """Whether the last plain line was long enough ago for another."""
+        return time.monotonic() - self._printed > QUIET
+
+    def _print_now(self, line: str) -> None:
+        self._printed = time.monotonic()
+        self._print(line)
+
+    def _print(self, text: str) -> None:
+        """Print a line, above the bar where there is one."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _time_left(event: Event, speed: float) -> timedelta:
+    """Return the time that the steps that are left take; a step too many takes no time back."""
+    return timedelta(seconds=round(max(event.total - event.done, 0) / speed))
+
+
+def _widths(trial: Trial) -> str:
+    """Return the widths of a trial's layers, with spaces only where one is not a single digit.
+
+    Where the bits of inputs are searched for too, ``3x8`` stands for weights and inputs.
+    """
+    inputs = trial.plan.activations
+    widths = [
+        f"{width}x{inputs[name]}" if name in inputs else str(width)
+        for name, width in trial.plan.items()
+    ]
+    separator = " " if any(len(width) > 1 for width in widths) else ""
+    return separator.join(widths)
+
 
 def _curve(rewards: Sequence[float], width: int = 24) -> str:
-    """The best reward so far as it rose, in block characters, one for each part of the search."""
+    """Draw the best reward so far as it rose, one block character for each part of the search."""
     best = list(itertools.accumulate(rewards, max))
-    picked = (
-        [best[(i + 1) * len(best) // width - 1] for i in range(width)]
-        if len(best) >= width
-        else best
-    )
-    low, high = picked[0], picked[-1]
-    return "".join(
-        " ▁▂▃▄▅▆▇█"[1 + round(7 * (value - low) / (high - low))] if high > low else "▁"
-        for value in picked
-    )
+    picked = best
+    if len(best) >= width:
+        picked = [best[(part + 1) * len(best) // width - 1] for part in range(width)]
+    low = picked[0]
+    high = picked[-1]
+    if high <= low:
+        return "▁" * len(picked)
+    heights = [1 + round(7 * (value - low) / (high - low)) for value in picked]
+    return "".join(" ▁▂▃▄▅▆▇█"[height] for height in heights)

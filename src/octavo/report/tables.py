@@ -23,54 +23,60 @@ __all__ = [
     "skipped_table",
 ]
 
+CONTROL = "control: the full-precision network, trained equally long and in the same way"
+
 
 def result_table(result: Mapping[str, Any]) -> Table:
-    """The result of a run: what was reached against what it cost. Only what retrains has a
-    control.
+    """Return the result of a run as a table: the metric that was reached, and what it cost.
+
+    Only a run that retrains has a column for the control.
     """
-    trained, whole = "stages" in result, f"{result['float_bytes']:,}"
-    caption = "control: the full-precision network trained equally long" if trained else None
-    table = Table(
-        title="full precision against powers of two",
-        caption=caption,
-        title_justify="left",
-        caption_justify="left",
-    )
-    for column in ("", "full precision", *(["control"] if trained else []), "quantized"):
-        table.add_column(column, justify="left" if not column else "right")
-
-    def row(name: str, full: str, quantized: str, control: str | None = None) -> None:
-        table.add_row(
-            name, full, *([full if control is None else control] if trained else []), quantized
-        )
-
-    control = f"{result['control_score']:.2f}" if "control_score" in result else "not run"
-    row("score", f"{result['float_score']:.2f}", f"[bold]{result['score']:.2f}[/]", control)
-    row("nominal bits, a weight", "32", f"{result['nominal_bits']:.2f}")
-    if "sparsity" in result:
-        row("zero weights", "", f"{result['sparsity']:.1%}")
-    row("stored bits, a weight", "32", f"{result['stored_bits']:.2f}")
-    if bits := result.get("activation_bits"):
-        row("activations, bits", "32", bits_range(bits.values()))
-    row("bytes", whole, f"{result['file_bytes']:,}")
-    row("times smaller", "1.0", f"[bold]{result['ratio']:.1f}[/]")
-    row("time", "", f"{result['seconds']:.0f} s in all")
+    trained = "stages" in result
+    table = _table("full precision against powers of two", CONTROL if trained else None)
+    columns = ["full precision", "control", "quantized"]
+    table.add_column("")
+    for column in columns if trained else [columns[0], columns[2]]:
+        table.add_column(column, justify="right")
+    for name, full, control, quantized in _result_rows(result):
+        cells = (full, control, quantized) if trained else (full, quantized)
+        table.add_row(name, *cells)
     return table
 
 
+def _result_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return the rows: a name, and the figures of full precision, control and quantized network."""
+    control = f"{result['control_score']:.2f}" if "control_score" in result else "not run"
+    whole = f"{result['float_bytes']:,}"
+    nominal = f"{result['nominal_bits']:.2f}"
+    stored = f"{result['stored_bits']:.2f}"
+    packed = f"{result['file_bytes']:,}"
+    rows = [
+        ("metric", f"{result['float_score']:.2f}", control, f"[bold]{result['score']:.2f}[/]"),
+        ("nominal bits per weight", "32", "32", nominal),
+        ("stored bits per weight", "32", "32", stored),
+        ("bytes", whole, whole, packed),
+        ("times smaller", "1.0", "1.0", f"[bold]{result['ratio']:.1f}[/]"),
+        ("time", "", "", f"{result['seconds']:.0f} s in all"),
+    ]
+    if bits := result.get("activation_bits"):
+        rows.insert(3, ("bits of activations", "32", "32", bits_range(bits.values())))
+    if "sparsity" in result:
+        rows.insert(2, ("weights that are zero", "", "", f"{result['sparsity']:.1%}"))
+    return rows
+
+
 def bits_range(bits: Iterable[int]) -> str:
-    """``4``, or ``4 to 8`` where they differ."""
-    distinct = sorted(set(bits))
-    return " to ".join(map(str, dict.fromkeys((distinct[0], distinct[-1]))))
+    """Return ``4``, or ``4 to 8`` where they differ."""
+    low, *others = sorted(set(bits))
+    return f"{low} to {others[-1]}" if others else str(low)
 
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """What the closed form reached, layer by layer."""
-    caption = "error of the outputs on the calibration inputs, relative to the outputs"
-    table = Table(
-        "layer", title="closed form", caption=caption, title_justify="left", caption_justify="left"
-    )
-    for column in ("bits", "nearest levels", "compensated"):
+    """Return the output errors that PTQ reached, layer by layer."""
+    caption = "error of a layer's outputs on the calibration inputs, relative to the outputs"
+    table = _table("post-training quantization", caption)
+    table.add_column("layer")
+    for column in ("bits", "at the nearest levels", "as chosen by PTQ"):
         table.add_column(column, justify="right")
     for layer in layers:
         table.add_row(
@@ -82,106 +88,107 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def plan_table(found: SearchResult) -> Table:
-    """The plan that a search found, beside the uniform one."""
-    caption = f"{len(found.trials)} plans scored; of the score, higher is better"
-    table = Table(
-        "layer", title="the plan", caption=caption, title_justify="left", caption_justify="left"
-    )
-    for column in ("weights", "bits", "uniform"):
+def plan_table(result: SearchResult) -> Table:
+    """Return the plan that a search found, beside the uniform plan of the same budget."""
+    caption = f"{len(result.trials)} plans measured; of the objective, higher is better"
+    table = _table("the plan", caption)
+    table.add_column("layer")
+    for column in ("weights", "bits", "uniform plan"):
         table.add_column(column, justify="right")
-    for name in found.plan:
-        table.add_row(
-            escape(name),
-            f"{found.plan.weights[name]:,}",
-            *(_bits(plan, name) for plan in (found.plan, found.uniform)),
-        )
-    costs = found.plan.cost(), found.uniform.cost()
+    plans = (result.plan, result.uniform)
+    for name in result.plan:
+        bits = [_bits(plan, name) for plan in plans]
+        table.add_row(escape(name), f"{result.plan.weights[name]:,}", *bits)
+    costs = [plan.cost() for plan in plans]
     table.add_section()
     table.add_row("average bits", "", *(f"{cost.average_bits:.3f}" for cost in costs))
     table.add_row("nominal bytes", "", *(f"{cost.bytes:,}" for cost in costs))
-    if found.plan.activations:
+    if result.plan.activations:
         table.add_row("bit operations", "", *(f"{cost.bit_ops:,}" for cost in costs))
-    table.add_row("score", "", f"[bold]{found.score:.5g}[/]", f"{found.uniform_score:.5g}")
+    reached = f"[bold]{result.objective:.5g}[/]"
+    table.add_row("objective", "", reached, f"{result.uniform_objective:.5g}")
     return table
 
 
 def _bits(plan: Plan, name: str) -> str:
-    """Of a layer's weights; where inputs are quantized, ``3x8`` for weights and inputs."""
-    return (
-        f"{plan[name]}x{plan.activations.get(name, 'float')}"
-        if plan.activations
-        else str(plan[name])
-    )
+    """Return the width of a layer; where inputs are quantized, ``3x8`` for weights and inputs."""
+    if not plan.activations:
+        return str(plan[name])
+    return f"{plan[name]}x{plan.activations.get(name, 'float')}"
 
 
 def inspection_table(inspection: Inspection) -> Table:
-    """The layers that can be quantized."""
-    table = Table(title="can be quantized", title_justify="left")
-    rounded = any(row.activation_bits for row in inspection.rows)
-    for column in (
-        "layer",
-        "kind",
-        "shape",
-        "weights",
-        "multiply-accumulates",
-        "tied to",
-        *["bits of its inputs"] * rounded,
-    ):
-        table.add_column(
-            column, justify="right" if column in ("weights", "multiply-accumulates") else "left"
-        )
+    """Return the layers that can be quantized."""
+    quantized_inputs = any(row.activation_bits for row in inspection.rows)
+    table = _table("can be quantized")
+    for column in ("layer", "kind", "shape"):
+        table.add_column(column)
+    for column in ("weights", "multiply-accumulates"):
+        table.add_column(column, justify="right")
+    table.add_column("tied to")
+    if quantized_inputs:
+        table.add_column("bits of its inputs")
     for row in inspection.rows:
-        macs = "" if row.macs is None else f"{row.macs:,}"
-        name, tied = escape(row.name), escape(", ".join(row.tied))
-        inputs = [str(row.activation_bits or "float")] * rounded
-        table.add_row(
-            name, row.kind, "x".join(map(str, row.shape)), f"{row.weights:,}", macs, tied, *inputs
-        )
+        cells = [
+            escape(row.name),
+            row.kind,
+            "x".join(map(str, row.shape)),
+            f"{row.weights:,}",
+            "" if row.macs is None else f"{row.macs:,}",
+            escape(", ".join(row.tied)),
+        ]
+        if quantized_inputs:
+            cells.append(str(row.activation_bits or "float"))
+        table.add_row(*cells)
     return table
 
 
 def skipped_table(inspection: Inspection) -> Table:
-    """The parameters that stay in float, and the inputs that have to, one row for each reason."""
-    table = Table(
-        "parameters", "weights", "why", "for example", title="stays in float", title_justify="left"
-    )
+    """Return the parameters that stay in float, and the inputs that have to.
+
+    Each reason has one row, with the first of its parameters as an example.
+    """
+    table = _table("stays in float")
+    for column in ("parameters", "weights", "why", "for example"):
+        table.add_column(column)
     reasons: dict[str, list[Any]] = {}
     for skip in inspection.skipped:
         reasons.setdefault(skip.reason, []).append(skip)
     for reason, skips in reasons.items():
-        table.add_row(
-            str(len(skips)),
-            f"{sum(skip.weights for skip in skips):,}",
-            escape(reason),
-            escape(skips[0].name),
-        )
+        weights = sum(skip.weights for skip in skips)
+        table.add_row(str(len(skips)), f"{weights:,}", escape(reason), escape(skips[0].name))
     for skip in inspection.float_inputs:
         table.add_row("its inputs", "", escape(skip.reason), escape(skip.name))
     return table
 
 
+def _table(title: str, caption: str | None = None) -> Table:
+    """Return an empty table with its title and caption on the left."""
+    return Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+
+
 def packed_rows(packed: Packed) -> dict[str, Any]:
-    """The figures of a packed file."""
-    activations = [form.bits for form in packed.activations.values()]
-    return {
+    """Return the figures of a packed file."""
+    rows: dict[str, Any] = {
         "layers": len(packed.layers),
         "weights": sum(packed.plan.weights.values()),
         "nominal_bits": round(packed.nominal_bits, 3),
         "stored_bits": round(packed.stored_bits, 3),
-        **({"activation_bits": bits_range(activations)} if activations else {}),
-        "file_bytes": packed.file_bytes,
-        "ratio": round(packed.ratio, 2),
     }
+    if packed.activations:
+        rows["activation_bits"] = bits_range(form.bits for form in packed.activations.values())
+    return rows | {"file_bytes": packed.file_bytes, "ratio": round(packed.ratio, 2)}
 
 
 def exported_rows(exported: Exported) -> dict[str, Any]:
-    """The figures of an exported file; what was not measured is missing."""
-    checks = {"largest_difference": exported.difference, "same_class": exported.agreement}
-    return {
+    """Return the figures of an exported file; a figure that was not measured is missing."""
+    rows: dict[str, Any] = {
         "written": str(exported.path),
         "form": exported.form,
         "file_bytes": exported.bytes,
-        **{name: figure for name, figure in checks.items() if figure is not None},
-        "inexact_layers": list(exported.inexact),
     }
+    if exported.difference is not None:
+        rows["largest_difference"] = exported.difference
+    if exported.agreement is not None:
+        rows["same_class"] = exported.agreement
+    return rows | {"inexact_layers": list(exported.inexact)}

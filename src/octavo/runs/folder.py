@@ -8,7 +8,7 @@ from torch import nn
 
 from octavo._io import write_atomically
 from octavo.errors import FormatError, RecipeError
-from octavo.runs.recipe import Recipe, make_recipe
+from octavo.runs.recipe import Recipe, recorded_recipe
 from octavo.storage.digest import digest
 from octavo.storage.packed import check_state
 
@@ -33,11 +33,12 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
     path, free = folder / "recipe.json", {"retraining", "publish", "control"}
     if not path.exists():
         return
-    there = make_recipe(read_json(path), str(path)).model_dump(mode="json")
+    there = recorded_recipe(read_json(path), str(path)).model_dump(mode="json")
     for key, now in recipe.model_dump(mode="json").items():
         if key not in free and there[key] != now:
             raise RecipeError(
-                f"{folder} holds a run with {key} {there[key]!r}, the recipe says {now!r}: choose another --folder"
+                f"{folder} holds a run with {key} {there[key]!r}, the recipe says {now!r}: "
+                "choose another --folder"
             )
 
 
@@ -54,14 +55,16 @@ def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
     if not path.exists():
         return None
     result = read_json(path)
-    was, now = make_recipe(result.get("recipe", {}), str(path)).retraining, recipe.retraining
+    was, now = recorded_recipe(result.get("recipe", {}), str(path)).retraining, recipe.retraining
     if was != now:
         raise RecipeError(
-            f"{folder} holds a complete run with {was}, the recipe says {now}: choose another --folder"
+            f"{folder} holds a complete run with {was}, the recipe says {now}: "
+            "choose another --folder"
         )
     if result.get("float_digest") != digest:
         raise RecipeError(
-            f"{folder} holds a complete run, the task's weights have changed since: delete it or choose another --folder"
+            f"{folder} holds a complete run, the task's weights have changed since: "
+            "delete it or choose another --folder"
         )
     return result if "control_score" in result or not recipe.controlled else None
 

@@ -1,7 +1,6 @@
-"""A run described as data: what ``octavo run`` reads."""
+"""A run described as data: the recipe that ``octavo run`` reads."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,160 +10,100 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
-    SkipValidation,
     ValidationError,
     model_validator,
 )
 
 from octavo._io import read_yaml
-from octavo.activations.quantization import ScaleFit, check_fit
 from octavo.deploy.exporting import Form
-from octavo.dnq.searching import Method
-from octavo.errors import OctavoError, PlanError, RecipeError, nearest
+from octavo.errors import OctavoError, RecipeError, nearest
 from octavo.formats.codebook import Fit, Per
-from octavo.formats.width import Width, read_width, write_width
 from octavo.inq.partition import (
     PORTIONS,
     SPARSE_PORTIONS,
-    Order,
     check_portions,
     check_straight_through,
-    orders_of,
 )
 from octavo.plan import Budget
-from octavo.pruning.surgery import check_sparsity
-from octavo.ptq.settings import PtqOrder
+from octavo.ptq.settings import PtqSettings
+from octavo.runs.old_words import with_new_words
+from octavo.runs.orders import RecipeOrder, check_orders, read_orders, write_orders
+from octavo.runs.sections import Activations, Epochs, Prune, Ptq, RecipeWidth, Search
 from octavo.runs.training import Retraining
 
 __all__ = [
-    "Activations", "OneShot", "Prune", "Recipe", "Search", "key_value", "load_recipe", "make_recipe", "override", "yaml_value",
-]  # fmt: skip
-
-Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
-
-
-def _read_width(value: object) -> Width:
-    """Read a width; pydantic puts the key before the message."""
-    try:
-        return read_width(value)
-    except PlanError as error:
-        raise ValueError(str(error).removeprefix("bits: ")) from error
-
-
-RecipeWidth = Annotated[  # bits, or a text such as apot6
-    Width, PlainValidator(_read_width), PlainSerializer(write_width)
+    "Recipe",
+    "key_value",
+    "load_recipe",
+    "make_recipe",
+    "override",
+    "recorded_recipe",
+    "yaml_value",
 ]
-Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 
-UNIONS = (
-    "bits",
-    "epochs",
-    "order",
-)  # keys with a value of several forms: pydantic puts the form's name after the key
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+Orders = Annotated[
+    RecipeOrder | tuple[RecipeOrder, ...],
+    PlainValidator(read_orders),
+    PlainSerializer(write_orders, when_used="json"),
+]
+
+# Keys with a value of several forms: after such a key, pydantic's errors have the form's name.
+UNIONS = ("bits", "epochs")
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of the error
 
-
-@dataclass(frozen=True, kw_only=True)
-class OneShot:
-    """Settings of the closed form: see ``octavo.calibrate``."""
-
-    order: PtqOrder = "gptq"
-    damp: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
-    sequential: bool = True
-    correct: bool = False
-    absorb: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Activations:
-    """How the inputs of layers are quantized: see ``octavo.quantize_activations``. Inputs are the
-    task's calibration.
-    """
-
-    bits: Bits | dict[str, Bits]
-    fit: Annotated[ScaleFit, SkipValidation] = "mse"
-    power_of_two: bool = False
-    learned: bool = True
-
-    def __post_init__(self) -> None:
-        check_fit(self.fit)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """Settings of the search for bits: see ``octavo.search``. Inputs are the task's calibration,
-    the seed is the run's.
-    """
-
-    budget: Budget
-    method: Method = "dnq"
-    trials: Annotated[int, Field(ge=1)] = 512
-    options: tuple[RecipeWidth, ...] = (Width(2), Width(3), Width(4), Width(5))
-    pins: Mapping[str, RecipeWidth] = field(default_factory=dict)
-    activations: tuple[Bits, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prune:
-    """Settings of pruning: see ``octavo.Surgery``. No learning rate: that of ``retraining``."""
-
-    sparsity: SkipValidation[float | dict[str, float]]  # checked below, with better messages
-    epochs: Epochs = 4.0
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-
-    def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
-
-
-SECTIONS: dict[Any, Any] = {
+SECTIONS: dict[str, Any] = {
     "activations": Activations,
     "prune": Prune,
     "retraining": Retraining,
-    "oneshot": OneShot,
+    "ptq": Ptq,
     "search": Search,
     "search.budget": Budget,
 }
 
 
 class Recipe(BaseModel):
-    """One run: INQ, or the closed form alone.
+    """A recipe is one run as data: INQ, or post-training quantization (PTQ) alone.
 
     Attributes:
-        task: name of a task, see ``octavo.runs.task.load_task``.
-        options: the task's options.
-        teacher: the task's options that differ for the network whose outputs retraining imitates;
-            none: the same network.
-        bits: bits for every layer, or for layer names and shell patterns; the last that matches
-            counts, the others stay in float. ``apot6`` in place of bits: sums of two powers of two.
-            Either this or ``search``.
-        search: how to search for the bits of each layer.
-        activations: how the inputs of layers are quantized; None: not at all.
-        method: ``inq`` freezes portion by portion and retrains; ``oneshot`` is the closed form,
-            without training.
+        task: the name of a task, see ``octavo.runs.task.load_task``.
+        options: the options of the task.
+        teacher: the options of the task that differ for the teacher, whose outputs retraining
+            imitates. Without any, the teacher is the task's own network in full precision.
+        bits: the width of every layer, or the widths by layer name and shell pattern; the last
+            pattern that matches counts, and a layer that none matches stays in float. ``apot6``
+            instead of a number stands for sums of two powers of two. A recipe has either ``bits``
+            or ``search``.
+        search: the settings of the search for the width of each layer.
+        activations: the settings of the quantizers of layer inputs; None quantizes no input.
+        method: ``inq`` freezes portion by portion and retrains in between; ``ptq`` is
+            post-training quantization, without training.
         warmup: epochs of retraining in full precision before the first weight freezes.
-        prune: dynamic network surgery after that: the sparsity it reaches, and its epochs; INQ
-            keeps the zeros.
-        start: where INQ starts: from the closed form (``oneshot``), from the network as it is
-            (``float``), or from the network as it is with every portion made up for in closed form
-            by the weights that are still free (``compensated``).
-        oneshot: settings of the closed form.
+        prune: the settings of dynamic network surgery, which follows the warm-up. INQ keeps the
+            zeros.
+        start: the weights that INQ starts from. ``ptq`` starts from the result of PTQ. ``float``
+            starts from the network as it is. ``refit`` does so too, and as each portion freezes,
+            the free weights are refitted to the layer's outputs.
+        ptq: the settings of PTQ.
         portions: accumulated shares of frozen weights; with ``prune``, finer ones are the default.
-        order: which weights freeze first: one order, or one for each portion.
+        order: the order in which weights freeze: one for all portions, or one for each portion.
+            ``path/to/file.py:function`` is a function of the user's, looked for from the recipe's
+            folder and then from the working directory.
         straight_through: the portion from which on the network sees free weights at their levels:
             see ``octavo.Incremental``.
-        fit: choice of n1.
-        per: one n1 for a layer or for each output channel.
-        epochs: of retraining after each portion: one number a portion, or one for all but the last,
-            which gets none.
-        retraining: how to retrain.
+        fit: the choice of the largest exponent.
+        per: one largest exponent per ``tensor`` or per ``channel``.
+        epochs: epochs of retraining after each portion: one number for each portion, or one number
+            for all portions but the last, which gets none.
+        retraining: the settings of retraining.
         export: the forms to export the network in, see ``octavo.export``.
-        control: whether to train the full-precision network equally long, for comparison.
-        floats: how the file stores what is not quantized: as it is, rounded to ``float16``, or so
-            with norms ``folded`` first.
-        seed: of everything that is drawn.
-        publish: where to put copies of the result (``.json``) and the network (``.safetensors``),
-            from the recipe's folder.
+        control: whether the full-precision network is trained equally long, for comparison.
+        floats: the form in which the file stores the tensors that are not quantized: as they are
+            (``float32``), rounded (``float16``), or rounded after batch norms were reduced to a
+            scale and a shift (``folded``).
+        seed: the seed of everything that is drawn.
+        publish: the place for copies of the result (``.json``) and of the network
+            (``.safetensors``), relative to the recipe's folder.
 
     """
 
@@ -176,16 +115,16 @@ class Recipe(BaseModel):
     bits: RecipeWidth | dict[str, RecipeWidth] | None = None
     search: Search | None = None
     activations: Activations | None = None
-    method: Literal["inq", "oneshot"] = "inq"
+    method: Literal["inq", "ptq"] = "inq"
     warmup: Epochs = 0.0
     prune: Prune | None = None
-    start: Literal["compensated", "oneshot", "float"] = "oneshot"
-    oneshot: OneShot = OneShot()
+    start: Literal["refit", "ptq", "float"] = "ptq"
+    ptq: Ptq = Ptq()
     portions: tuple[float, ...] = PORTIONS
-    order: Order | tuple[Order, ...] = "magnitude"
+    order: Orders = "magnitude"
     straight_through: Annotated[float, Field(gt=0, le=1)] = 1.0
-    fit: Fit = "mse"
-    per: Per = "channel"
+    fit: Fit = PtqSettings.fit
+    per: Per = PtqSettings.per
     epochs: Epochs | tuple[Epochs, ...] = 1.0
     retraining: Retraining = Retraining()
     export: tuple[Form, ...] = ()
@@ -196,27 +135,27 @@ class Recipe(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _finer(cls, content: Any) -> Any:
+    def _default_portions(cls, content: Any) -> Any:
+        """Give a recipe that prunes the finer portions, unless it has portions of its own."""
         sparse = isinstance(content, Mapping) and content.get("prune") is not None
         return {"portions": SPARSE_PORTIONS, **content} if sparse else content
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        portions = len(self.portions)
         check_portions(self.portions)
-        orders_of(self.order, len(self.portions))
+        check_orders(self.order, portions)
         check_straight_through(self.straight_through, self.portions)
         if (self.bits is None) == (self.search is None):
-            raise ValueError(
-                "expected either bits or search, got "
-                + ("neither" if self.bits is None else "both")
-            )
+            got = "neither" if self.bits is None else "both"
+            raise ValueError(f"expected either bits or search, got {got}")
         if self.activations and self.search and self.search.activations:
             raise ValueError("expected either activations or search.activations, got both")
         if self.prune and not self.retrains:
             raise ValueError(f"prune: expected method inq, which retrains, got {self.method}")
-        if isinstance(self.epochs, tuple) and len(self.epochs) != len(self.portions):
+        if isinstance(self.epochs, tuple) and len(self.epochs) != portions:
             raise ValueError(
-                f"epochs: expected one number, or {len(self.portions)}, one a portion; got {len(self.epochs)}"
+                f"epochs: expected one number, or {portions}, one a portion; got {len(self.epochs)}"
             )
         return self
 
@@ -232,35 +171,60 @@ class Recipe(BaseModel):
 
     @property
     def schedule(self) -> tuple[tuple[float, float], ...]:
-        """Of each stage, the portion that is frozen and the epochs of retraining after that."""
-        epochs = (
-            self.epochs
-            if isinstance(self.epochs, tuple)
-            else (*[self.epochs] * (len(self.portions) - 1), 0.0)
-        )
+        """One pair for each stage: the accumulated portion, and the epochs of retraining after."""
+        if isinstance(self.epochs, tuple):
+            epochs = self.epochs
+        else:
+            epochs = (*[self.epochs] * (len(self.portions) - 1), 0.0)
         return tuple(zip(self.portions, epochs, strict=True))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; ``base: other.yaml`` in it names one whose keys it takes over.
+    """Read a recipe; ``base: other.yaml`` in it names a recipe whose keys it takes over.
 
     Args:
         path: a YAML file; its keys are text, also inside of ``options``.
-        overrides: ``key=value`` each, the value in YAML; ``retraining.learning_rate=0.02`` reaches
-            inside.
+        overrides: texts of the form ``key=value``, the value in YAML;
+            ``retraining.learning_rate=0.02`` reaches inside of a section.
 
     Raises:
-        RecipeError: not readable, a key that comes twice, an unknown key (with the nearest known
-            one), or a value that does not fit.
+        RecipeError: the file is not readable, a key comes twice, a key is unknown (the message has
+            the nearest known one), or a value does not fit.
 
     """
-    return make_recipe(override(_read(Path(path), ()), overrides), str(path))
+    path = Path(path)
+    content = override(_read(path, ()), overrides)
+    return make_recipe(content, str(path), folder=path.parent)
 
 
-def make_recipe(content: Mapping[str, Any], where: str) -> Recipe:
-    """A recipe from plain data; ``where`` is what errors call it."""
+def make_recipe(content: Mapping[str, Any], where: str, *, folder: Path | None = None) -> Recipe:
+    """Make a recipe from plain data.
+
+    Args:
+        content: the keys and values; old words raise a ``DeprecationWarning``.
+        where: the place of the recipe, for errors.
+        folder: the folder of the recipe, where ``order: file.py:function`` is looked for first.
+
+    Raises:
+        RecipeError: an unknown key, or a value that does not fit.
+
+    """
+    return _validated(with_new_words(content, where), where, folder)
+
+
+def recorded_recipe(content: Mapping[str, Any], where: str) -> Recipe:
+    """Make the recipe that a run folder or a result holds; old words in it raise no warning.
+
+    Raises:
+        RecipeError: an unknown key, or a value that does not fit.
+
+    """
+    return _validated(with_new_words(content, where, warn=False), where, None)
+
+
+def _validated(content: Mapping[str, Any], where: str, folder: Path | None) -> Recipe:
     try:
-        return Recipe.model_validate(content)
+        return Recipe.model_validate(content, context={"folder": folder or Path()})
     except OctavoError as error:
         raise RecipeError(f"{where}: {error}") from error
     except ValidationError as error:
@@ -268,27 +232,46 @@ def make_recipe(content: Mapping[str, Any], where: str) -> Recipe:
 
 
 def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """``content`` with ``key=value`` pairs put in, in place; a dotted key reaches inside.
+    """Put ``key=value`` pairs into ``content``, in place; a dotted key reaches inside.
+
+    Returns:
+        ``content``.
 
     Raises:
-        RecipeError: not a pair, not YAML, or a key inside of what is no mapping.
+        RecipeError: not a pair, not YAML, or a key inside of something that is not a mapping.
 
     """
     for pair in overrides:
         path, value = key_value(pair, "--set")
-        inner: Any = content
-        *parents, last = path.split(".")
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise RecipeError(f"--set {pair}: {parent} is not a mapping")
-        inner[last] = value
+        keys = path.split(".")
+        for key in reversed(keys):  # a.b=1 becomes {"a": {"b": 1}}
+            value = {key: value}
+        _put(content, with_new_words(value, "--set"), len(keys), pair)
     return content
 
 
+def _put(content: dict[str, Any], value: Mapping[str, Any], depth: int, pair: str) -> None:
+    """Lay ``value``, nested to ``depth``, over ``content``; replace what lies deeper."""
+    for key, inner in value.items():
+        if depth == 1:
+            content[key] = inner
+            continue
+        section = content.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {pair}: {key} is not a mapping")
+        _put(section, inner, depth - 1, pair)
+
+
 def key_value(pair: str, flag: str) -> tuple[str, Any]:
-    """The two sides of ``key=value``, the value read as YAML; ``flag`` is what errors call its
-    place.
+    """Split ``key=value`` in two and read the value as YAML.
+
+    Args:
+        pair: the text.
+        flag: the option of the command line that it comes from, for errors.
+
+    Raises:
+        RecipeError: it is not a pair, or the value is not YAML.
+
     """
     key, equals, text = pair.partition("=")
     if not equals or not key:
@@ -297,7 +280,12 @@ def key_value(pair: str, flag: str) -> tuple[str, Any]:
 
 
 def yaml_value(text: str, where: str) -> Any:
-    """The value that ``text`` is in YAML; ``where`` is what the error calls it."""
+    """Return the value that ``text`` has in YAML; ``where`` is the place of the text, for errors.
+
+    Raises:
+        RecipeError: it is not YAML.
+
+    """
     try:
         return read_yaml(text)
     except ValueError as error:
@@ -305,6 +293,7 @@ def yaml_value(text: str, where: str) -> Any:
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the keys of a recipe and of its bases; ``seen`` are the recipes that led here."""
     if path.resolve() in seen:
         raise RecipeError(f"{path}: is its own base")
     try:
@@ -312,9 +301,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: not a readable recipe: {error}") from error
     if not isinstance(content, dict):
-        raise RecipeError(
-            f"{path}: expected a mapping of keys to values, got {type(content).__name__}"
-        )
+        got = type(content).__name__
+        raise RecipeError(f"{path}: expected a mapping of keys to values, got {got}")
+    content = with_new_words(content, str(path))
     base = content.pop("base", None)
     if base is None:
         return content
@@ -322,8 +311,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the keys of ``over``; mappings are merged key by key, but for ``bits``, which
-    is one thing.
+    """Lay the keys of ``over`` over ``base``, in place, and return it.
+
+    Mappings are merged key by key, but for ``bits``, because a plan is one thing.
     """
     for key, value in over.items():
         deeper = isinstance(value, Mapping) and isinstance(base.get(key), dict) and key != "bits"
@@ -332,28 +322,23 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line; of a value with several forms, where it came
-    nearest to one.
+    """Say in one line what is wrong first.
 
-    Unknown keys come first: a key that is misspelt is missing too.
+    Unknown keys come first, because a key that is misspelt is missing too. A value of several forms
+    has an error for each form; the error that lies deepest belongs to the form that it nearly has.
     """
     errors = sorted(error.errors(), key=lambda one: one["type"] not in UNKNOWN)
-    first = max(
-        (one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]),
-        key=lambda one: len(one["loc"]),
-    )
-    loc = first["loc"]
-    where = ".".join(
-        str(part) for key, part in zip(("", *loc), loc, strict=False) if key not in UNIONS
-    )
+    same_key = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
+    first = max(same_key, key=lambda one: len(one["loc"]))
+    place = first["loc"]
+    before = ("", *place)  # what stands before each part; pydantic's names of forms are left out
+    parts = [part for key, part in zip(before, place, strict=False) if key not in UNIONS]
+    where = ".".join(map(str, parts))
     if first["type"] in UNKNOWN:
-        known = (
-            SECTIONS[where.rpartition(".")[0]].__dataclass_fields__
-            if loc[1:]
-            else Recipe.model_fields
-        )
-        return f"unknown key {where!r}{nearest(where.rpartition('.')[2], known)}"
-    got = (
-        "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-    )  # our own say what they got
-    return f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1) + got
+        section, _, key = where.rpartition(".")
+        known = SECTIONS[section].__dataclass_fields__ if place[1:] else Recipe.model_fields
+        return f"unknown key {where!r}{nearest(key, known)}"
+    message = f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1)
+    if first["type"] in ("missing", "value_error"):  # our own messages say what they got
+        return message
+    return f"{message}, got {first['input']!r}"

@@ -1,48 +1,59 @@
-"""One run of a recipe, resumable: float score, quantization, control, packed file, score of the
-reloaded network.
-"""
+"""One run of a recipe, from the float network to the metric of the reloaded one; resumable."""
 
 import platform
 import time
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import nn
 
 from octavo._io import write_atomically
-from octavo.activations.quantization import quantize_activations
-from octavo.activations.quantizer import input_formats
-from octavo.deploy.exporting import Exported, check_forms, export_checked, load_onnx
-from octavo.dnq.searching import search
-from octavo.dnq.survey import survey
+from octavo.deploy.exporting import Exported, export_checked, load_onnx
+from octavo.deploy.forms import check_forms
 from octavo.errors import RecipeError
-from octavo.formats.width import write_width, write_widths
-from octavo.inq.incremental import Incremental
-from octavo.network.calling import device_of, on_device
 from octavo.plan import Plan, matching_plan, planned_layers
-from octavo.progress import Event
-from octavo.pruning.masks import find_kept
-from octavo.ptq.calibration import LayerResult, calibrate
+from octavo.progress import Progress, silent
 from octavo.runs.folder import Json, check_folder, digest_of, finished, write_json
-from octavo.runs.recipe import Activations, Recipe, Search
-from octavo.runs.stages import Job, Observer, Track, control_score, prune, train, warm_up
+from octavo.runs.orders import load_orders
+from octavo.runs.quantize import (
+    Quantization,
+    check_search,
+    find_plan,
+    quantize_by_inq,
+    quantize_by_ptq,
+    quantize_inputs,
+)
+from octavo.runs.recipe import Recipe
+from octavo.runs.stages import Job
+from octavo.runs.steps import control_score, prune, warm_up
 from octavo.runs.task import Task, load_task, model_of
 from octavo.storage.coding import grouped as coding
 from octavo.storage.float_tensors import with_float16, with_folded_norms
-from octavo.storage.packed import Packed, check_state
+from octavo.storage.packed import Packed
 
 __all__ = ["environment", "exported_scores", "publish", "run"]
 
+PACKED = "packed.safetensors"  # the file of the quantized network in a run's folder
 
-def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
-    """Do all that the recipe says into ``folder``; a run that was cut off continues after its last
-    whole stage.
+
+def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
+    """Do all that the recipe says into ``folder``.
+
+    A run that was cut off continues after its last whole stage; a complete run does nothing.
+
+    Args:
+        recipe: the recipe.
+        folder: the folder of the run.
+        progress: called with each event of the run: notes, and those of ``calibrate``, ``search``
+            and ``octavo.runs.training.retrain``.
 
     Returns:
-        What ``result.json`` in the folder holds.
+        The content of ``result.json`` in the folder.
 
     Raises:
         RecipeError: the folder holds the run of another recipe or of other weights, or the task
@@ -50,82 +61,84 @@ def run(recipe: Recipe, folder: Path, observer: Observer) -> Json:
         PlanError: the network does not fit the recipe, or the calibration inputs do not fit the
             network.
         TrainingError: retraining failed; the last whole stage is kept.
-        ExportError: the network cannot be exported in a form that the recipe lists, or that form's
-            libraries are missing.
-        FormatError: a file of the folder is damaged, or half a run of other weights.
+        ExportError: the network cannot be exported in a form that the recipe lists, or the
+            libraries of that form are missing.
+        FormatError: a file of the folder is damaged, or belongs to half a run of other weights.
 
     """
+    started = time.monotonic()
     check_folder(folder, recipe)
     check_forms(recipe.export)
-    started, task = time.monotonic(), load_task(recipe.task, recipe.options)
-    model, copy = _two_models(task, recipe.task)
-    given, digest = matching_plan(model, recipe.bits or {}), digest_of(copy)
-    check_state(model)
-    if recipe.search is None:
-        planned_layers(model, given)
-    if done := finished(folder, recipe, digest):
-        observer.note(f"{folder} is complete: nothing to do")
-        return done
-    result: Json = {
+    load_orders(recipe.order)
+    task = load_task(recipe.task, recipe.options)
+    model, float_model = _two_models(task, recipe.task)
+    job = Job(recipe, task, folder, digest_of(float_model), progress)
+    _check_fit(job, model)
+    complete = finished(folder, recipe, job.digest)
+    if complete is not None:
+        job.note(f"{folder} is complete: nothing to do")
+        return complete
+
+    float_score = _float_score(job, float_model)
+    check_search(job, model)  # before the warm-up, which takes its time
+    activation_bits = quantize_inputs(job, model, recipe.activations)
+    retrained = _retrain_in_full_precision(job, model)
+    plan, search_figures = _plan(job, model)
+    quantization = _quantize(job, model, plan, retrained)
+    packed = _with_small_floats(quantization.packed, model, recipe)
+    packed.save(folder / PACKED)
+    score = _reloaded_score(job)
+    exports = _exports(job, packed)
+    control = {"control_score": control_score(job)} if recipe.controlled else {}
+
+    seconds = quantization.seconds_before + time.monotonic() - started
+    result = {
         "recipe": recipe.model_dump(mode="json"),
         "environment": environment(),
-        "float_digest": digest,
+        "float_digest": job.digest,
         "labels_used": recipe.retrains and recipe.retraining.labels > 0,
-        "float_score": float(task.score(copy)),
-    }
-    observer.note(f"full precision: {result['float_score']:.2f}")
-    job = Job(recipe, task, folder, digest, observer)
-    if recipe.search is not None:  # what does not fit is found before the warm-up
-        _survey(job, recipe.search, model)
-    rounded = _quantize_inputs(job, model, recipe.activations)
-    log = warm_up(model, job) + prune(model, job) if recipe.retrains else []
-    plan, searched = _search(job, recipe.search, model) if recipe.search else (given, {})
-    packed, how = (
-        _by_retraining(job, model, plan, log)
-        if recipe.retrains
-        else _in_closed_form(job, model, plan)
-    )
-    _begin(job)
-    file = folder / "packed.safetensors"
-    float_bytes = packed.float_bytes
-    packed = _slim(packed, model, recipe)
-    packed.save(file)
-    result |= (
-        rounded
-        | searched
-        | how
-        | {"score": _score_reloaded(recipe, task, file)}
-        | _exports(job, packed)
-    )
-    observer.note(f"quantized, packed and loaded again: {result['score']:.2f}")
-    if recipe.controlled:
-        result["control_score"] = control_score(job)
-    earlier = result.pop("earlier", 0.0)
-    result |= _sizes(packed, float_bytes) | {
-        "seconds": round(earlier + time.monotonic() - started, 1)
+        "float_score": float_score,
+        **activation_bits,
+        **search_figures,
+        **quantization.figures,
+        "score": score,
+        **exports,
+        **control,
+        **_sizes(packed, quantization.packed.float_bytes),
+        "seconds": round(seconds, 1),
     }
     write_json(folder / "result.json", result)
     return result
 
 
 def publish(recipe: Recipe, recipe_path: Path, folder: Path) -> list[Path]:
-    """Copy the result and the packed network to where the recipe publishes them, if it does."""
+    """Copy the result and the packed network to where the recipe publishes them, if it does.
+
+    Returns:
+        The copies.
+
+    """
     if recipe.publish is None:
         return []
     stem = recipe_path.parent / recipe.publish
-    pairs = [
-        (folder / "result.json", Path(f"{stem}.json")),
-        (folder / "packed.safetensors", Path(f"{stem}.safetensors")),
-    ]
-    for source, target in pairs:
-        content = source.read_bytes()
-        write_atomically(target, lambda file, content=content: file.write(content))  # type: ignore[misc]
-    return [target for _, target in pairs]
+    copies = {
+        "result.json": Path(f"{stem}.json"),
+        PACKED: Path(f"{stem}.safetensors"),
+    }
+    for name, copy in copies.items():
+        write_atomically(copy, partial(_write_bytes, (folder / name).read_bytes()))
+    return list(copies.values())
+
+
+def _write_bytes(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
 
 
 def exported_scores(exported: Exported, packed: Packed, task: Task, name: str) -> Json:
-    """What rounded activations make of the score; nothing for the forms that compute what the
-    network does.
+    """Return the metric of an exported network that rounds activations, and that of the packed one.
+
+    The other forms compute the same as the packed network: for them there is nothing to return.
+    ``name`` is the name of the task, for errors.
     """
     if exported.form != "int8":
         return {}
@@ -137,179 +150,8 @@ def exported_scores(exported: Exported, packed: Packed, task: Task, name: str) -
     }
 
 
-def _exports(job: Job, packed: Packed) -> Json:
-    """Every form that the recipe lists, in the run's folder."""
-    found = Json()
-    for form in job.recipe.export:
-        model = model_of(job.task, job.recipe.task)
-        path = job.folder / (f"{form}.safetensors" if form == "mx" else f"{form}.onnx")
-        made = export_checked(model, packed, path, form=form, example=list(job.task.calibration()))
-        scores = exported_scores(made, packed, job.task, job.recipe.task)
-        found[form] = asdict(made) | {"path": path.name} | scores
-        job.observer.note(
-            f"exported: {path}, {made.bytes:,} bytes"
-            + (f", score {scores['score']:.2f}" if scores else "")
-        )
-    return {"exports": found} if found else {}
-
-
-def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
-    model, copy = model_of(task, name), model_of(task, name)
-    if copy is model:  # it would be its own teacher and its own control
-        raise RecipeError(
-            f"task {name!r}: expected a new copy of the network from every call of model(), got one twice"
-        )
-    return model, copy
-
-
-def _begin(job: Job) -> None:
-    """Note down in the folder whose run this is, once the recipe is known to fit the network."""
-    write_json(job.folder / "recipe.json", job.recipe.model_dump(mode="json"))
-
-
-def _quantize_inputs(job: Job, model: nn.Module, activations: Activations | None) -> Json:
-    """Quantize the inputs of layers as the recipe or the search says, and what came of it."""
-    if activations is None:
-        return {}
-    wanted = asdict(activations)
-    skipped = quantize_activations(model, job.task.calibration(), wanted.pop("bits"), **wanted)
-    for skip in skipped:
-        job.observer.note(f"{skip.name}: its inputs stay in float: {skip.reason}")
-    bits = {name: form.bits for name, form in input_formats(model).items()}
-    job.observer.note(
-        f"inputs of {len(bits)} layers quantized, {min(bits.values())} to {max(bits.values())} bits"
-    )
-    return {"activation_bits": bits}
-
-
-def _survey(job: Job, wanted: Search, model: nn.Module) -> None:
-    """Raise PlanError or BudgetError unless the search fits the network."""
-    batch = next(iter(job.task.calibration()), None)
-    if batch is not None:
-        batch = on_device(batch, device_of(model))
-        survey(model, batch, wanted.options, wanted.pins, wanted.budget, wanted.activations)
-
-
-def _search(job: Job, wanted: Search, model: nn.Module) -> tuple[Plan, Json]:
-    """The bits of each layer that a search finds, and what else it found; the inputs' bits are put
-    into effect.
-    """
-    job.observer.searching(wanted.trials)
-    found = search(
-        model,
-        job.task.calibration(),
-        budget=wanted.budget,
-        options=wanted.options,
-        activations=wanted.activations,
-        method=wanted.method,
-        trials=wanted.trials,
-        pins=wanted.pins,
-        absorb=job.recipe.oneshot.absorb,
-        seed=job.recipe.seed,
-        journal=job.folder / "search.jsonl",
-        observe=job.observer.trial,
-    )
-    found.plan.save(job.folder / "plan.yaml")
-    plans = {"plan": write_widths(found.plan), "uniform": write_widths(found.uniform)}
-    about = plans | {"score": found.score, "uniform_score": found.uniform_score}
-    bits = ", ".join(f"{name} {count}" for name, count in found.plan.items())
-    job.observer.note(
-        f"search: {found.score:.5g}, the uniform plan {found.uniform_score:.5g}; bits: {bits}"
-    )
-    activations = Activations(bits=found.plan.activations) if found.plan.activations else None
-    return found.plan, {"search": about} | _quantize_inputs(job, model, activations)
-
-
-def _by_retraining(job: Job, model: nn.Module, plan: Plan, log: list[Json]) -> tuple[Packed, Json]:
-    """INQ's stages after those in ``log``, from the network as it is or as the closed form leaves
-    it.
-    """
-    recipe, how = job.recipe, Json()
-    _begin(job)
-    masks = find_kept(model, plan)
-    if recipe.start == "oneshot":
-        packed, how = _in_closed_form(job, model, plan)
-        packed.apply(model)
-    incremental = Incremental(
-        model,
-        plan,
-        portions=recipe.portions,
-        order=recipe.order,
-        fit=recipe.fit,
-        per=recipe.per,
-        seed=recipe.seed,
-        straight_through=recipe.straight_through,
-        inputs=job.task.calibration() if recipe.start == "compensated" else None,
-        masks=masks,
-    )
-    track = Track(
-        "quantized",
-        incremental.model,
-        incremental,
-        job.folder / "quantized.pt",
-        job.digest,
-        recipe.schedule,
-    )
-    train(track, job)
-    return incremental.finish(), how | {"stages": log + track.log, "earlier": track.earlier}
-
-
-def _in_closed_form(job: Job, model: nn.Module, plan: Plan) -> tuple[Packed, Json]:
-    """Layer by layer, from the task's calibration inputs."""
-    recipe, errors = job.recipe, list[LayerResult]()
-
-    def progress(event: Event) -> None:
-        if isinstance(event.detail, LayerResult):
-            errors.append(event.detail)
-            job.observer.layer(event.detail)
-
-    inputs, settings = job.task.calibration(), asdict(recipe.oneshot)
-    del settings["correct"]  # it has no effect any more
-    packed = calibrate(
-        model, plan, inputs, fit=recipe.fit, per=recipe.per, progress=progress, **settings
-    )
-    shown = ("nearest", "compensated")
-    rows = [
-        {"name": e.name, "bits": write_width(e.bits), **{key: getattr(e, key) for key in shown}}
-        for e in errors
-    ]
-    return packed, {"layers": rows}
-
-
-def _score_reloaded(recipe: Recipe, task: Task, file: Path) -> float:
-    """Score of a fresh network that the file was applied to: what its user will get."""
-    model = model_of(task, recipe.task)
-    Packed.load(file).apply(model)
-    return float(task.score(model))
-
-
-def _slim(packed: Packed, model: nn.Module, recipe: Recipe) -> Packed:
-    """With what is not quantized as the recipe wants it stored."""
-    packed = with_folded_norms(packed, model) if recipe.floats == "folded" else packed
-    return packed if recipe.floats == "float32" else with_float16(packed)
-
-
-def _sizes(packed: Packed, float_bytes: int) -> Json:
-    entropy = sum(
-        coding.entropy_bytes(layer.codes, layer.codebook.width) for layer in packed.layers.values()
-    )
-    weights = sum(packed.plan.weights.values())
-    zeros = sum(int((layer.codes == layer.codebook.zero).sum()) for layer in packed.layers.values())
-    return {
-        "weights": weights,
-        "nominal_bits": packed.nominal_bits,
-        "stored_bits": packed.stored_bits,
-        "sparsity": zeros / weights,
-        "entropy_bytes": round(entropy),
-        "other_bytes": packed.float_bytes - 4 * weights,
-        "file_bytes": packed.file_bytes,
-        "float_bytes": float_bytes,  # before any was folded or rounded to float16
-        "ratio": float_bytes / packed.file_bytes,
-    }
-
-
 def environment() -> Json:
-    """Versions and machine, for every committed figure."""
+    """Return the versions and the machine, which belong to every committed figure."""
     return {
         "octavo": version("octavo"),
         "python": platform.python_version(),
@@ -321,8 +163,123 @@ def environment() -> Json:
 
 
 def _processor() -> str:
-    """What the processor calls itself."""
+    """Return the name that the processor gives itself, and its number of cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]}, {len(names)} cores" if names else platform.machine()
+
+
+def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
+    """Return two copies of the task's network: one to quantize, one to compare with."""
+    model = model_of(task, name)
+    copy = model_of(task, name)
+    if copy is model:  # it would be its own teacher and its own control
+        raise RecipeError(
+            f"task {name!r}: expected a new copy of the network from every call of model(), "
+            "got one twice"
+        )
+    return model, copy
+
+
+def _check_fit(job: Job, model: nn.Module) -> None:
+    """Raise PlanError unless the recipe's widths fit the network."""
+    if job.recipe.bits is not None:
+        planned_layers(model, matching_plan(model, job.recipe.bits))
+
+
+def _float_score(job: Job, model: nn.Module) -> float:
+    """Return the metric of the full-precision network."""
+    score = float(job.task.score(model))
+    job.note(f"full precision: {score:.2f}")
+    return score
+
+
+def _retrain_in_full_precision(job: Job, model: nn.Module) -> list[Json]:
+    """Warm up and prune ``model``, in place, where the recipe says so; return the stages."""
+    if not job.recipe.retrains:
+        return []
+    return [*warm_up(model, job).stages, *prune(model, job).stages]
+
+
+def _plan(job: Job, model: nn.Module) -> tuple[Plan, Json]:
+    """Return the plan that the recipe gives or that its search finds, and the search's figures."""
+    if job.recipe.search is not None:
+        return find_plan(job, job.recipe.search, model)
+    return matching_plan(model, job.recipe.bits or {}), {}
+
+
+def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> Quantization:
+    """Quantize by the recipe's method.
+
+    The folder gets its ``recipe.json`` once the recipe is known to fit the network.
+    """
+    recorded = job.recipe.model_dump(mode="json")
+    file = job.folder / "recipe.json"
+    if job.recipe.retrains:
+        write_json(file, recorded)
+        return quantize_by_inq(job, model, plan, retrained)
+    quantization = quantize_by_ptq(job, model, plan)
+    write_json(file, recorded)
+    return quantization
+
+
+def _with_small_floats(packed: Packed, model: nn.Module, recipe: Recipe) -> Packed:
+    """Return ``packed`` with its other tensors in the form that the recipe says."""
+    if recipe.floats == "float32":
+        return packed
+    if recipe.floats == "folded":
+        packed = with_folded_norms(packed, model)
+    return with_float16(packed)
+
+
+def _reloaded_score(job: Job) -> float:
+    """Return the metric of a new network that the packed file was applied to, as its user will."""
+    model = job.new_model()
+    Packed.load(job.folder / PACKED).apply(model)
+    score = float(job.task.score(model))
+    job.note(f"quantized, packed and loaded again: {score:.2f}")
+    return score
+
+
+def _exports(job: Job, packed: Packed) -> Json:
+    """Write each form that the recipe lists into the folder, and return their figures."""
+    figures: Json = {}
+    for form in job.recipe.export:
+        ending = "safetensors" if form == "mx" else "onnx"
+        path = job.folder / f"{form}.{ending}"
+        example = list(job.task.calibration())
+        exported = export_checked(job.new_model(), packed, path, form=form, example=example)
+        scores = exported_scores(exported, packed, job.task, job.recipe.task)
+        figures[form] = asdict(exported) | {"path": path.name} | scores
+        said = f", score {scores['score']:.2f}" if scores else ""
+        job.note(f"exported: {path}, {exported.bytes:,} bytes{said}")
+    return {"exports": figures} if figures else {}
+
+
+def _sizes(packed: Packed, float_bytes: int) -> Json:
+    """Return the sizes of the network and of its file.
+
+    Args:
+        packed: the network as it is in the file.
+        float_bytes: bytes of the network in full precision, before any tensor was folded or rounded
+            to float16.
+
+    """
+    entropy = 0.0
+    zeros = 0
+    for layer in packed.layers.values():
+        entropy += coding.entropy_bytes(layer.codes, layer.codebook.width)
+        zeros += int((layer.codes == layer.codebook.zero).sum())
+    weights = sum(packed.plan.weights.values())
+    return {
+        "weights": weights,
+        "nominal_bits": packed.nominal_bits,
+        "stored_bits": packed.stored_bits,
+        "sparsity": zeros / weights,
+        "entropy_bytes": round(entropy),
+        "other_bytes": packed.float_bytes - 4 * weights,
+        "file_bytes": packed.file_bytes,
+        "float_bytes": float_bytes,
+        "ratio": float_bytes / packed.file_bytes,
+    }

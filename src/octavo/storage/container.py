@@ -1,19 +1,23 @@
-"""The file of a packed network: a safetensors container of a few byte strings (docs/format.md is
-its specification).
+"""The file of a packed network: a safetensors container of a few byte strings.
 
-``manifest`` (zstandard, JSON) names the tensors, in order; ``codes.B`` holds the codes of all
-    layers of the width B, coded by
-``octavo.storage.coding.grouped``; ``exponents`` (zstandard, int16) every n1; ``floats`` the raw
-bytes of all other tensors, or ``floats.zstd`` the same compressed, where that pays. Each tensor has
-its CRC-32 in the manifest, and the manifest has one in the header. Reading unpickles nothing.
+docs/format.md is its specification. The byte strings are:
+
+- ``manifest`` (JSON in zstandard) names the tensors, in order, with a CRC-32 for each; the header
+  of the file has the manifest's own CRC-32;
+- ``codes.B`` has the codes of all layers of the width B, by ``octavo.storage.coding.grouped``;
+- ``exponents`` (int16 in zstandard) has the exponents of all layers;
+- ``floats`` has the raw bytes of all other tensors; where it pays, ``floats.zstd`` has the same
+  bytes in zstandard instead.
+
+To read a file unpickles nothing.
 """
 
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import safetensors
 import safetensors.torch
@@ -40,26 +44,27 @@ from octavo.storage.manifest import (
 )
 from octavo.storage.quantized import Quantized
 
-__all__ = ["VERSION", "pack", "to_file", "unpack"]
+__all__ = ["VERSION", "Floats", "pack", "to_file", "unpack"]
 
 VERSION = 3  # the newest; a file that needs nothing of it is written as version 1
-# of the size of raw floats: more, as of float32, is not worth a version that fewer readers know
+# Compressed floats are stored if they take less than this share of the raw ones. Floats that shrink
+# less, as float32 does, are not worth a version that fewer readers know.
 PAYS = 0.9
-SMALL_MANIFEST, RATIO = (
-    1 << 16,
-    1 << 10,
-)  # a manifest may expand to so many bytes and so many times its size; seen: 130
+# A manifest may expand to SMALL_MANIFEST bytes, and RATIO times its size more. (130 times was seen.)
+SMALL_MANIFEST = 1 << 16
+RATIO = 1 << 10
 
-Floats = list[tuple[tuple[str, ...], Tensor]]
-Activations = Mapping[str, InputFormat]
-Json = dict[str, Any]
+# The names that share a tensor, and the tensor.
+Floats: TypeAlias = Sequence[tuple[tuple[str, ...], Tensor]]
+Activations: TypeAlias = Mapping[str, InputFormat]
+Json: TypeAlias = dict[str, Any]
 
 
 def pack(
     layers: Mapping[str, Quantized], floats: Floats, activations: Activations | None = None
 ) -> tuple[dict[str, bytes], int]:
-    """The file's byte strings by name, and the oldest version of the format that can say all
-    this.
+    """Return the file's byte strings by name, and the oldest format version that has room for all
+    of this.
     """
     manifest = Manifest(
         layers=[_layer_row(name, layer) for name, layer in layers.items()],
@@ -68,25 +73,24 @@ def pack(
             ActivationRow(name=name, **asdict(form)) for name, form in (activations or {}).items()
         ],
     )
-    blobs = {"manifest": _squeeze(manifest.model_dump_json(exclude_defaults=True).encode())}
-    for width in sorted({layer.codebook.width for layer in layers.values()}):
-        same = [layer.codes.reshape(-1) for layer in layers.values() if layer.codebook.width == width]
-        blobs[f"codes.{width}"] = coding.compress(torch.cat(same), width)
-    blobs["exponents"] = _squeeze(
-        b"".join(
-            raw_bytes(layer.codebook.max_exponent.to(torch.int16)) for layer in layers.values()
-        )
-    )
+    exponents = [
+        raw_bytes(layer.codebook.max_exponent.to(torch.int16)) for layer in layers.values()
+    ]
+    blobs = {
+        "manifest": _squeeze(manifest.model_dump_json(exclude_defaults=True).encode()),
+        **_code_strings(layers.values()),
+        "exponents": _squeeze(b"".join(exponents)),
+    }
     raw = b"".join(raw_bytes(value) for _, value in floats)
     squeezed = _squeeze(raw, level=3)
     if len(squeezed) < PAYS * len(raw):
-        return blobs | {"floats.zstd": squeezed}, 3
-    newer = activations or any(row.grid != "powers" for row in manifest.layers)
-    return blobs | {"floats": raw}, 2 if newer else 1
+        return {**blobs, "floats.zstd": squeezed}, 3
+    needs_version_2 = activations or any(row.grid != "powers" for row in manifest.layers)
+    return {**blobs, "floats": raw}, 2 if needs_version_2 else 1
 
 
 def to_file(blobs: Mapping[str, bytes], version: int) -> bytes:
-    """The byte strings as a safetensors file, with the format's version in its header."""
+    """Return the byte strings as a safetensors file, with the format's version in its header."""
     head = json.dumps({"version": version, "manifest_crc32": zlib.crc32(blobs["manifest"])})
     tensors = {
         name: torch.frombuffer(bytearray(blob), dtype=torch.uint8)
@@ -97,7 +101,8 @@ def to_file(blobs: Mapping[str, bytes], version: int) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats, Activations]:
-    """The layers and the other tensors of a file, and how the inputs of its modules are quantized.
+    """Return the layers of a file, its other tensors, and how the inputs of its modules are
+    quantized.
 
     Raises:
         FormatError: not octavo's, from a newer version, or damaged; the message names the tensor
@@ -115,11 +120,8 @@ def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats, Activations]:
         _check_powers(manifest)
     try:
         floats = _read_floats(manifest.floats, blobs, compressed=head["version"] >= 3)
-        return (
-            _read_layers(manifest.layers, blobs),
-            floats,
-            _read_activations(manifest.activations, floats),
-        )
+        layers = _read_layers(manifest.layers, blobs)
+        return layers, floats, _read_activations(manifest.activations, floats)
     except FormatError:
         raise
     except (OverflowError, MemoryError, RuntimeError, ValueError) as error:
@@ -127,37 +129,48 @@ def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats, Activations]:
 
 
 def _open(data: bytes) -> tuple[dict[str, bytes], Json]:
-    """The byte strings of a safetensors file and octavo's entry of its header, its version
-    checked.
+    """Return the byte strings of a safetensors file, and octavo's entry of its header with a
+    version that can be read.
     """
-    try:
-        size = int.from_bytes(data[:8], "little")
-        entry = json.loads(data[8 : 8 + size])["__metadata__"]["octavo"]
-        head = json.loads(entry)
-        version = head["version"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise FormatError(
-            "expected a safetensors file with octavo's header, found none: not octavo's, or cut or damaged"
-        ) from error
+    head = _read_head(data)
+    version = head["version"]
     if not isinstance(version, int) or version < 1:
         raise FormatError(f"expected a format version of 1 to {VERSION}, found {version!r}")
     if version > VERSION:
         raise FormatError(
-            f"format version {version} is newer than {VERSION}, the newest this octavo reads: upgrade octavo"
+            f"format version {version} is newer than {VERSION}, the newest this octavo reads: "
+            "upgrade octavo"
         )
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise FormatError(f"the container is truncated or damaged: {error}") from error
-    return {
+    blobs = {
         name: tensor.numpy().tobytes()
         for name, tensor in tensors.items()
         if tensor.dtype == torch.uint8
-    }, head
+    }
+    return blobs, head
+
+
+def _read_head(data: bytes) -> Json:
+    """Return octavo's entry of a safetensors header; it has a version."""
+    try:
+        size = int.from_bytes(data[:8], "little")
+        head: Json = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["octavo"])
+        head["version"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise FormatError(
+            "expected a safetensors file with octavo's header, found none: "
+            "not octavo's, or cut or damaged"
+        ) from error
+    return head
 
 
 def _check_powers(manifest: Manifest) -> None:
-    """Readers of version 1 know no other grid, and would take its codes for powers of two."""
+    """Raise FormatError where a file of version 1 has another codebook than powers of two: readers
+    of that version would take its codes for powers of two.
+    """
     for row in manifest.layers:
         if row.grid != "powers":
             raise FormatError(
@@ -165,8 +178,19 @@ def _check_powers(manifest: Manifest) -> None:
             )
 
 
+def _code_strings(layers: Iterable[Quantized]) -> dict[str, bytes]:
+    """Return the codes of all layers, one byte string for each width."""
+    by_width: dict[Width, list[Tensor]] = {}
+    for layer in layers:
+        by_width.setdefault(layer.codebook.width, []).append(layer.codes.reshape(-1))
+    return {
+        f"codes.{width}": coding.encode_codes(torch.cat(by_width[width]), width)
+        for width in sorted(by_width)
+    }
+
+
 def _layer_row(name: str, layer: Quantized) -> LayerRow:
-    top = layer.codebook.max_exponent
+    exponents = layer.codebook.max_exponent
     width = layer.codebook.width
     return LayerRow(
         name=name,
@@ -175,8 +199,8 @@ def _layer_row(name: str, layer: Quantized) -> LayerRow:
         bits=width.bits,
         grid=GRIDS[width.codebook],
         groups=layer.groups,
-        exponents=top.numel() if top.dim() else 0,
-        crc32=checksum(layer.codes, top.to(torch.int16)),
+        exponents=exponents.numel() if exponents.dim() else 0,
+        crc32=checksum(layer.codes, exponents.to(torch.int16)),
     )
 
 
@@ -186,36 +210,51 @@ def _float_row(names: tuple[str, ...], value: Tensor) -> FloatRow:
 
 
 def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[str, Quantized]:
-    streams = {}
-    for bits in {row.width for row in rows}:
-        count = sum(math.prod(row.shape) for row in rows if row.width == bits)
-        name = f"codes.{bits}"
-        streams[bits] = _Stream(name, _decompress(_blob(blobs, name), count, bits, name))
-    size = 2 * sum(max(1, row.exponents) for row in rows)
-    tops = _Stream(
-        "exponents", _tensor(_expand(_blob(blobs, "exponents"), size, "exponents"), torch.int16)
-    )
-    layers = {}
-    for row in rows:
-        codes = streams[row.width].take(math.prod(row.shape)).view(row.shape)
-        top = tops.take(max(1, row.exponents))
-        row.check(codes, top)
-        codebook = codebook_at(row.width, (top if row.exponents else top[0]).int())
-        if not bool(((top >= (low := codebook.lowest)) & (top <= LARGEST)).all()):
-            raise FormatError(
-                f"{row.name}: expected exponents from {low} to {LARGEST}, got {top.min()} to {top.max()}"
-            )
-        layers[row.name] = Quantized(tuple(row.names), codebook, codes, row.groups)
-    for stream in (*streams.values(), tops):
-        stream.close()
+    """Return the layers by name. The streams hand out each layer's codes and exponents in the order
+    of the rows, and must then be used up.
+    """
+    widths = {row.width for row in rows}
+    codes = {width: _code_stream(width, rows, blobs) for width in sorted(widths)}
+    exponents = _exponent_stream(rows, blobs)
+    layers = {
+        row.name: _read_layer(row, codes[row.width].take(row.code_count), exponents)
+        for row in rows
+    }
+    for stream in (*codes.values(), exponents):
+        stream.check_used_up()
     return layers
 
 
-def _decompress(data: bytes, count: int, bits: Width, name: str) -> Tensor:
+def _read_layer(row: LayerRow, codes: Tensor, exponents: "_Stream") -> Quantized:
+    exponent = exponents.take(row.exponent_count)
+    row.check(codes, exponent)
+    codebook = codebook_at(row.width, (exponent if row.exponents else exponent[0]).int())
+    lowest = codebook.lowest_max_exponent
+    if not bool(((exponent >= lowest) & (exponent <= LARGEST)).all()):
+        raise FormatError(
+            f"{row.name}: expected exponents from {lowest} to {LARGEST}, "
+            f"got {exponent.min()} to {exponent.max()}"
+        )
+    return Quantized(tuple(row.names), codebook, codes.view(row.shape), row.groups)
+
+
+def _code_stream(width: Width, rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> "_Stream":
+    """Return the codes of all layers of one width."""
+    name = f"codes.{width}"
+    count = sum(row.code_count for row in rows if row.width == width)
     try:
-        return coding.decompress(data, count, bits)
+        codes = coding.decode_codes(_blob(blobs, name), count, width)
     except FormatError as error:
-        raise FormatError(f"{name}: {error}") from error
+        prefix = "" if name not in blobs else f"{name}: "
+        raise FormatError(f"{prefix}{error}") from error
+    return _Stream(name, codes)
+
+
+def _exponent_stream(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> "_Stream":
+    """Return the exponents of all layers, int16."""
+    size = sum(row.exponent_count for row in rows) * torch.int16.itemsize
+    data = _expand(_blob(blobs, "exponents"), size, "exponents")
+    return _Stream("exponents", _tensor(data, torch.int16))
 
 
 def _read_floats(
@@ -224,14 +263,14 @@ def _read_floats(
     sizes = [math.prod(row.shape) * DTYPES[row.dtype].itemsize for row in rows]
     name = "floats.zstd" if compressed else "floats"
     data = _expand(_blob(blobs, name), sum(sizes), name) if compressed else blobs.get(name, b"")
-    stream, floats = _Stream(name, _tensor(data, torch.uint8)), []
+    stream = _Stream(name, _tensor(data, torch.uint8))
+    floats = []
     for row, size in zip(rows, sizes, strict=True):
-        dtype = DTYPES[row.dtype]
-        raw = stream.take(size)
-        value = _tensor(raw.numpy().tobytes(), dtype).view(row.shape)
+        raw = stream.take(size).numpy().tobytes()
+        value = _tensor(raw, DTYPES[row.dtype]).view(row.shape)
         row.check(value)
         floats.append((tuple(row.names), value))
-    stream.close()
+    stream.check_used_up()
     return floats
 
 
@@ -245,13 +284,14 @@ def _read_activations(rows: Sequence[ActivationRow], floats: Floats) -> Activati
 
 @dataclass
 class _Stream:
-    """A vector that is handed out piece by piece."""
+    """A vector that hands out its values piece by piece."""
 
     name: str
     values: Tensor
     position: int = 0
 
     def take(self, count: int) -> Tensor:
+        """Return the next values."""
         piece = self.values[self.position : self.position + count]
         if len(piece) != count:
             raise FormatError(
@@ -260,10 +300,12 @@ class _Stream:
         self.position += count
         return piece
 
-    def close(self) -> None:
+    def check_used_up(self) -> None:
+        """Raise FormatError if some values were not taken."""
         if self.position != len(self.values):
             raise FormatError(
-                f"{self.name}: {len(self.values) - self.position} values belong to no tensor of the manifest"
+                f"{self.name}: {len(self.values) - self.position} values belong to no tensor "
+                "of the manifest"
             )
 
 
@@ -282,7 +324,7 @@ def _squeeze(data: bytes, level: int = 19) -> bytes:
 
 
 def _expand(data: bytes, most: int, name: str) -> bytes:
-    """Undo ``_squeeze``, refusing more than ``most`` bytes."""
+    """Undo ``_squeeze``. More than ``most`` bytes are an error, found before they are allocated."""
     try:
         size = zstandard.frame_content_size(data)
         if not 0 <= size <= most:

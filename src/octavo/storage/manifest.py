@@ -1,6 +1,7 @@
-"""The manifest of a packed file: what it says of each tensor, checked as it is read."""
+"""The manifest of a packed file: a row for each tensor, checked as it is read."""
 
 import json
+import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ CODEBOOKS = {grid: codebook for codebook, grid in GRIDS.items()}
 
 
 class _Row(BaseModel):
-    """What the manifest says of a tensor."""
+    """The part that all rows have in common."""
 
     model_config = ConfigDict(strict=True)
 
@@ -60,11 +61,11 @@ class _Row(BaseModel):
 
     @property
     def label(self) -> str:
-        """What errors call the tensor."""
+        """The name of the tensor, for errors."""
         return self.names[0]
 
     def check(self, *tensors: Tensor) -> None:
-        """Compare the checksum."""
+        """Raise FormatError unless the checksum is that of these tensors."""
         if checksum(*tensors) != self.crc32:
             raise FormatError(
                 f"{self.label}: its checksum does not match: the file is damaged or was altered"
@@ -82,13 +83,23 @@ class LayerRow(_Row):
     grid: Grid = "powers"
 
     @property
+    def code_count(self) -> int:
+        """The number of codes."""
+        return math.prod(self.shape)
+
+    @property
+    def exponent_count(self) -> int:
+        """The number of stored exponents: a scalar, for which ``exponents`` is 0, takes one."""
+        return max(1, self.exponents)
+
+    @property
     def width(self) -> Width:
         """The bits together with the codebook, which the file calls the grid."""
         return Width(self.bits, CODEBOOKS[self.grid])
 
     @property
     def label(self) -> str:
-        """What errors call the layer."""
+        """The name of the layer, for errors."""
         return self.name
 
     @model_validator(mode="after")
@@ -113,7 +124,7 @@ class FloatRow(_Row):
 
 
 class ActivationRow(BaseModel):
-    """How the input of a module is quantized; its step is a tensor of ``floats``."""
+    """The format of the quantized inputs of a module; their scale is a tensor of ``floats``."""
 
     model_config = ConfigDict(strict=True)
 
@@ -124,8 +135,8 @@ class ActivationRow(BaseModel):
 
 
 class Manifest(BaseModel):
-    """All tensors of a file, in the order in which their bytes follow each other, and the inputs
-    that are quantized.
+    """The manifest: all tensors of a file, in the order in which their bytes follow each other,
+    and the modules whose inputs are quantized.
     """
 
     model_config = ConfigDict(strict=True)
@@ -162,7 +173,7 @@ class Manifest(BaseModel):
 
 
 def read_manifest(text: bytes) -> Manifest:
-    """The manifest from its JSON.
+    """Return the manifest from its JSON.
 
     Raises:
         FormatError: not as the format says; the message names the tensor, where there is one, and
@@ -181,8 +192,8 @@ def read_manifest(text: bytes) -> Manifest:
 
 
 def _tensor_name(text: bytes, place: tuple[int | str, ...]) -> str:
-    """The name of the tensor whose row is at this place of the manifest, as far as it can be made
-    out.
+    """Return the name of the tensor whose row is at this place of the manifest, or nothing where
+    the name cannot be made out.
     """
     if len(place) < 2:
         return ""
@@ -194,10 +205,10 @@ def _tensor_name(text: bytes, place: tuple[int | str, ...]) -> str:
 
 
 def checksum(*tensors: Tensor) -> int:
-    """CRC-32 of the tensors' bytes, one after the other."""
+    """Return the CRC-32 of the tensors' bytes, one after the other."""
     return zlib.crc32(b"".join(raw_bytes(tensor) for tensor in tensors))
 
 
 def raw_bytes(tensor: Tensor) -> bytes:
-    """A tensor's values as little-endian bytes."""
+    """Return a tensor's values as little-endian bytes."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from octavo.errors import FormatError, PlanError
 from octavo.formats.width import Apot
-from octavo.storage.coding.grouped import compress, decompress, entropy_bytes
+from octavo.storage.coding.grouped import decode_codes, encode_codes, entropy_bytes
 
 BITS = range(2, 9)
 ZERO_SHARES = (0.0, 0.3, 0.5, 0.7, 0.9, 0.97, 0.999)
@@ -81,7 +81,7 @@ def codes_and_bits(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_round_trip_whatever_the_shape_and_the_common_code(example):
     codes, bits = example
-    decoded = decompress(compress(codes, bits), codes.numel(), bits)
+    decoded = decode_codes(encode_codes(codes, bits), codes.numel(), bits)
     assert decoded.dtype == torch.uint8
     assert decoded.shape == (codes.numel(),)
     assert torch.equal(decoded, codes.flatten())
@@ -91,18 +91,18 @@ def test_round_trip_whatever_the_shape_and_the_common_code(example):
 def test_round_trip_across_many_zstandard_blocks(bits):
     for zeros in ZERO_SHARES:
         codes = sparse(600_001, bits, zeros)
-        assert torch.equal(decompress(compress(codes, bits), codes.numel(), bits), codes)
+        assert torch.equal(decode_codes(encode_codes(codes, bits), codes.numel(), bits), codes)
 
 
 def test_input_is_left_alone_and_may_be_strided():
     codes = sparse(2000, 5, 0.9).view(40, 50)
     before = codes.clone()
-    assert torch.equal(decompress(compress(codes.T, 5), 2000, 5), codes.T.flatten())
+    assert torch.equal(decode_codes(encode_codes(codes.T, 5), 2000, 5), codes.T.flatten())
     assert torch.equal(codes, before)
 
 
 def test_same_codes_same_bytes():
-    assert compress(sparse(3000, 4, 0.7), 4) == compress(sparse(3000, 4, 0.7), 4)
+    assert encode_codes(sparse(3000, 4, 0.7), 4) == encode_codes(sparse(3000, 4, 0.7), 4)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -110,7 +110,7 @@ def test_same_codes_same_bytes():
 def test_size_is_near_the_entropy(bits, zeros):
     codes = sparse(400_000, bits, zeros)
     allowed = 1.02 if zeros < 0.9 else 1.03
-    assert len(compress(codes, bits)) <= allowed * order_0(codes) + 200
+    assert len(encode_codes(codes, bits)) <= allowed * order_0(codes) + 200
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -118,7 +118,7 @@ def test_size_is_near_the_entropy_where_layers_and_channels_differ(bits):
     rng = np.random.default_rng(1)
     scales = np.exp(rng.standard_normal((300, 1))) * np.repeat([0.1, 1, 3], 100)[:, None]
     codes = quantized(rng.laplace(size=(300, 1000)) * scales, bits)
-    assert len(compress(codes, bits)) <= 1.02 * order_0(codes) + 200
+    assert len(encode_codes(codes, bits)) <= 1.02 * order_0(codes) + 200
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -127,7 +127,7 @@ def test_size_is_near_the_entropy_of_codes_of_one_sign(bits):
     codes = torch.maximum(
         codes, 2**bits // 2 - codes
     )  # code c and its mirror image become the larger one
-    assert len(compress(codes, bits)) <= 1.03 * order_0(codes) + 200
+    assert len(encode_codes(codes, bits)) <= 1.03 * order_0(codes) + 200
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -137,11 +137,11 @@ def test_size_is_near_the_entropy_of_codes_of_one_sign(bits):
 def test_few_codes_take_few_bytes_more(bits, size, extra):
     for zeros in ZERO_SHARES:
         codes = sparse(size, bits, zeros)
-        assert len(compress(codes, bits)) <= 1.02 * order_0(codes) + extra
+        assert len(encode_codes(codes, bits)) <= 1.02 * order_0(codes) + extra
 
 
 def test_equal_codes_take_next_to_nothing():
-    assert len(compress(torch.full((1_000_000,), 64, dtype=torch.uint8), 8)) < 60
+    assert len(encode_codes(torch.full((1_000_000,), 64, dtype=torch.uint8), 8)) < 60
 
 
 def test_entropy():
@@ -153,7 +153,7 @@ def test_entropy():
 
 
 def test_golden_bytes_stay_readable():
-    assert decompress(bytes.fromhex(GOLDEN), 5000, 5).tolist() == GOLDEN_CODES
+    assert decode_codes(bytes.fromhex(GOLDEN), 5000, 5).tolist() == GOLDEN_CODES
 
 
 def read_by_the_book(data: bytes) -> list[int]:
@@ -187,7 +187,7 @@ def test_format_is_as_described(bits):
     rounds = set()
     for zeros in ZERO_SHARES:
         codes = sparse(5000, bits, zeros)
-        data = compress(codes, bits)
+        data = encode_codes(codes, bits)
         assert zlib.crc32(data[4:]) == int.from_bytes(data[:4], "little")
         assert read_by_the_book(data) == codes.tolist()
         rounds.add(data[13])
@@ -197,41 +197,41 @@ def test_format_is_as_described(bits):
 @pytest.mark.parametrize("zeros", [0.3, 0.99])
 def test_every_flipped_bit_and_every_cut_is_noticed(zeros):
     codes = sparse(600, 4, zeros)
-    data = compress(codes, 4)
+    data = encode_codes(codes, 4)
     for bit in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         with pytest.raises(FormatError, match="damaged"):
-            decompress(bytes(flipped), 600, 4)
+            decode_codes(bytes(flipped), 600, 4)
     for length in range(len(data)):
         with pytest.raises(FormatError, match="cut short"):
-            decompress(data[:length], 600, 4)
+            decode_codes(data[:length], 600, 4)
     with pytest.raises(FormatError, match="damaged"):
-        decompress(data + b"\0", 600, 4)
+        decode_codes(data + b"\0", 600, 4)
 
 
 @pytest.mark.parametrize("count", [0, 599, 601, 605, -1, 2**70])
 def test_another_count_is_noticed(count):
     with pytest.raises(FormatError, match=f"expected {count} codes of 4 bits, found 600 of 4"):
-        decompress(compress(sparse(600, 4, 0.9), 4), count, 4)
+        decode_codes(encode_codes(sparse(600, 4, 0.9), 4), count, 4)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 6, 7, 8])
 def test_other_bits_are_noticed(bits):
     with pytest.raises(FormatError, match=f"expected 600 codes of {bits} bits, found 600 of 4"):
-        decompress(compress(sparse(600, 4, 0.9), 4), 600, bits)
+        decode_codes(encode_codes(sparse(600, 4, 0.9), 4), 600, bits)
 
 
 @pytest.mark.parametrize("bits", [1, 9, 3.0])
 def test_bits_of_no_width_are_refused(bits):
     with pytest.raises(PlanError, match=f"expected an integer from 2 to 8, got {bits}"):
-        decompress(compress(sparse(600, 4, 0.9), 4), 600, bits)
+        decode_codes(encode_codes(sparse(600, 4, 0.9), 4), 600, bits)
 
 
 @given(st.binary(max_size=200), st.integers(0, 1000), st.sampled_from(BITS))
 def test_garbage_is_noticed(data, count, bits):
     with pytest.raises(FormatError):
-        decompress(data, count, bits)
+        decode_codes(data, count, bits)
 
 
 FORGERIES = {
@@ -295,7 +295,7 @@ def test_forgeries_are_refused_at_little_cost(name):
     tracemalloc.start()
     try:
         with pytest.raises(FormatError, match=message):
-            decompress(data, count, bits)
+            decode_codes(data, count, bits)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
@@ -308,7 +308,7 @@ def test_forged_content_is_refused_or_is_codes(data, bits, count, dropped):
         st.lists(st.sampled_from([0, 1, 2, 9, 127, 255]), max_size=count).map(bytes)
     )
     try:
-        codes = decompress(forge(bits, count, dropped, frame(content)), count, bits)
+        codes = decode_codes(forge(bits, count, dropped, frame(content)), count, bits)
     except FormatError:
         return
     assert codes.shape == (count,)
@@ -316,7 +316,7 @@ def test_forged_content_is_refused_or_is_codes(data, bits, count, dropped):
     assert all(code <= 2 ** (bits - 1) for code in codes.tolist())
 
 
-@pytest.mark.parametrize("function", [compress, entropy_bytes])
+@pytest.mark.parametrize("function", [encode_codes, entropy_bytes])
 @pytest.mark.parametrize(
     ("codes", "bits", "message"),
     [
@@ -346,8 +346,8 @@ def test_sums_of_two_powers_have_codes_of_their_own_number(
         rng.random(size) < zeros, 2 ** (bits - 1) - 1, rng.integers(0, 2**bits - 1, size)
     )
     codes = torch.from_numpy(drawn.astype(np.uint8))
-    data = compress(codes, Apot(bits))
-    assert torch.equal(decompress(data, size, Apot(bits)), codes)
+    data = encode_codes(codes, Apot(bits))
+    assert torch.equal(decode_codes(data, size, Apot(bits)), codes)
     assert data[4] == bits
     assert len(data) <= 200 + 1.02 * entropy_bytes(codes, Apot(bits)) or zeros == 0.99
     assert entropy_bytes(codes, Apot(bits)) == pytest.approx(order_0(codes) if size else 0)

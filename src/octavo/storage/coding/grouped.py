@@ -1,18 +1,20 @@
-"""Codes to bytes and back: near the codes' order-0 entropy, as fast as Huffman decoding in C.
+"""Codes to bytes and back, near the codes' order-0 entropy and as fast as Huffman decoding in C.
 
-zstandard's Huffman stage comes within a per cent or two of the entropy, as long as its symbols are
-many and none dominates. Two steps see to that. **Grouping** makes one byte of as many symbols as
-fit it (5, 3, 2, 1 at 2, 3, 4, 5 bits): the digits of a number whose base is the number of levels,
-first symbol lowest; zeros fill up the last byte.
-**Dropping**: while one symbol dominates, the others are set aside, numbered without it, and what is
-    left to code is the
-bits that say where they stood, 8 a byte, highest first. Those bytes are the symbols, of 256 levels,
-of the next round.
+zstandard's Huffman stage comes within a few per cent of the entropy as long as its symbols are many
+and none dominates. Two steps see to that.
+
+**Grouping** makes one byte of as many symbols as fit it (5, 3, 2, 1 at 2, 3, 4, 5 bits). They are
+the digits of a number whose base is the number of levels, the first symbol lowest; zeros fill up
+the last byte.
+
+**Dropping** is repeated while one symbol dominates. The other symbols are set aside, numbered
+without the dominant one. What is left to code are the bits that say where they stood, 8 a byte,
+highest first. Those bytes are the symbols, of 256 levels, of the next round.
 
 Format, little-endian: u32 CRC-32 of all that follows; u8 bits; u64 number of codes; u8 number of
 rounds, and as many bytes, the symbol dropped in each; one zstandard frame that states its size. The
 frame holds the symbols left after the last round, then those set aside in each round, last round
-first; each of these streams grouped by itself.
+first; each of these streams is grouped by itself.
 """
 
 import struct
@@ -28,25 +30,24 @@ from torch import Tensor
 from octavo.errors import FormatError
 from octavo.formats.width import Width, WidthLike, read_width
 
-__all__ = ["compress", "decompress", "entropy_bytes"]
+__all__ = ["decode_codes", "encode_codes", "entropy_bytes"]
 
 Symbols: TypeAlias = NDArray[np.uint8]
 
 CHECKSUM = struct.Struct("<I")
 HEADER = struct.Struct("<BQB")
 BYTE = 256  # levels of a byte
-DOMINANT = (
-    1 / 4
-)  # share of the bytes above which a Huffman code, with a choice of one bit or two, may be 2 % off
+# Above this share of the bytes, a Huffman code, with a choice of one bit or two, may be 2 % off.
+DOMINANT = 1 / 4
 FEWEST = 8  # symbols; the bits that say where they stood fill a byte
 
 # A match costs more than the Huffman codes it replaces, so look for as few as zstandard allows.
 HUFFMAN = zstandard.ZstdCompressionParameters.from_level(1, hash_log=6, min_match=7)
 
 
-def compress(codes: Tensor, width: WidthLike) -> bytes:
-    """``codes`` as bytes: at most 200 bytes and 2 % (if they are very skewed, 3 %) above their
-    order-0 entropy.
+def encode_codes(codes: Tensor, width: WidthLike) -> bytes:
+    """Return ``codes`` as bytes, at most 200 bytes and 2 % (if they are very skewed, 3 %) above
+    their order-0 entropy.
 
     Args:
         codes: uint8, any shape, each below the number of levels.
@@ -57,26 +58,33 @@ def compress(codes: Tensor, width: WidthLike) -> bytes:
 
     """
     width = read_width(width)
-    symbols, levels = _checked(codes, width), width.level_count
-    streams, dropped = [], bytearray()
-    while (common := _dominant(symbols, levels)) is not None:
-        elsewhere = symbols != common
+    symbols = _checked(codes, width)
+    levels = width.level_count
+    streams: list[Symbols] = []
+    dropped = bytearray()
+    dominant = _dominant(symbols, levels)
+    while dominant is not None:
+        elsewhere = symbols != dominant
         others = symbols[elsewhere]
-        streams.append(_group(others - (others > common), levels - 1))
-        dropped.append(common)
-        symbols, levels = np.packbits(elsewhere), BYTE
+        streams.append(_group(others - (others > dominant), levels - 1))
+        dropped.append(dominant)
+        symbols = np.packbits(elsewhere)
+        levels = BYTE
+        dominant = _dominant(symbols, levels)
     streams.append(_group(symbols, levels))
-    content = HEADER.pack(width.bits, codes.numel(), len(dropped)) + dropped + _to_frame(streams[::-1])
+    header = HEADER.pack(width.bits, codes.numel(), len(dropped))
+    content = header + dropped + _to_frame(streams[::-1])
     return CHECKSUM.pack(zlib.crc32(content)) + content
 
 
-def decompress(data: bytes, count: int, width: WidthLike) -> Tensor:
-    """The ``count`` codes that ``compress`` was given, flat uint8. Memory goes by ``count``,
-    whatever ``data`` asks for.
+def decode_codes(data: bytes, count: int, width: WidthLike) -> Tensor:
+    """Return the ``count`` codes that ``encode_codes`` was given, flat uint8.
+
+    Memory goes by ``count``, whatever ``data`` asks for.
 
     Raises:
         FormatError: ``data`` is damaged, or holds another number of codes, or codes of other bits;
-            it says which.
+            the message says which.
 
     """
     width = read_width(width)
@@ -86,19 +94,22 @@ def decompress(data: bytes, count: int, width: WidthLike) -> Tensor:
     if dropped and dropped[0] >= levels[0]:
         raise FormatError(f"expected codes below {levels[0]} at {width} bits, found {dropped[0]}")
     symbols, packed = _ungroup(packed, sizes[-1], levels[-1])
-    for common, size, level_count in zip(dropped[::-1], sizes[-2::-1], levels[-2::-1], strict=True):
-        places = np.flatnonzero(np.unpackbits(symbols, count=size).view(np.bool_))
-        others, packed = _ungroup(packed, places.size, level_count - 1)
-        symbols = np.full(size, common, np.uint8)
-        symbols[places] = others + (others >= common)
+    for round_ in reversed(range(len(dropped))):
+        stood = np.unpackbits(symbols, count=sizes[round_]).view(np.bool_)
+        places = np.flatnonzero(stood)
+        others, packed = _ungroup(packed, places.size, levels[round_] - 1)
+        dominant = dropped[round_]
+        symbols = np.full(sizes[round_], dominant, np.uint8)
+        symbols[places] = others + (others >= dominant)
     if packed.size:
         raise FormatError(f"expected nothing after the last code, found {packed.size} bytes")
     return torch.from_numpy(symbols)
 
 
 def entropy_bytes(codes: Tensor, width: WidthLike) -> float:
-    """Order-0 entropy of ``codes`` in bytes: the least for a coder that knows only how frequent
-    each code is.
+    """Return the order-0 entropy of ``codes`` in bytes.
+
+    It is the least that a coder needs which knows only how frequent each code is.
     """
     counts = _counts(_checked(codes, read_width(width)))
     counts = counts[counts > 0]
@@ -106,7 +117,7 @@ def entropy_bytes(codes: Tensor, width: WidthLike) -> float:
 
 
 def _checked(codes: Tensor, width: Width) -> Symbols:
-    """``codes`` as a flat array, known to be in range."""
+    """Return ``codes`` as a flat array, after a check that they are in range."""
     levels = width.level_count
     if codes.dtype != torch.uint8:
         raise ValueError(f"codes: expected torch.uint8, got {codes.dtype}")
@@ -119,24 +130,25 @@ def _checked(codes: Tensor, width: Width) -> Symbols:
 
 
 def _counts(symbols: Symbols) -> NDArray[np.int64]:
-    """How often each symbol occurs. (numpy's own bincount first makes an int64 of each.)"""
+    """Count each symbol. (numpy's own bincount first makes an int64 of each.)"""
     counts: NDArray[np.int64] = torch.bincount(torch.from_numpy(symbols)).numpy()
     return counts
 
 
 def _dominant(symbols: Symbols, levels: int) -> int | None:
-    """The symbol, if there is one, that would fill more than DOMINANT of the bytes all by
+    """Return the symbol, if there is one, that would fill more than DOMINANT of the bytes all by
     itself.
     """
     if symbols.size < FEWEST:
         return None
     counts = _counts(symbols)
-    common = int(counts.argmax())
-    return common if (counts[common] / symbols.size) ** _per_byte(levels) > DOMINANT else None
+    most_common = int(counts.argmax())
+    share = counts[most_common] / symbols.size
+    return most_common if share ** _per_byte(levels) > DOMINANT else None
 
 
 def _sizes(count: int, rounds: int) -> list[int]:
-    """How many symbols each round starts with, and how many are left after the last."""
+    """Count the symbols that each round starts with, and those left after the last."""
     sizes = [count]
     for _ in range(rounds):
         sizes.append(-(-sizes[-1] // 8))
@@ -144,11 +156,12 @@ def _sizes(count: int, rounds: int) -> list[int]:
 
 
 def _per_byte(levels: int) -> int:
-    """How many symbols fit a byte: the largest k with ``levels^k <= 256``."""
+    """Count the symbols that fit a byte: the largest k with ``levels^k <= 256``."""
     return next(k for k in range(8, 0, -1) if levels**k <= BYTE)
 
 
 def _group(symbols: Symbols, levels: int) -> Symbols:
+    """Return the bytes of several symbols each."""
     per_byte = _per_byte(levels)
     digits = np.zeros((-(-symbols.size // per_byte), per_byte), np.uint8)
     digits.reshape(-1)[: symbols.size] = symbols
@@ -157,7 +170,7 @@ def _group(symbols: Symbols, levels: int) -> Symbols:
 
 
 def _ungroup(packed: Symbols, count: int, levels: int) -> tuple[Symbols, Symbols]:
-    """The first ``count`` symbols in ``packed``, and the bytes after them."""
+    """Return the first ``count`` symbols in ``packed``, and the bytes after them."""
     per_byte = _per_byte(levels)
     size = -(-count // per_byte)
     if packed.size < size:
@@ -174,7 +187,7 @@ def _ungroup(packed: Symbols, count: int, levels: int) -> tuple[Symbols, Symbols
 
 
 def _to_frame(streams: list[Symbols]) -> bytes:
-    """One zstandard frame. Each stream is flushed, which gives it Huffman tables of its own."""
+    """Return one zstandard frame. Each stream is flushed, so that it has Huffman tables of its own."""
     frame = zstandard.ZstdCompressor(compression_params=HUFFMAN).compressobj(
         size=sum(map(len, streams))
     )
@@ -186,14 +199,16 @@ def _to_frame(streams: list[Symbols]) -> bytes:
 
 
 def _from_frame(frame: memoryview, limit: int) -> Symbols:
-    """What the frame holds. Its size is looked at first, as zstandard reserves whatever a frame
-    asks for.
+    """Return the content of a frame, of at most ``limit`` bytes.
+
+    The size is looked at first, because zstandard reserves whatever a frame asks for.
     """
     try:
         size = zstandard.get_frame_parameters(frame).content_size
         if size > limit:
             raise FormatError(
-                f"expected a zstandard frame of at most {limit} bytes, found one that asks for {size}"
+                f"expected a zstandard frame of at most {limit} bytes, "
+                f"found one that asks for {size}"
             )
         content = zstandard.ZstdDecompressor().decompress(
             frame, max_output_size=limit, allow_extra_data=False
@@ -204,14 +219,16 @@ def _from_frame(frame: memoryview, limit: int) -> Symbols:
 
 
 def _open(data: bytes, count: int, bits: int) -> tuple[Symbols, bytes]:
-    """The grouped symbols in ``data``, and the symbols dropped, once everything else about it is
-    known to be right.
+    """Return the grouped symbols in ``data`` and the dropped symbols, after a check of everything
+    else.
     """
     start = CHECKSUM.size + HEADER.size
     if len(data) < start:
         raise FormatError(f"cut short: expected a header of {start} bytes, found {len(data)} bytes")
-    (expected,), content = CHECKSUM.unpack_from(data), memoryview(data)[CHECKSUM.size :]
-    if (found := zlib.crc32(content)) != expected:
+    (expected,) = CHECKSUM.unpack_from(data)
+    content = memoryview(data)[CHECKSUM.size :]
+    found = zlib.crc32(content)
+    if found != expected:
         raise FormatError(
             f"damaged or cut short: expected checksum {expected:08x}, found {found:08x}"
         )
@@ -220,5 +237,6 @@ def _open(data: bytes, count: int, bits: int) -> tuple[Symbols, bytes]:
         raise FormatError(
             f"expected {count} codes of {bits} bits, found {found_count} of {found_bits}"
         )
-    dropped, frame = content[HEADER.size :][:rounds], content[HEADER.size + rounds :]
+    dropped = content[HEADER.size :][:rounds]
+    frame = content[HEADER.size + rounds :]
     return _from_frame(frame, sum(_sizes(count, rounds))), bytes(dropped)

@@ -1,0 +1,39 @@
+"""The common part of the forms that compute in float32: their weights are exact, so their outputs
+must be the network's.
+"""
+
+from octavo.deploy.checks import checked
+from octavo.deploy.forms import Job, Made
+from octavo.deploy.graph import Decode, close, trace
+from octavo.errors import ExportError
+
+__all__ = ["exported"]
+
+# Limits on the differences between outputs, in units of the largest output.
+LARGEST = 1e-4  # sums in another order come to less
+# Where the network rounds activations, a value beside a tie may fall to either side, so that single
+# outputs differ by a whole step: the mean is checked instead.
+MEAN = 0.05
+
+
+def exported(job: Job, decode: Decode) -> Made:
+    """Make the ONNX file whose weights the nodes of ``decode`` compute, and check it.
+
+    Raises:
+        ExportError: the model cannot be exported, or the outputs differ.
+
+    """
+    layers = job.packed.layers
+    closed = close(trace(job.model, layers, job.batches[0]), layers, decode)
+    data, comparison = checked(closed, job.model, layers, job.batches[0])
+    if job.packed.activations:
+        name, difference, limit = "mean", comparison.mean, MEAN
+    else:
+        name, difference, limit = "largest", comparison.largest, LARGEST
+    if not difference <= limit:  # a NaN is not
+        raise ExportError(
+            f"{type(job.model).__name__}: ONNX Runtime's outputs are not PyTorch's: the {name} "
+            f"difference is {difference:.1e} of the largest output, expected at most {limit:.0e}; "
+            f"nothing was written"
+        )
+    return Made(data, comparison)

@@ -1,0 +1,144 @@
+"""The registry of forms: a form is a name and the function that makes its file.
+
+octavo's own forms and those of a user are registered in the same way, by :func:`register_form`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
+from typing import TypeAlias, cast
+
+from torch import nn
+
+from octavo.errors import ExportError, nearest
+from octavo.network.calling import Inputs
+from octavo.storage.packed import Packed
+
+__all__ = [
+    "FORMS",
+    "Comparison",
+    "Job",
+    "Made",
+    "Make",
+    "check_forms",
+    "maker",
+    "missing_library",
+    "register_form",
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The network that a file is made from.
+
+    Attributes:
+        model: the network on the CPU, in evaluation mode, with the packed weights in place.
+        packed: the packed weights.
+        batches: batches of inputs that the model is called with, at least one.
+
+    """
+
+    model: nn.Module
+    packed: Packed
+    batches: Sequence[Inputs]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outputs of a file beside those of the network, in units of the largest output.
+
+    Attributes:
+        largest: the largest difference.
+        mean: the mean difference.
+        agreement: the share of predicted classes that are the same.
+
+    """
+
+    largest: float
+    mean: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file that a form made and checked.
+
+    Attributes:
+        data: the content of the file.
+        comparison: its outputs beside the network's; None for a form that does not run.
+        inexact: the layers whose weights the file does not hold exactly.
+
+    """
+
+    data: bytes
+    comparison: Comparison | None = None
+    inexact: tuple[str, ...] = ()
+
+
+Make: TypeAlias = Callable[[Job], Made]
+
+ONNX_LIBRARIES = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes"}
+
+_makers: dict[str, Make | str] = {}
+FORMS: Mapping[str, Make | str] = MappingProxyType(_makers)  # by name, in order of registration
+
+
+def register_form(name: str, make: Make | str) -> None:
+    """Add a form of export.
+
+    Args:
+        name: the name of the form, for ``export`` and ``octavo export --form``.
+        make: the function that makes the file of a :class:`Job`, or its place as
+            ``"package.module:function"``, which is imported when the form is first used. The
+            function raises ExportError, and names the layer, where a layer does not fit.
+
+    Raises:
+        ExportError: another form has this name.
+
+    """
+    if name in _makers:
+        raise ExportError(f"register_form: there is a form {name!r} already; choose another name")
+    _makers[name] = make
+
+
+register_form("lut", "octavo.deploy.lut:make")
+register_form("fp8", "octavo.deploy.fp8:make")
+register_form("int8", "octavo.deploy.int8:make")
+register_form("float", "octavo.deploy.float32:make")
+register_form("mx", "octavo.deploy.mx:make")
+
+
+def maker(name: str) -> Make:
+    """Return the function that makes files of a form.
+
+    Raises:
+        ExportError: there is no form of this name, or a library that it needs is not installed.
+
+    """
+    if name not in _makers:
+        raise ExportError(
+            f"form: expected one of {', '.join(_makers)}, got {name!r}{nearest(name, _makers)}"
+        )
+    make = _makers[name]
+    if not isinstance(make, str):
+        return make
+    module, _, function = make.partition(":")
+    try:
+        return cast("Make", getattr(import_module(module), function))
+    except ImportError as error:
+        raise ExportError(missing_library(error, f"form {name}")) from error
+
+
+def missing_library(error: ImportError, user: str) -> str:
+    """Return the message about a library that ``user`` needs and that could not be imported."""
+    library = (error.name or "").partition(".")[0]
+    if library in ONNX_LIBRARIES:
+        return f"ONNX needs {library}: pip install 'octavo[onnx]'"
+    return f"{user} needs {error.name}, which is not installed"
+
+
+def check_forms(names: Iterable[str]) -> None:
+    """Raise ExportError unless there are forms of these names and their libraries are installed."""
+    for name in names:
+        maker(name)

@@ -1,0 +1,38 @@
+"""The form ``fp8``: E4M3 elements, and a scale for each layer or output channel."""
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from octavo.deploy.builder import Builder, in_place
+from octavo.deploy.elements import E4M3, elements
+from octavo.deploy.floating import exported
+from octavo.deploy.forms import Job, Made
+from octavo.storage.quantized import Quantized
+
+__all__ = ["decode", "make"]
+
+
+def make(job: Job) -> Made:
+    """Make the file: see :func:`octavo.deploy.floating.exported`."""
+    return exported(job, decode)
+
+
+def decode(builder: Builder, name: str, layer: Quantized) -> ir.Value:
+    """Add a layer's weights as elements that DequantizeLinear multiplies with their scales."""
+    element, scale = elements(layer.codebook, layer.codes, E4M3, name)
+    parameter = layer.names[0]
+    values = builder.initializer(
+        f"{parameter}.elements", _as_numpy(element), ir.DataType.FLOAT8E4M3FN
+    )
+    scales = builder.initializer(f"{parameter}.scale", scale.numpy())
+    axis = {"axis": 0} if scale.dim() else {}
+    rows = builder.node("DequantizeLinear", [values, scales], f"{parameter}.rows", **axis)
+    return in_place(builder, layer, rows)
+
+
+def _as_numpy(element: Tensor) -> np.ndarray:
+    """Convert to E4M3 numbers of numpy, which has none of its own."""
+    return element.to(torch.float8_e4m3fn).view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)

@@ -1,0 +1,123 @@
+"""A layer of the plan while INQ freezes it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from octavo._seeds import seed_of
+from octavo.errors import TrainingError
+from octavo.formats.codebook import Codebook
+from octavo.inq.parametrization import FrozenWeights, attach_frozen_weights
+from octavo.inq.partition import FreezeOrder, grow, rank
+from octavo.network.layers import Layer, channels_back, channels_first
+from octavo.network.moments import Moments
+from octavo.network.thread_state import without_autocast
+from octavo.ptq.least_squares import damped, least_squares_target, refit
+from octavo.ptq.settings import PtqSettings
+from octavo.storage.quantized import Quantized
+
+__all__ = ["PlannedLayer"]
+
+DAMP = PtqSettings.damp
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer of the plan, its codebook, and the parametrization that keeps its frozen weights.
+
+    Attributes:
+        number: the place of the layer in the plan, from 0; each has random numbers of its own.
+        layer: the layer of the model.
+        codebook: its levels.
+        parametrization: what the network sees of its weight.
+
+    """
+
+    number: int
+    layer: Layer
+    codebook: Codebook
+    parametrization: FrozenWeights
+
+    @classmethod
+    def start(cls, number: int, layer: Layer, codebook: Codebook, pruned: Tensor | None) -> Self:
+        """Put the parametrization on a layer; its pruned weights freeze at zero."""
+        parametrization = attach_frozen_weights(layer, codebook)
+        if pruned is not None:
+            parametrization.prune(pruned)
+        return cls(number, layer, codebook, parametrization)
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return self.layer.name
+
+    def generator(self, seed: int, stage: int) -> torch.Generator:
+        """Make the source of random numbers of this layer in a stage."""
+        return torch.Generator().manual_seed(seed_of(seed, stage, self.number))
+
+    def quantized(self) -> Quantized:
+        """The quantized tensor, once every weight is frozen."""
+        return Quantized.of(self.layer, self.codebook, self.codebook.encode(self._seen()).cpu())
+
+    @torch.no_grad()
+    def freeze(self, portion: float, order: FreezeOrder, generator: torch.Generator) -> None:
+        """Freeze free weights, by their rank in ``order``, until ``portion`` of them is frozen."""
+        self._check_weights()
+        parametrization = self.parametrization
+        groups = self.layer.groups
+        weight = self._seen()
+        ranks = channels_back(rank(weight, self.codebook, order, generator=generator), groups)
+        codes = channels_back(self.codebook.encode(weight), groups)
+        mask = grow(parametrization.frozen, ranks, portion, pruned=parametrization.pruned)
+        parametrization.freeze(codes, mask)
+        self.layer.weight.copy_(parametrization(self.layer.weight))
+
+    @without_autocast()
+    def freeze_and_refit(
+        self,
+        portions: Sequence[float],
+        moments: Moments,
+        order: FreezeOrder,
+        generator: torch.Generator,
+    ) -> None:
+        """Freeze up to each of ``portions`` in turn; before the first and after each, refit the
+        free weights to the layer's full-precision outputs.
+        """
+        self._check_weights()
+        finite = moments.hessian.isfinite().all() & moments.drift.isfinite().all()
+        self._check_finite("inputs or outputs", finite)
+        hessian = damped(moments.hessian, DAMP)  # (problems, columns, columns), float64
+        start = self._seen().reshape(moments.drift.shape)  # (problems, rows, columns)
+        target = least_squares_target(start, hessian, moments.drift).float()
+        hessian = hessian.float()
+        self._refit(target, hessian)
+        for portion in portions:
+            self.freeze(portion, order, generator)
+            self._refit(target, hessian)
+
+    @torch.no_grad()
+    def _refit(self, target: Tensor, hessian: Tensor) -> None:
+        """Change the free weights so that the outputs come near those of ``target``."""
+        groups = self.layer.groups
+        weight = self._seen()
+        free = channels_first(~self.parametrization.frozen, groups).reshape(target.shape)
+        fitted = refit(weight.reshape(target.shape).float(), target, hessian, free)
+        fitted = channels_back(fitted.view(weight.shape), groups).to(weight)
+        self.layer.weight.copy_(self.parametrization(fitted))
+
+    def _seen(self) -> Tensor:
+        """The weight as the network sees it, with its output channels first."""
+        return channels_first(self.parametrization(self.layer.weight.detach()), self.layer.groups)
+
+    def _check_weights(self) -> None:
+        self._check_finite("weights", self.layer.weight.isfinite() | self.parametrization.frozen)
+
+    def _check_finite(self, what: str, finite: Tensor) -> None:
+        if not bool(finite.all()):
+            raise TrainingError(
+                f"{self.name}: its {what} became NaN or infinite in retraining; "
+                "lower the learning rate"
+            )

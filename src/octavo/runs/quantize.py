@@ -1,0 +1,179 @@
+"""The steps of a run that quantize its network: inputs, the search for a plan, PTQ and INQ."""
+
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from octavo.activations.quantization import quantize_activations
+from octavo.activations.quantizer import input_formats
+from octavo.dnq.searching import search
+from octavo.dnq.survey import survey
+from octavo.formats.width import write_width, write_widths
+from octavo.inq.incremental import Incremental
+from octavo.network.calling import device_of, on_device
+from octavo.plan import Plan
+from octavo.progress import Event
+from octavo.pruning.masks import find_kept
+from octavo.ptq.calibration import LayerResult, calibrate
+from octavo.runs.folder import Json
+from octavo.runs.orders import load_orders
+from octavo.runs.sections import Activations, Search
+from octavo.runs.stages import Job
+from octavo.runs.steps import freeze
+from octavo.storage.packed import Packed
+
+__all__ = [
+    "Quantization",
+    "check_search",
+    "find_plan",
+    "quantize_by_inq",
+    "quantize_by_ptq",
+    "quantize_inputs",
+]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The quantized network, and how it came about.
+
+    Attributes:
+        packed: the quantized network.
+        figures: what ``result.json`` says about PTQ (``layers``) and INQ (``stages``).
+        seconds_before: the time that an earlier process spent on it.
+
+    """
+
+    packed: Packed
+    figures: Json
+    seconds_before: float = 0.0
+
+
+def quantize_inputs(job: Job, model: nn.Module, settings: Activations | None) -> Json:
+    """Quantize the inputs of layers, in place, and return the bits of each layer's inputs."""
+    if settings is None:
+        return {}
+    options = asdict(settings)
+    bits = options.pop("bits")
+    skipped = quantize_activations(model, job.task.calibration(), bits, **options)
+    for skip in skipped:
+        job.note(f"{skip.name}: its inputs stay in float: {skip.reason}")
+    widths = {name: form.bits for name, form in input_formats(model).items()}
+    low = min(widths.values())
+    high = max(widths.values())
+    job.note(f"inputs of {len(widths)} layers quantized, {low} to {high} bits")
+    return {"activation_bits": widths}
+
+
+def check_search(job: Job, model: nn.Module) -> None:
+    """Raise PlanError or BudgetError unless the recipe's search, if any, fits the network."""
+    settings = job.recipe.search
+    batch = next(iter(job.task.calibration()), None)
+    if settings is None or batch is None:
+        return
+    batch = on_device(batch, device_of(model))
+    survey(
+        model, batch, settings.options, settings.pins, settings.budget, settings.activations
+    )
+
+
+def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]:
+    """Search for the width of each layer, and save the plan as ``plan.yaml``.
+
+    Where the search is for the bits of inputs too, the inputs of ``model`` are quantized.
+
+    Returns:
+        The plan, and what ``result.json`` says about the search.
+
+    """
+    job.progress(Event("search", total=settings.trials))
+    result = search(
+        model,
+        job.task.calibration(),
+        budget=settings.budget,
+        options=settings.options,
+        activations=settings.activations,
+        method=settings.method,
+        trials=settings.trials,
+        pins=settings.pins,
+        absorb=job.recipe.ptq.absorb,
+        seed=job.recipe.seed,
+        journal=job.folder / "search.jsonl",
+        progress=job.progress,
+    )
+    result.plan.save(job.folder / "plan.yaml")
+    widths = ", ".join(f"{name} {width}" for name, width in result.plan.items())
+    job.note(
+        f"search: {result.objective:.5g}, "
+        f"the uniform plan {result.uniform_objective:.5g}; bits: {widths}"
+    )
+    figures = {
+        "plan": write_widths(result.plan),
+        "uniform": write_widths(result.uniform),
+        "score": result.objective,
+        "uniform_score": result.uniform_objective,
+    }
+    activations = Activations(bits=result.plan.activations) if result.plan.activations else None
+    return result.plan, {"search": figures} | quantize_inputs(job, model, activations)
+
+
+def quantize_by_ptq(job: Job, model: nn.Module, plan: Plan) -> Quantization:
+    """Quantize by PTQ, layer by layer, from the task's calibration inputs; ``model`` stays."""
+    recipe = job.recipe
+    rows: list[Json] = []
+
+    def progress(event: Event) -> None:
+        if isinstance(event.detail, LayerResult):
+            rows.append(_row(event.detail))
+        job.progress(event)
+
+    packed = calibrate(
+        model,
+        plan,
+        job.task.calibration(),
+        fit=recipe.fit,
+        per=recipe.per,
+        progress=progress,
+        **asdict(recipe.ptq),
+    )
+    return Quantization(packed, {"layers": rows})
+
+
+def _row(layer: LayerResult) -> Json:
+    """Return what ``result.json`` says about a layer."""
+    return {
+        "name": layer.name,
+        "bits": write_width(layer.bits),
+        "nearest": layer.nearest,
+        "compensated": layer.compensated,
+    }
+
+
+def quantize_by_inq(
+    job: Job, model: nn.Module, plan: Plan, retrained: list[Json]
+) -> Quantization:
+    """Quantize by INQ from where the recipe says it starts; ``model`` is changed in place.
+
+    ``retrained`` are the stages in full precision before that, for ``result.json``.
+    """
+    recipe = job.recipe
+    masks = find_kept(model, plan)
+    figures: Json = {}
+    if recipe.start == "ptq":
+        start = quantize_by_ptq(job, model, plan)
+        start.packed.apply(model)
+        figures = start.figures
+    incremental = Incremental(
+        model,
+        plan,
+        portions=recipe.portions,
+        order=load_orders(recipe.order),
+        fit=recipe.fit,
+        per=recipe.per,
+        seed=recipe.seed,
+        straight_through=recipe.straight_through,
+        inputs=job.task.calibration() if recipe.start == "refit" else None,
+        masks=masks,
+    )
+    history = freeze(incremental, job)
+    figures = figures | {"stages": [*retrained, *history.stages]}
+    return Quantization(incremental.finish(), figures, history.seconds_before)

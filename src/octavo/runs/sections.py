@@ -1,0 +1,92 @@
+"""The sections of a recipe: settings of one part of a run each, checked by pydantic."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field, PlainSerializer, PlainValidator, SkipValidation
+
+from octavo.activations.quantization import ScaleFit, check_fit
+from octavo.dnq.searching import Method
+from octavo.formats.width import Width, read_width, write_width
+from octavo.errors import PlanError
+from octavo.plan import Budget
+from octavo.pruning.surgery import check_sparsity
+from octavo.ptq.settings import PtqOrder, PtqSettings
+
+__all__ = ["Activations", "Epochs", "Prune", "Ptq", "RecipeWidth", "Search"]
+
+Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
+Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _read_width(value: object) -> Width:
+    """Read a width; pydantic puts the key before the message."""
+    try:
+        return read_width(value)
+    except PlanError as error:
+        raise ValueError(str(error).removeprefix("bits: ")) from error
+
+
+RecipeWidth = Annotated[  # bits, or a text such as apot6
+    Width, PlainValidator(_read_width), PlainSerializer(write_width)
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ptq:
+    """The settings of post-training quantization: see ``octavo.calibrate``.
+
+    Its ``fit`` and ``per`` are keys of the recipe itself, because INQ has them too.
+    """
+
+    order: PtqOrder = PtqSettings.order
+    damp: Annotated[float, Field(ge=0, allow_inf_nan=False)] = PtqSettings.damp
+    sequential: bool = PtqSettings.sequential
+    absorb: bool = PtqSettings.absorb
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """The settings of the quantizers of layer inputs: see ``octavo.quantize_activations``.
+
+    They are calibrated on the task's calibration inputs.
+    """
+
+    bits: Bits | dict[str, Bits]
+    fit: Annotated[ScaleFit, SkipValidation] = "mse"
+    power_of_two: bool = False
+    learned: bool = True
+
+    def __post_init__(self) -> None:
+        check_fit(self.fit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The settings of the search for a plan: see ``octavo.search``.
+
+    It uses the task's calibration inputs and the seed of the recipe.
+    """
+
+    budget: Budget
+    method: Method = "dnq"
+    trials: Annotated[int, Field(ge=1)] = 512
+    options: tuple[RecipeWidth, ...] = (Width(2), Width(3), Width(4), Width(5))
+    pins: Mapping[str, RecipeWidth] = field(default_factory=dict)
+    activations: tuple[Bits, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """The settings of pruning by dynamic network surgery: see ``octavo.Surgery``.
+
+    Without a learning rate of its own, that of ``retraining`` counts.
+    """
+
+    sparsity: SkipValidation[float | dict[str, float]]  # checked below, with better messages
+    epochs: Epochs = 4.0
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)

@@ -1,0 +1,151 @@
+"""A network with one layer of each kind, traced once, and the check of a form that exports it."""
+
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+from octavo.deploy import floating
+from octavo.deploy.exporting import export_checked
+from octavo.deploy.graph import OpenGraph, trace
+from octavo.deploy.runtime import OnnxModel, differences
+from octavo.formats.powers_of_two import PowerOfTwo
+from octavo.network.layers import channels_first, find_layers
+from octavo.storage.packed import Packed, pack
+from octavo.storage.quantized import Quantized
+
+STANDARD = {"", "ai.onnx"}
+
+
+class Zoo(nn.Module):
+    """One layer of each kind; what comes out is their outputs, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.deep = nn.Linear(8, 6), nn.Linear(8, 6, bias=False)
+        self.conv1, self.conv2, self.conv3 = (
+            nn.Conv1d(4, 6, 3),
+            nn.Conv2d(4, 6, 3, bias=False),
+            nn.Conv3d(2, 3, 3),
+        )
+        self.norm = nn.BatchNorm2d(6)
+        self.grouped, self.depthwise = nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(4, 8, 3, groups=4)
+        self.up1, self.up2, self.up3 = (
+            nn.ConvTranspose1d(4, 6, 3),
+            nn.ConvTranspose2d(4, 6, 3),
+            nn.ConvTranspose3d(2, 3, 2),
+        )
+        self.upgrouped = nn.ConvTranspose2d(4, 6, 3, groups=2)
+        self.embedding = nn.Embedding(11, 6)
+        self.lstm = nn.LSTM(8, 5, 2, batch_first=True, bidirectional=True)
+        self.gru, self.rnn, self.cell = (
+            nn.GRU(8, 5, batch_first=True),
+            nn.RNN(8, 5, batch_first=True),
+            nn.LSTMCell(8, 5),
+        )
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.cross = nn.MultiheadAttention(8, 2, kdim=8, vdim=6, batch_first=True)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, image: Tensor, steps: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+        line, volume = image.flatten(2), image.reshape(-1, 2, 2, 6, 6).repeat(1, 1, 2, 1, 1)
+        embedded = self.embedding(index)
+        first = steps[:, 0]
+        return (
+            self.linear(first), self.deep(steps), self.conv1(line),
+            torch.relu(self.norm(self.conv2(image))), self.conv3(volume), self.grouped(image),
+            self.depthwise(image), self.up1(line), self.up2(image), self.up3(volume),
+            self.upgrouped(image), embedded, self.lstm(steps)[0], self.gru(steps)[0],
+            self.rnn(steps)[0], self.cell(first)[0], self.attention(steps, steps, steps)[0],
+            self.cross(steps, steps, steps[..., :6])[0], self.head(embedded),
+        )  # fmt: skip
+
+
+def batch(size: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(size)
+    image, steps = (
+        torch.randn(size, 4, 6, 6, generator=generator),
+        torch.randn(size, 3, 8, generator=generator),
+    )
+    return image, steps, torch.randint(0, 11, (size, 4), generator=generator)
+
+
+def zoo() -> Zoo:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(1)
+        network = Zoo().eval()
+        for name, value in network.norm.state_dict().items():
+            if value.is_floating_point():
+                value.copy_(torch.rand(6) + 0.5 if "var" in name else torch.randn(6))
+    return network
+
+
+def quantized(network: nn.Module, bits: Iterator[int], per: str) -> Packed:
+    """Every layer with codes that use all levels, and tops that differ by channel."""
+    generator, layers = torch.Generator().manual_seed(0), {}
+    for layer in find_layers(network)[0]:
+        shape, width = channels_first(layer.weight, layer.groups).shape, next(bits)
+        codes = torch.randint(0, 2 ** (width - 1) + 1, shape, generator=generator).to(torch.uint8)
+        top = torch.randint(-4, 0, (shape[0],) if per == "channel" else (), generator=generator)
+        layers[layer.name] = Quantized.of(layer, PowerOfTwo(width, top.int()), codes)
+    return pack(network, layers)
+
+
+@pytest.fixture(scope="session")
+def codes_of_all_levels() -> Callable[[nn.Module, Iterator[int], str], Packed]:
+    """Packs a network with codes that use all levels of the bits that are given for each layer."""
+    return quantized
+
+
+@pytest.fixture(scope="session")
+def traced_zoo() -> OpenGraph:
+    """Tracing is slow, and the same for all weights and forms."""
+    network = zoo()
+    return trace(network, quantized(network, cycle([2]), "tensor").layers, batch(2))
+
+
+@pytest.fixture
+def check_zoo(
+    traced_zoo: OpenGraph, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., None]:
+    """Exports the zoo in a form, with the bits of its layers shifted, and runs the file."""
+
+    def again(*_: object) -> OpenGraph:
+        model = traced_zoo.model.clone()
+        inputs = {value.name: value for value in model.graph.inputs}
+        weights = traced_zoo.weights
+        return OpenGraph(model, {n: [inputs[v.name] for v in weights[n]] for n in weights})
+
+    def check(form: str, shift: int, per: str) -> None:
+        network = zoo()
+        bits = ((index + shift) % 4 + 2 for index in range(99))
+        packed = quantized(network, bits, per)
+        made = export_checked(network, packed, tmp_path / "zoo.onnx", form=form, example=batch(2))
+        assert made.difference is not None
+        assert made.difference < 1e-5
+        packed.apply(network)
+        for size in (1, 3):
+            with torch.no_grad():
+                expected = network(*batch(size))
+            assert differences(expected, OnnxModel(made.path)(*batch(size)))[0] < 1e-5
+        _check_file(made.path, packed)
+
+    monkeypatch.setattr(floating, "trace", again)
+    return check
+
+
+def _check_file(path: Path, packed: Packed) -> None:
+    """A file has standard operators, and float numbers only as biases, scales and tables."""
+    proto = onnx.load(path)
+    domains = {node.domain for node in proto.graph.node}
+    assert domains | {use.domain for use in proto.opset_import} <= STANDARD
+    floats = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    tables = sum(17 + layer.codes.shape[0] for layer in packed.layers.values())  # levels and scales
+    others = sum(value.numel() for _, value in packed.floats)
+    assert sum(ir.from_proto(tensor).size for tensor in floats) <= others + tables

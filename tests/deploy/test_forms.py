@@ -1,0 +1,67 @@
+"""The registry of forms: octavo's own, a user's, and names that nobody registered."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from octavo.deploy import forms
+from octavo.deploy.exporting import Form, export, export_checked
+from octavo.deploy.forms import FORMS, Comparison, Job, Made, check_forms, maker, register_form
+from octavo.errors import ExportError
+from octavo.storage.packed import Packed, pack
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> Packed:
+    """A network without layers; forms that a test registers go again after it."""
+    monkeypatch.setattr(forms, "_makers", forms._makers.copy())
+    return pack(nn.Identity(), {})
+
+
+def test_octavos_own_forms() -> None:
+    assert list(FORMS) == ["lut", "fp8", "int8", "float", "mx"] == list(get_args(Form))
+    assert {maker(name).__module__ for name in FORMS} == {
+        f"octavo.deploy.{file}" for file in ("lut", "fp8", "int8", "float32", "mx")
+    }
+
+
+def test_a_form_of_a_user_is_exported_like_any_other(packed: Packed, tmp_path: Path) -> None:
+    jobs: list[Job] = []
+
+    def make(job: Job) -> Made:
+        jobs.append(job)
+        return Made(b"text", Comparison(0.5, 0.25, 0.75), ("conv1",))
+
+    register_form("text", make)
+    batch = torch.ones(2, 3)
+    exported = export_checked(nn.Identity(), packed, tmp_path / "x", form="text", example=batch)
+    assert exported.path.read_bytes() == b"text"
+    assert (exported.form, exported.bytes, exported.inexact) == ("text", 4, ("conv1",))
+    assert (exported.difference, exported.agreement) == (0.5, 0.75)
+    assert jobs[0].packed is packed
+    assert not jobs[0].model.training
+    assert torch.equal(jobs[0].batches[0], batch)
+
+
+def test_a_form_may_be_registered_by_its_place(packed: Packed, tmp_path: Path) -> None:
+    register_form("later", "octavo.deploy.mx:make")
+    path = export(nn.Identity(), packed, tmp_path / "x", form="later", example=torch.ones(1))
+    mx = export(nn.Identity(), packed, tmp_path / "mx", form="mx", example=torch.ones(1))
+    assert path.read_bytes() == mx.read_bytes()
+    register_form("absent", "octavo_form_that_is_not_installed:make")
+    with pytest.raises(
+        ExportError, match=r"^form absent needs octavo_form_that_is_not_installed, which"
+    ):
+        check_forms(["absent"])
+
+
+def test_names_that_are_taken_or_unknown(packed: Packed) -> None:
+    with pytest.raises(ExportError, match=r"^register_form: there is a form 'lut' already; choose"):
+        register_form("lut", "octavo.deploy.mx:make")
+    with pytest.raises(
+        ExportError, match=r"^form: expected one of lut, .*, got 'lot' \(the neares"
+    ):
+        check_forms(["mx", "lot"])

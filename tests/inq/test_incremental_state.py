@@ -1,0 +1,186 @@
+"""A run of INQ that is saved and resumed ends bit for bit as the whole one."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.inq.networks import disturb, far, net, network, run, seen
+
+from octavo.errors import PlanError
+from octavo.inq.incremental import Incremental
+from octavo.plan import Plan
+from octavo.storage.packed import Packed
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # oneDNN has none
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"order": "distance"},
+        {"order": "random"},
+        {"order": [far, "random", "distance", "magnitude"]},
+        {"straight_through": 0.75},
+    ],
+)
+def test_a_resumed_run_ends_bit_for_bit_as_the_whole_one(
+    stop: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = Incremental(net(), {"first": 3, "last": 4}, seed=7, **options)
+    run(whole)
+    broken = Incremental(net(), {"first": 3, "last": 4}, seed=7, **options)
+    run(broken, stop=stop)
+    torch.save(broken.state_dict(), tmp_path / "state.pt")
+    resumed = Incremental(
+        net(seed=99), {"first": 3, "last": 4}, seed=7, **options
+    )  # of other weights
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    run(resumed)
+    a, b = whole.finish(), resumed.finish()
+    assert all(
+        torch.equal(a.layers[name].codes, b.layers[name].codes) for name in ("first", "last")
+    )
+    assert all(
+        torch.equal(a.layers[name].codebook.max_exponent, b.layers[name].codebook.max_exponent)
+        for name in ("first", "last")
+    )
+    for (name, value), other in zip(
+        whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), name
+
+
+def test_a_state_can_be_taken_before_the_first_stage_and_after_the_last() -> None:
+    incremental = Incremental(net(), {"first": 3})
+    start = copy.deepcopy(incremental.state_dict())
+    list(incremental)
+    end = copy.deepcopy(incremental.state_dict())
+    incremental.load_state_dict(start)
+    assert [stage.index for stage in incremental] == [0, 1, 2, 3]
+    other = Incremental(net(seed=3), {"first": 3})
+    other.load_state_dict(end)
+    assert list(other) == []
+    assert torch.equal(
+        other.finish().layers["first"].codes, incremental.finish().layers["first"].codes
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (
+            {"plan": {"first": 4}},
+            "plan: expected the state of a run with {'first': 4}, got one with {'first': 3}",
+        ),
+        (
+            {"portions": (0.5, 1.0)},
+            (
+                "portions: expected the state of a run with (0.5, 1.0), "
+                "got one with (0.5, 0.75, 0.875, 1.0)"
+            ),
+        ),
+        ({"order": far}, "order: expected the state of a run with 'far', got one with 'random'"),
+        (
+            {"order": ["random", "random", "random", far]},
+            (
+                "order: expected the state of a run with ('random', 'random', 'random', 'far'), "
+                "got one with 'random'"
+            ),
+        ),
+        ({"fit": "max"}, "fit: expected the state of a run with 'max', got one with 'mse'"),
+        ({"per": "layer"}, "per: expected the state of a run with 'layer', got one with 'channel'"),
+        ({"seed": 1}, "seed: expected the state of a run with 1, got one with 0"),
+        (
+            {"inputs": [torch.ones(2, 97)]},
+            "inputs: expected the state of a run with True, got one with False",
+        ),
+        (
+            {"straight_through": 0.5},
+            "straight_through: expected the state of a run with 0.5, got one with 1.0",
+        ),
+    ],
+)
+def test_the_state_of_another_run_is_refused(options: dict[str, Any], named: str) -> None:
+    incremental = Incremental(net(), {"first": 3}, order="random")
+    next(iter(incremental))
+    other = Incremental(net(seed=1), **{"plan": {"first": 3}, "order": "random", **options})
+    before = seen(other.model)
+    with pytest.raises(PlanError) as caught:
+        other.load_state_dict(incremental.state_dict())
+    assert str(caught.value) == named
+    assert all(torch.equal(value, before[name]) for name, value in seen(other.model).items())
+    assert next(stage.index for stage in other) == 0
+
+
+@pytest.mark.parametrize("state", [{}, {"done": 1}])
+def test_a_state_that_is_none(state: Any) -> None:
+    with pytest.raises(PlanError):
+        Incremental(net(), {"first": 3}).load_state_dict(state)
+
+
+@pytest.mark.usefixtures("_few_pieces")
+@pytest.mark.parametrize(
+    ("kind", "order"), [("convolutions", "random"), ("lstm", "magnitude"), ("tied", "distance")]
+)
+def test_resumed_with_inputs_a_run_ends_bit_for_bit_as_the_whole_one(
+    kind: str, order: Any, tmp_path: Path
+) -> None:
+    def start(seed: int) -> Incremental:
+        model, _ = network(kind, seed)
+        plan, inputs = Plan.uniform(model, 3), network(kind)[1]
+        return Incremental(
+            model, plan, portions=(0.3, 0.6, 1.0), order=order, seed=5, inputs=inputs
+        )
+
+    def finished(incremental: Incremental, folder: Path | None = None) -> Packed:
+        for stage in incremental:
+            disturb(incremental.model, stage.index)
+            if folder:
+                torch.save(incremental.state_dict(), folder / f"{stage.index}.pt")
+        return incremental.finish()
+
+    whole = finished(start(0), tmp_path)
+    for stop in (0, 1):
+        resumed = start(3)  # of other weights
+        resumed.load_state_dict(torch.load(tmp_path / f"{stop}.pt", weights_only=True))
+        packed = finished(resumed)
+        assert list(packed.layers) == list(whole.layers)
+        for name, layer in whole.layers.items():
+            assert torch.equal(layer.codes, packed.layers[name].codes)
+            assert torch.equal(
+                layer.codebook.max_exponent, packed.layers[name].codebook.max_exponent
+            )
+        for (names, value), (others, other) in zip(whole.floats, packed.floats, strict=True):
+            assert names == others
+            assert torch.equal(value, other)
+
+
+def test_a_state_that_was_saved_when_far_was_the_name_of_an_order() -> None:
+    """A run with the function of that name takes it up."""
+    incremental = Incremental(net(), {"first": 3}, order=far)
+    next(iter(incremental))
+    state = copy.deepcopy(incremental.state_dict())
+    assert state["settings"]["order"] == "far"
+    resumed = Incremental(net(seed=1), {"first": 3}, order=[far, "random", far, far])
+    with pytest.raises(PlanError, match=r"^order: expected .* \('far', 'random', 'far', 'far'\)"):
+        resumed.load_state_dict(state)
+    resumed = Incremental(net(seed=1), {"first": 3}, order=far)
+    resumed.load_state_dict(state)
+    assert [stage.index for stage in resumed] == [1, 2, 3]
+
+
+def test_a_state_of_the_first_versions_says_nothing_of_pruning() -> None:
+    incremental = Incremental(net(), {"first": 3}, portions=(0.5, 1.0))
+    next(iter(incremental))
+    state = {
+        key: value
+        for key, value in copy.deepcopy(incremental.state_dict()).items()
+        if key not in ("portions", "pruned")
+    }
+    resumed = Incremental(net(seed=1), {"first": 3}, portions=(0.5, 1.0))
+    resumed.load_state_dict(state)
+    assert resumed.portions == (0.5, 1.0)
+    assert [stage.index for stage in resumed] == [1]

@@ -1,0 +1,39 @@
+"""The sections of a recipe, made in Python; tests/runs/test_recipe.py reads them from files."""
+
+from typing import Any
+
+import pytest
+
+from octavo.errors import OctavoError
+from octavo.formats.width import Apot, Width
+from octavo.plan import Budget
+from octavo.ptq.settings import PtqSettings
+from octavo.runs.recipe import Recipe, make_recipe
+from octavo.runs.sections import Activations, Prune, Ptq, Search
+
+
+def test_the_defaults_of_ptq_are_those_of_calibrate() -> None:
+    settings = PtqSettings()
+    assert {name: getattr(settings, name) for name in vars(Ptq())} == vars(Ptq())
+    recipe = Recipe(task="digits", bits=3)
+    assert (recipe.fit, recipe.per) == (settings.fit, settings.per)
+    assert set(vars(Ptq())) | {"fit", "per"} == set(vars(settings))
+
+
+def test_widths_are_read_and_written() -> None:
+    search = {"budget": {"average_bits": 5}, "options": [3, "apot6"], "pins": {"a": "apot5"}}
+    recipe = make_recipe({"task": "digits", "search": search}, "r")
+    assert recipe.search == Search(
+        budget=Budget(average_bits=5), options=(Width(3), Apot(6)), pins={"a": Apot(5)}
+    )
+    written = recipe.model_dump(mode="json")["search"]
+    assert (written["options"], written["pins"]) == ([3, "apot6"], {"a": "apot5"})
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [(Activations, {"bits": 4, "fit": "max"}), (Prune, {"sparsity": 1.0})],
+)
+def test_settings_that_cannot_be(make: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(OctavoError):
+        make(**settings)

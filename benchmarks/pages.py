@@ -22,7 +22,6 @@ LABELS = {  # names in committed results, and the words for them on the pages
     "compensated": "`refit`",
     "float": "`float`",
 }
-Rows = list[list[str]]
 
 
 def load(name: str) -> Any:
@@ -33,13 +32,6 @@ def results(pattern: str) -> list[Any]:
     """The committed results of runs whose names match: most bits first, then by seed."""
     matching = [json.loads(path.read_text()) for path in RESULTS.glob(f"{pattern}.json")]
     return sorted(matching, key=lambda run: (-run["nominal_bits"], run["recipe"]["seed"]))
-
-
-def markdown(head: str | list[str], rows: Rows) -> str:
-    """A table in Markdown; a head in one text has its columns separated by commas."""
-    columns = head.split(", ") if isinstance(head, str) else head
-    lines = [columns, ["---:"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def label(name: str) -> str:

@@ -22,13 +22,21 @@ from pages import (  # type: ignore[import-not-found]  # its neighbour
     label,
     labels,
     load,
-    markdown,
     results,
     size,
 )
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
+Rows = list[list[str]]
+
+
+def markdown(head: str | list[str], rows: Rows) -> str:
+    """A table in Markdown; a head in one text has its columns separated by commas."""
+    columns = head.split(", ") if isinstance(head, str) else head
+    lines = [columns, ["---:"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
 
 # README.md
 
@@ -37,7 +45,7 @@ def headline() -> str:
     run = load("resnet20-inq-3bit")
     return (
         f"ResNet-20 on CIFAR-10 with 3 bits in every layer: **{run['score']:.2f} %** accuracy "
-        f"({run['float_score']:.2f} % before; {run['control_score']:.2f} % for the control), "
+        f"({run['float_score']:.2f} % before; {run['control_score']:.2f} % for the control),\n"
         f"in a file of {run['file_bytes']:,} bytes, **{run['ratio']:.1f} times smaller**."
     )
 
@@ -187,7 +195,7 @@ def sums() -> str:
 
 def mean_of(seeds: list[Any], name: str) -> float:
     """The mean of a figure over seeds; NaN if a seed lacks it."""
-    return statistics.mean(row.get(name, math.nan) for row in seeds)
+    return float(statistics.mean(row.get(name, math.nan) for row in seeds))
 
 
 def searches() -> str:

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from octavo.dnq.evaluator import Trial
+from octavo.plan import Plan
 from octavo.ptq.calibration import LayerResult
 from octavo.report.display import Display
 from octavo.runs.training import Progress
@@ -163,7 +164,8 @@ def searched(
         now[0] += 60
         for score in scores:
             now[0] += seconds
-            display.trial(Trial((2, 3 + round(-score) % 3), -7.0, 2.5, score))
+            plan = Plan({"a": 2, "b": 3 + round(-score) % 3})
+            display.trial(Trial(plan, (0, 0), -7.0, 2.5, score))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue().splitlines()
 

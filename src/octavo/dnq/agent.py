@@ -121,9 +121,7 @@ class _Measured:
         new = [not self._evaluator.knows(choice) for choice in choices]
         objectives = self._evaluator.objectives(choices)
         learned = [at for at, each in enumerate(objectives) if new[at] and each > -math.inf]
-        self._world_model.learn(
-            [choices[at] for at in learned], [objectives[at] for at in learned]
-        )
+        self._world_model.learn([choices[at] for at in learned], [objectives[at] for at in learned])
         return objectives
 
 

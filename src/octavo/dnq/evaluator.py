@@ -1,4 +1,4 @@
-"""The evaluator: where choices are measured and counted, for the policy and for every rival alike."""
+"""The evaluator: it measures and counts choices, for the policy and for every rival alike."""
 
 import math
 from collections.abc import Sequence
@@ -197,9 +197,7 @@ class Evaluator:
             self._journal.add(some, [measurement.objective for measurement in measured])
             for choice, measurement in zip(some, measured, strict=True):
                 outputs[choice] = measurement.outputs
-        return [
-            Measurement(self._journal[choice], outputs.get(choice, ())) for choice in choices
-        ]
+        return [Measurement(self._journal[choice], outputs.get(choice, ())) for choice in choices]
 
     def _count(self, choices: Sequence[Partial], measured: Sequence[Measurement]) -> None:
         """Count each choice as an evaluation, unless it was counted before."""

@@ -205,9 +205,7 @@ def _settings(
     return settings
 
 
-def _check(
-    budget: Budget | None, trade_off: float | None, trials: int, workers: int
-) -> None:
+def _check(budget: Budget | None, trade_off: float | None, trials: int, workers: int) -> None:
     if (budget is None) == (trade_off is None):
         raise BudgetError(
             f"expected exactly one of budget and trade_off, got {budget} and {trade_off}"

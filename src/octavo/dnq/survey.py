@@ -1,4 +1,4 @@
-"""The survey of a network: the layers that inputs reach, in forward order, and what is known of each."""
+"""The survey of a network: the layers that inputs reach, in forward order, and their traits."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -69,9 +69,7 @@ def survey(
     )
 
 
-def _actions(
-    widths: Sequence[Width], input_bits: Sequence[int | None]
-) -> tuple[Action, ...]:
+def _actions(widths: Sequence[Width], input_bits: Sequence[int | None]) -> tuple[Action, ...]:
     """Return each width with each number of bits of the inputs, by rising factor."""
     actions = {Action(width, bits) for width in widths for bits in input_bits}
     return tuple(sorted(actions, key=lambda action: action.size))

@@ -112,7 +112,9 @@ def _train_control(model: nn.Module, folder: Path, job: Job) -> list[Json]:
             first=SURGERY,
             learning_rate=recipe.prune.learning_rate,
         )
-        entries += train(Step("unpruned", folder / "unpruned.pt", model, model, pruning), job).stages
+        entries += train(
+            Step("unpruned", folder / "unpruned.pt", model, model, pruning), job
+        ).stages
     freezing = stage_plans(recipe, recipe.schedule, first=INQ)
     entries += train(Step("control", folder / "control.pt", model, model, freezing), job).stages
     return entries

@@ -8,7 +8,6 @@ command fills the space between them. No such figure is typed by hand.
 
 import json
 import math
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from pages import (  # type: ignore[import-not-found]  # its neighbour
     label,
     labels,
     load,
+    mean_of,
     results,
     size,
 )
@@ -193,11 +193,6 @@ def sums() -> str:
 # The search
 
 
-def mean_of(seeds: list[Any], name: str) -> float:
-    """The mean of a figure over seeds; NaN if a seed lacks it."""
-    return float(statistics.mean(row.get(name, math.nan) for row in seeds))
-
-
 def searches() -> str:
     """Means over the seeds that were run."""
     figures = ("score", "accuracy", "retrained", "stored_bits", "counted", "seconds")
@@ -334,6 +329,15 @@ def speed() -> str:
     return markdown("measured, value", rows)
 
 
+def startup() -> str:
+    result = load("startup")
+    ratios = result["times_import_torch"]
+    rows = []
+    for command, seconds in result["seconds"].items():
+        rows.append([f"`{command}`", f"{seconds:.2f}", f"{ratios[command]:.2f}"])
+    return markdown("command, seconds, relative to `import torch`", rows)
+
+
 def exports() -> str:
     names = {"resnet20": "ResNet-20", "mobilenet": "depthwise"}
     rows = []
@@ -376,6 +380,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sentences": sentences,
     "speech": speech,
     "speed": speed,
+    "start-up": startup,
     "exports": exports,
     "int8": int8_scores,
 }

@@ -17,22 +17,17 @@ from octavo.dnq.searching import SearchResult, search
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
-<<<<<<< HEAD
-from octavo.formats.width import Apot
-from octavo.formats.zeros import pruned
-=======
 from octavo.formats.width import Apot, Width, WidthLike
 from octavo.formats.zeros import pruned_mask
->>>>>>> h1
 from octavo.inq.incremental import Incremental
 from octavo.inq.parametrization import hold
 from octavo.network.layers import find_layers
 from octavo.plan import Budget, Plan, matching_plan, planned_layers
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.settings import PtqSettings
-from octavo.runs.recipe import Search, load_recipe, make_recipe
+from octavo.runs.recipe import load_recipe, make_recipe
 from octavo.runs.run import run
-from octavo.runs.stages import Observer
+from octavo.runs.sections import Search
 from octavo.storage.packed import Packed
 
 MIXED: dict[str, WidthLike] = {"conv": Apot(6), "up": 3, "fc": Apot(8)}
@@ -275,13 +270,6 @@ def test_a_recipe_with_a_width_that_is_none(content: dict[str, Any], place: str)
         make_recipe({"task": "digits", **content}, "r")
 
 
-class Quiet:
-    """An observer that does nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
 TASK = """
 import torch
 from test_mixed_codebooks import images, net
@@ -308,10 +296,9 @@ def test_a_run_searches_over_both_grids_and_can_be_continued(
         "method": "greedy",
     }
     recipe = make_recipe(
-        {"task": f"{tmp_path}/task.py:Task", "search": found, "method": "oneshot"}, "r"
+        {"task": f"{tmp_path}/task.py:Task", "search": found, "method": "ptq"}, "r"
     )
-    observer: Observer = Quiet()
-    result = run(recipe, tmp_path / "run", observer)
+    result = run(recipe, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(
         json.dumps(result)
     )
@@ -322,7 +309,7 @@ def test_a_run_searches_over_both_grids_and_can_be_continued(
     assert [row["bits"] for row in result["layers"]] == [
         result["search"]["plan"][row["name"]] for row in result["layers"]
     ]
-    assert run(recipe, tmp_path / "run", observer) == json.loads(json.dumps(result))
+    assert run(recipe, tmp_path / "run") == json.loads(json.dumps(result))
 
 
 # The search.

@@ -17,8 +17,13 @@ from octavo.dnq.searching import SearchResult, search
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
+<<<<<<< HEAD
 from octavo.formats.width import Apot
 from octavo.formats.zeros import pruned
+=======
+from octavo.formats.width import Apot, Width, WidthLike
+from octavo.formats.zeros import pruned_mask
+>>>>>>> h1
 from octavo.inq.incremental import Incremental
 from octavo.inq.parametrization import hold
 from octavo.network.layers import find_layers
@@ -30,7 +35,7 @@ from octavo.runs.run import run
 from octavo.runs.stages import Observer
 from octavo.storage.packed import Packed
 
-MIXED = {"conv": Apot(6), "up": 3, "fc": Apot(8)}
+MIXED: dict[str, WidthLike] = {"conv": Apot(6), "up": 3, "fc": Apot(8)}
 
 
 class Net(nn.Module):
@@ -168,7 +173,7 @@ def test_a_resumed_run_ends_the_same(options: dict[str, Any], tmp_path: Path) ->
 
 @pytest.mark.parametrize("order", ["gptq", "distance", "magnitude"])
 def test_the_closed_form_is_nearer_than_powers_of_two_and_than_rounding(order: Any) -> None:
-    errors: dict[int, list[Any]] = {5: [], Apot(5): [], Apot(7): []}
+    errors: dict[WidthLike, list[Any]] = {5: [], Apot(5): [], Apot(7): []}
     for width, found in errors.items():
         packed = calibrate(
             net(),
@@ -229,7 +234,7 @@ def test_plans_from_patterns_and_texts() -> None:
     with pytest.raises(
         PlanError, match=r"^conv: expected one of apot5, apot6, apot7, apot8, got 'apot3'$"
     ):
-        planned_layers(net(), {"conv": "apot3"})  # type: ignore[dict-item]
+        planned_layers(net(), {"conv": "apot3"})
 
 
 def test_recipes_have_widths_as_texts_and_write_them_so(tmp_path: Path) -> None:
@@ -247,7 +252,7 @@ def test_recipes_have_widths_as_texts_and_write_them_so(tmp_path: Path) -> None:
     }
     recipe = make_recipe({"task": "digits", "search": searched}, "r")
     assert recipe.search == Search(
-        budget=Budget(average_bits=5), options=(4, 5, Apot(6)), pins={"conv1": Apot(8)}
+        budget=Budget(average_bits=5), options=(Width(4), Width(5), Apot(6)), pins={"conv1": Apot(8)}
     )
     written = json.loads(recipe.model_dump_json())
     assert (written["search"]["options"], written["search"]["pins"]) == (

@@ -61,8 +61,7 @@ class Synthetic:
                 [0.0 if own is None else self.coarse[at, own] for at, own in enumerate(choice)]
             )
             single = sum(
-                0.0 if own is None else float(self.loss[at, own])
-                for at, own in enumerate(choice)
+                0.0 if own is None else float(self.loss[at, own]) for at, own in enumerate(choice)
             )
             found.append(Measurement(-single - float(coarse @ self.pairs @ coarse)))
         return found
@@ -84,7 +83,8 @@ def gap_of(method: Callable[[Evaluator], None], environment: Synthetic, seed: in
     evaluator = evaluator_of(environment, EVALUATIONS, seed)
     method(evaluator)
     lost = environment.lost(WITHIN)
-    return (-evaluator.best.objective - float(lost.min())) / (float(np.median(lost)) - float(lost.min()))
+    least = float(lost.min())
+    return (-evaluator.best.objective - least) / (float(np.median(lost)) - least)
 
 
 def warm(evaluator: Evaluator) -> None:

@@ -71,7 +71,9 @@ def batches(*sizes: int) -> list[Tensor]:
     return [torch.randn(size, 2, 7, generator=generator) for size in sizes]
 
 
-def quantized_copy(model: nn.Module, inputs: Sequence[Tensor], bits: Mapping[str, WidthLike]) -> nn.Module:
+def quantized_copy(
+    model: nn.Module, inputs: Sequence[Tensor], bits: Mapping[str, WidthLike]
+) -> nn.Module:
     """A copy with the layers of ``bits`` quantized one after the other, each for itself, from the
     full-precision moments."""
     result = copy.deepcopy(model).eval()
@@ -331,7 +333,7 @@ def test_outputs_whose_form_depends_on_the_weights_are_refused() -> None:
     model = Odd(boxes)
     with pytest.raises(
         PlanError,
-        match=r"got boxes \(1, 5\) where full precision gave boxes \(2, 5\); give an objective of your own",
+        match=r"got boxes \(1, 5\) where full precision gave boxes \(2, 5\); give an objective",
     ):
         Environment(model, ("last",), [x], ONE).objectives([(0,)])
 
@@ -361,7 +363,8 @@ def test_an_objective_that_is_no_number_is_refused(bad: float) -> None:
     environment = Environment(
         Odd(lambda y: y), ("last",), [torch.randn(4, 3)], ONE, objective=lambda _: bad
     )
-    with pytest.raises(PlanError, match=f"objective: expected a finite number, got {bad} for the plan with last 2$"):
+    message = f"objective: expected a finite number, got {bad} for the plan with last 2$"
+    with pytest.raises(PlanError, match=message):
         environment.objectives([(0,)])
 
 
@@ -371,9 +374,8 @@ def test_stored_bits_are_the_entropy_of_the_codes() -> None:
     known = {layer.name: layer for layer in find_layers(model)[0]}
     total = 0.0
     for name, bits in zip(NAMES, (4, 2, 3, 5), strict=True):
-        solution = solve(
-            known[name], float_moments(model, inputs, [known[name]])[name], read_width(bits), PtqSettings()
-        )
+        moments = float_moments(model, inputs, [known[name]])[name]
+        solution = solve(known[name], moments, read_width(bits), PtqSettings())
         counts = torch.unique(solution.codes, return_counts=True)[1].double()
         total += float(-(counts * (counts / counts.sum()).log2()).sum())
     assert environment.stored_bits((1, 0, 0, 2)) == pytest.approx(total)

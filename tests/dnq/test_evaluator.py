@@ -22,7 +22,7 @@ SPACE = Space(("a", "b", "c"), ACTIONS, (10, 20, 30), (1, 1, 1))
 
 
 class Synthetic:
-    """The objective is minus the sum of 2 to the minus bits; it dies when it has measured so many."""
+    """The objective is minus the sum of 2 to the minus bits; it dies after so many choices."""
 
     def __init__(self, dies: float = math.inf) -> None:
         self.asked, self.dies = list[Partial](), dies

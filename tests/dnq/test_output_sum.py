@@ -119,7 +119,9 @@ def test_values_that_add_up_are_estimated_exactly() -> None:
     expected = 0.0
     for part, one, other in zip(full, *changes.values(), strict=True):
         expected -= float((one + other).square().sum() / part.rows.square().sum())
-    assert math.isclose(OutputSum(full, changed).objectives([(0, 0)]).item(), expected, rel_tol=1e-5)
+    assert math.isclose(
+        OutputSum(full, changed).objectives([(0, 0)]).item(), expected, rel_tol=1e-5
+    )
 
 
 def test_an_objective_of_ones_own_is_not_modelled() -> None:

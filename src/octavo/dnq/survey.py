@@ -1,4 +1,4 @@
-"""The survey of a network: the layers that inputs reach, in forward order, and what is known of each."""
+"""The survey of a network: the layers that inputs reach, in forward order, and their traits."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from octavo.activations.quantizer import input_quantizers
 from octavo.dnq.space import Action, Space, layer_widths
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits
-from octavo.network.calling import Inputs, call, hooked, observing
+from octavo.network.calling import Inputs, call, hooked, naming_errors, observing
 from octavo.network.layers import (
     Layer,
     calling_modules,
@@ -69,9 +69,7 @@ def survey(
     )
 
 
-def _actions(
-    widths: Sequence[Width], input_bits: Sequence[int | None]
-) -> tuple[Action, ...]:
+def _actions(widths: Sequence[Width], input_bits: Sequence[int | None]) -> tuple[Action, ...]:
     """Return each width with each number of bits of the inputs, by rising factor."""
     actions = {Action(width, bits) for width in widths for bits in input_bits}
     return tuple(sorted(actions, key=lambda action: action.size))
@@ -127,7 +125,7 @@ def _in_forward_order(model: nn.Module, batch: Inputs) -> tuple[list[Layer], dic
 
     example = batch[:1] if isinstance(batch, Tensor) else batch
     hooks = [module.register_forward_pre_hook(note) for module in by_module]
-    with hooked(hooks), observing(model):
+    with hooked(hooks), observing(model), naming_errors(model):
         macs = count_macs(layers, lambda: call(model, example))
     if not reached:
         raise PlanError(

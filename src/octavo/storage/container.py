@@ -217,8 +217,7 @@ def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[s
     codes = {width: _code_stream(width, rows, blobs) for width in sorted(widths)}
     exponents = _exponent_stream(rows, blobs)
     layers = {
-        row.name: _read_layer(row, codes[row.width].take(row.code_count), exponents)
-        for row in rows
+        row.name: _read_layer(row, codes[row.width].take(row.code_count), exponents) for row in rows
     }
     for stream in (*codes.values(), exponents):
         stream.check_used_up()
@@ -280,7 +279,9 @@ def _read_activations(rows: Sequence[ActivationRow], floats: Floats) -> Activati
     for row in rows:
         scale = scalars[scale_key(row.name)]
         if not 0 < scale < math.inf:
-            raise FormatError(f"{row.name}: expected a positive scale for its inputs, got {scale:g}")
+            raise FormatError(
+                f"{row.name}: expected a positive scale for its inputs, got {scale:g}"
+            )
     return {row.name: InputFormat(row.bits, row.signed, row.power_of_two) for row in rows}
 
 

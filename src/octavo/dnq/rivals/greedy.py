@@ -1,4 +1,4 @@
-"""The rival ``greedy``: the cheapest steps down by single-layer losses, then exchanges that help."""
+"""The rival ``greedy``: cheapest steps down by single-layer losses, then exchanges that help."""
 
 from collections.abc import Iterator
 

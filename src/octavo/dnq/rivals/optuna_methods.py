@@ -1,4 +1,4 @@
-"""The rivals of Optuna: ``tpe``, its tree-structured Parzen estimator, and ``cmaes``, its CMA-ES."""
+"""The rivals of Optuna: ``tpe``, a tree-structured Parzen estimator, and ``cmaes``, CMA-ES."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -31,9 +31,7 @@ def cmaes(evaluator: Evaluator) -> None:
     )
 
 
-def _optimize(
-    evaluator: Evaluator, sampler_of: Callable[[Any, int], Any], *packages: str
-) -> None:
+def _optimize(evaluator: Evaluator, sampler_of: Callable[[Any, int], Any], *packages: str) -> None:
     """Measure what a sampler proposes, brought within the budget, and tell it the rewards."""
     seed = int(torch.randint(1 << 31, (), generator=evaluator.generator))
     optuna = _imported(*packages)

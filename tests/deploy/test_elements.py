@@ -42,7 +42,7 @@ def test_every_level_is_held_exactly(form: Format, bits: int, per: str) -> None:
     stored = element.numpy().astype(TYPES[form])
     assert np.array_equal(stored.astype(np.float32), element.numpy())
     top: list[int] = book.max_exponent.expand(3).tolist()
-    powers = [[math.ldexp(1.0, t - k) for k in range(book.exponents)] for t in top]
+    powers = [[math.ldexp(1.0, t - k) for k in range(book.zero)] for t in top]
     levels = [[-p for p in row] + [0.0] + row[::-1] for row in powers]
     assert torch.equal(
         torch.from_numpy(stored.astype(np.float32)) * scale.view(-1, 1), torch.tensor(levels)

@@ -247,7 +247,9 @@ def test_recipes_have_widths_as_texts_and_write_them_so(tmp_path: Path) -> None:
     }
     recipe = make_recipe({"task": "digits", "search": searched}, "r")
     assert recipe.search == Search(
-        budget=Budget(average_bits=5), options=(Width(4), Width(5), Apot(6)), pins={"conv1": Apot(8)}
+        budget=Budget(average_bits=5),
+        options=(Width(4), Width(5), Apot(6)),
+        pins={"conv1": Apot(8)},
     )
     written = json.loads(recipe.model_dump_json())
     assert (written["search"]["options"], written["search"]["pins"]) == (

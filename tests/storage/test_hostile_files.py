@@ -802,8 +802,9 @@ def test_quantized_inputs_are_read() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        {}, [{}], [[]], 1, None, [None], [ROW, ROW], [{**ROW, "bits": 1}], [{**ROW, "bits": 9}], [{**ROW, "bits": "4"}],
-        [{**ROW, "bits": 4.5}], [{**ROW, "signed": 0}], [{**ROW, "power_of_two": None}], [{**ROW, "name": "fc"}],
+        {}, [{}], [[]], 1, None, [None], [ROW, ROW],
+        [{**ROW, "bits": 1}], [{**ROW, "bits": 9}], [{**ROW, "bits": "4"}], [{**ROW, "bits": 4.5}],
+        [{**ROW, "signed": 0}], [{**ROW, "power_of_two": None}], [{**ROW, "name": "fc"}],
         [{**ROW, "name": 3}], [{k: v for k, v in ROW.items() if k != "signed"}],
     ],
 )  # fmt: skip

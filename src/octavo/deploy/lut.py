@@ -46,7 +46,7 @@ def _index(builder: Builder, layer: Quantized) -> ir.Value:
     """Add the codes, and their conversion to the integers that Gather takes."""
     name = f"{layer.names[0]}.codes"
     codes = layer.codes.numpy()
-    if layer.codebook.bits <= 4:
+    if layer.codebook.width.bits <= 4:
         stored = builder.initializer(name, codes.astype(ml_dtypes.uint4), ir.DataType.UINT4)
     else:
         stored = builder.initializer(name, codes, ir.DataType.UINT8)

@@ -84,7 +84,7 @@ def read_mx(path: str | Path) -> dict[str, Tensor]:
 
 
 def _format(layer: Quantized) -> Format:
-    return E2M1 if layer.codebook.bits <= 4 else E4M3
+    return E2M1 if layer.codebook.width.bits <= 4 else E4M3
 
 
 def _blocks(name: str, layer: Quantized) -> tuple[Tensor, Tensor]:

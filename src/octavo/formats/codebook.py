@@ -53,12 +53,8 @@ class Codebook(Protocol):
     lowest_max_exponent: ClassVar[int]
 
     @property
-    def bits(self) -> int:
-        """Nominal bits."""
-
-    @property
     def width(self) -> Width:
-        """The bits together with the name of this kind of codebook."""
+        """The nominal bits together with the name of this kind of codebook."""
 
     @property
     def max_exponent(self) -> Tensor:

@@ -83,14 +83,11 @@ class PowerOfTwo:
         return Width(self.bits)
 
     @property
-    def exponents(self) -> int:
-        """The number of exponents."""
-        return 1 << (self.bits - 2)
-
-    @property
     def zero(self) -> int:
-        """The code of zero."""
-        return self.exponents
+        """The code of zero: the number of exponents, ``2^(bits-2)``, because the codes of as many
+        negative levels come first.
+        """
+        return 1 << (self.bits - 2)
 
     @property
     def edge(self) -> float:
@@ -102,7 +99,7 @@ class PowerOfTwo:
 
         The levels of the tensor are these times ``scale``.
         """
-        powers = np.ldexp(np.float32(1), np.arange(1 - self.exponents, 1, dtype=np.int32))
+        powers = np.ldexp(np.float32(1), np.arange(1 - self.zero, 1, dtype=np.int32))
         levels = np.concatenate([-powers[::-1], np.zeros(1, np.float32), powers])
         return torch.from_numpy(levels).to(self.max_exponent.device)
 
@@ -129,7 +126,7 @@ class PowerOfTwo:
         small = exponent < SMALL
         lift = torch.where(small, 2.0**LIFT, 1.0).float() if bool(small.any()) else None
         high = (exponent + LIFT * small.int() + BIAS) * STEP
-        low = high - (self.exponents - 1) * STEP
+        low = high - (self.zero - 1) * STEP
         size = min(BLOCK, source.numel())
         scratch = torch.empty(2, size, dtype=torch.int32, device=weight.device)
         for rows, block in blocks(source):
@@ -149,9 +146,9 @@ class PowerOfTwo:
     def encode(self, weight: Tensor) -> Tensor:
         """Return uint8 codes, the index of each weight's level, shape of ``weight``."""
         level = rows_by_exponent(self.project(weight), self.max_exponent)
-        below = self.max_exponent.to(weight.device).reshape(-1, 1) - self.exponents  # n2 - 1
+        below = self.max_exponent.to(weight.device).reshape(-1, 1) - self.zero  # n2 - 1
         rank = torch.frexp(level).exponent - 1 - below  # 1 for the smallest power of two
-        return (self.exponents + rank * level.sign()).to(torch.uint8).view(weight.shape)
+        return (self.zero + rank * level.sign()).to(torch.uint8).view(weight.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the levels that ``codes`` stand for: float32, shape of ``codes``, exact.

@@ -107,7 +107,7 @@ class AdditivePowers:
         ``weight``.
         """
         level = self.unit_levels().to(weight.device)[self._codes(weight)]
-        return level.mul_(self._row_scale(weight)).view(weight.shape)
+        return level.mul_(_row_scale(self, weight)).view(weight.shape)
 
     def encode(self, weight: Tensor) -> Tensor:
         """Return uint8 codes, the index of each weight's level, shape of ``weight``."""
@@ -124,13 +124,14 @@ class AdditivePowers:
 
     def _codes(self, weight: Tensor) -> Tensor:
         """Return codes as a matrix with a row for each exponent, int32."""
-        in_units = rows_by_exponent(weight, self.max_exponent) / self._row_scale(weight)
+        in_units = rows_by_exponent(weight, self.max_exponent) / _row_scale(self, weight)
         boundaries = edges(self.unit_levels()).to(weight.device)
         return torch.bucketize(in_units, boundaries, right=True, out_int32=True)
 
-    def _row_scale(self, weight: Tensor) -> Tensor:
-        """Return the scale of each row, on the weight's device: (rows, 1)."""
-        return self.scale().to(weight.device).view(-1, 1)
+
+def _row_scale(codebook: AdditivePowers, weight: Tensor) -> Tensor:
+    """Return the scale of each row, on the weight's device: (rows, 1)."""
+    return codebook.scale().to(weight.device).view(-1, 1)
 
 
 def additive_powers(

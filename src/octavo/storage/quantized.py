@@ -1,4 +1,4 @@
-"""One quantized tensor as data."""
+"""A quantized tensor as data: codes, and the codebook that they belong to."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -17,11 +17,11 @@ class Quantized:
     """One quantized tensor.
 
     Attributes:
-        names: the full names of the parameters that share it.
-        codebook: its levels.
+        names: the full names of the parameters that share the tensor.
+        codebook: the levels that its codes stand for.
         codes: uint8, output channels first.
-        groups: of a transposed convolution, whose own layout has the output channels second; else
-            0.
+        groups: the number of groups where the parameter's own layout has the output channels
+            second, as in a transposed convolution; else 0.
 
     """
 
@@ -32,12 +32,12 @@ class Quantized:
 
     @classmethod
     def of(cls, layer: Layer, codebook: Codebook, codes: Tensor) -> Self:
-        """The quantized form of a model's layer, from its codes with output channels first."""
+        """Make it from a model's layer and its codes, which have the output channels first."""
         names = (layer.parameter, *(full for full, *_ in layer.tied))
         return cls(
             names, codebook_at(codebook.width, codebook.max_exponent.cpu()), codes, layer.groups
         )
 
     def weight(self) -> Tensor:
-        """The weights, float32, in the parameter's own layout."""
+        """Return the weights, float32, in the parameter's own layout."""
         return channels_back(self.codebook.decode(self.codes), self.groups)

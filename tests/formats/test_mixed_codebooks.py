@@ -199,7 +199,7 @@ def test_a_mixed_plan_is_quantized_layer_by_layer(tmp_path: Path) -> None:
 
 
 def test_a_plan_is_saved_and_loaded_with_its_grids(tmp_path: Path) -> None:
-    plan = Plan({**MIXED, "other": "apot5"}, weights={"conv": 72, "up": 32, "fc": 320, "other": 1})  # type: ignore[dict-item]
+    plan = Plan({**MIXED, "other": "apot5"}, weights={"conv": 72, "up": 32, "fc": 320, "other": 1})
     plan.save(tmp_path / "plan.yaml")
     text = (tmp_path / "plan.yaml").read_text(encoding="utf-8")
     assert "\n  conv: apot6\n  up: 3\n  fc: apot8\n  other: apot5\n" in text
@@ -321,7 +321,7 @@ def found(**changes: Any) -> SearchResult:
     settings: dict[str, Any] = {
         "budget": Budget(average_bits=5.2),
         "options": (4, 5, Apot(5), Apot(6)),
-        "trials": 40,
+        "trials": 20,
     }
     return search(net(), [images(0), images(1)], **(settings | changes))
 
@@ -344,7 +344,7 @@ def test_the_other_grid_is_scored_as_what_it_is() -> None:
     }
     assert objectives[Apot(5), Apot(5), Apot(5)] == result.objective
     assert len(objectives) == 8
-    assert objectives.get((5, 5, 5), -math.inf) < result.objective
+    assert objectives.get((Width(5),) * 3, -math.inf) < result.objective
 
 
 def test_options_and_pins_are_read_from_texts() -> None:

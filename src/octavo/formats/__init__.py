@@ -1,5 +1,4 @@
-"""What one weight may be: powers of two, sums of powers of two, the width that names them, and
-their common Codebook.
+"""Number formats: the values that a weight may take, as codebooks, and the widths that name them.
 
-Tensors only: nothing here knows a module, a file or a screen.
+This room knows tensors only: no module, no file and no screen.
 """

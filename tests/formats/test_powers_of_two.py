@@ -15,7 +15,7 @@ from torch import Tensor
 
 from octavo.errors import PlanError
 from octavo.formats.powers_of_two import BLOCK, PowerOfTwo, power_of_two
-from octavo.formats.width import Width, check_bits
+from octavo.formats.width import Apot, Width, check_bits
 
 BITS = range(2, 9)
 TINY, HUGE = 2.0**-149, float(np.finfo(np.float32).max)
@@ -456,7 +456,15 @@ def test_a_weight_that_float32_cannot_hold_is_not_finite() -> None:
         power_of_two(torch.tensor([1e300, 1.0], dtype=torch.float64), 3, name="big")
 
 
-@pytest.mark.parametrize("bits", [1, 0, 9, -3, 3.0, "3", None, True])
+@given(
+    st.integers(max_value=1)
+    | st.integers(min_value=9)
+    | st.floats()
+    | st.text()
+    | st.none()
+    | st.booleans()
+    | st.just(Apot(6))
+)
 def test_impossible_bits(bits: Any) -> None:
     for make in (
         lambda: power_of_two(torch.ones(2), bits),

@@ -32,9 +32,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from octavo import coding
 from octavo.formats.powers_of_two import power_of_two
 from octavo.runs.run import environment
+from octavo.storage.coding import grouped as coding
 
 COUNT = 25_000_000
 CHANNELS = 5_000

@@ -1,6 +1,8 @@
 """What the tables of benchmarks/table.py share: the results, words for their names, Markdown."""
 
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ LABELS = {  # names in committed results, and the words for them on the pages
     "compensated": "`refit`",
     "float": "`float`",
 }
-Rows = list[list[str]]
 
 
 def load(name: str) -> Any:
@@ -33,13 +34,6 @@ def results(pattern: str) -> list[Any]:
     """The committed results of runs whose names match: most bits first, then by seed."""
     matching = [json.loads(path.read_text()) for path in RESULTS.glob(f"{pattern}.json")]
     return sorted(matching, key=lambda run: (-run["nominal_bits"], run["recipe"]["seed"]))
-
-
-def markdown(head: str | list[str], rows: Rows) -> str:
-    """A table in Markdown; a head in one text has its columns separated by commas."""
-    columns = head.split(", ") if isinstance(head, str) else head
-    lines = [columns, ["---:"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def label(name: str) -> str:
@@ -57,6 +51,11 @@ def epochs(run: Any) -> str:
 
 def control(run: Any) -> str:
     return f"{run['control_score']:.2f}" if "control_score" in run else "not run"
+
+
+def mean_of(seeds: list[Any], name: str) -> float:
+    """The mean of a figure over seeds; NaN if a seed lacks it."""
+    return float(statistics.mean(row.get(name, math.nan) for row in seeds))
 
 
 def size(row: Any) -> list[str]:

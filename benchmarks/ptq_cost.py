@@ -13,10 +13,11 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo import Plan, calibrate
 from octavo.network.calling import observing
@@ -83,6 +84,11 @@ def solver_ratio(layers: list[Layer], moments: dict[str, Moments]) -> dict[str, 
     }
 
 
+def forward(model: nn.Module, images: list[Tensor]) -> None:
+    for batch in images:
+        model(batch)
+
+
 def main() -> None:
     rows = {}
     for depth in (20, 56):
@@ -90,12 +96,11 @@ def main() -> None:
         model = task.model()
         images = list(task.calibration())
         layers = find_layers(model)[0]
+        plan = Plan.uniform(model, BITS)
         with observing(model):
-            forward = statistics.median(
-                seconds(lambda m=model, i=images: [m(x) for x in i]) for _ in range(3)
-            )  # type: ignore[misc]
-        whole = seconds(lambda m=model, i=images: calibrate(m, Plan.uniform(m, BITS), i))  # type: ignore[misc]
-        row = {"calibrate_s": round(whole, 1), "forward_s": round(forward, 2)}
+            passes = [seconds(partial(forward, model, images)) for _ in range(3)]
+        whole = seconds(partial(calibrate, model, plan, images))
+        row = {"calibrate_s": round(whole, 1), "forward_s": round(statistics.median(passes), 2)}
         with torch.no_grad():
             rows[f"resnet{depth}"] = row | solver_ratio(
                 layers, float_moments(model, images, layers)

@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo import Apot, Plan, calibrate
+from octavo import Apot, Plan, Width, calibrate
 from octavo.formats.width import write_width
 from octavo.runs.folder import write_json
 from octavo.runs.run import environment
@@ -131,7 +131,8 @@ def main() -> None:
         "scored": SCORED,
     }
     known = {(row["bits"], row["way"]) for row in result["rows"]}
-    for bits, way in itertools.product((5, Apot(5), 4, 3), ("closed form", "nearest")):
+    widths: tuple[Width | int, ...] = (5, Apot(5), 4, 3)
+    for bits, way in itertools.product(widths, ("closed form", "nearest")):
         if (write_width(bits), way) in known:
             continue
         started = time.monotonic()

@@ -21,7 +21,7 @@ from octavo import (
     search,
 )
 
-TENSOR: Any = "tensor"
+TENSOR: Any = "layer"
 BUDGET = Budget(average_bits=3.2)
 
 

@@ -7,6 +7,7 @@ commands that are then only parsed, ``<!-- not run: reason -->`` for code.
 import copy
 import json
 import re
+import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ from octavo.runs.task import METHODS
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, *GUIDES, ROOT / "benchmarks/README.md", ROOT / "CONTRIBUTING.md"]
+OTHERS = [ROOT / name for name in ("benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [README, *GUIDES, *OTHERS]
 LANGUAGES = {"python", "sh", "yaml", "json"}
 SLOW = {("demo",)}  # commands with a test of their own, in tests/cli
 
@@ -61,7 +63,7 @@ def blocks(page: Path, language: str | None = None) -> list[Block]:
     ]
 
 
-def named(pages: list[Path]) -> Any:
+def named(pages: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -130,9 +132,10 @@ def test_the_code_of_a_page_runs(
 
 
 @pytest.fixture(autouse=True)
-def short_practice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNQ's policy practises less in its world model than it does by default."""
+def less_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNQ's policy practises less, and the network of the task ``digits`` is trained less."""
     monkeypatch.setattr("octavo.dnq.agent.IMAGINED", 64)
+    monkeypatch.setattr("octavo.runs.tasks.digits.EPOCHS", 1)
 
 
 def words_of(block: Block) -> Iterator[list[str]]:
@@ -251,6 +254,26 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 def test_readme_links_to_every_page() -> None:
     links = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", README.read_text(encoding="utf-8")))
     assert links == {str(page.relative_to(ROOT)) for page in GUIDES}
+
+
+def test_contributing_names_rooms_and_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    package = ROOT / "src/octavo"
+    for path in re.findall(r"`((?:\w+/)+[\w.-]*|\w+\.py)`", text):
+        assert any((root / path).exists() for root in (ROOT, package)), path
+    rooms = {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
+    assert {f"`{room}/`" for room in rooms} <= set(re.findall(r"`\w+/`", text))
+
+
+def test_the_tables_are_those_of_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks/table.py"))
+    for name, table in script["TABLES"].items():
+        text = table()
+        pages = [page.read_text(encoding="utf-8") for page in script["PAGES"]]
+        filled = [script["fill"](page, name, text) for page in pages]
+        assert any(filled), name
+        assert all(new in (None, page) for page, new in zip(pages, filled, strict=True)), name
 
 
 # README.md, in more detail

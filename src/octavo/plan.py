@@ -278,9 +278,7 @@ def _check_patterns(patterns: Iterable[str], names: Collection[str], model: str)
             raise PlanError(f"{pattern!r} matches no layer of {model}{nearest(pattern, names)}")
 
 
-def planned_layers(
-    model: nn.Module, plan: Mapping[str, WidthLike]
-) -> list[tuple[Layer, Width]]:
+def planned_layers(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tuple[Layer, Width]]:
     """The model's layers that ``plan`` names, with their bits, in registration order.
 
     Raises:

@@ -1,8 +1,8 @@
 """A network with one layer of each kind, traced once, and the check of a form that exports it."""
 
 from collections.abc import Callable, Iterator
-from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.deploy import floating
+from octavo.deploy import floating, int8
 from octavo.deploy.exporting import export_checked
 from octavo.deploy.graph import OpenGraph, trace
 from octavo.deploy.runtime import OnnxModel, differences
@@ -103,24 +103,49 @@ def codes_of_all_levels() -> Callable[[nn.Module, Iterator[int], str], Packed]:
     return quantized
 
 
+def copy_of(opened: OpenGraph) -> OpenGraph:
+    """A graph that a test may close."""
+    model = opened.model.clone()
+    inputs = {value.name: value for value in model.graph.inputs}
+    weights = {
+        name: [inputs[value.name] for value in values] for name, values in opened.weights.items()
+    }
+    return OpenGraph(model, weights)
+
+
 @pytest.fixture(scope="session")
-def traced_zoo() -> OpenGraph:
-    """Tracing is slow, and the same for all weights and forms."""
-    network = zoo()
-    return trace(network, quantized(network, cycle([2]), "tensor").layers, batch(2))
+def traces() -> dict[str, OpenGraph]:
+    """The networks that were traced already, by name."""
+    return {}
+
+
+@pytest.fixture
+def share_trace(
+    traces: dict[str, OpenGraph], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Callable[..., OpenGraph]]:
+    """Tracing is slow, and the same for all weights and forms: a network of a name is traced once.
+
+    It must be the same one each time, but for its quantized weights."""
+
+    def share(name: str) -> Callable[..., OpenGraph]:
+        def trace_once(model: nn.Module, layers: dict[str, Quantized], example: Any) -> OpenGraph:
+            if name not in traces:
+                traces[name] = trace(model, layers, example)
+            return copy_of(traces[name])
+
+        monkeypatch.setattr(floating, "trace", trace_once)
+        monkeypatch.setattr(int8, "trace", trace_once)
+        return trace_once
+
+    return share
 
 
 @pytest.fixture
 def check_zoo(
-    traced_zoo: OpenGraph, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    share_trace: Callable[[str], Callable[..., OpenGraph]], tmp_path: Path
 ) -> Callable[..., None]:
     """Exports the zoo in a form, with the bits of its layers shifted, and runs the file."""
-
-    def again(*_: object) -> OpenGraph:
-        model = traced_zoo.model.clone()
-        inputs = {value.name: value for value in model.graph.inputs}
-        weights = traced_zoo.weights
-        return OpenGraph(model, {n: [inputs[v.name] for v in weights[n]] for n in weights})
+    share_trace("zoo")
 
     def check(form: str, shift: int, per: str) -> None:
         network = zoo()
@@ -136,7 +161,6 @@ def check_zoo(
             assert differences(expected, OnnxModel(made.path)(*batch(size)))[0] < 1e-5
         _check_file(made.path, packed)
 
-    monkeypatch.setattr(floating, "trace", again)
     return check
 
 

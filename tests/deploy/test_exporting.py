@@ -21,9 +21,14 @@ from octavo.network.layers import find_layers
 from octavo.storage.packed import Packed, pack
 from octavo.storage.quantized import Quantized
 
+Share = Callable[[str], object]
+
 
 def network() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    """The same network each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.BatchNorm1d(5), nn.Linear(5, 3))
 
 
 def quantize(model: nn.Module, bits: int = 4) -> Packed:
@@ -40,8 +45,9 @@ def test_the_public_function_is_this_one() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_leaves_the_model_as_it_was_and_gives_back_the_path(
-    form: Any, tmp_path: Path
+    form: Any, share_trace: Share, tmp_path: Path
 ) -> None:
+    share_trace("plain")
     model = network()  # in training mode, in full precision
     packed = quantize(model)
     before = copy.deepcopy(model.state_dict())
@@ -59,7 +65,8 @@ def test_each_form_leaves_the_model_as_it_was_and_gives_back_the_path(
         )
 
 
-def test_the_default_is_lut(tmp_path: Path) -> None:
+def test_the_default_is_lut(share_trace: Share, tmp_path: Path) -> None:
+    share_trace("plain")
     model = network()
     made = export_checked(model, quantize(model), tmp_path / "net.onnx", example=torch.randn(4, 6))
     assert (made.form, made.bytes, made.agreement, made.inexact) == (
@@ -109,8 +116,10 @@ def test_arguments_by_name(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_refused_leaves_what_was_there(
-    change: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+    change: dict[str, Any], error: type[Exception], said: str, share_trace: Share, tmp_path: Path
 ) -> None:
+    if "bits" in change:
+        share_trace("plain")
     model, path = network(), tmp_path / "net.onnx"
     path.write_text("before")
     packed = quantize(model, change.get("bits", 4))
@@ -123,8 +132,9 @@ def test_what_is_refused_leaves_what_was_there(
 
 
 def test_a_file_that_computes_something_else_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    share_trace: Share, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    share_trace("plain")
     from octavo.deploy import checks
 
     monkeypatch.setattr(checks, "differences", lambda *_: (2e-4, 0.0))
@@ -160,8 +170,9 @@ def test_a_file_that_cannot_be_run_is_not_written(tmp_path: Path) -> None:
 
 
 def test_a_file_that_onnx_runtime_does_not_take_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    share_trace: Share, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    share_trace("plain")
     from octavo.deploy import runtime
 
     def refuse(_: bytes) -> None:

@@ -22,7 +22,7 @@ def test_sums_of_two_powers_of_two(form: str, tmp_path: Path) -> None:
         {},
     )
     for layer, bits in zip(find_layers(network)[0], (5, 6, 8 if form == "lut" else 5), strict=True):
-        book = additive_powers(layer.weight, bits, per="channel" if bits == 6 else "tensor")
+        book = additive_powers(layer.weight, bits, per="channel" if bits == 6 else "layer")
         layers[layer.name] = Quantized.of(layer, book, book.encode(layer.weight))
     made = export_checked(
         network,

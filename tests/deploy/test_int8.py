@@ -2,6 +2,7 @@
 exactly, integer kernels do run."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_quantizers
 from octavo.deploy.exporting import export_checked
 from octavo.deploy.float32 import decode as decode_float
-from octavo.deploy.graph import close, trace
+from octavo.deploy.graph import OpenGraph, close
 from octavo.deploy.int8 import decode, fold_norms, int8_graph, is_exact
 from octavo.deploy.runtime import OnnxModel, differences
 from octavo.formats.powers_of_two import power_of_two
 from octavo.network.layers import channels_first, find_layers
 from octavo.storage.packed import Packed, pack
 from octavo.storage.quantized import Quantized
+
+Share = Callable[[str], Callable[..., OpenGraph]]
 
 
 class Residual(nn.Module):
@@ -88,7 +91,10 @@ def kernels(path: Path, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
 
 
-def test_the_integers_are_the_packed_weights_but_for_the_signs_of_batch_norms() -> None:
+def test_the_integers_are_the_packed_weights_but_for_the_signs_of_batch_norms(
+    share_trace: Share,
+) -> None:
+    share_trace("residual")
     model = residual()
     packed = quantize(model)
     found = arrays(int8_graph(model, packed.layers, [images()]).model)
@@ -101,7 +107,8 @@ def test_the_integers_are_the_packed_weights_but_for_the_signs_of_batch_norms() 
     assert stored[(8, 5)].dtype == np.int8 if (8, 5) in stored else stored[(5, 8)].dtype == np.int8
 
 
-def test_folding_batch_norms_changes_nothing_but_rounding() -> None:
+def test_folding_batch_norms_changes_nothing_but_rounding(share_trace: Share) -> None:
+    trace = share_trace("residual")
     model = residual()
     packed = quantize(model)
     closed = close(trace(model, packed.layers, images()), packed.layers, decode_float)
@@ -116,7 +123,8 @@ def test_folding_batch_norms_changes_nothing_but_rounding() -> None:
     )
 
 
-def test_integer_kernels_run_and_come_near(tmp_path: Path) -> None:
+def test_integer_kernels_run_and_come_near(share_trace: Share, tmp_path: Path) -> None:
+    share_trace("residual")
     model = residual()
     packed = quantize(model)
     made = export_checked(
@@ -147,17 +155,6 @@ def test_linear_layers_run_as_integers_too(tmp_path: Path) -> None:
         assert kernels(made.path, tmp_path)[float_kernels] == 0
 
 
-def test_ranges_come_from_all_batches() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
-    packed = quantize(model)
-    small, large = torch.rand(8, 4), 100 * torch.rand(8, 4)
-    scales = [
-        arrays(int8_graph(model, packed.layers, batches).model)["input.activation.scale"]
-        for batches in ([small], [small, large], [large])
-    ]
-    assert scales[0] < scales[1] == scales[2]
-
-
 def test_what_has_no_integer_kernel_stays_exact(tmp_path: Path) -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
@@ -183,9 +180,12 @@ def test_what_has_no_integer_kernel_stays_exact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [8, 5])
 @pytest.mark.parametrize("form", ["lut", "int8"])
-def test_the_networks_own_quantizers_count(form: Any, bits: int, tmp_path: Path) -> None:
+def test_the_networks_own_quantizers_count(
+    form: Any, bits: int, share_trace: Share, tmp_path: Path
+) -> None:
     """Their steps are in the file; and in the forms that compute in float, what they compute is the
     same but for ties."""
+    share_trace(f"residual with inputs of {bits} bits")
     model = residual()
     quantize_activations(model, [images()], {"*": bits, "stem": 8})
     packed = quantize(model)

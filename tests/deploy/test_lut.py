@@ -23,8 +23,11 @@ def test_every_kind_of_layer_at_every_number_of_bits(
 
 
 def test_codes_are_packed_in_four_bits(
-    tmp_path: Path, codes_of_all_levels: Callable[..., Packed]
+    share_trace: Callable[[str], object],
+    codes_of_all_levels: Callable[..., Packed],
+    tmp_path: Path,
 ) -> None:
+    share_trace("two layers of 64")
     network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).eval()
     for bits, size in ((4, 2 * 64 * 64 / 2), (5, 2 * 64 * 64)):
         packed = codes_of_all_levels(network, cycle([bits]), "channel")

@@ -111,9 +111,7 @@ def test_a_text_that_is_no_width(text: str) -> None:
         return
     with pytest.raises(PlanError) as caught:
         read_width(text, "conv1")
-    assert str(caught.value) == (
-        f"conv1: expected one of apot5, apot6, apot7, apot8, got {text!r}"
-    )
+    assert str(caught.value) == (f"conv1: expected one of apot5, apot6, apot7, apot8, got {text!r}")
 
 
 JUNK = (

@@ -131,9 +131,7 @@ def _searched(
 
     with Display(err if as_json else out) as display:
         display(Event("search", total=settings["trials"]))
-        return search_bits(
-            model_of(task, name), task.calibration(), progress=display, **settings
-        )
+        return search_bits(model_of(task, name), task.calibration(), progress=display, **settings)
 
 
 def _print_plan(result: "SearchResult", output: Path, as_json: bool) -> None:

@@ -71,9 +71,7 @@ def check_search(job: Job, model: nn.Module) -> None:
     if settings is None or batch is None:
         return
     batch = on_device(batch, device_of(model))
-    survey(
-        model, batch, settings.options, settings.pins, settings.budget, settings.activations
-    )
+    survey(model, batch, settings.options, settings.pins, settings.budget, settings.activations)
 
 
 def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]:
@@ -148,9 +146,7 @@ def _row(layer: LayerResult) -> Json:
     }
 
 
-def quantize_by_inq(
-    job: Job, model: nn.Module, plan: Plan, retrained: list[Json]
-) -> Quantization:
+def quantize_by_inq(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> Quantization:
     """Quantize by INQ from where the recipe says it starts; ``model`` is changed in place.
 
     ``retrained`` are the stages in full precision before that, for ``result.json``.

@@ -217,8 +217,7 @@ def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[s
     codes = {width: _code_stream(width, rows, blobs) for width in sorted(widths)}
     exponents = _exponent_stream(rows, blobs)
     layers = {
-        row.name: _read_layer(row, codes[row.width].take(row.code_count), exponents)
-        for row in rows
+        row.name: _read_layer(row, codes[row.width].take(row.code_count), exponents) for row in rows
     }
     for stream in (*codes.values(), exponents):
         stream.check_used_up()

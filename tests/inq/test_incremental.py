@@ -146,7 +146,7 @@ def test_tied_weights_are_quantized_once_and_stay_tied() -> None:
     packed = incremental.finish()
     assert model[0].weight is model[1].weight
     assert [layer.names for layer in packed.layers.values()] == [("0.weight", "1.weight")]
-    assert packed.floats == []
+    assert packed.floats == ()
     other: Any = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
     packed.apply(other)
     assert torch.equal(other[0].weight, model[0].weight)
@@ -160,7 +160,7 @@ def test_a_module_that_is_used_under_two_names_is_stored_once() -> None:
     list(incremental)
     packed = incremental.finish()
     assert [layer.names for layer in packed.layers.values()] == [("a.weight", "b.weight")]
-    assert packed.floats == []
+    assert packed.floats == ()
 
 
 def test_parametrized_modules_are_left_alone() -> None:

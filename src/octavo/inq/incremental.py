@@ -23,7 +23,7 @@ from octavo.inq.partition import (
 )
 from octavo.inq.planned_layer import PlannedLayer
 from octavo.inq.stage import FrozenMasks, Stage
-from octavo.network.calling import Inputs, observing
+from octavo.network.calling import Inputs, batches_of, observing
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
@@ -116,7 +116,7 @@ class Incremental:
         check_schedule(self.portions, straight_through)
         self._orders = orders_of(order, len(self.portions))
         self._straight_through = straight_through
-        self._inputs = None if inputs is None else list(inputs)
+        self._inputs = None if inputs is None else list(batches_of(inputs))
         self._progress = progress or silent
         self._done = 0  # portions that are frozen
         self._settings = _described(plan, portions, order) | {

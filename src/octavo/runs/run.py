@@ -33,7 +33,6 @@ from octavo.runs.stages import Job
 from octavo.runs.steps import control_score, prune, warm_up
 from octavo.runs.task import Task, load_task, model_of
 from octavo.storage.coding import grouped as coding
-from octavo.storage.float_tensors import with_float16, with_folded_norms
 from octavo.storage.packed import Packed
 
 __all__ = ["environment", "exported_scores", "publish", "run"]
@@ -80,7 +79,7 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
     retrained = _retrain_in_full_precision(job, model)
     plan, search_figures = _plan(job, model)
     quantization = _quantize(job, model, plan, retrained)
-    packed = _with_small_floats(quantization.packed, model, recipe)
+    packed = quantization.packed.with_floats(recipe.floats, model)
     packed.save(folder / PACKED)
     score = _reloaded_score(job)
     exports = _exports(job, packed)
@@ -228,15 +227,6 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
     quantization = quantize_by_ptq(job, model, plan)
     write_json(file, recorded)
     return quantization
-
-
-def _with_small_floats(packed: Packed, model: nn.Module, recipe: Recipe) -> Packed:
-    """Return ``packed`` with its other tensors in the form that the recipe says."""
-    if recipe.floats == "float32":
-        return packed
-    if recipe.floats == "folded":
-        packed = with_folded_norms(packed, model)
-    return with_float16(packed)
 
 
 def _reloaded_score(job: Job) -> float:

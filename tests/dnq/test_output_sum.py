@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import Budget, search
-from octavo.dnq import output_sum
+from octavo.dnq import agent, output_sum
 from octavo.dnq.environment import Environment
 from octavo.dnq.output_sum import OutputSum
 from octavo.dnq.sensitivity import single_layer_choices
@@ -124,8 +124,9 @@ def test_values_that_add_up_are_estimated_exactly() -> None:
     )
 
 
-def test_an_objective_of_ones_own_is_not_modelled() -> None:
+def test_an_objective_of_ones_own_is_not_modelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy falls back on summed losses, and the search still ends within its budget."""
+    monkeypatch.setattr(agent, "IMAGINED", 160)
     model, batches = Parallel(), inputs()
     found = search(
         model,

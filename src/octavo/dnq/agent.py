@@ -64,7 +64,7 @@ class _Rewards(Protocol):
 
     @property
     def left(self) -> int:
-        """How many new choices may still be tried."""
+        """The number of new choices that may still be tried."""
 
     def rewards(self, choices: Sequence[Choice]) -> tuple[Sequence[Choice], list[float]]:
         """Return the choices that were tried for the given ones, with their rewards."""
@@ -96,7 +96,7 @@ class _Measured:
 
     @property
     def left(self) -> int:
-        """How many choices may still be measured."""
+        """The number of choices that may still be measured."""
         return self._evaluator.left
 
     def rewards(self, choices: Sequence[Choice]) -> tuple[Sequence[Choice], list[float]]:
@@ -109,10 +109,10 @@ class _Measured:
         within = functools.partial(project, space, losses=self._losses)
         estimated = functools.partial(_estimated, evaluator, self._world_model)
         tried: list[Choice] = []
-        for found in proposals(space, within, estimated, start, evaluator.generator):
-            new = [each for each in found if each not in tried and each not in evaluator]
+        for proposed in proposals(space, within, estimated, start, evaluator.generator):
+            new = [each for each in proposed if each not in tried and each not in evaluator]
             tried += new[:MEASURED]
-        tried = tried or found[:MEASURED]
+        tried = tried or proposed[:MEASURED]
         objectives = self.objectives(tried)
         return tried, [evaluator.reward(*pair) for pair in zip(tried, objectives, strict=True)]
 
@@ -152,7 +152,7 @@ def _train(
 
     def reward_of(sampled: Tensor) -> tuple[Tensor, Tensor]:
         within = [project(evaluator.space, tuple(row), losses) for row in sampled.tolist()]
-        tried, found = rewards.rewards(within)
-        return torch.tensor(list(tried)), torch.tensor(found, dtype=torch.float64)
+        tried, reward = rewards.rewards(within)
+        return torch.tensor(list(tried)), torch.tensor(reward, dtype=torch.float64)
 
     learn(policy, settings, evaluator.generator, reward_of, left=lambda: rewards.left)

@@ -5,7 +5,6 @@ puts the chosen candidates in place and runs the calibration inputs once. (DNQ, 
 published neither its environment nor its reward: this one is ours.)
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,9 @@ from octavo.dnq.divergence import Divergence, first_rows, outputs_of
 from octavo.dnq.space import Action, Choice, Partial
 from octavo.dnq.trial_network import TrialNetwork
 from octavo.errors import PlanError
-from octavo.network.calling import Inputs, device_of, observing
+from octavo.network.calling import Inputs, observing
 from octavo.network.outputs import Part
+from octavo.network.thread_state import ThreadState
 
 __all__ = ["Environment", "Measurement", "Objective"]
 
@@ -111,7 +111,7 @@ class Environment:
             if workers == 1:
                 work(0)
             else:
-                _in_threads(work, workers, device_of(self._model).type)
+                _in_threads(work, workers)
         return [measured[index] for index in range(len(choices))]
 
     def full_outputs(self) -> tuple[Part, ...]:
@@ -182,20 +182,12 @@ class Environment:
         return TrialNetwork(self._model, self._layers, rounded)
 
 
-def _in_threads(work: Callable[[int], None], workers: int, device_type: str) -> None:
-    """Run each worker in a thread of its own, under the autocast and default device of the caller,
-    which threads do not inherit.
-    """
-    autocast = functools.partial(
-        torch.autocast,
-        device_type,
-        dtype=torch.get_autocast_dtype(device_type),
-        enabled=torch.is_autocast_enabled(device_type),
-    )
-    default_device = torch.get_default_device()
+def _in_threads(work: Callable[[int], None], workers: int) -> None:
+    """Run each worker in a thread of its own, under the caller's autocast and default device."""
+    callers = ThreadState.current()
 
     def work_as_caller(worker: int) -> None:
-        with torch.no_grad(), autocast(), default_device:
+        with callers.entered(), torch.no_grad():
             work(worker)
 
     with ThreadPoolExecutor(workers) as pool:

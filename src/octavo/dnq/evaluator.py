@@ -105,7 +105,7 @@ class Evaluator:
 
     @property
     def left(self) -> int:
-        """How many choices may still be measured."""
+        """The number of choices that may still be measured."""
         return self._evaluations - len(self._seen)
 
     @property

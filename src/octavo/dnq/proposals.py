@@ -43,13 +43,13 @@ def proposals(
             known.update(zip(new, rewards(new), strict=True))
         return sorted(distinct, key=known.__getitem__, reverse=True)
 
-    found = best_first(start)
+    ranked = best_first(start)
     for _ in range(ROUNDS):
-        best = found[:PARENTS]
+        best = ranked[:PARENTS]
         parents = [best[child % len(best)] for child in range(CHILDREN)]
         children = map(within, _children(space, parents, generator))
-        found = best_first([*best, *children])
-        yield found
+        ranked = best_first([*best, *children])
+        yield ranked
 
 
 def _children(space: Space, parents: Sequence[Choice], generator: torch.Generator) -> list[Choice]:

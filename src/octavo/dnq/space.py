@@ -27,7 +27,7 @@ UP = 1
 
 @dataclass(frozen=True)
 class Action:
-    """What a search can give one layer: the width of its weights, and the bits of its inputs.
+    """An action gives one layer the width of its weights, and may give its inputs bits too.
 
     Attributes:
         width: the width of the layer's weights.

@@ -39,7 +39,7 @@ def space_of(texts: tuple[int | str, ...], budget: Budget) -> Space:
 
 def test_it_draws_every_choice_of_a_small_space_that_no_step_betters() -> None:
     space = space_of((2, 3, 4, 5), Budget(average_bits=3))
-    evaluator = Evaluator(space, Flat(), Journal(None, space.actions, {}), 1000)
+    evaluator = Evaluator(space, Flat(), Journal(None, space.actions, {}), 60)
     random_search(evaluator)
     tight = {c for c in itertools.product(range(4), repeat=3) if sum(c) == 3}
     assert {trial.choice for trial in evaluator.trials} == tight

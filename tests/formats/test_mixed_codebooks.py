@@ -393,9 +393,9 @@ def test_zeros_that_are_levels_of_either_grid_are_not_taken_for_pruned() -> None
     for name, layer in packed.layers.items():
         weight = layer.weight()
         weight.flatten()[0] = 0
-        assert not pruned(weight).any(), name
+        assert not pruned_mask(weight).any(), name
         weight.flatten()[1] = 11 / 8  # three powers of two at the least: a weight that was trained
-        assert torch.equal(pruned(weight), weight == 0), name
+        assert torch.equal(pruned_mask(weight), weight == 0), name
 
 
 def test_what_is_pruned_stays_zero_and_the_others_find_their_levels(tmp_path: Path) -> None:

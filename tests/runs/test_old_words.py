@@ -80,8 +80,8 @@ def test_old_words_in_a_base_and_in_overrides(folder: Path) -> None:
     assert (loaded.method, loaded.per) == ("ptq", "tensor")
     said = [str(one.message).partition(" is deprecated")[0] for one in seen]
     assert said == [
-        f"{folder / 'base.yaml'}: the key 'oneshot'",
         f"{folder / 'base.yaml'}: method: oneshot",
+        f"{folder / 'base.yaml'}: the key 'oneshot'",
         f"{folder / 'base.yaml'}: the key 'ptq.correct'",
         "--set: the key 'oneshot'",
         "--set: per: layer",

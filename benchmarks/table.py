@@ -44,9 +44,10 @@ def markdown(head: str | list[str], rows: Rows) -> str:
 def headline() -> str:
     run = load("resnet20-inq-3bit")
     return (
-        f"ResNet-20 on CIFAR-10 with 3 bits in every layer: **{run['score']:.2f} %** accuracy "
-        f"({run['float_score']:.2f} % before; {run['control_score']:.2f} % for the control),\n"
-        f"in a file of {run['file_bytes']:,} bytes, **{run['ratio']:.1f} times smaller**."
+        f"**ResNet-20 on CIFAR-10, 3 bits in every layer: {run['ratio']:.1f} times smaller, "
+        f"{run['score']:.2f} % accuracy** in a file of {run['file_bytes']:,} bytes.\nBefore: "
+        f"{run['float_score']:.2f} %; trained equally long in full precision: "
+        f"{run['control_score']:.2f} %."
     )
 
 

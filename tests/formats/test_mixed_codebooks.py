@@ -20,7 +20,7 @@ from octavo.formats.sums_of_powers import AdditivePowers
 from octavo.formats.width import Apot, Width, WidthLike
 from octavo.formats.zeros import pruned_mask
 from octavo.inq.incremental import Incremental
-from octavo.inq.parametrization import hold
+from octavo.inq.parametrization import attach_frozen_weights
 from octavo.network.layers import find_layers
 from octavo.plan import Budget, Plan, matching_plan, planned_layers
 from octavo.ptq.calibration import calibrate
@@ -82,7 +82,7 @@ def test_every_code_is_held_at_its_level(bits: int) -> None:
     module = nn.Linear(count, 2, bias=False)
     codes = torch.arange(count, dtype=torch.uint8).repeat(2, 1)
     codebook = AdditivePowers(bits, torch.tensor([0, 5]))
-    held = hold(find_layers(module)[0][0], codebook)
+    held = attach_frozen_weights(find_layers(module)[0][0], codebook)
     before = module.weight.detach().clone()
     mask = torch.arange(count).repeat(2, 1) % 3 > 0
     held.freeze(codes, mask)
@@ -98,7 +98,7 @@ def test_the_reach_of_free_weights_closes_on_the_cells_of_the_levels() -> None:
     module = nn.Linear(64, 1, bias=False)
     with torch.no_grad():
         module.weight.fill_(1000.0)
-    held = hold(find_layers(module)[0][0], AdditivePowers(5, torch.tensor(0)))
+    held = attach_frozen_weights(find_layers(module)[0][0], AdditivePowers(5, torch.tensor(0)))
     mask = torch.arange(64).unsqueeze(0) < 63
     held.freeze(torch.full_like(held.marks, 15), mask)
     assert (
@@ -137,7 +137,7 @@ def test_frozen_weights_hold_under_any_optimizer_and_end_in_the_file(
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"straight_through": 0.5}, {"inputs": [images()]}, {"per": "layer", "fit": "max"}],
+    [{}, {"straight_through": 0.5}, {"inputs": [images()]}, {"per": "tensor", "fit": "max"}],
 )
 def test_a_resumed_run_ends_the_same(options: dict[str, Any], tmp_path: Path) -> None:
     def go_on(incremental: Incremental, save: bool) -> Packed:

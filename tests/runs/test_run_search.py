@@ -35,7 +35,8 @@ pytestmark = pytest.mark.usefixtures("folder")
 def test_a_run_searches_for_its_bits(
     method: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # There are 16 plans: a policy need not go on long when it finds no new one.
+    # There are 16 plans: the policy need not learn long.
+    monkeypatch.setattr("octavo.dnq.agent.IMAGINED", 100)
     monkeypatch.setattr("octavo.dnq.agent.Reinforce", partial(Reinforce, patience=2))
     watcher, task = Watcher(), Tiny()
     result = run(searching(method, seed=3), folder, watcher)

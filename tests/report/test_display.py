@@ -16,6 +16,9 @@ from octavo.report.display import Display
 from octavo.runs.training import StepFigures
 
 STAGE = "quantized, stage 2/4"
+LAST_LINE = (
+    "quantized, stage 2/4  step 1000/1000  epoch 2.00  loss 0.0010  12.5 steps/s  0:00:00 left\n"
+)
 
 
 def retraining(step: int, *, of: int = 1000, speed: float = 12.5, stage: str = STAGE) -> Event:
@@ -79,9 +82,7 @@ def test_notes_stay_above_the_bar_as_they_are(terminal: Console) -> None:
 
 
 def test_elsewhere_the_last_step_of_a_stage_is_one_plain_line(pipe: Console) -> None:
-    assert shown(pipe, steps(999, 1000)) == (
-        "quantized, stage 2/4  step 1000/1000  epoch 2.00  loss 0.0010  12.5 steps/s  0:00:00 left\n"
-    )
+    assert shown(pipe, steps(999, 1000)) == (LAST_LINE)
 
 
 def test_elsewhere_a_line_comes_now_and_then(
@@ -121,10 +122,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
     text = shown(Console(force_terminal=True, file=StringIO(), width=80), steps(999, 1000))
-    assert (
-        text
-        == "quantized, stage 2/4  step 1000/1000  epoch 2.00  loss 0.0010  12.5 steps/s  0:00:00 left\n"
-    )
+    assert text == LAST_LINE
 
 
 def test_hours_are_hours(pipe: Console) -> None:
@@ -221,9 +219,7 @@ def test_a_long_search_is_a_curve_of_24_characters(
 
 def test_a_search_and_then_stages(pipe: Console, now: list[float]) -> None:
     searched(pipe, now, [-1.0], 1, 1)
-    assert shown(pipe, steps(1000)).endswith(
-        "quantized, stage 2/4  step 1000/1000  epoch 2.00  loss 0.0010  12.5 steps/s  0:00:00 left\n"
-    )
+    assert shown(pipe, steps(1000)).endswith(LAST_LINE)
 
 
 def test_the_widths_of_inputs_stand_beside_those_of_weights(

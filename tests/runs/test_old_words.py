@@ -61,9 +61,9 @@ def test_words_are_old_at_their_own_place_only() -> None:
 
 
 def test_an_old_key_beside_its_new_one() -> None:
-    for content in ({"oneshot": {}, "ptq": {}}, {"ptq": {}, "oneshot": {}}):
-        with pytest.raises(RecipeError, match="^r: expected the key 'ptq' once, got it twice"):
-            with_new_words(content, "r")
+    for keys in (("oneshot", "ptq"), ("ptq", "oneshot")):
+        with pytest.raises(RecipeError, match=r"^r: expected the key 'ptq' once, got it twice"):
+            with_new_words({key: {} for key in keys}, "r")
 
 
 def test_old_words_in_a_base_and_in_overrides(folder: Path) -> None:
@@ -72,7 +72,7 @@ def test_old_words_in_a_base_and_in_overrides(folder: Path) -> None:
         "task: digits\nbits: 3\nmethod: oneshot\noneshot: {damp: 0.5, correct: true}"
     )
     (folder / "r.yaml").write_text("base: base.yaml\nptq: {absorb: true}")
-    with pytest.warns(DeprecationWarning) as seen:
+    with pytest.warns(DeprecationWarning, match="is deprecated") as seen:
         loaded = load_recipe(
             folder / "r.yaml", ["oneshot.sequential=false", "per=layer", "oneshot.correct=1"]
         )
@@ -80,8 +80,8 @@ def test_old_words_in_a_base_and_in_overrides(folder: Path) -> None:
     assert (loaded.method, loaded.per) == ("ptq", "tensor")
     said = [str(one.message).partition(" is deprecated")[0] for one in seen]
     assert said == [
-        f"{folder / 'base.yaml'}: the key 'oneshot'",
         f"{folder / 'base.yaml'}: method: oneshot",
+        f"{folder / 'base.yaml'}: the key 'oneshot'",
         f"{folder / 'base.yaml'}: the key 'ptq.correct'",
         "--set: the key 'oneshot'",
         "--set: per: layer",

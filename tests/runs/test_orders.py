@@ -28,6 +28,10 @@ def named(folder: Path, order: Any) -> Recipe:
     return load_recipe(folder / "r.yaml")
 
 
+def loaded_order(settings: Recipe) -> Any:
+    return load_orders(settings.order)
+
+
 def test_a_function_is_looked_for_beside_the_recipe_and_then_from_here(tmp_path: Path) -> None:
     weight = torch.randn(3, 4)
     codebook = power_of_two(weight, 3)
@@ -35,11 +39,11 @@ def test_a_function_is_looked_for_beside_the_recipe_and_then_from_here(tmp_path:
     here.write_text(SMALLEST)
     loaded = named(tmp_path / "sub", "order_here.py:smallest")
     assert loaded.order == OrderFunction("order_here.py:smallest")
-    assert torch.equal(load_orders(loaded.order)(weight, codebook), -weight.abs())
+    assert torch.equal(loaded_order(loaded)(weight, codebook), -weight.abs())
     beside = tmp_path / "sub" / "order_here.py"
     beside.write_text(SMALLEST.replace("-weight", "2 * weight"))
-    assert torch.equal(load_orders(loaded.order)(weight, codebook), 2 * weight.abs())
-    mixed = load_orders(named(tmp_path, ["magnitude", f"{here}:smallest", "random"]).order)
+    assert torch.equal(loaded_order(loaded)(weight, codebook), 2 * weight.abs())
+    mixed = loaded_order(named(tmp_path, ["magnitude", f"{here}:smallest", "random"]))
     assert (mixed[0], mixed[2]) == ("magnitude", "random")
     assert torch.equal(mixed[1](weight, codebook), -weight.abs())
 
@@ -65,7 +69,7 @@ def test_a_run_freezes_by_the_function_and_keeps_its_name(tmp_path: Path, folder
     (folder / "result.json").unlink()
     run(settings, folder)
     assert packed_bytes(folder) == Path("by-hand").read_bytes()
-    with pytest.raises(RecipeError, match="holds a run with order 'order_of_mine.py:smallest'"):
+    with pytest.raises(RecipeError, match=r"holds a run with order 'order_of_mine.py:smallest'"):
         run(recipe(control=False), folder)
 
 

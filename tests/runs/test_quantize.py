@@ -186,8 +186,8 @@ def test_inputs_that_stay_in_float_are_noted(folder: Path) -> None:
         watcher,
     )
     assert (
-        "0: its inputs stay in float: RNNCell multiplies what it computes inside, which no hook reaches"
-        in watcher.notes
+        "0: its inputs stay in float: RNNCell multiplies what it computes inside, "
+        "which no hook reaches" in watcher.notes
     )
     with pytest.raises(PlanError, match="'fc' matches no layer of Sequential"):
         run(recipe(activations={"bits": {"fc": 4}}), folder.with_name("other"))

@@ -142,7 +142,10 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
 def test_how_activations_are_quantized(folder: Path) -> None:
     recipe = load_recipe(write("base.yaml", "task: digits\nbits: 4\nactivations: {bits: 4}"))
     assert recipe.activations == Activations(bits=4, fit="mse", power_of_two=False, learned=True)
-    text = 'base: base.yaml\nactivations: {bits: {"*": 4, conv1: 8}, fit: 99.9, power_of_two: true, learned: false}'
+    text = (
+        'base: base.yaml\nactivations: {bits: {"*": 4, conv1: 8}, fit: 99.9, '
+        "power_of_two: true, learned: false}"
+    )
     recipe = load_recipe(write("r.yaml", text))
     assert recipe.activations == Activations(
         bits={"*": 4, "conv1": 8}, fit=99.9, power_of_two=True, learned=False

@@ -1,6 +1,7 @@
 """Runs that search for their bits."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.runs.tiny import (
 )
 
 from octavo.dnq.evaluator import Trial
+from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.searching import search
 from octavo.errors import BudgetError, PlanError, RecipeError
 from octavo.plan import Budget, Plan
@@ -33,7 +35,9 @@ pytestmark = pytest.mark.usefixtures("folder")
 def test_a_run_searches_for_its_bits(
     method: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octavo.dnq.agent.IMAGINED", 200)  # a policy that hardly learns: faster
+    # There are 16 plans: the policy need not learn long.
+    monkeypatch.setattr("octavo.dnq.agent.IMAGINED", 100)
+    monkeypatch.setattr("octavo.dnq.agent.Reinforce", partial(Reinforce, patience=2))
     watcher, task = Watcher(), Tiny()
     result = run(searching(method, seed=3), folder, watcher)
     names = (

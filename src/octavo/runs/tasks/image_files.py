@@ -206,12 +206,12 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         count = len(self.files)
+        crop: Crop = self.preprocessing.centre
         if self.training:
             crop = self.preprocessing.random
             order = torch.randperm(count)
             seeds = torch.randint(1 << 62, (count,))
         else:
-            crop = self.preprocessing.centre
             order = torch.arange(count)
             seeds = torch.zeros(count, dtype=torch.int64)
         keys = list(zip(order.tolist(), seeds.tolist(), strict=True))

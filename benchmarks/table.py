@@ -8,7 +8,6 @@ command fills the space between them. No such figure is typed by hand.
 
 import json
 import math
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from pages import (  # type: ignore[import-not-found]  # its neighbour
     label,
     labels,
     load,
+    mean_of,
     results,
     size,
 )
@@ -44,9 +44,10 @@ def markdown(head: str | list[str], rows: Rows) -> str:
 def headline() -> str:
     run = load("resnet20-inq-3bit")
     return (
-        f"ResNet-20 on CIFAR-10 with 3 bits in every layer: **{run['score']:.2f} %** accuracy "
-        f"({run['float_score']:.2f} % before; {run['control_score']:.2f} % for the control),\n"
-        f"in a file of {run['file_bytes']:,} bytes, **{run['ratio']:.1f} times smaller**."
+        f"**ResNet-20 on CIFAR-10, 3 bits in every layer: {run['ratio']:.1f} times smaller, "
+        f"{run['score']:.2f} % accuracy** in a file of {run['file_bytes']:,} bytes.\nBefore: "
+        f"{run['float_score']:.2f} %; trained equally long in full precision: "
+        f"{run['control_score']:.2f} %."
     )
 
 
@@ -193,11 +194,6 @@ def sums() -> str:
 # The search
 
 
-def mean_of(seeds: list[Any], name: str) -> float:
-    """The mean of a figure over seeds; NaN if a seed lacks it."""
-    return float(statistics.mean(row.get(name, math.nan) for row in seeds))
-
-
 def searches() -> str:
     """Means over the seeds that were run."""
     figures = ("score", "accuracy", "retrained", "stored_bits", "counted", "seconds")
@@ -334,6 +330,15 @@ def speed() -> str:
     return markdown("measured, value", rows)
 
 
+def startup() -> str:
+    result = load("startup")
+    ratios = result["times_import_torch"]
+    rows = []
+    for command, seconds in result["seconds"].items():
+        rows.append([f"`{command}`", f"{seconds:.2f}", f"{ratios[command]:.2f}"])
+    return markdown("command, seconds, relative to `import torch`", rows)
+
+
 def exports() -> str:
     names = {"resnet20": "ResNet-20", "mobilenet": "depthwise"}
     rows = []
@@ -376,6 +381,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sentences": sentences,
     "speech": speech,
     "speed": speed,
+    "start-up": startup,
     "exports": exports,
     "int8": int8_scores,
 }

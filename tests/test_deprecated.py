@@ -23,7 +23,7 @@ class Track:
 
 
 def test_an_old_argument_arrives_under_its_new_name() -> None:
-    with pytest.warns(DeprecationWarning) as caught:
+    with pytest.warns(DeprecationWarning, match="deprecated") as caught:
         assert search("m", score=3) == ("m", 3, None)  # type: ignore[call-arg]
     (warning,) = caught
     assert str(warning.message) == (
@@ -44,7 +44,7 @@ def test_an_argument_without_effect_is_dropped() -> None:
 
 def test_both_spellings_at_once_are_refused() -> None:
     with (
-        pytest.warns(DeprecationWarning),
+        pytest.warns(DeprecationWarning, match="deprecated"),
         pytest.raises(TypeError, match="score= and objective= are one argument"),
     ):
         search("m", score=1, objective=2)  # type: ignore[call-arg]

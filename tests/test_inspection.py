@@ -1,5 +1,5 @@
-"""The look before the leap: what is found is told, the cost is right, and the model is as it
-was."""
+"""A look at a model: every layer and every skipped parameter is listed, the costs are right, and
+the model is as it was."""
 
 from typing import Any
 

@@ -52,7 +52,7 @@ def renamed_arguments(**new_names: str) -> Callable[[Callable[P, R]], Callable[P
     return decorate
 
 
-def _detail_only(observe: Callable[[Any], object]) -> Progress:
+def _detail_only(observe: Any) -> Progress:
     """Return the progress callback that calls ``observe`` with the outcome of each step."""
 
     def progress(event: Event) -> None:

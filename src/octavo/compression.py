@@ -15,7 +15,7 @@ from octavo.formats.codebook import Fit, Per
 from octavo.formats.width import WidthLike
 from octavo.inq.incremental import Incremental
 from octavo.inq.partition import Order
-from octavo.network.calling import Inputs
+from octavo.network.calling import Inputs, batches_of
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress
 from octavo.pruning.masks import find_kept
@@ -105,7 +105,7 @@ def compress(
     """
     given = {name: value for name, value in locals().items() if value is not None}
     _check_effect(given)
-    batches = list(inputs)
+    batches = list(batches_of(inputs))
     plan = search(model, batches, **_picked(given, SEARCH)).plan
     if plan.activations:
         model = copy.deepcopy(model)

@@ -18,7 +18,7 @@ from octavo.storage.packed import Packed
 
 
 @pytest.mark.parametrize("order", ["magnitude", "distance", "relative", far, "random"])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize(
     "portions", [(0.5, 0.75, 0.875, 1.0), (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)]
 )
@@ -66,7 +66,7 @@ def test_a_frozen_weight_has_the_level_nearest_to_what_it_was_trained_to() -> No
             sign * 2.0**e for e in range(top + 1 - 2 ** (bits - 2), top + 1) for sign in (1, -1)
         ]
     incremental = Incremental(
-        model, {"first": bits, "last": bits}, fit="max", per="layer", order="distance"
+        model, {"first": bits, "last": bits}, fit="max", per="tensor", order="distance"
     )
     free, frozen = (
         initial,
@@ -146,7 +146,7 @@ def test_tied_weights_are_quantized_once_and_stay_tied() -> None:
     packed = incremental.finish()
     assert model[0].weight is model[1].weight
     assert [layer.names for layer in packed.layers.values()] == [("0.weight", "1.weight")]
-    assert packed.floats == []
+    assert packed.floats == ()
     other: Any = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
     packed.apply(other)
     assert torch.equal(other[0].weight, model[0].weight)
@@ -160,7 +160,7 @@ def test_a_module_that_is_used_under_two_names_is_stored_once() -> None:
     list(incremental)
     packed = incremental.finish()
     assert [layer.names for layer in packed.layers.values()] == [("a.weight", "b.weight")]
-    assert packed.floats == []
+    assert packed.floats == ()
 
 
 def test_parametrized_modules_are_left_alone() -> None:
@@ -258,7 +258,7 @@ def test_a_deep_copy_of_a_run_goes_its_own_way() -> None:
         ({"straight_through": 0.9}, "^straight_through: expected 1, .*, got 0.9"),
         ({"straight_through": 1.5}, "^straight_through: expected 1, .*, got 1.5"),
         ({"fit": "mean"}, '^first: expected fit "max" or "mse"'),
-        ({"per": "row"}, '^first: expected fit "max" or "mse" and per "layer" or "channel"'),
+        ({"per": "row"}, '^first: expected per "tensor" or "channel", got .row.'),
     ],
 )
 def test_impossible_settings_leave_the_model_as_it_was(options: Any, message: str) -> None:

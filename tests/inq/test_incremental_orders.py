@@ -36,7 +36,7 @@ def test_each_portion_freezes_by_its_own_order() -> None:
         {"first": bits},
         portions=(0.4, 0.8, 1.0),
         order=["magnitude", "distance", far],
-        per="layer",
+        per="tensor",
     )
     stages, expected = list(run), list[Tensor]()
     for portion, order in ((0.4, "magnitude"), (0.8, "distance"), (1.0, far)):
@@ -49,7 +49,7 @@ def test_each_portion_freezes_by_its_own_order() -> None:
     alone: Any
     for alone in ("magnitude", "distance"):
         single = Incremental(
-            net(), {"first": bits}, portions=(0.4, 0.8, 1.0), order=alone, per="layer"
+            net(), {"first": bits}, portions=(0.4, 0.8, 1.0), order=alone, per="tensor"
         )
         assert not torch.equal(list(single)[1].frozen["first"], expected[1])
 
@@ -59,7 +59,7 @@ def test_by_distance_the_first_half_hardly_changes() -> None:
     for order in ("distance", far, "random"):
         model = net()
         before = model.first.weight.detach().clone()
-        stage = next(iter(Incremental(model, {"first": 3}, order=order, fit="max", per="layer")))
+        stage = next(iter(Incremental(model, {"first": 3}, order=order, fit="max", per="tensor")))
         changes[order] = (model.first.weight.detach() - before).abs()[stage.frozen["first"]]
     assert float(changes["distance"].max()) <= float(changes[far].min())
     assert changes["distance"].sum() < changes["random"].sum() < changes[far].sum()

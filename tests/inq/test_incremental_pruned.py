@@ -104,7 +104,7 @@ def test_zeros_that_calibrate_made_may_move_again() -> None:
 
 
 @pytest.mark.parametrize("fit", ["max", "mse"])
-@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_the_exponent_is_that_of_the_survivors(fit: Any, per: Any) -> None:
     """Zeros add no error, so that of the row without them is the same."""
     weight = torch.randn(1, 60, generator=torch.Generator().manual_seed(3))

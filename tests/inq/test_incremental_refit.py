@@ -156,7 +156,7 @@ def test_with_inputs_each_portion_freezes_by_its_own_order_too() -> None:
 
 @pytest.mark.usefixtures("_few_pieces")
 @pytest.mark.parametrize(
-    "settings", [{}, {"fit": "max"}, {"per": "layer"}, {"fit": "max", "per": "layer"}]
+    "settings", [{}, {"fit": "max"}, {"per": "tensor"}, {"fit": "max", "per": "tensor"}]
 )
 def test_with_inputs_the_exponents_are_those_of_calibrate(settings: dict[str, Any]) -> None:
     model, batches = network("convolutions")

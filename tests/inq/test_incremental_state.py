@@ -91,7 +91,10 @@ def test_a_state_can_be_taken_before_the_first_stage_and_after_the_last() -> Non
             ),
         ),
         ({"fit": "max"}, "fit: expected the state of a run with 'max', got one with 'mse'"),
-        ({"per": "layer"}, "per: expected the state of a run with 'layer', got one with 'channel'"),
+        (
+            {"per": "tensor"},
+            "per: expected the state of a run with 'tensor', got one with 'channel'",
+        ),
         ({"seed": 1}, "seed: expected the state of a run with 1, got one with 0"),
         (
             {"inputs": [torch.ones(2, 97)]},
@@ -184,3 +187,19 @@ def test_a_state_of_the_first_versions_says_nothing_of_pruning() -> None:
     resumed.load_state_dict(state)
     assert resumed.portions == (0.5, 1.0)
     assert [stage.index for stage in resumed] == [1]
+
+
+def test_a_state_that_was_saved_when_per_tensor_was_called_per_layer() -> None:
+    incremental = Incremental(net(), {"first": 3}, per="tensor")
+    next(iter(incremental))
+    state = copy.deepcopy(incremental.state_dict())
+    state["settings"]["per"] = "layer"
+    old: Any = "layer"
+    with pytest.warns(DeprecationWarning, match='per="layer" is deprecated') as warned:
+        again = Incremental(net(seed=1), {"first": 3}, per=old)
+    assert [warning.filename for warning in warned] == [__file__]  # the line that has the old word
+    for resumed in (again, Incremental(net(seed=1), {"first": 3}, per="tensor")):
+        resumed.load_state_dict(state)
+        assert [stage.index for stage in resumed] == [1, 2, 3]
+    with pytest.raises(PlanError, match=r"^per: expected .* 'channel', got one with 'tensor'"):
+        Incremental(net(), {"first": 3}).load_state_dict(state)

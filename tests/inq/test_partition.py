@@ -293,7 +293,7 @@ unknown = st.one_of(
 
 
 @given(unknown)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_an_unknown_order(order: Any) -> None:
     codebook = PowerOfTwo(3, torch.tensor(0))
     checks = [
@@ -327,7 +327,7 @@ def test_one_order_is_that_of_every_portion_and_several_are_one_each() -> None:
 
 
 @given(st.lists(st.sampled_from(KNOWN), max_size=5), st.integers(1, 4))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_orders_are_one_for_each_portion(orders: Any, portions: int) -> None:
     if len(orders) == portions:
         assert orders_of(orders, portions) == tuple(orders)
@@ -365,7 +365,7 @@ def test_portions_rise_strictly_from_above_0_to_exactly_1(portions: tuple[float,
 
 
 @given(st.one_of(st.none(), st.floats(), st.text(min_size=1), st.lists(st.text(), min_size=1)))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 def test_portions_that_are_no_numbers(portions: Any) -> None:
     with pytest.raises(PlanError, match=r"^portions: expected shares"):
         check_portions(portions)

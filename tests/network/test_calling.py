@@ -1,10 +1,14 @@
 """How a model is called: arguments of every form, and modes that are put back."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
+from octavo import Budget, Incremental, PlanError, calibrate, quantize_activations, search
 from octavo.network.calling import arguments, call, evaluating
 
 
@@ -49,3 +53,23 @@ def test_evaluating_restores_each_module_even_after_an_error() -> None:
     with pytest.raises(ArithmeticError, match="inside"), evaluating(model):
         Observer()(torch.zeros(1))
     assert [module.training for module in model.modules()] == [True, True, True, False]
+
+
+CALLS: dict[str, Callable[[nn.Module, Any], Any]] = {
+    "calibrate": lambda model, inputs: calibrate(model, {"0": 3}, inputs),
+    "absorb": lambda model, inputs: calibrate(model, {"0": 3}, inputs, absorb=True),
+    "streamed": lambda model, inputs: calibrate(model, {"0": 3}, inputs, sequential=False),
+    "search": lambda model, inputs: search(model, inputs, budget=Budget(average_bits=3)),
+    "Incremental": lambda model, inputs: next(iter(Incremental(model, {"0": 3}, inputs=inputs))),
+    "activations": lambda model, inputs: quantize_activations(model, inputs, 8),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_inputs_that_are_no_batches_get_the_line_to_write_instead(name: str) -> None:
+    """Rows of a tensor would be taken for batches, and pairs for two arguments."""
+    x, model = torch.randn(6, 4), nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(PlanError, match=r"got one tensor of shape \(6, 4\); write \[inputs\]"):
+        CALLS[name](model, x)
+    with pytest.raises(PlanError, match=r"pairs \(x, y\), write \[x for x, y in inputs\]$"):
+        CALLS[name](model, [(x, torch.zeros(6))])

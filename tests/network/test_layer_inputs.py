@@ -1,5 +1,5 @@
-"""What a weight is multiplied with: X W^T is what the module itself gives, and the sums are those
-of X laid out by hand."""
+"""The inputs X that a weight is multiplied with: X W^T is the output of the module itself, and sums
+over X are those of X laid out by hand."""
 
 import math
 from typing import Any

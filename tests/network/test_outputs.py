@@ -1,5 +1,5 @@
-"""What a model returns, whatever it is wrapped in: which tensors there are, by which measure each
-is compared."""
+"""The outputs of a model in any container: the tensors in them, and the measure by which each is
+compared."""
 
 import math
 from collections import OrderedDict

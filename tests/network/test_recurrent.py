@@ -1,5 +1,5 @@
-"""What the weights of recurrent modules meet, against the textbook's equations in plain loops over
-sequences and steps."""
+"""The inputs that the weights of recurrent modules meet, against the textbook's equations in plain
+loops over sequences and steps."""
 
 from collections import defaultdict
 from typing import Any
@@ -220,7 +220,7 @@ def test_looking_leaves_the_module_as_it_is(kind: str) -> None:
 
 
 def test_weights_that_have_changed_since_the_last_call_are_the_ones_that_count() -> None:
-    """The closed form freezes a level's weights before it looks at the next level."""
+    """Calibration freezes a level's weights before it looks at the next level."""
     module, x = make("lstm", num_layers=2), torch.randn(5, 2, 3)
     module(x)
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""Forward passes in step: where they stop, what is sent in, how they end, and that nothing of them
-stays behind."""
+"""Forward passes in step: they stop where they should, take what is sent in, end when they are told
+to, and leave nothing behind."""
 
 import contextlib
 import contextvars

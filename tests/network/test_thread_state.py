@@ -1,4 +1,4 @@
-"""What torch keeps for each thread is that of the caller in a stepped forward pass."""
+"""A stepped forward pass has the settings that torch keeps for the caller's thread."""
 
 import copy
 import threading

@@ -8,23 +8,33 @@ import pytest
 from rich.console import Console
 
 from octavo.dnq.evaluator import Trial
+from octavo.formats.width import Width
 from octavo.plan import Plan
+from octavo.progress import Event
 from octavo.ptq.calibration import LayerResult
 from octavo.report.display import Display
-from octavo.runs.training import Progress
+from octavo.runs.training import StepFigures
+
+STAGE = "quantized, stage 2/4"
 
 
-def steps(*numbers: int, of: int = 1000, speed: float = 12.5) -> list[Progress]:
-    return [Progress(step, of, step / 500, 1 / step, speed) for step in numbers]
+def retraining(step: int, *, of: int = 1000, speed: float = 12.5, stage: str = STAGE) -> Event:
+    return Event("retrain", step, of, stage, StepFigures(step / 500, 1 / step, speed))
 
 
-def shown(console: Console, seen: list[Progress], notes: tuple[str, ...] = ()) -> str:
+def steps(*numbers: int) -> list[Event]:
+    return [retraining(number) for number in numbers]
+
+
+def note(text: str) -> Event:
+    return Event("note", message=text)
+
+
+def shown(console: Console, seen: list[Event], notes: tuple[str, ...] = ()) -> str:
     with Display(console) as display:
-        display.stage("quantized", 1, 4)
-        for progress in seen:
-            display.step(progress)
-        for text in notes:
-            display.note(text)
+        display(Event("retrain", message=STAGE))
+        for event in [*seen, *map(note, notes)]:
+            display(event)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
@@ -54,8 +64,8 @@ def test_a_terminal_of_80_columns_shows_stage_epoch_loss_speed_and_time_left(
 def test_the_bar_moves_on_and_starts_anew_with_each_stage(terminal: Console) -> None:
     with Display(terminal) as display:
         for name in ("quantized", "control"):
-            display.stage(name, 0, 2)
-            display.step(steps(500)[0])
+            display(Event("retrain", message=f"{name}, stage 1/2"))
+            display(retraining(500, stage=f"{name}, stage 1/2"))
         assert isinstance(terminal.file, StringIO)
         before = len(terminal.file.getvalue())
     last = terminal.file.getvalue()[before:]
@@ -80,10 +90,9 @@ def test_elsewhere_a_line_comes_now_and_then(
     now = [0.0]
     monkeypatch.setattr("octavo.report.display.time", SimpleNamespace(monotonic=lambda: now[0]))
     with Display(pipe) as display:
-        display.stage("quantized", 0, 1)
-        for progress in steps(*range(1, 1001)):  # one a second
+        for event in steps(*range(1, 1001)):  # one a second
             now[0] += 1
-            display.step(progress)
+            display(event)
     assert isinstance(pipe.file, StringIO)
     lines = [int(step) for step in re.findall(r"step (\d+)/1000", pipe.file.getvalue())]
     assert len(lines) == len(pipe.file.getvalue().splitlines())
@@ -93,7 +102,7 @@ def test_elsewhere_a_line_comes_now_and_then(
 def test_elsewhere_a_run_that_fails_adds_no_blank_line(pipe: Console) -> None:
     def fail() -> None:
         with Display(pipe) as display:
-            display.note("first")
+            display(note("first"))
             raise ArithmeticError
 
     with pytest.raises(ArithmeticError):
@@ -119,28 +128,28 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(
 
 
 def test_hours_are_hours(pipe: Console) -> None:
-    seen = [Progress(1, 1001, 0.1, 0.5, 0.1), Progress(1001, 1001, 1.0, 0.5, 0.1)]
-    monitor = Display(pipe)
-    monitor._said = -1e9  # the last plain line was long ago
-    monitor.stage("quantized", 0, 1)
-    monitor.step(seen[0])
+    display = Display(pipe)
+    display._printed = -1e9  # the last plain line was long ago
+    display(retraining(1, of=1001, speed=0.1))
     assert isinstance(pipe.file, StringIO)
     assert pipe.file.getvalue().endswith("0.1 steps/s  2:46:40 left\n")
 
 
-def test_the_closed_form_shows_each_layer(terminal: Console, pipe: Console) -> None:
-    errors = [LayerResult(name, 3, 0.25, 0.1, i, 2) for i, name in ((1, "conv1"), (2, "[a]"))]
+def test_ptq_shows_each_layer(terminal: Console, pipe: Console) -> None:
+    errors = [
+        LayerResult(name, Width(3), 0.25, 0.1, i, 2) for i, name in ((1, "conv1"), (2, "[a]"))
+    ]
     for console in (terminal, pipe):
         with Display(console) as display:
             for error in errors:
-                display.layer(error)
+                display(Event("calibrate", error.done, error.layers, detail=error))
     assert isinstance(pipe.file, StringIO)
     assert isinstance(terminal.file, StringIO)
     assert pipe.file.getvalue().splitlines() == [
-        "closed form, layer 1/2  conv1  off by 10.0%, 25.0% at the nearest levels",
-        "closed form, layer 2/2  [a]  off by 10.0%, 25.0% at the nearest levels",
+        "PTQ, layer 1/2  conv1  output error 10.0%, 25.0% at the nearest levels",
+        "PTQ, layer 2/2  [a]  output error 10.0%, 25.0% at the nearest levels",
     ]
-    assert "closed form, layer 2/2  [a]  off by 10.0%" in terminal.file.getvalue()
+    assert "PTQ, layer 2/2  [a]  output error 10.0%" in terminal.file.getvalue()
     assert "nearest levels" not in terminal.file.getvalue()
 
 
@@ -155,17 +164,16 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def searched(
-    console: Console, now: list[float], scores: list[float], trials: int, seconds: float
+    console: Console, now: list[float], rewards: list[float], trials: int, seconds: float
 ) -> list[str]:
-    """What is shown of a search whose closed form takes a minute, and each trial so many
-    seconds."""
+    """What is shown of a search whose PTQ takes a minute, and each trial so many seconds."""
     with Display(console) as display:
-        display.searching(trials)
+        display(Event("search", total=trials))
         now[0] += 60
-        for score in scores:
+        for done, reward in enumerate(rewards, 1):
             now[0] += seconds
-            plan = Plan({"a": 2, "b": 3 + round(-score) % 3})
-            display.trial(Trial(plan, (0, 0), -7.0, 2.5, score))
+            plan = Plan({"a": 2, "b": 3 + round(-reward) % 3})
+            display(Event("search", done, trials, detail=Trial(plan, (0, 0), -7.0, 2.5, reward)))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue().splitlines()
 
@@ -216,3 +224,13 @@ def test_a_search_and_then_stages(pipe: Console, now: list[float]) -> None:
     assert shown(pipe, steps(1000)).endswith(
         "quantized, stage 2/4  step 1000/1000  epoch 2.00  loss 0.0010  12.5 steps/s  0:00:00 left\n"
     )
+
+
+def test_the_widths_of_inputs_stand_beside_those_of_weights(
+    terminal: Console, now: list[float]
+) -> None:
+    with Display(terminal) as display:
+        plan = Plan({"a": "apot6", "b": 3}, activations={"b": 8})
+        display(Event("search", 1, 2, detail=Trial(plan, (0, 0), -1.0, 2.5, -1.0)))
+    assert isinstance(terminal.file, StringIO)
+    assert "best so far, bits by layer: apot6 3x8" in terminal.file.getvalue()

@@ -56,9 +56,9 @@ RESULT = {
 def test_the_result_beside_what_it_started_from_and_its_control() -> None:
     assert cells(result_table(RESULT)) == [
         ["", "full precision", "control", "quantized"],
-        ["score", "91.73", "92.00", "91.50"],
-        ["nominal bits, a weight", "32", "32", "3.00"],
-        ["stored bits, a weight", "32", "32", "2.31"],
+        ["metric", "91.73", "92.00", "91.50"],
+        ["nominal bits per weight", "32", "32", "3.00"],
+        ["stored bits per weight", "32", "32", "2.31"],
         ["bytes", "1,089,000", "1,089,000", "88,123"],
         ["times smaller", "1.0", "1.0", "12.4"],
         ["time", "", "", "83 s in all"],
@@ -67,7 +67,7 @@ def test_the_result_beside_what_it_started_from_and_its_control() -> None:
 
 def test_a_control_that_was_not_run_is_not_a_zero() -> None:
     without = {key: value for key, value in RESULT.items() if key != "control_score"}
-    assert cells(result_table(without))[1] == ["score", "91.73", "not run", "91.50"]
+    assert cells(result_table(without))[1] == ["metric", "91.73", "not run", "91.50"]
 
 
 def test_what_does_not_retrain_has_no_control() -> None:
@@ -75,7 +75,7 @@ def test_what_does_not_retrain_has_no_control() -> None:
         key: value for key, value in RESULT.items() if key not in ("control_score", "stages")
     }
     table = result_table(untrained)
-    assert cells(table)[:2] == [["", "full precision", "quantized"], ["score", "91.73", "91.50"]]
+    assert cells(table)[:2] == [["", "full precision", "quantized"], ["metric", "91.73", "91.50"]]
     assert table.caption is None
 
 
@@ -132,10 +132,10 @@ def test_the_bits_of_activations_are_told_where_there_are_any() -> None:
         "LSTM multiplies what it computes inside, which no hook reaches",
         "0",
     ] in cells(recurrent)
-    assert ["activations, bits", "32", "32", "4 to 8"] in cells(
+    assert ["bits of activations", "32", "32", "4 to 8"] in cells(
         result_table(RESULT | {"activation_bits": {"a": 8, "b": 4}})
     )
-    assert ["activations, bits", "32", "32", "4"] in cells(
+    assert ["bits of activations", "32", "32", "4"] in cells(
         result_table(RESULT | {"activation_bits": {"a": 4, "b": 4}})
     )
     network = pack(model, {})

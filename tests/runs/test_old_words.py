@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.runs.tiny import files, packed_bytes, recipe
 
 from octavo.errors import RecipeError
 from octavo.runs.folder import check_folder, write_json
@@ -13,7 +14,6 @@ from octavo.runs.old_words import with_new_words
 from octavo.runs.recipe import Recipe, load_recipe, make_recipe, recorded_recipe
 from octavo.runs.run import run
 from octavo.runs.sections import Ptq
-from tests.runs.tiny import files, packed_bytes, recipe
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -52,7 +52,11 @@ def test_new_words_pass_as_they_are_and_without_a_warning(name: str) -> None:
 
 
 def test_words_are_old_at_their_own_place_only() -> None:
-    content = {"options": {"per": "layer", "oneshot": 1}, "teacher": {"start": "oneshot"}, 3: 4}
+    content: dict[Any, Any] = {
+        "options": {"per": "layer", "oneshot": 1},
+        "teacher": {"start": "oneshot"},
+        3: 4,
+    }
     assert with_new_words(content, "r") == content
 
 
@@ -83,7 +87,7 @@ def test_old_words_in_a_base_and_in_overrides(folder: Path) -> None:
         "--set: per: layer",
         "--set: the key 'oneshot'",
         "--set: the key 'ptq.correct'",
-    ] or set(said) >= {"--set: per: layer", f"{folder / 'base.yaml'}: the key 'oneshot'"}
+    ]
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)

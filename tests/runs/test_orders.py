@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.runs.tiny import Tiny, packed_bytes, recipe, stages_by_hand
 
 from octavo.errors import RecipeError
 from octavo.formats.powers_of_two import power_of_two
@@ -13,7 +14,6 @@ from octavo.inq.incremental import Incremental
 from octavo.runs.orders import OrderFunction, load_orders
 from octavo.runs.recipe import Recipe, load_recipe, make_recipe, recorded_recipe
 from octavo.runs.run import run
-from tests.runs.tiny import Tiny, packed_bytes, recipe, stages_by_hand
 
 pytestmark = pytest.mark.usefixtures("folder")
 

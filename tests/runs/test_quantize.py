@@ -45,7 +45,7 @@ def test_ptq_neither_trains_nor_has_a_control(folder: Path) -> None:
             "name": error.name,
             "bits": error.bits,
             "nearest": error.nearest,
-            "refit": error.compensated,
+            "compensated": error.compensated,
         }
         for error in watcher.layers
     ]

@@ -7,17 +7,12 @@ from typing import Any
 import pytest
 
 from octavo.errors import OctavoError, RecipeError
+from octavo.formats.width import Width
 from octavo.plan import Budget
-from octavo.runs.recipe import (
-    Activations,
-    OneShot,
-    Prune,
-    Search,
-    load_recipe,
-    make_recipe,
-    yaml_value,
-)
+from octavo.runs.orders import OrderFunction
+from octavo.runs.recipe import load_recipe, make_recipe, yaml_value
 from octavo.runs.recipes import RECIPES
+from octavo.runs.sections import Activations, Prune, Ptq, Search
 from octavo.runs.training import Retraining
 
 GOOD = "task: digits\nbits: 3\n"
@@ -47,14 +42,8 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "method": "inq",
         "warmup": 0.0,
         "prune": None,
-        "start": "oneshot",
-        "oneshot": {
-            "order": "gptq",
-            "damp": 0.01,
-            "sequential": True,
-            "correct": False,
-            "absorb": False,
-        },
+        "start": "ptq",
+        "ptq": {"order": "gptq", "damp": 0.01, "sequential": True, "absorb": False},
         "portions": (0.5, 0.75, 0.875, 1.0),
         "order": "magnitude",
         "straight_through": 1.0,
@@ -77,12 +66,12 @@ task: a.b:C
 options: {depth: 20}
 teacher: {depth: 56}
 bits: {"*": 3, "conv?": 5}
-method: oneshot
+method: ptq
 warmup: 1.5
 start: float
-oneshot: {order: distance, damp: 0, sequential: false, correct: true}
+ptq: {order: distance, damp: 0, sequential: false, absorb: true}
 portions: [0.25, 1]
-order: far
+order: mine/orders.py:far
 fit: max
 per: tensor
 epochs: [2, 0.5]
@@ -95,14 +84,14 @@ publish: out/here
     assert (recipe.task, recipe.options, recipe.teacher) == ("a.b:C", {"depth": 20}, {"depth": 56})
     assert isinstance(recipe.bits, dict)
     assert list(recipe.bits.items()) == [
-        ("*", 3),
-        ("conv?", 5),
+        ("*", Width(3)),
+        ("conv?", Width(5)),
     ]  # in order: the last pattern that matches counts
-    assert (recipe.method, recipe.start) == ("oneshot", "float")
-    assert recipe.oneshot == OneShot(order="distance", damp=0, sequential=False, correct=True)
+    assert (recipe.method, recipe.start) == ("ptq", "float")
+    assert recipe.ptq == Ptq(order="distance", damp=0, sequential=False, absorb=True)
     assert (recipe.portions, recipe.order, recipe.fit, recipe.per) == (
         (0.25, 1.0),
-        "far",
+        OrderFunction("mine/orders.py:far"),
         "max",
         "tensor",
     )
@@ -120,18 +109,26 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
     recipe = load_recipe(base)
     assert (recipe.bits, recipe.search) == (None, Search(budget=Budget(average_bits=3)))
     assert recipe.search == Search(
-        budget=Budget(average_bits=3), method="dnq", trials=512, options=(2, 3, 4, 5), pins={}
+        budget=Budget(average_bits=3),
+        method="dnq",
+        trials=512,
+        options=tuple(map(Width, (2, 3, 4, 5))),
+        pins={},
     )  # the command's own defaults
-    text = "base: base.yaml\nsearch: {method: random, trials: 20, options: [2, 4], pins: {conv1: 4}}\norder: [far, far, far, random]"
+    text = (
+        "base: base.yaml\n"
+        "search: {method: random, trials: 20, options: [2, 4], pins: {conv1: 4}}\n"
+        "order: [relative, relative, relative, random]"
+    )
     recipe = load_recipe(write("r.yaml", text), ["search.budget.average_bits=2.5"])
     assert recipe.search == Search(
         budget=Budget(average_bits=2.5),
         method="random",
         trials=20,
-        options=(2, 4),
-        pins={"conv1": 4},
+        options=(Width(2), Width(4)),
+        pins={"conv1": Width(4)},
     )
-    assert recipe.order == ("far", "far", "far", "random")
+    assert recipe.order == ("relative", "relative", "relative", "random")
     assert make_recipe(recipe.model_dump(mode="json"), "again") == recipe
     assert load_recipe(write("bits.yaml", "base: r.yaml\nsearch: null\nbits: 3")).bits == 3
     assert (
@@ -198,7 +195,8 @@ def test_overrides(folder: Path) -> None:
         "control=no",
     ]
     recipe = load_recipe(path, pairs)
-    assert (recipe.bits, recipe.seed, recipe.publish, recipe.control) == ({"*": 2}, 6, None, False)
+    assert recipe.bits == {"*": Width(2)}
+    assert (recipe.seed, recipe.publish, recipe.control) == (6, None, False)
     assert recipe.retraining == Retraining(learning_rate=0.5, labels=1.0)
     assert (recipe.options, recipe.teacher) == (
         {"depth": 20, "name": "a=b"},
@@ -252,13 +250,13 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
             "activations: {bits: 4, fit: 101}",
             'activations: fit: expected "mse" or a percentile above 0 and up to 100, got 101',
         ),
-        ("oneshot: {dump: 1}", "unknown key 'oneshot.dump' (the nearest is 'damp')"),
+        ("ptq: {dump: 1}", "unknown key 'ptq.dump' (the nearest is 'damp')"),
         (
-            "oneshot: {order: far}",
-            "oneshot.order: Input should be 'gptq', 'distance' or 'magnitude', got 'far'",
+            "ptq: {order: far}",
+            "ptq.order: Input should be 'gptq', 'distance' or 'magnitude', got 'far'",
         ),
-        ("oneshot: {damp: -1}", "oneshot.damp: Input should be greater than or equal to 0, got -1"),
-        ("method: dnq", "method: Input should be 'inq' or 'oneshot', got 'dnq'"),
+        ("ptq: {damp: -1}", "ptq.damp: Input should be greater than or equal to 0, got -1"),
+        ("method: dnq", "method: Input should be 'inq' or 'ptq', got 'dnq'"),
         (
             "retraining: {weigth_decay: 1}",
             "unknown key 'retraining.weigth_decay' (the nearest is 'weight_decay')",
@@ -283,17 +281,17 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
         ("options: 3", "options: Input should be a valid dictionary, got 3"),
         (
             "order: size",
-            "order: Input should be 'magnitude', 'distance', 'relative', 'far' or 'random', got 'size'",
+            "order: expected one of magnitude, .*, or path/to/file.py:function, got 'size'",
         ),
         (
-            "order: [far, size, far, far]",
-            "order.1: Input should be 'magnitude', 'distance', 'relative', 'far' or 'random', got 'size'",
+            "order: [random, size, random, random]",
+            "order.1: expected one of magnitude, .*, or path/to/file.py:function, got 'size'",
         ),
-        ("order: [far, distance]", "order: expected one, or 4, one a portion; got 2"),
+        ("order: [random, distance]", "order: expected one, or 4, one a portion; got 2"),
         ("order: []", "order: expected one, or 4, one a portion; got 0"),
         (
             "order: 3",
-            "order: Input should be 'magnitude', 'distance', 'relative', 'far' or 'random', got 3",
+            "order: expected one of magnitude, .*, or path/to/file.py:function, got 3",
         ),
         ("per: row", "per: Input should be 'tensor' or 'channel', got 'row'"),
         (
@@ -534,7 +532,7 @@ def test_pruning_has_finer_portions_of_its_own(folder: Path) -> None:
         ("prune.sparsity=much", "expected a sparsity of at least 0, below 1, got 'much'"),
         ("prune.epochs=-1", "prune.epochs: "),
         ("prune.sparsty=0.5", "unknown key 'prune.sparsty' .the nearest is 'sparsity'"),
-        ("method=oneshot", "prune: expected method inq, which retrains, got oneshot"),
+        ("method=ptq", "prune: expected method inq, which retrains, got ptq"),
         ("floats=float8", "floats: "),
     ],
 )

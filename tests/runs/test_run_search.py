@@ -30,7 +30,10 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 
 @pytest.mark.parametrize("method", ["dnq", "random"])
-def test_a_run_searches_for_its_bits(method: str, folder: Path) -> None:
+def test_a_run_searches_for_its_bits(
+    method: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.dnq.agent.IMAGINED", 200)  # a policy that hardly learns: faster
     watcher, task = Watcher(), Tiny()
     result = run(searching(method, seed=3), folder, watcher)
     names = (
@@ -114,11 +117,11 @@ def test_a_search_for_the_bits_of_inputs_too(method: str, folder: Path) -> None:
     found = search(
         task.model(),
         task.calibration(),
-        budget=settings.search.budget,
+        budget=Budget(bit_ops=16 * sum(macs.values())),
         method="exact",
         trials=20,
         activations=(4, 8),
-    )  # type: ignore[union-attr]
+    )
     packed = Packed.load(folder / "packed.safetensors")
     assert packed.plan == found.plan == Plan.load(folder / "plan.yaml")
     assert (

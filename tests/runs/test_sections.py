@@ -15,7 +15,7 @@ from octavo.runs.sections import Activations, Prune, Ptq, Search
 def test_the_defaults_of_ptq_are_those_of_calibrate() -> None:
     settings = PtqSettings()
     assert {name: getattr(settings, name) for name in vars(Ptq())} == vars(Ptq())
-    recipe = Recipe(task="digits", bits=3)
+    recipe = Recipe(task="digits", bits=Width(3))
     assert (recipe.fit, recipe.per) == (settings.fit, settings.per)
     assert set(vars(Ptq())) | {"fit", "per"} == set(vars(settings))
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.runs.tiny import EPOCH, Tiny, recipe
 from torch import nn
 
 from octavo.errors import FormatError
 from octavo.progress import Event, silent
 from octavo.runs.stages import History, Job, StagePlan, Step, resume, stage_plans, train
 from octavo.runs.training import Retraining
-from tests.runs.tiny import EPOCH, Tiny, recipe
 
 pytestmark = pytest.mark.usefixtures("folder")
 

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from octavo.activations.quantizer import InputFormat, InputQuantizer, attach_quantizer, scales
 from octavo.errors import TrainingError
 from octavo.inq.incremental import Incremental
+from octavo.progress import Event
 from octavo.runs.task import Batch
-from octavo.runs.training import Progress, Retraining, distillation, retrain
+from octavo.runs.training import Retraining, StepFigures, distillation, retrain
 
 Array = NDArray[np.float64]
 BATCHES, ROWS, INPUTS, CLASSES = 5, 6, 4, 3
@@ -187,7 +188,7 @@ def test_each_call_starts_with_a_fresh_optimizer() -> None:
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.5, 2), (0.6, 3), (1.0, 5), (2.4, 12)])
 def test_progress_counts_every_step_of_a_part_of_an_epoch(epochs: float, steps: int) -> None:
-    seen: list[Progress] = []
+    seen: list[Event] = []
     values: list[float] = []
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -195,17 +196,18 @@ def test_progress_counts_every_step_of_a_part_of_an_epoch(epochs: float, steps: 
         values.append(value.item())
         return value
 
-    mean = retrain(linear(1), Toy(loss=loss), epochs, Retraining(labels=1.0), observe=seen.append)
-    assert [p.step for p in seen] == list(range(1, steps + 1))
-    assert {p.steps for p in seen} == {steps}
-    assert [p.epoch for p in seen] == pytest.approx(
+    mean = retrain(linear(1), Toy(loss=loss), epochs, Retraining(labels=1.0), progress=seen.append)
+    assert [event.done for event in seen] == list(range(1, steps + 1))
+    assert {(event.phase, event.total) for event in seen} == {("retrain", steps)}
+    figures = [event.detail for event in seen if isinstance(event.detail, StepFigures)]
+    assert [step.epoch for step in figures] == pytest.approx(
         [step / BATCHES for step in range(1, steps + 1)]
     )
-    assert [p.loss for p in seen] == pytest.approx(
+    assert [step.loss for step in figures] == pytest.approx(
         [np.mean(values[:n]) for n in range(1, steps + 1)]
     )
     assert mean == pytest.approx(np.mean(values))
-    assert all(p.speed > 0 for p in seen)
+    assert all(step.speed > 0 for step in figures)
 
 
 def test_no_epochs_change_nothing() -> None:
@@ -343,10 +345,10 @@ def test_batches_may_come_without_a_length_and_as_named_tuples() -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return F.cross_entropy(model(batch.inputs), batch.labels)
 
-    one, two, seen = linear(1), linear(1), list[Progress]()
-    retrain(one, Toy(batches, loss), 1.4, Retraining(labels=1.0), observe=seen.append)
+    one, two, seen = linear(1), linear(1), list[Event]()
+    retrain(one, Toy(batches, loss), 1.4, Retraining(labels=1.0), progress=seen.append)
     retrain(two, Toy(), 1.4, Retraining(labels=1.0))
-    assert len(seen) == seen[-1].steps == 7
+    assert len(seen) == seen[-1].total == 7
     assert torch.equal(one.weight, two.weight)
 
 
@@ -368,7 +370,7 @@ def poisoned(at: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_weights_of_the_step_before() -> None:
-    model, seen = linear(1), list[Progress]()
+    model, seen = linear(1), list[Event]()
     with pytest.raises(
         TrainingError, match=r"^step 4 of 10: the loss is nan; lower the learning rate"
     ):
@@ -378,9 +380,9 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_weights_of_the_ste
             2.0,
             Retraining(),
             teacher=linear(2),
-            observe=seen.append,
+            progress=seen.append,
         )
-    assert [p.step for p in seen] == [1, 2, 3]
+    assert [event.done for event in seen] == [1, 2, 3]
     assert bool(torch.isfinite(model.weight).all())
 
 

@@ -2,6 +2,7 @@
 statistics."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from octavo.activations.quantization import quantize_activations
+from octavo.errors import PlanError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.plan import Plan
 from octavo.ptq.calibration import calibrate
-from octavo.storage.float_tensors import with_float16, with_folded_norms
+from octavo.storage.float_tensors import folded_norms
 from octavo.storage.packed import Packed, pack
 from octavo.storage.quantized import Quantized
 
@@ -31,7 +33,7 @@ def test_floats_in_half_their_bytes() -> None:
         ("0.weight",), PowerOfTwo(3, torch.tensor(0)), torch.full((4, 3), 3, dtype=torch.uint8)
     )
     whole = pack(model, {"0": layer})
-    half = with_float16(whole)
+    half = whole.with_floats("float16")
     types = {names[0]: value.dtype for names, value in half.floats}
     assert types.pop("1.num_batches_tracked") == torch.int64
     assert types.pop("1.running_var") == torch.float32
@@ -53,7 +55,7 @@ def test_steps_keep_their_bytes_where_floats_have_half_of_theirs() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     quantize_activations(model, [torch.rand(8, 3)], 4)
     whole = pack(model, {})
-    half = with_float16(whole)
+    half = whole.with_floats("float16")
     assert half.activations == whole.activations != {}
     steps = [
         [value for names, value in p.floats if names[0].endswith("step")] for p in (whole, half)
@@ -85,6 +87,11 @@ class Normed(nn.Module):
         return found
 
 
+def only_folded(packed: Packed, model: nn.Module) -> Packed:
+    """The network with folded norms that are not rounded to float16."""
+    return dataclasses.replace(packed, floats=folded_norms(packed.floats, model))
+
+
 def trained() -> Any:
     """With norms that do something, in evaluation mode."""
     return stirred(Normed())
@@ -112,7 +119,7 @@ def test_folded_norms_do_what_they_did(tmp_path: Path) -> None:
     other norms are not."""
     model, fresh, inputs = trained(), Normed().eval(), torch.randn(16, 2, 3, 3)
     whole = pack(model, {})
-    folded = with_folded_norms(whole, fresh)
+    folded = only_folded(whole, fresh)
     folded.save(tmp_path / "net.safetensors")
     Packed.load(tmp_path / "net.safetensors").apply(fresh)
     torch.testing.assert_close(fresh(inputs), model(inputs), rtol=1e-5, atol=1e-5)
@@ -143,7 +150,7 @@ def test_statistics_are_stored_once() -> None:
     model = trained()
     assert isinstance(model.conv.bias, nn.Parameter)
     nn.init.zeros_(model.conv.bias)  # equal to the means that are left
-    folded = with_folded_norms(pack(model, {}), model)
+    folded = only_folded(pack(model, {}), model)
     rows = {
         names: value
         for names, value in folded.floats
@@ -163,16 +170,16 @@ def test_folding_goes_with_halves_and_quantized_layers(first: bool) -> None:
     quantized = copy.deepcopy(model)
     packed.apply(quantized)
     both = (
-        with_float16(with_folded_norms(packed, model))
+        packed.with_floats("folded", model)
         if first
-        else with_folded_norms(with_float16(packed), model)
+        else only_folded(packed.with_floats("float16"), model)
     )
     both.apply(slim := Normed().eval())
     torch.testing.assert_close(slim(inputs), quantized(inputs), rtol=0.02, atol=0.02)
     assert torch.equal(slim.conv.weight, quantized.conv.weight)
     assert slim.bn1.running_mean is not None
     assert bool(slim.bn1.running_mean.any()) != first  # norms in float16 are left alone
-    assert first == (both.file_bytes < with_float16(packed).file_bytes)
+    assert first == (both.file_bytes < packed.with_floats("float16").file_bytes)
 
 
 class Shifted(nn.BatchNorm1d):
@@ -215,8 +222,23 @@ WHOLE = [
 @pytest.mark.parametrize("module", WHOLE)
 def test_where_folding_would_not_do_a_norm_stays_as_it_is(module: nn.Module) -> None:
     whole = pack(module.eval(), {})
-    folded = with_folded_norms(whole, module)
+    folded = only_folded(whole, module)
     assert [names for names, _ in folded.floats] == [names for names, _ in whole.floats]
     assert all(
         torch.equal(a, b) for (_, a), (_, b) in zip(folded.floats, whole.floats, strict=True)
     )
+
+
+def test_float32_is_the_network_itself() -> None:
+    packed = pack(trained(), {})
+    assert packed.with_floats("float32") is packed
+
+
+def test_folding_needs_a_model() -> None:
+    with pytest.raises(PlanError, match=r"^floats: expected a model .*, got none: call"):
+        pack(trained(), {}).with_floats("folded")
+
+
+def test_an_unknown_form() -> None:
+    with pytest.raises(PlanError, match=r"^floats: expected .*, got 'float8'$"):
+        pack(trained(), {}).with_floats("float8")  # type: ignore[arg-type]

@@ -817,7 +817,7 @@ def test_junk_in_the_row_of_an_input(row: Any) -> None:
 
 @pytest.mark.parametrize("step", [0.0, -0.25, math.nan, math.inf])
 def test_steps_that_are_none(step: float) -> None:
-    with pytest.raises(FormatError, match=r"^conv: expected a positive step"):
+    with pytest.raises(FormatError, match=r"^conv: expected a positive scale"):
         unpack(rounded([ROW], torch.tensor(step)))
 
 

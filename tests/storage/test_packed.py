@@ -1,8 +1,11 @@
 """The quantized network as data: what it costs, exact on reload, and a file of version 1 that must
 stay readable."""
 
+import copy
 import json
 import os
+import pickle
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +282,67 @@ def test_apply_is_exact_after_a_round_trip(tmp_path: Path, data: st.DataObject) 
     Packed.load(tmp_path / "net.safetensors").apply(other)
     expected = state(model) | {"conv.weight": found.layers["conv"].weight()}
     assert all(same(value, expected[name]) for name, value in other.state_dict().items())
+
+
+def test_what_is_reported_is_what_is_saved(tmp_path: Path) -> None:
+    network = packed()
+    reported, names = network.file_bytes, list(network.layers)
+    assert network.ratio == network.float_bytes / reported
+    for change in (
+        lambda: network.layers.pop(names[0]),  # type: ignore[attr-defined]
+        lambda: network.layers.__delitem__(names[0]),  # type: ignore[attr-defined]
+        lambda: network.activations.clear(),  # type: ignore[attr-defined]
+        lambda: network.floats.clear(),  # type: ignore[attr-defined]
+    ):
+        with pytest.raises((AttributeError, TypeError)):
+            change()
+    with pytest.raises(FrozenInstanceError):
+        network.layers = {}  # type: ignore[misc]
+    network.save(tmp_path / "net.safetensors")
+    assert (tmp_path / "net.safetensors").stat().st_size == reported
+    assert list(Packed.load(tmp_path / "net.safetensors").layers) == names
+
+
+def test_it_does_not_hold_on_to_the_collections_that_it_was_made_of() -> None:
+    _, layers = network()
+    floats = [(("x",), torch.ones(2))]
+    made = Packed(layers, floats)
+    names = list(made.layers)
+    layers.clear()
+    floats.clear()
+    assert (list(made.layers), [names for names, _ in made.floats]) == (names, [("x",)])
+
+
+def test_codes_that_change_in_place_are_seen_by_the_next_save(tmp_path: Path) -> None:
+    network = packed()
+    name, layer = next(iter(network.layers.items()))
+    network.save(tmp_path / "before")
+    before = network.file_bytes, network.stored_bits
+    layer.codes.fill_(layer.codebook.zero)
+    network.save(tmp_path / "after")
+    assert (network.file_bytes, network.stored_bits) != before
+    assert network.file_bytes == (tmp_path / "after").stat().st_size
+    assert Packed.load(tmp_path / "before").layers[name].weight().any()
+    assert not Packed.load(tmp_path / "after").layers[name].weight().any()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_it_can_be_copied_and_sent_to_another_process(copied: Any, tmp_path: Path) -> None:
+    network = packed()
+    network.save(tmp_path / "one")
+    copied(network).save(tmp_path / "other")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_it_says_what_it_is() -> None:
+    network = packed()
+    weights = sum(layer.codes.numel() for layer in network.layers.values())
+    assert repr(network) == (
+        f"Packed({len(network.layers)} layers, {weights} weights, {network.nominal_bits:.2f} bits "
+        f"a weight, {network.stored_bits:.2f} stored, {network.file_bytes:,} bytes, "
+        f"{network.ratio:.2f} times smaller)"
+    )
+    assert repr(Packed({}, [])).startswith("Packed(no quantized layer, ")
 
 
 @pytest.mark.parametrize("kind", [str, Path])

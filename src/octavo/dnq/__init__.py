@@ -1,3 +1,4 @@
-"""DNQ, dynamic network quantization: a policy learns each layer's bits; its environment, its
-gradient and its rivals.
+"""DNQ, dynamic network quantization: a policy learns the bits of each layer.
+
+Read ``searching`` first, then ``environment``, ``agent``, ``policy`` and ``reinforce``.
 """

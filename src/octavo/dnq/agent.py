@@ -110,7 +110,7 @@ class _Measured:
         estimated = functools.partial(_estimated, evaluator, self._world_model)
         tried: list[Choice] = []
         for found in proposals(space, within, estimated, start, evaluator.generator):
-            new = [each for each in found if each not in tried and not evaluator.knows(each)]
+            new = [each for each in found if each not in tried and each not in evaluator]
             tried += new[:MEASURED]
         tried = tried or found[:MEASURED]
         objectives = self.objectives(tried)
@@ -118,7 +118,7 @@ class _Measured:
 
     def objectives(self, choices: Sequence[Choice]) -> list[float]:
         """Measure objectives, from which the world model learns."""
-        new = [not self._evaluator.knows(choice) for choice in choices]
+        new = [choice not in self._evaluator for choice in choices]
         objectives = self._evaluator.objectives(choices)
         learned = [at for at, each in enumerate(objectives) if new[at] and each > -math.inf]
         self._world_model.learn([choices[at] for at in learned], [objectives[at] for at in learned])

@@ -113,7 +113,7 @@ class Evaluator:
         """The trial of the highest reward; of equals, the first."""
         return max(self.trials, key=lambda trial: trial.reward)
 
-    def knows(self, choice: Choice) -> bool:
+    def __contains__(self, choice: Choice) -> bool:
         """Return whether the choice is among the trials."""
         return choice in self._whole
 
@@ -136,7 +136,8 @@ class Evaluator:
         """
         new = [choice for choice in dict.fromkeys(choices) if choice not in self._seen]
         new = new[: self.left]
-        self._count(new, self._measured(new))
+        for choice, measurement in zip(new, self._measured(new), strict=True):
+            self._seen[choice] = measurement.objective
         objectives = [self._seen.get(choice, -math.inf) for choice in choices]
         for choice, objective in zip(choices, objectives, strict=True):
             if objective > -math.inf:
@@ -179,9 +180,10 @@ class Evaluator:
         choices: list[Partial] = [(None,) * layers, *single.values()]
         full = self._environment.full_outputs() if outputs else ()
         measured = self._measured(choices, keep_outputs=bool(full))
-        self._count(choices, measured)
+        for choice, measurement in zip(choices, measured, strict=True):
+            self._seen[choice] = measurement.objective
         in_full, *alone = measured
-        losses = [in_full.objective - measurement.objective for measurement in alone]
+        losses = [in_full.objective - each.objective for each in alone]
         changed = {pair: each.outputs for pair, each in zip(single, alone, strict=True)}
         return Sensitivity(loss_table(self.space.actions, losses), full, changed if full else {})
 
@@ -198,11 +200,6 @@ class Evaluator:
             for choice, measurement in zip(some, measured, strict=True):
                 outputs[choice] = measurement.outputs
         return [Measurement(self._journal[choice], outputs.get(choice, ())) for choice in choices]
-
-    def _count(self, choices: Sequence[Partial], measured: Sequence[Measurement]) -> None:
-        """Count each choice as an evaluation, unless it was counted before."""
-        for choice, measurement in zip(choices, measured, strict=True):
-            self._seen[choice] = measurement.objective
 
     def _note(self, choice: Choice, objective: float) -> None:
         """Add the choice to the trials unless it is one, and report it."""

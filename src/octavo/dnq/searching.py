@@ -18,7 +18,7 @@ from octavo.dnq.space import Space
 from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import WidthLike
-from octavo.network.calling import Inputs, check_given, device_of, on_device
+from octavo.network.calling import Inputs, batches_of, check_given, device_of, on_device
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress, silent
@@ -151,10 +151,10 @@ def search(
     """
     _check(budget, trade_off, trials, workers)
     run_method = method_of(method)
-    warn_if_mostly_float(model)
-    batches = [on_device(batch, device_of(model)) for batch in inputs]
+    batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
     check_given(given=bool(batches))
     space = survey(model, batches[0], options, pins or {}, budget, activations)
+    warn_if_mostly_float(model)
     environment = Environment(
         model, space.names, batches, space.actions,
         objective=objective, workers=workers, absorb=absorb,

@@ -9,7 +9,7 @@ from octavo.activations.quantizer import input_quantizers
 from octavo.dnq.space import Action, Space, layer_widths
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits
-from octavo.network.calling import Inputs, call, hooked, observing
+from octavo.network.calling import Inputs, call, hooked, naming_errors, observing
 from octavo.network.layers import (
     Layer,
     calling_modules,
@@ -125,7 +125,7 @@ def _in_forward_order(model: nn.Module, batch: Inputs) -> tuple[list[Layer], dic
 
     example = batch[:1] if isinstance(batch, Tensor) else batch
     hooks = [module.register_forward_pre_hook(note) for module in by_module]
-    with hooked(hooks), observing(model):
+    with hooked(hooks), observing(model), naming_errors(model):
         macs = count_macs(layers, lambda: call(model, example))
     if not reached:
         raise PlanError(

@@ -103,7 +103,7 @@ def read_per(per: str, name: str = "weight") -> Per:
 
     """
     if per == "layer":
-        warn_renamed('per="layer"', 'per="tensor"')
+        warn_renamed('per="layer"', 'per="tensor"', stacklevel=4)  # the caller of our caller
         return "tensor"
     for known in get_args(Per):
         if per == known:

@@ -18,15 +18,17 @@ def pruned_mask(weight: Tensor) -> Tensor:
     is_zero = weight.detach() == 0
     if not bool(is_zero.any()) or bool(is_zero.all()):
         return is_zero
-    return is_zero & bool(_needs_three_powers(weight.detach().float()).any())
+    if _is_quantized(weight.detach().float()):
+        return torch.zeros_like(is_zero)
+    return is_zero
 
 
-def _needs_three_powers(weight: Tensor) -> Tensor:
-    """Return the weights that are no sum or difference of at most two powers of two: bool."""
+def _is_quantized(weight: Tensor) -> bool:
+    """Tell whether every weight is a sum or difference of at most two powers of two."""
     mantissa = (torch.frexp(weight).mantissa.abs() * 2**MANTISSA_BITS).int()
     # The non-adjacent form of n writes it with the fewest signed powers of two. The bits of
     # n XOR 3n are where it has them, one place up.
     powers = mantissa ^ (3 * mantissa)
     without_one = powers & (powers - 1)  # clears the lowest bit
     without_two = without_one & (without_one - 1)
-    return without_two != 0
+    return not bool(without_two.any())

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import Codebook, Fit, Per
+from octavo.formats.codebook import Codebook, Fit, Per, read_per
 from octavo.formats.registry import codebook_at, fitted_codebook
 from octavo.formats.width import Width, WidthLike, write_widths
 from octavo.inq.partition import (
@@ -23,7 +23,7 @@ from octavo.inq.partition import (
 )
 from octavo.inq.planned_layer import PlannedLayer
 from octavo.inq.stage import FrozenMasks, Stage
-from octavo.network.calling import Inputs, observing
+from octavo.network.calling import Inputs, batches_of, observing
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
@@ -70,7 +70,7 @@ class Incremental:
         order: the order in which weights freeze: see ``octavo.inq.partition.rank``. One order, or
             one for each portion; a function ``(weight, codebook) -> rank`` is an order too.
         fit: how the largest exponent is chosen: see ``octavo.formats.powers_of_two.power_of_two``.
-        per: one largest exponent for the whole tensor, or one for each output ``"channel"``.
+        per: one largest exponent for the ``"tensor"``, or one for each output ``"channel"``.
         seed: the seed of the order ``"random"``.
         straight_through: the portion from which on the network sees the weights that are still free
             at their nearest levels too, while their gradients pass straight through. The last
@@ -105,10 +105,9 @@ class Incremental:
         masks: Mapping[str, Tensor] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        check_state(model)
-        planned = planned_layers(model, plan)
-        warn_if_mostly_float(model)
+        planned = _planned(model, plan)
         layers = [layer for layer, _ in planned]
+        per = read_per(per, layers[0].name)
         pruned = find_pruned(layers, masks)
         self.model = model
         self.portions = default_portions(layers, pruned) if portions is None else portions
@@ -117,7 +116,7 @@ class Incremental:
         check_schedule(self.portions, straight_through)
         self._orders = orders_of(order, len(self.portions))
         self._straight_through = straight_through
-        self._inputs = None if inputs is None else list(inputs)
+        self._inputs = None if inputs is None else list(batches_of(inputs))
         self._progress = progress or silent
         self._done = 0  # portions that are frozen
         self._settings = _described(plan, portions, order) | {
@@ -225,8 +224,11 @@ class Incremental:
         if not {"done", "settings", "tops", "model"} <= set(state):
             got = ", ".join(map(str, state)) or "none"
             raise PlanError(f"expected what state_dict() returned, got the keys {got}")
+        settings = dict(state["settings"])
+        if settings.get("per") == "layer":  # an old word for it
+            settings["per"] = "tensor"
         for key, expected in self._settings.items():
-            found = state["settings"].get(key)
+            found = settings.get(key)
             if found != expected:
                 raise PlanError(
                     f"{key}: expected the state of a run with {expected!r}, got one with {found!r}"
@@ -267,6 +269,14 @@ class Incremental:
         release(layer.layer for layer in self._layers)
         self._layers = []
         return pack(self.model, quantized)
+
+
+def _planned(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tuple[Layer, Width]]:
+    """Find the layers of a plan and their widths; refuse a model that no file could hold."""
+    check_state(model)
+    planned = planned_layers(model, plan)
+    warn_if_mostly_float(model)
+    return planned
 
 
 def _start(

@@ -1,3 +1,3 @@
-"""What octavo knows of a model: the kinds of its layers, how it is called, the inputs that each
-layer sees, and the outputs that it returns.
+"""All that octavo knows of a model: the kinds of its layers, the way to call it, the inputs that
+each layer sees, and the outputs that it returns.
 """

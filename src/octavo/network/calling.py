@@ -19,6 +19,7 @@ from octavo.network.nested import mapped
 __all__ = [
     "Inputs",
     "arguments",
+    "batches_of",
     "call",
     "check_given",
     "device_of",
@@ -45,6 +46,21 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), dict(inputs)
     several = isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence)
     return (tuple(inputs) if several else (inputs,)), {}
+
+
+def batches_of(inputs: Iterable[Inputs]) -> Iterable[Inputs]:
+    """Return calibration inputs, after a check that they are batches and not a single tensor.
+
+    Raises:
+        PlanError: ``inputs`` is a tensor, whose rows Python would take for batches.
+
+    """
+    if isinstance(inputs, Tensor):
+        raise PlanError(
+            f"inputs: expected several batches, got one tensor of shape {tuple(inputs.shape)}; "
+            "write [inputs] if it is one batch, or inputs.split(32) for batches of 32"
+        )
+    return inputs
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
@@ -145,9 +161,10 @@ def naming_errors(*models: nn.Module) -> Iterator[None]:
         if not places:  # the inputs are not at fault
             raise
         place = places[0] or type(models[0]).__name__
-        raise PlanError(
-            f"{place}: the model does not take these calibration inputs: {brief(error)}"
-        ) from error
+        message = f"{place}: the model does not take these calibration inputs: {brief(error)}"
+        if isinstance(error, TypeError) and "positional argument" in str(error):
+            message += "; if they are pairs (x, y), write [x for x, y in inputs]"
+        raise PlanError(message) from error
 
 
 def feed(model: nn.Module, inputs: Iterable[Inputs]) -> None:
@@ -159,7 +176,7 @@ def feed(model: nn.Module, inputs: Iterable[Inputs]) -> None:
     """
     given = False
     with observing(model), naming_errors(model):
-        for batch in inputs:
+        for batch in batches_of(inputs):
             given = True
             call(model, on_device(batch, device_of(model)))
     check_given(given=given)

@@ -40,7 +40,7 @@ class Kind:
     inputs_first: bool = False
 
     def is_weight(self, attribute: str) -> bool:
-        """Whether the parameter of this name is a weight of the layer."""
+        """Tell whether the parameter of this name is a weight of the layer."""
         return any(fnmatchcase(attribute, pattern) for pattern in self.weights)
 
 

@@ -161,8 +161,8 @@ class _Products(TorchFunctionMode):
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is called as torch's own; a subclass may change its input first, for example
-    pad it.
+    """Tell whether a module is called as torch's own; a subclass may change its input first, for
+    example pad it.
     """
     steps = [getattr(module, name, None) for name in ("forward", "_conv_forward")]
     sources = [getattr(step, "__module__", "") for step in steps if step is not None]

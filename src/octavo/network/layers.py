@@ -57,7 +57,7 @@ class Layer:
 
     @property
     def form(self) -> Form | None:
-        """How the module uses its weights: see ``octavo.network.kinds.Kind``."""
+        """The form of the module's kind: see ``octavo.network.kinds.Kind``."""
         return form_of(self.module)
 
     @property

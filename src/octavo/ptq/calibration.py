@@ -18,7 +18,14 @@ from torch import nn
 from octavo._deprecated import renamed_arguments
 from octavo.formats.codebook import Fit, Per
 from octavo.formats.width import Width, WidthLike
-from octavo.network.calling import Inputs, device_of, naming_errors, observing, on_device
+from octavo.network.calling import (
+    Inputs,
+    batches_of,
+    device_of,
+    naming_errors,
+    observing,
+    on_device,
+)
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import Layer
 from octavo.network.moments import Moments
@@ -114,7 +121,7 @@ def calibrate(
     layers = [layer for layer, _ in planned]
     with observing(model), observing(quantized), naming_errors(quantized, model):
         norms: dict[str, nn.Module] = {}
-        if absorb and (inputs := list(inputs)):
+        if absorb and (inputs := list(batches_of(inputs))):
             first = on_device(inputs[0], device_of(model))
             norms = absorbing_norms(quantized, layers, first)
         widths = {layer.name: bits for layer, bits in planned}

@@ -14,7 +14,15 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from octavo.network.calling import Inputs, call, check_given, device_of, hooked, on_device
+from octavo.network.calling import (
+    Inputs,
+    batches_of,
+    call,
+    check_given,
+    device_of,
+    hooked,
+    on_device,
+)
 from octavo.network.kinds import ONE_WEIGHT
 from octavo.network.layer_inputs import layer_inputs, layer_outputs
 from octavo.network.layers import Layer, calling_modules
@@ -47,7 +55,7 @@ def freeze_sequentially(
         freeze: freezes a layer in place, from the moments of its inputs.
 
     """
-    batches = [on_device(batch, device_of(model)) for batch in inputs]
+    batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
     check_given(given=bool(batches))
     by_module = _called_once(quantized, layers, batches[0])
     called_once = {layer.name for here in by_module.values() for layer in here}

@@ -4,30 +4,25 @@ A function takes a weight and its codebook and returns the rank of each element;
 freeze first. A recipe names it as it names a task: ``path/to/file.py:function``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, cast
 
 from pydantic import ValidationInfo
-from torch import Tensor
 
 from octavo.errors import RecipeError, nearest
-from octavo.formats.codebook import Codebook
-from octavo.inq.partition import Order
+from octavo.inq.partition import NAMES, FreezeOrder, Order, RankFunction
 from octavo.runs.task import load_callable
 
 __all__ = [
     "OrderFunction",
-    "Rank",
     "RecipeOrder",
     "check_orders",
     "load_orders",
     "read_orders",
     "write_orders",
 ]
-
-Rank: TypeAlias = Callable[[Tensor, Codebook], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class OrderFunction:
     name: str
     folder: Path = field(default=Path(), compare=False)
 
-    def load(self) -> Rank:
+    def load(self) -> RankFunction:
         """Import the function.
 
         Raises:
@@ -54,8 +49,8 @@ class OrderFunction:
         place, _, attribute = self.name.rpartition(":")
         path = self.folder / Path(place).expanduser()
         found = path if path.is_file() else place
-        rank: Rank = load_callable(str(found), attribute, f"order {self.name!r}")
-        return rank
+        function = load_callable(str(found), attribute, f"order {self.name!r}")
+        return cast("RankFunction", function)
 
 
 RecipeOrder: TypeAlias = Order | OrderFunction
@@ -87,26 +82,30 @@ def check_orders(value: Any, portions: int) -> None:
     """Raise RecipeError unless ``value`` is one known order, or one for each of the portions."""
     orders = value if isinstance(value, tuple) else (value,) * portions
     for index, order in enumerate(orders):
-        if not isinstance(order, OrderFunction) and order not in get_args(Order):
+        if not isinstance(order, OrderFunction) and order not in NAMES:
             place = f"order.{index}" if isinstance(value, tuple) else "order"
-            known = ", ".join(get_args(Order))
+            known = ", ".join(NAMES)
             raise RecipeError(
                 f"{place}: expected one of {known}, or path/to/file.py:function, got {order!r}"
-                f"{nearest(str(order), get_args(Order), at_least=0.6)}"
+                f"{nearest(str(order), NAMES, at_least=0.6)}"
             )
     if len(orders) != portions:
         raise RecipeError(f"order: expected one, or {portions}, one a portion; got {len(orders)}")
 
 
-def load_orders(value: RecipeOrder | Sequence[RecipeOrder]) -> Any:
+def load_orders(
+    value: RecipeOrder | Sequence[RecipeOrder],
+) -> FreezeOrder | tuple[FreezeOrder, ...]:
     """Return a recipe's ``order`` as ``Incremental`` takes it, with functions imported.
 
     Raises:
         RecipeError: a function cannot be imported.
 
     """
-    if isinstance(value, OrderFunction):
-        return value.load()
-    if isinstance(value, str):
-        return value
-    return tuple(load_orders(one) for one in value)
+    if isinstance(value, str | OrderFunction):
+        return _load_order(value)
+    return tuple(_load_order(one) for one in value)
+
+
+def _load_order(order: RecipeOrder) -> FreezeOrder:
+    return order.load() if isinstance(order, OrderFunction) else order

@@ -33,7 +33,6 @@ from octavo.runs.stages import Job
 from octavo.runs.steps import control_score, prune, warm_up
 from octavo.runs.task import Task, load_task, model_of
 from octavo.storage.coding import grouped as coding
-from octavo.storage.float_tensors import with_float16, with_folded_norms
 from octavo.storage.packed import Packed
 
 __all__ = ["environment", "exported_scores", "publish", "run"]
@@ -68,12 +67,7 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
     """
     started = time.monotonic()
     check_folder(folder, recipe)
-    check_forms(recipe.export)
-    load_orders(recipe.order)
-    task = load_task(recipe.task, recipe.options)
-    model, float_model = _two_models(task, recipe.task)
-    job = Job(recipe, task, folder, digest_of(float_model), progress)
-    _check_fit(job, model)
+    job, model, float_model = _load(recipe, folder, progress)
     complete = finished(folder, recipe, job.digest)
     if complete is not None:
         job.note(f"{folder} is complete: nothing to do")
@@ -85,7 +79,7 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
     retrained = _retrain_in_full_precision(job, model)
     plan, search_figures = _plan(job, model)
     quantization = _quantize(job, model, plan, retrained)
-    packed = _with_small_floats(quantization.packed, model, recipe)
+    packed = quantization.packed.with_floats(recipe.floats, model)
     packed.save(folder / PACKED)
     score = _reloaded_score(job)
     exports = _exports(job, packed)
@@ -170,8 +164,25 @@ def _processor() -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.machine()
 
 
+def _load(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Job, nn.Module, nn.Module]:
+    """Load all that the recipe names, and make sure that it fits before anything is computed.
+
+    Returns:
+        The job, the network to quantize, and a second copy of it to compare with.
+
+    """
+    check_forms(recipe.export)
+    load_orders(recipe.order)
+    task = load_task(recipe.task, recipe.options)
+    model, float_model = _two_models(task, recipe.task)
+    if recipe.bits is not None:
+        planned_layers(model, matching_plan(model, recipe.bits))
+    job = Job(recipe, task, folder, digest_of(float_model), progress)
+    return job, model, float_model
+
+
 def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
-    """Return two copies of the task's network: one to quantize, one to compare with."""
+    """Return two copies of the task's network."""
     model = model_of(task, name)
     copy = model_of(task, name)
     if copy is model:  # it would be its own teacher and its own control
@@ -180,12 +191,6 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
             "got one twice"
         )
     return model, copy
-
-
-def _check_fit(job: Job, model: nn.Module) -> None:
-    """Raise PlanError unless the recipe's widths fit the network."""
-    if job.recipe.bits is not None:
-        planned_layers(model, matching_plan(model, job.recipe.bits))
 
 
 def _float_score(job: Job, model: nn.Module) -> float:
@@ -222,15 +227,6 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
     quantization = quantize_by_ptq(job, model, plan)
     write_json(file, recorded)
     return quantization
-
-
-def _with_small_floats(packed: Packed, model: nn.Module, recipe: Recipe) -> Packed:
-    """Return ``packed`` with its other tensors in the form that the recipe says."""
-    if recipe.floats == "float32":
-        return packed
-    if recipe.floats == "folded":
-        packed = with_folded_norms(packed, model)
-    return with_float16(packed)
 
 
 def _reloaded_score(job: Job) -> float:

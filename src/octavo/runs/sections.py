@@ -8,8 +8,8 @@ from pydantic import Field, PlainSerializer, PlainValidator, SkipValidation
 
 from octavo.activations.quantization import ScaleFit, check_fit
 from octavo.dnq.searching import Method
-from octavo.formats.width import Width, read_width, write_width
 from octavo.errors import PlanError
+from octavo.formats.width import Width, read_width, write_width
 from octavo.plan import Budget
 from octavo.pruning.surgery import check_sparsity
 from octavo.ptq.settings import PtqOrder, PtqSettings

@@ -92,8 +92,8 @@ def control_score(job: Job) -> float:
     if not done.exists():
         model = job.new_model()
         stages = _train_control(model, folder, job)
-        score = float(job.task.score(model))
-        write_json(done, settings | {"score": score, "stages": stages})
+        content = settings | {"score": float(job.task.score(model)), "stages": stages}
+        write_json(done, content)
     score = read_json(done).get("score")
     if not isinstance(score, float):
         raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
@@ -112,12 +112,11 @@ def _train_control(model: nn.Module, folder: Path, job: Job) -> list[Json]:
             first=SURGERY,
             learning_rate=recipe.prune.learning_rate,
         )
-        entries += train(
-            Step("unpruned", folder / "unpruned.pt", model, model, pruning), job
-        ).stages
+        step = Step("unpruned", folder / "unpruned.pt", model, model, pruning)
+        entries += train(step, job).stages
     freezing = stage_plans(recipe, recipe.schedule, first=INQ)
-    entries += train(Step("control", folder / "control.pt", model, model, freezing), job).stages
-    return entries
+    step = Step("control", folder / "control.pt", model, model, freezing)
+    return entries + train(step, job).stages
 
 
 def _float_settings(job: Job) -> Json:

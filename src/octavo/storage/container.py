@@ -50,7 +50,7 @@ VERSION = 3  # the newest; a file that needs nothing of it is written as version
 # Compressed floats are stored if they take less than this share of the raw ones. Floats that shrink
 # less, as float32 does, are not worth a version that fewer readers know.
 PAYS = 0.9
-# A manifest may expand to SMALL_MANIFEST bytes, and RATIO times its size more. (130 times was seen.)
+# A manifest may expand to SMALL_MANIFEST bytes, and RATIO times its size more. Seen: 130 times.
 SMALL_MANIFEST = 1 << 16
 RATIO = 1 << 10
 
@@ -240,12 +240,12 @@ def _read_layer(row: LayerRow, codes: Tensor, exponents: "_Stream") -> Quantized
 def _code_stream(width: Width, rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> "_Stream":
     """Return the codes of all layers of one width."""
     name = f"codes.{width}"
+    data = _blob(blobs, name)
     count = sum(row.code_count for row in rows if row.width == width)
     try:
-        codes = coding.decode_codes(_blob(blobs, name), count, width)
+        codes = coding.decode_codes(data, count, width)
     except FormatError as error:
-        prefix = "" if name not in blobs else f"{name}: "
-        raise FormatError(f"{prefix}{error}") from error
+        raise FormatError(f"{name}: {error}") from error
     return _Stream(name, codes)
 
 
@@ -274,10 +274,14 @@ def _read_floats(
 
 
 def _read_activations(rows: Sequence[ActivationRow], floats: Floats) -> Activations:
-    values = {name: float(value) for names, value in floats if not value.dim() for name in names}
+    """Return how the inputs of modules are quantized, after a check of their scales."""
+    scalars = {name: float(value) for names, value in floats if not value.dim() for name in names}
     for row in rows:
-        if not 0 < (step := values[scale_key(row.name)]) < math.inf:
-            raise FormatError(f"{row.name}: expected a positive step for its inputs, got {step:g}")
+        scale = scalars[scale_key(row.name)]
+        if not 0 < scale < math.inf:
+            raise FormatError(
+                f"{row.name}: expected a positive scale for its inputs, got {scale:g}"
+            )
     return {row.name: InputFormat(row.bits, row.signed, row.power_of_two) for row in rows}
 
 

@@ -1,11 +1,13 @@
-"""Packed: a quantized network as data, saved and loaded exactly (the file itself:
-octavo.storage.container).
+"""Packed: a quantized network as data, which is saved and loaded exactly.
+
+The file itself is the business of ``octavo.storage.container``.
 """
 
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,42 +23,60 @@ from octavo.activations.quantizer import (
 from octavo.errors import FormatError, PlanError
 from octavo.plan import Plan
 from octavo.storage import container
+from octavo.storage.container import Floats
+from octavo.storage.float_tensors import folded_norms, rounded_to_float16
 from octavo.storage.manifest import DTYPES
 from octavo.storage.quantized import Quantized
 
-__all__ = ["Packed", "check_state", "pack", "verify"]
+__all__ = ["FloatForm", "Packed", "check_state", "pack", "verify"]
+
+FloatForm = Literal["float32", "float16", "folded"]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Packed:
     """A quantized network as data: codes and exponents of the quantized layers, everything else as
     it was.
+
+    It does not change: the mappings are read-only. All figures are measured on the file that
+    ``save`` would write at that moment, so that what is reported and what is written agree.
 
     Args:
         layers: layer name to quantized tensor.
         floats: (names that share the tensor, tensor) for every other entry of the model's state
             dict.
-        activations: how the inputs of modules are quantized, by the modules' names: see
+        activations: the format of quantized inputs, by module name: see
             ``octavo.activations.quantization``.
 
     """
 
-    def __init__(
-        self,
-        layers: Mapping[str, Quantized],
-        floats: list[tuple[tuple[str, ...], Tensor]],
-        activations: Mapping[str, InputFormat] | None = None,
-    ) -> None:
-        self.layers = dict(layers)
-        self.floats = floats
-        self.activations = dict(activations or {})
+    layers: Mapping[str, Quantized]
+    floats: Floats
+    activations: Mapping[str, InputFormat] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+        object.__setattr__(self, "floats", tuple(self.floats))
+        object.__setattr__(self, "activations", MappingProxyType(dict(self.activations)))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a read-only mapping cannot be copied or pickled
+        return type(self), (dict(self.layers), self.floats, dict(self.activations))
+
+    def __repr__(self) -> str:
+        weights = sum(layer.codes.numel() for layer in self.layers.values())
+        size = f"{self.file_bytes:,} bytes, {self.ratio:.2f} times smaller"
+        if not weights:
+            return f"Packed(no quantized layer, {size})"
+        count = f"{len(self.layers)} layer{'s' if len(self.layers) > 1 else ''}"
+        bits = f"{self.nominal_bits:.2f} bits a weight, {self.stored_bits:.2f} stored"
+        return f"Packed({count}, {weights:,} weights, {bits}, {size})"
 
     @property
     def plan(self) -> Plan:
-        """The bits of each quantized layer."""
+        """The width of each quantized layer."""
         weights = {name: layer.codes.numel() for name, layer in self.layers.items()}
-        return Plan(
-            {name: layer.codebook.width for name, layer in self.layers.items()}, weights=weights
-        )
+        widths = {name: layer.codebook.width for name, layer in self.layers.items()}
+        return Plan(widths, weights=weights)
 
     @property
     def nominal_bits(self) -> float:
@@ -66,11 +86,9 @@ class Packed:
     @property
     def stored_bits(self) -> float:
         """Bits that codes and exponents take in the file, per quantized weight."""
-        stored = sum(
-            len(blob)
-            for name, blob in self._contents[0].items()
-            if name == "exponents" or name.startswith("codes.")
-        )
+        blobs, _ = _encoded(self)
+        codes = sum(len(blob) for name, blob in blobs.items() if name.startswith("codes."))
+        stored = codes + len(blobs["exponents"])
         return 8 * stored / sum(layer.codes.numel() for layer in self.layers.values())
 
     @property
@@ -79,21 +97,21 @@ class Packed:
         weights = sum(4 * layer.codes.numel() for layer in self.layers.values())
         return weights + sum(value.numel() * value.element_size() for _, value in self.floats)
 
-    @cached_property
+    @property
     def file_bytes(self) -> int:
         """Bytes of the file that ``save`` writes."""
-        return len(container.to_file(*self._contents))
+        return len(_file(self))
 
     @property
     def ratio(self) -> float:
-        """How many times smaller the file is than the network's float32 tensors."""
+        """The network's bytes in float32, divided by the bytes of the file."""
         return self.float_bytes / self.file_bytes
 
     def apply(self, model: nn.Module) -> None:
         """Write the network into ``model``: afterwards every weight equals what was saved, bit for
         bit.
 
-        Where inputs were quantized they are again: a plain model gets the quantizers.
+        Where inputs were quantized, they are again: a plain model gets the quantizers.
 
         Raises:
             PlanError: a tensor is missing, unexpected, of another shape, or of a type that cannot
@@ -102,41 +120,51 @@ class Packed:
         """
         values = {name: layer.weight() for layer in self.layers.values() for name in layer.names}
         values |= {name: value for names, value in self.floats for name in names}
-        state = model.state_dict()
-        held: dict[tuple[Any, ...], Tensor] = {}
-        to_come = _steps(self, model) - set(state)
-        for name in {**values, **state}:
-            if name in to_come:
-                continue
-            if name not in state or name not in values:
-                side = "the model" if name in values else "the packed network"
-                raise PlanError(
-                    f"{name}: missing in {side}; expected the architecture that was packed"
-                )
-            _check_fits(name, values[name], state[name])
-            place = (
-                (state[name].data_ptr(), *state[name].stride()) if state[name].numel() else (name,)
-            )
-            if not _same(held.setdefault(place, values[name]), values[name]):
-                raise PlanError(
-                    f"{name}: the model shares this tensor with another that was packed with other values"
-                )
+        _check_all_fit(values, model, _scale_names(self, model))
         install_quantizers(model, self.activations)
         state = model.state_dict()
         with torch.no_grad():
             for name, value in values.items():
                 state[name].copy_(value)
 
+    def with_floats(self, form: FloatForm, model: nn.Module | None = None) -> Self:
+        """Return the same network with its other tensors, biases and norms, in fewer bytes.
+
+        Args:
+            form: ``"float16"`` rounds float32 tensors where that is off by no more than a
+                thousandth of their largest number. ``"folded"`` also folds the running statistics
+                of batch norms into their scales and shifts: in evaluation mode the network is the
+                same but for rounding. ``"float32"`` changes nothing.
+            model: a model of the network's architecture; ``"folded"`` needs it.
+
+        Raises:
+            PlanError: an unknown form, or ``"folded"`` without a model.
+
+        """
+        if form == "float32":
+            return self
+        if form == "float16":
+            return replace(self, floats=rounded_to_float16(self.floats))
+        if form != "folded":
+            raise PlanError(f'floats: expected "float32", "float16" or "folded", got {form!r}')
+        if model is None:
+            raise PlanError(
+                "floats: expected a model of the network's architecture, which tells where its "
+                'batch norms are, got none: call with_floats("folded", model)'
+            )
+        folded = folded_norms(self.floats, model)
+        return replace(self, floats=rounded_to_float16(folded))
+
     def save(self, path: str | Path) -> None:
         """Write the file, atomically: under ``path`` there is the whole file or what was there
         before.
         """
-        content = container.to_file(*self._contents)
+        content = _file(self)
         write_atomically(path, lambda file: file.write(content))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a file that ``save`` wrote, checking all of it.
+        """Read a file that ``save`` wrote, and check all of it.
 
         Raises:
             FormatError: not octavo's, from a newer version, or damaged; the message names the
@@ -146,35 +174,64 @@ class Packed:
         try:
             return cls(*container.unpack(Path(path).read_bytes()))
         except (OSError, FormatError) as error:
-            raise FormatError(
-                f"{path}: {error.strerror if isinstance(error, OSError) else error}"
-            ) from error
-
-    @cached_property
-    def _contents(self) -> tuple[dict[str, bytes], int]:
-        return container.pack(self.layers, self.floats, self.activations)
+            cause = error.strerror if isinstance(error, OSError) else error
+            raise FormatError(f"{path}: {cause}") from error
 
 
-def _steps(packed: Packed, model: nn.Module) -> set[str]:
-    """The names of the steps of inputs, which a model need not have."""
+def _encoded(packed: Packed) -> tuple[dict[str, bytes], int]:
+    """Return the byte strings of the file, and its version. Nothing keeps them: a tensor may be
+    changed in place until the next call.
+    """
+    return container.pack(packed.layers, packed.floats, packed.activations)
+
+
+def _file(packed: Packed) -> bytes:
+    return container.to_file(*_encoded(packed))
+
+
+def _scale_names(packed: Packed, model: nn.Module) -> set[str]:
+    """Return the names of the scales of quantized inputs, which a plain model does not have."""
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     for name in packed.activations:
         if name not in modules:
             raise PlanError(
                 f"{name}: missing in the model; expected the architecture that was packed"
             )
-    own = set(map(scale_key, packed.activations))
-    return {name for names, _ in packed.floats if own & set(names) for name in names}
+    scales = set(map(scale_key, packed.activations))
+    return {name for names, _ in packed.floats if scales & set(names) for name in names}
+
+
+def _check_all_fit(values: Mapping[str, Tensor], model: nn.Module, optional: set[str]) -> None:
+    """Raise PlanError unless the model has a place for each value, and a value for each place."""
+    state = model.state_dict()
+    first: dict[tuple[Any, ...], Tensor] = {}  # by place in memory, the first value it gets
+    for name in {**values, **state}:
+        if name in optional and name not in state:
+            continue
+        if name not in state or name not in values:
+            side = "the model" if name in values else "the packed network"
+            raise PlanError(f"{name}: missing in {side}; expected the architecture that was packed")
+        target = state[name]
+        _check_fits(name, values[name], target)
+        place = (target.data_ptr(), *target.stride()) if target.numel() else (name,)
+        if not _same(first.setdefault(place, values[name]), values[name]):
+            raise PlanError(
+                f"{name}: the model shares this tensor with another that was packed with other "
+                "values"
+            )
 
 
 def _check_fits(name: str, value: Tensor, target: Tensor) -> None:
+    """Raise PlanError unless the model's tensor can hold the value exactly."""
     if target.shape != value.shape:
         raise PlanError(
-            f"{name}: expected shape {tuple(value.shape)} as packed, got {tuple(target.shape)} in the model"
+            f"{name}: expected shape {tuple(value.shape)} as packed, "
+            f"got {tuple(target.shape)} in the model"
         )
     if target.is_meta:
         raise PlanError(
-            f"{name}: expected a model with memory, got one on the meta device: call to_empty() first"
+            f"{name}: expected a model with memory, got one on the meta device: "
+            "call to_empty() first"
         )
     if not _same(value.to(target.dtype).to(value.dtype), value):
         raise PlanError(
@@ -183,7 +240,7 @@ def _check_fits(name: str, value: Tensor, target: Tensor) -> None:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal, NaN to NaN."""
+    """Tell whether two tensors are equal; NaN equals NaN."""
     return a is b or (a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all()))
 
 
@@ -198,16 +255,13 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
     check_state(model)
     store_effective_scales(model)
     quantized = {name for layer in layers.values() for name in layer.names}
-    shared: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}
+    shared: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}  # by place in memory
     for name, value in model.state_dict().items():
         if name in quantized:
             continue
-        key = (
-            (value.data_ptr(), value.dtype, value.shape, value.stride())
-            if value.numel()
-            else (name,)
-        )
-        shared.setdefault(key, ([], value))[0].append(name)
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        names, _ = shared.setdefault(place if value.numel() else (name,), ([], value))
+        names.append(name)
     floats = [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()]
     return Packed(layers, floats, input_formats(model))
 
@@ -223,7 +277,7 @@ def check_state(model: nn.Module) -> None:
 
 
 def verify(path: str | Path) -> None:
-    """Check a packed file: all of it is read and every checksum compared.
+    """Check a packed file: read all of it, and compare every checksum.
 
     Raises:
         FormatError: as ``Packed.load``.

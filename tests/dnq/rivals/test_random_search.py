@@ -1,6 +1,7 @@
 """The random rival: every choice comes up, and the losses that it projects by fall."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ class Flat:
     def full_outputs(self) -> tuple[Part, ...]:
         return ()
 
-    def measure(self, choices: list[Partial], *, keep_outputs: bool = False) -> list[Measurement]:
+    def measure(
+        self, choices: Sequence[Partial], *, keep_outputs: bool = False
+    ) -> list[Measurement]:
         return [Measurement(0.0) for _ in choices]
 
     def stored_bits(self, choice: Choice) -> float:

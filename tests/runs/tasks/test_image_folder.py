@@ -18,6 +18,7 @@ from octavo import cli
 from octavo.errors import FormatError, RecipeError
 from octavo.report.display import Display
 from octavo.runs.recipe import load_recipe
+from octavo.runs.recipes import RECIPES
 from octavo.runs.run import run
 from octavo.runs.task import load_task
 from octavo.runs.tasks.image_folder import ImageFolder
@@ -276,7 +277,7 @@ OVERRIDES = (
 def test_a_recipe_of_the_paper_from_start_to_end(data: Path) -> None:
     """The paper's portions and settings by labels, on a network that learns these colours as it is
     quantized."""
-    path = cli.RECIPES / "inq-paper" / "resnet18-4bit.yaml"
+    path = RECIPES / "inq-paper" / "resnet18-4bit.yaml"
     recipe = load_recipe(path, OVERRIDES)
     with Display(Console(quiet=True)) as display:
         result, again = (run(recipe, data / name / "run", display) for name in ("one", "two"))

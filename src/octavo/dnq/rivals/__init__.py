@@ -1,1 +1,1 @@
-"""Other ways to choose bits, behind the same count of trials."""
+"""The rivals of the policy: other ways to choose bits, behind the same count of evaluations."""

@@ -187,7 +187,7 @@ def _ungroup(packed: Symbols, count: int, levels: int) -> tuple[Symbols, Symbols
 
 
 def _to_frame(streams: list[Symbols]) -> bytes:
-    """Return one zstandard frame. Each stream is flushed, so that it has Huffman tables of its own."""
+    """Return one zstandard frame. A flush gives each stream Huffman tables of its own."""
     frame = zstandard.ZstdCompressor(compression_params=HUFFMAN).compressobj(
         size=sum(map(len, streams))
     )

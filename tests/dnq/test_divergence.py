@@ -1,0 +1,62 @@
+"""The default objective against sums by hand; what it is for every form of output is tested with
+the environment."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from octavo.dnq.divergence import Divergence, first_rows, outputs_of
+from octavo.errors import PlanError
+
+
+class Twice(nn.Module):
+    """Returns logits and a value; they are scaled by one parameter."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.scale * x, "value": self.scale * x[:, 0]}
+
+
+BATCHES = [torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.tensor([[2.0, 2.0]])]
+
+
+def kl(row: list[float], other: list[float]) -> float:
+    p = torch.tensor(row).double().softmax(0)
+    q = torch.tensor(other).double().softmax(0)
+    return float((p * (p / q).log()).sum())
+
+
+@torch.no_grad()
+def test_parts_are_summed_each_in_its_own_unit_over_all_batches() -> None:
+    divergence = Divergence(Twice(), BATCHES)
+    rows = [[1.0, 2.0], [0.0, 3.0], [2.0, 2.0]]
+    expected = -sum(kl(row, [2 * value for value in row]) for row in rows) / 3
+    expected -= sum(row[0] ** 2 for row in rows) / sum(row[0] ** 2 for row in rows)
+    found = divergence.objective(outputs_of(Twice(2.0), BATCHES))
+    assert math.isclose(found, expected, rel_tol=1e-6)
+    assert divergence.objective(outputs_of(Twice(), BATCHES)) == 0.0
+    assert divergence.width == 3
+
+
+@torch.no_grad()
+def test_the_first_rows_go_over_batches() -> None:
+    divergence = Divergence(Twice(), BATCHES)
+    logits, value = divergence.first_parts(3)
+    assert (logits.name, logits.classes, value.name, value.classes) == (
+        "logits", True, "value", False
+    )  # fmt: skip
+    assert value.rows.tolist() == [[1.0], [0.0], [2.0]]
+    assert [len(rows) for rows in first_rows(outputs_of(Twice(), BATCHES), 2)] == [2, 2]
+
+
+@torch.no_grad()
+def test_outputs_of_another_form_are_refused() -> None:
+    divergence = Divergence(Twice(), BATCHES)
+    fewer = outputs_of(Twice(), [BATCHES[0], BATCHES[0]])
+    with pytest.raises(PlanError, match="expected outputs of the same form whatever the weights"):
+        divergence.objective(fewer)

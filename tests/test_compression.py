@@ -21,7 +21,7 @@ from octavo import (
     search,
 )
 
-TENSOR: Any = "layer"
+TENSOR: Any = "tensor"
 BUDGET = Budget(average_bits=3.2)
 
 
@@ -158,8 +158,8 @@ def test_every_option_is_in_a_test() -> None:
 @pytest.mark.parametrize("name", sorted(INQ - PTQ - SEARCH))
 def test_an_option_of_retraining_needs_retraining(name: str) -> None:
     said = rf"^{name}: has no effect without retrain, it is an option of Incremental; leave it out$"
+    options: dict[str, Any] = {name: (0.5, 1.0)}
     with pytest.raises(PlanError, match=said):
-        options: dict[str, Any] = {name: (0.5, 1.0)}
         compress(net(), iter(()), budget=BUDGET, **options)
 
 

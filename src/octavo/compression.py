@@ -14,7 +14,7 @@ from octavo.errors import PlanError
 from octavo.formats.codebook import Fit, Per
 from octavo.formats.width import WidthLike
 from octavo.inq.incremental import Incremental
-from octavo.inq.partition import Order
+from octavo.inq.partition import FreezeOrder
 from octavo.network.calling import Inputs, batches_of
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress
@@ -51,7 +51,7 @@ def compress(
     workers: int | None = None,
     pins: Mapping[str, WidthLike] | None = None,
     activations: Sequence[int] | None = None,
-    order: PtqOrder | Order | Sequence[Order] | None = None,
+    order: PtqOrder | FreezeOrder | Sequence[FreezeOrder] | None = None,
     fit: Fit | None = None,
     per: Per | None = None,
     damp: float | None = None,

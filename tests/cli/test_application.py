@@ -155,7 +155,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["quantize", "tiny.py:Tiny", "-o", "x", "--set", "order=size"],
-            "quantize: order: Input should be 'magnitude', ",
+            "quantize: order: expected one of magnitude, ",
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x"],

@@ -129,8 +129,17 @@ def test_activations_are_quantized_packed_and_evaluated(octavo: Callable[..., An
         octavo("evaluate", "net.safetensors", "-t", "tiny.py:Tiny", "--json").out
     )
     assert (evaluated["score"], evaluated["activation_bits"]) == (result["score"], "4")
-    assert "activations, bits" in octavo(*words).out
+    assert "bits of activations" in octavo(*words).out
     assert "activation bits  4\n" in octavo("verify", "net.safetensors").out
+
+
+def test_the_old_word_for_ptq_is_read_with_a_warning(octavo: Callable[..., Any]) -> None:
+    new = octavo("quantize", "tiny.py:Tiny", "--method", "ptq", "-o", "new.safetensors")
+    assert (new.status, new.err) == (0, "")
+    old = octavo("quantize", "tiny.py:Tiny", "--method", "oneshot", "-o", "old.safetensors")
+    assert old.status == 0
+    assert "oneshot is deprecated and goes in the next version" in old.err
+    assert Path("old.safetensors").read_bytes() == Path("new.safetensors").read_bytes()
 
 
 def test_quantize_again_with_other_settings_is_another_run(octavo: Callable[..., Any]) -> None:
@@ -199,23 +208,23 @@ def test_the_demo_from_a_fresh_folder_to_its_table(octavo: Callable[..., Any]) -
     ]
     table = {name: values for name, *values in rows}
     assert list(table) == [
-        "score",
-        "nominal bits, a weight",
-        "zero weights",
-        "stored bits, a weight",
+        "metric",
+        "nominal bits per weight",
+        "weights that are zero",
+        "stored bits per weight",
         "bytes",
         "times smaller",
         "time",
     ]
-    before, control, after = map(float, table["score"])
+    before, control, after = map(float, table["metric"])
     assert min(before, control, after) > 95
     assert before - after < 3
-    assert 2 < float(table["nominal bits, a weight"][-1]) <= 3
+    assert 2 < float(table["nominal bits per weight"][-1]) <= 3
     assert re.search(
         r"search: \S+, the uniform plan \S+; bits: conv1 \d, conv2 \d, conv3 \d, linear \d\n",
         done.stdout,
     )
-    assert float(table["stored bits, a weight"][-1]) < 2.4
+    assert float(table["stored bits per weight"][-1]) < 2.4
     assert table["bytes"][-1] == f"{Path('runs/demo/packed.safetensors').stat().st_size:,}"
     assert float(table["times smaller"][-1]) > 10
     assert done.stdout.index("│ time") < done.stdout.index(
@@ -223,4 +232,4 @@ def test_the_demo_from_a_fresh_folder_to_its_table(octavo: Callable[..., Any]) -
     )
     assert octavo("verify", "runs/demo/packed.safetensors").status == 0
     evaluated = octavo("evaluate", "runs/demo/packed.safetensors", "--task", "digits", "--json")
-    assert f"{json.loads(evaluated.out)['score']:.2f}" == table["score"][-1]
+    assert f"{json.loads(evaluated.out)['score']:.2f}" == table["metric"][-1]

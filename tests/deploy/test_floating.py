@@ -1,5 +1,6 @@
 """Forms that are exact: sums of two powers; a file that computes something else is not written."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,24 +14,25 @@ from octavo.storage.packed import pack
 from octavo.storage.quantized import Quantized
 
 
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 4)
+    ).eval()
+
+
 @pytest.mark.parametrize("form", ["lut", "fp8", "int8"])
-def test_sums_of_two_powers_of_two(form: str, tmp_path: Path) -> None:
-    network, layers = (
-        nn.Sequential(
-            nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 4)
-        ).eval(),
-        {},
-    )
+def test_sums_of_two_powers_of_two(
+    form: str, network: nn.Module, share_trace: Callable[[str], object], tmp_path: Path
+) -> None:
+    share_trace("sums of two powers")
+    layers = {}
     for layer, bits in zip(find_layers(network)[0], (5, 6, 8 if form == "lut" else 5), strict=True):
-        book = additive_powers(layer.weight, bits, per="channel" if bits == 6 else "layer")
+        book = additive_powers(layer.weight, bits, per="channel" if bits == 6 else "tensor")
         layers[layer.name] = Quantized.of(layer, book, book.encode(layer.weight))
-    made = export_checked(
-        network,
-        pack(network, layers),
-        tmp_path / "net.onnx",
-        form=form,
-        example=torch.randn(64, 40),
-    )
+    packed = pack(network, layers)
+    x = torch.randn(64, 40)
+    made = export_checked(network, packed, tmp_path / "net.onnx", form=form, example=x)
     assert made.difference is not None
     assert made.difference < (1e-5 if form != "int8" else 0.03)
     assert made.inexact == ()

@@ -12,7 +12,7 @@ __all__ = ["exported"]
 # Limits on the differences between outputs, in units of the largest output.
 LARGEST = 1e-4  # sums in another order come to less
 # Where the network rounds activations, a value beside a tie may fall to either side, so that single
-# outputs differ by a whole step: the mean is checked instead.
+# outputs differ by a whole level: the mean is checked instead.
 MEAN = 0.05
 
 

@@ -114,7 +114,9 @@ def _inputs_as_nodes(model: nn.Module) -> Iterator[None]:
     """
     quantizers = list(input_quantizers(model).values())
     for quantizer in quantizers:
-        quantizer.forward = partial(_rounded, quantizer.format, float(quantizer.effective_scale()))  # type: ignore[method-assign]
+        scale = float(quantizer.effective_scale())
+        rounded = partial(_rounded, quantizer.format, scale)
+        quantizer.forward = rounded  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -122,14 +124,14 @@ def _inputs_as_nodes(model: nn.Module) -> Iterator[None]:
             del quantizer.forward
 
 
-def _rounded(form: InputFormat, step: float, inputs: Tensor) -> Tensor:
+def _rounded(form: InputFormat, scale: float, inputs: Tensor) -> Tensor:
     """Compute what the quantizer does by nodes of uint8; fewer than 8 bits are clipped before."""
     if form.bits < 8:
-        inputs = inputs.clamp(form.lowest * step, form.highest * step)
-    around = [torch.tensor(step), torch.tensor(-form.lowest, dtype=torch.uint8)]
+        inputs = inputs.clamp(form.lowest * scale, form.highest * scale)
+    constants = (torch.tensor(scale), torch.tensor(-form.lowest, dtype=torch.uint8))
     symbolic = partial(torch.onnx.ops.symbolic, shape=inputs.shape)
-    codes = symbolic("QuantizeLinear", (inputs, *around), dtype=torch.uint8)
-    return symbolic("DequantizeLinear", (codes, *around), dtype=torch.float32)
+    codes = symbolic("QuantizeLinear", (inputs, *constants), dtype=torch.uint8)
+    return symbolic("DequantizeLinear", (codes, *constants), dtype=torch.float32)
 
 
 def _program(

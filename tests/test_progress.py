@@ -16,17 +16,8 @@ def test_an_event_is_a_value() -> None:
 
 def test_only_the_phase_must_be_given() -> None:
     event = Event("note", message="nothing is pruned")
-<<<<<<< HEAD
-    assert (event.done, event.total, event.message, event.detail) == (
-        0,
-        0,
-        "nothing is pruned",
-        None,
-    )
-=======
     assert (event.done, event.total, event.detail) == (0, 0, None)
     assert event.message == "nothing is pruned"
->>>>>>> h1
 
 
 def test_silence_takes_any_event() -> None:

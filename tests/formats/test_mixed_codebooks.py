@@ -17,22 +17,17 @@ from octavo.dnq.searching import SearchResult, search
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
-<<<<<<< HEAD
-from octavo.formats.width import Apot
-from octavo.formats.zeros import pruned
-=======
 from octavo.formats.width import Apot, Width, WidthLike
 from octavo.formats.zeros import pruned_mask
->>>>>>> h1
 from octavo.inq.incremental import Incremental
-from octavo.inq.parametrization import hold
+from octavo.inq.parametrization import attach_frozen_weights
 from octavo.network.layers import find_layers
 from octavo.plan import Budget, Plan, matching_plan, planned_layers
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.settings import PtqSettings
-from octavo.runs.recipe import Search, load_recipe, make_recipe
+from octavo.runs.recipe import load_recipe, make_recipe
 from octavo.runs.run import run
-from octavo.runs.stages import Observer
+from octavo.runs.sections import Search
 from octavo.storage.packed import Packed
 
 MIXED: dict[str, WidthLike] = {"conv": Apot(6), "up": 3, "fc": Apot(8)}
@@ -87,7 +82,7 @@ def test_every_code_is_held_at_its_level(bits: int) -> None:
     module = nn.Linear(count, 2, bias=False)
     codes = torch.arange(count, dtype=torch.uint8).repeat(2, 1)
     codebook = AdditivePowers(bits, torch.tensor([0, 5]))
-    held = hold(find_layers(module)[0][0], codebook)
+    held = attach_frozen_weights(find_layers(module)[0][0], codebook)
     before = module.weight.detach().clone()
     mask = torch.arange(count).repeat(2, 1) % 3 > 0
     held.freeze(codes, mask)
@@ -103,7 +98,7 @@ def test_the_reach_of_free_weights_closes_on_the_cells_of_the_levels() -> None:
     module = nn.Linear(64, 1, bias=False)
     with torch.no_grad():
         module.weight.fill_(1000.0)
-    held = hold(find_layers(module)[0][0], AdditivePowers(5, torch.tensor(0)))
+    held = attach_frozen_weights(find_layers(module)[0][0], AdditivePowers(5, torch.tensor(0)))
     mask = torch.arange(64).unsqueeze(0) < 63
     held.freeze(torch.full_like(held.marks, 15), mask)
     assert (
@@ -142,7 +137,7 @@ def test_frozen_weights_hold_under_any_optimizer_and_end_in_the_file(
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"straight_through": 0.5}, {"inputs": [images()]}, {"per": "layer", "fit": "max"}],
+    [{}, {"straight_through": 0.5}, {"inputs": [images()]}, {"per": "tensor", "fit": "max"}],
 )
 def test_a_resumed_run_ends_the_same(options: dict[str, Any], tmp_path: Path) -> None:
     def go_on(incremental: Incremental, save: bool) -> Packed:
@@ -275,13 +270,6 @@ def test_a_recipe_with_a_width_that_is_none(content: dict[str, Any], place: str)
         make_recipe({"task": "digits", **content}, "r")
 
 
-class Quiet:
-    """An observer that does nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
 TASK = """
 import torch
 from test_mixed_codebooks import images, net
@@ -308,10 +296,9 @@ def test_a_run_searches_over_both_grids_and_can_be_continued(
         "method": "greedy",
     }
     recipe = make_recipe(
-        {"task": f"{tmp_path}/task.py:Task", "search": found, "method": "oneshot"}, "r"
+        {"task": f"{tmp_path}/task.py:Task", "search": found, "method": "ptq"}, "r"
     )
-    observer: Observer = Quiet()
-    result = run(recipe, tmp_path / "run", observer)
+    result = run(recipe, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(
         json.dumps(result)
     )
@@ -322,7 +309,7 @@ def test_a_run_searches_over_both_grids_and_can_be_continued(
     assert [row["bits"] for row in result["layers"]] == [
         result["search"]["plan"][row["name"]] for row in result["layers"]
     ]
-    assert run(recipe, tmp_path / "run", observer) == json.loads(json.dumps(result))
+    assert run(recipe, tmp_path / "run") == json.loads(json.dumps(result))
 
 
 # The search.
@@ -406,9 +393,9 @@ def test_zeros_that_are_levels_of_either_grid_are_not_taken_for_pruned() -> None
     for name, layer in packed.layers.items():
         weight = layer.weight()
         weight.flatten()[0] = 0
-        assert not pruned(weight).any(), name
+        assert not pruned_mask(weight).any(), name
         weight.flatten()[1] = 11 / 8  # three powers of two at the least: a weight that was trained
-        assert torch.equal(pruned(weight), weight == 0), name
+        assert torch.equal(pruned_mask(weight), weight == 0), name
 
 
 def test_what_is_pruned_stays_zero_and_the_others_find_their_levels(tmp_path: Path) -> None:

@@ -507,14 +507,8 @@ def test_a_scalar_has_no_channels() -> None:
 
 @pytest.mark.parametrize("top", [torch.zeros(2, 2, dtype=torch.int32), torch.tensor(1.0)])
 def test_exponents_are_integers_for_the_tensor_or_its_channels(top: Tensor) -> None:
-<<<<<<< HEAD
-    with pytest.raises(
-        PlanError, match=r"^max_exponent: expected an integer scalar or vector, got"
-    ):
-=======
     expected = r"^max_exponent: expected an integer scalar or vector, got"
     with pytest.raises(PlanError, match=expected):
->>>>>>> h1
         PowerOfTwo(3, top)
 
 

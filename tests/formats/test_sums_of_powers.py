@@ -286,14 +286,8 @@ def test_powers_of_two_do_not_take_its_widths() -> None:
         lambda: power_of_two(torch.ones(2), Apot(6)),
         lambda: PowerOfTwo(Apot(6), torch.tensor(0)),
     ):
-<<<<<<< HEAD
-        with pytest.raises(
-            PlanError, match=r"expected an integer from 2 to 8, got Width\(6, 'apot'\)"
-        ):
-=======
         expected = r"expected an integer from 2 to 8, got Width\(6, 'apot'\)"
         with pytest.raises(PlanError, match=expected):
->>>>>>> h1
             make()
     with pytest.raises(PlanError, match=r"expected an integer from 5 to 8, got Width\(6\)"):
         additive_powers(torch.ones(2), Width(6))

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, and whether that is the run that is asked for."""
+"""The folder of a run: its JSON files, and the check that it holds the run that is asked for."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,10 @@ Json: TypeAlias = dict[str, Any]
 
 
 def check_folder(folder: Path, recipe: Recipe) -> None:
-    """Make sure that the run that is in the folder, if any, is this recipe's.
+    """Make sure that the run in the folder, if any, is this recipe's.
 
-    How to retrain and where to publish may differ: that is how a run that diverged goes on with a
-    lower learning rate.
+    The settings of retraining and the place to publish may differ: so a run that diverged can go on
+    with a lower learning rate.
 
     Raises:
         RecipeError: it is not; the message names the first key that differs.
@@ -30,7 +30,8 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder}: expected a folder for the run, or nothing yet, got a file")
-    path, free = folder / "recipe.json", {"retraining", "publish", "control"}
+    path = folder / "recipe.json"
+    free = {"retraining", "publish", "control"}  # the keys that may differ
     if not path.exists():
         return
     there = recorded_recipe(read_json(path), str(path)).model_dump(mode="json")
@@ -43,11 +44,12 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
 
 
 def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
-    """The result of the folder's run if that has nothing left to do; ``digest`` is of the network
-    that the task gives now.
+    """Return the result of the folder's run, or None if it has something left to do.
+
+    ``digest`` identifies the weights that the task gives now.
 
     Raises:
-        RecipeError: it was retrained in another way, or began with other weights.
+        RecipeError: the run was retrained in another way, or began with other weights.
         FormatError: the result is damaged.
 
     """
@@ -55,7 +57,8 @@ def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
     if not path.exists():
         return None
     result = read_json(path)
-    was, now = recorded_recipe(result.get("recipe", {}), str(path)).retraining, recipe.retraining
+    was = recorded_recipe(result.get("recipe", {}), str(path)).retraining
+    now = recipe.retraining
     if was != now:
         raise RecipeError(
             f"{folder} holds a complete run with {was}, the recipe says {now}: "
@@ -70,10 +73,10 @@ def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
 
 
 def read_json(path: Path) -> Json:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        FormatError: there is none in it.
+        FormatError: the file holds no JSON object.
 
     """
     try:
@@ -91,7 +94,7 @@ def write_json(path: Path, content: Json) -> None:
 
 
 def digest_of(model: nn.Module) -> str:
-    """What tells a network's weights and buffers from all others: 12 hexadecimal digits.
+    """Return 12 hexadecimal digits that identify a network's weights and buffers.
 
     Raises:
         PlanError: an entry of its state dict is not a plain tensor.

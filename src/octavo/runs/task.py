@@ -1,6 +1,4 @@
-"""The one boundary with a user's model and data: what a task is, and how one is loaded by its
-name.
-"""
+"""The boundary with a user's model and data: the protocol of a task, and loading one by name."""
 
 import importlib
 import importlib.util
@@ -29,37 +27,41 @@ METHODS = ("model", "calibration", "train_batches", "loss", "score")
 
 
 class Task(Protocol):
-    """A network, its data and its measure of success: the only user code that octavo's commands
-    load.
+    """A task is a network, its data and its metric: the boundary between octavo and user code.
 
-    Inputs are a tensor, or a tuple or dict of arguments of the model (see
-    `octavo.network.calling.call`); a batch is a pair ``(inputs, targets)``.
+    Any class with these five methods is a task; it need not inherit from this one. The command line
+    and recipes name it as ``package.module:Class`` or ``path/to/file.py:Class``, and it is the only
+    user code that they load. The options of a recipe are the keyword arguments of the class.
+
+    Inputs are a tensor, or a tuple or dict of arguments of the model. A batch is a pair
+    ``(inputs, targets)``.
     """
 
     def model(self) -> nn.Module:
-        """The trained full-precision network: a new copy of the same one at every call."""
+        """Return the trained full-precision network: a new copy of the same one at every call."""
 
     def calibration(self) -> Iterable[Inputs]:
-        """Batches of unlabelled inputs, the same at every call."""
+        """Return batches of unlabelled inputs, the same at every call."""
 
     def train_batches(self) -> Iterable[Batch]:
-        """One epoch; asked for anew every epoch. Has a ``len()`` where that is known.
+        """Return one epoch of batches; it is called anew for every epoch.
 
-        Shuffling and augmentation draw from torch's global generator, so that a seeded run can be
-        repeated and resumed.
+        The epoch has a ``len()`` if that is known. Shuffling and augmentation draw from torch's
+        global generator, so that a seeded run can be repeated and resumed.
         """
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The supervised loss of one batch, a scalar to call ``backward()`` on."""
+        """Return the supervised loss of one batch, a scalar to call ``backward()`` on."""
 
     def score(self, model: nn.Module) -> float:
-        """How good the model is, higher is better; an accuracy in per cent. Leaves the model as it
-        was.
+        """Return the metric of the model, such as its accuracy in per cent; higher is better.
+
+        The model is left as it was.
         """
 
 
 def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """The task called ``name``, made with ``options`` as keyword arguments.
+    """Make the task called ``name``, with ``options`` as keyword arguments.
 
     Args:
         name: a ready-made task (``digits``, ``cifar10``, ``image_folder``),
@@ -69,7 +71,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
 
     Raises:
         RecipeError: there is no such task, or it does not take these options, or it lacks a method.
-        OctavoError: what the task itself raises, such as missing data.
+        OctavoError: an error that the task itself raises, such as missing data.
 
     """
     options = dict(options or {})
@@ -84,17 +86,18 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     missing = [method for method in METHODS if not callable(getattr(task, method, None))]
     if missing:
         raise RecipeError(
-            f"task {name!r}: expected the methods {', '.join(METHODS)}; {', '.join(missing)} missing"
+            f"task {name!r}: expected the methods {', '.join(METHODS)}; "
+            f"{', '.join(missing)} missing"
         )
     return cast("Task", task)
 
 
 def model_of(task: Task, name: str) -> nn.Module:
-    """A new copy of a task's network; ``name`` is what the task is called.
+    """Return a new copy of a task's network; ``name`` is the name of the task, for errors.
 
     Raises:
         RecipeError: the task failed to make it.
-        OctavoError: what the task itself raises, such as missing data.
+        OctavoError: an error that the task itself raises, such as missing data.
 
     """
     try:
@@ -106,13 +109,15 @@ def model_of(task: Task, name: str) -> nn.Module:
 
 
 def load_callable(place: str, attribute: str, what: str) -> Callable[..., object]:
-    """The class or function called ``attribute`` of a module, or of a file ``path/to/file.py``,
-    imported.
+    """Import a class or function of a module, or of a file ``path/to/file.py``.
 
-    ``what`` is what errors call it. Search paths are as for `load_task`.
+    Args:
+        place: the module or the file; search paths are as for `load_task`.
+        attribute: the name of the class or function.
+        what: the name of the thing in errors, such as ``task 'mine.py:Mine'``.
 
     Raises:
-        RecipeError: importing it failed, or there is no such thing in it.
+        RecipeError: importing failed, or there is no such class or function.
 
     """
     try:
@@ -131,13 +136,13 @@ def load_callable(place: str, attribute: str, what: str) -> Callable[..., object
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The part before the colon, which names a module or a file, and the name of the class."""
+    """Split a name into the module or file before the colon, and the class after it."""
     place, colon, attribute = BUILT_IN.get(name, name).rpartition(":")
     if colon and place and attribute:
         return place, attribute
     raise RecipeError(
-        f"task: expected one of {', '.join(BUILT_IN)}, package.module:Class or path/to/file.py:Class, "
-        f"got {name!r}{nearest(name, BUILT_IN, at_least=0.6)}"
+        f"task: expected one of {', '.join(BUILT_IN)}, package.module:Class or "
+        f"path/to/file.py:Class, got {name!r}{nearest(name, BUILT_IN, at_least=0.6)}"
     )
 
 
@@ -155,7 +160,8 @@ def _file_module(place: str, what: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise RecipeError(f"{what}: {place} cannot be imported")
     _append_path(path.parent)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -182,10 +188,12 @@ def _check_options(name: str, maker: Callable[..., object], options: Mapping[str
         if key not in named and not takes_any:
             known = f"the options {', '.join(named)}" if named else "no options"
             raise RecipeError(
-                f"task {name!r}: expected {known}, got {key!r}{nearest(str(key), named, at_least=0.6)}"
+                f"task {name!r}: expected {known}, got {key!r}"
+                f"{nearest(str(key), named, at_least=0.6)}"
             )
     missing = [key for key, p in named.items() if p.default is p.empty and key not in options]
     if missing:
         raise RecipeError(
-            f"task {name!r}: expected a value for each of the options {', '.join(missing)}; got none"
+            f"task {name!r}: expected a value for each of the options {', '.join(missing)}; "
+            "got none"
         )

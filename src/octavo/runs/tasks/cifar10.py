@@ -28,7 +28,7 @@ Part = tuple[Tensor, Tensor]  # images and labels
 Arrays = dict[str, np.ndarray]
 
 HOLDOUT_SEED = 123
-# What numpy raises for files that are not an npz, or are cut short, altered, or hold something
+# The errors of numpy for files that are not an npz, or are cut short, altered, or hold something
 # else.
 DAMAGE = (
     OSError,
@@ -41,8 +41,12 @@ DAMAGE = (
     zlib.error,
 )
 # ImageNet's, on a scale of 0 to 255: the published networks were trained with them.
-MEAN, STD = 255 * torch.tensor([0.485, 0.456, 0.406]), 255 * torch.tensor([0.229, 0.224, 0.225])
-EXPECTED = "x_train (50000, 32, 32, 3) uint8, y_train (50000,) int64, and x_test, y_test with 10000 likewise"
+MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
+STD = 255 * torch.tensor([0.229, 0.224, 0.225])
+EXPECTED = (
+    "x_train (50000, 32, 32, 3) uint8, y_train (50000,) int64, "
+    "and x_test, y_test with 10000 likewise"
+)
 
 
 class Cifar10:
@@ -76,17 +80,15 @@ class Cifar10:
         check_options(batch=batch, split=split)
         if calibration_size < 1:
             raise RecipeError(f"calibration_size: expected at least 1, got {calibration_size}")
-        self.depth, self.batch, self.split, self.calibration_size = (
-            depth,
-            batch,
-            split,
-            calibration_size,
-        )
+        self.depth = depth
+        self.batch = batch
+        self.split = split
+        self.calibration_size = calibration_size
         self.weights = None if weights is None else Path(weights).expanduser()
         self.data = Path(data).expanduser()
 
     def model(self) -> nn.Module:
-        """The network with its weights, in channels-last memory format and evaluation mode."""
+        """Return the network with its weights, in channels-last memory and evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(
                 0
@@ -98,31 +100,29 @@ class Cifar10:
         return model.eval()
 
     def calibration(self) -> Iterable[Tensor]:
-        """Training images, as they are and in a fixed order."""
+        """Return training images, without augmentation and in a fixed order."""
         return [
             _inputs(some) for some in self._train[0][0][: self.calibration_size].split(self.batch)
         ]
 
     def train_batches(self) -> Epoch:
-        """One epoch of ``(inputs, labels)``: ``(batch, 3, 32, 32)`` and ``(batch,)``."""
+        """Return one epoch of ``(inputs, labels)``: ``(batch, 3, 32, 32)`` and ``(batch,)``."""
         return Epoch(
             *self._train[0], self.batch, lambda images: _inputs(random_crop(images, 4, flip=True))
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross entropy."""
+        """Return the cross entropy of a batch."""
         inputs, labels = batch
         return F.cross_entropy(call(model, inputs), labels)
 
     def score(self, model: nn.Module) -> float:
-        """Top-1 accuracy in per cent on the test images, or on those held out."""
+        """Return the top-1 accuracy in per cent on the test images, or on those held out."""
         return accuracy(model, *self._scored, _inputs)
 
     @cached_property
     def _train(self) -> tuple[Part, Part]:
-        """The part to train on and the part held out, both in an order that is random and always
-        the same.
-        """
+        """The part to train on and the part held out, in a random order that is always the same."""
         images, labels = _read(self.data, "train")
         held = len(images) // 10
         order = torch.randperm(
@@ -141,8 +141,9 @@ def _inputs(images: Tensor) -> Tensor:
 
 
 def _read(path: Path, part: str) -> Part:
-    """Images ``(n, 32, 32, 3)`` uint8 and labels ``(n,)`` int64 of ``train`` or ``test``; a missing
-    file is made.
+    """Read images ``(n, 32, 32, 3)`` uint8 and labels ``(n,)`` int64 of ``train`` or ``test``.
+
+    A missing file is made first.
     """
     if not path.exists():
         _write(path, _fetch(path))
@@ -165,7 +166,8 @@ def _read(path: Path, part: str) -> Part:
         or labels.max() > 9
     ):
         raise FormatError(
-            f"{path}: y_{part}: expected {len(images)} integers from 0 to 9, got {labels.shape} {labels.dtype}"
+            f"{path}: y_{part}: expected {len(images)} integers from 0 to 9, "
+            f"got {labels.shape} {labels.dtype}"
         )
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
 
@@ -176,19 +178,21 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 
 def _fetch(path: Path) -> Arrays:
-    """All of CIFAR-10 from the first library that is installed and has it."""
+    """Fetch all of CIFAR-10 with the first library that is installed and has it."""
     causes = []
     for source in (_from_torchvision, _from_datasets):
         try:
             return source()
         except ImportError as error:
             causes.append(f"{error.name or 'a library'} is not installed")
-        except Exception as error:
-            name, said = source.__name__.removeprefix("_from_"), " ".join(str(error).split())
+        except Exception as error:  # noqa: BLE001 - the next library may have it
+            name = source.__name__.removeprefix("_from_")
+            said = " ".join(str(error).split())
             causes.append(f"{name} failed: {type(error).__name__}: {said}")
     raise OctavoError(
-        f"task 'cifar10': there is no file {path}; put an npz file with {EXPECTED} there, or name another "
-        f"by the option data, or `pip install datasets` and be online, and it is fetched ({'; '.join(causes)})"
+        f"task 'cifar10': there is no file {path}; put an npz file with {EXPECTED} there, or name "
+        "another by the option data, or `pip install datasets` and be online, and it is fetched "
+        f"({'; '.join(causes)})"
     )
 
 

@@ -20,7 +20,8 @@ __all__ = ["Digits"]
 
 EPOCHS = 25
 SPLIT_SEED = 1797
-MEAN, STD = torch.tensor([4.88]), torch.tensor([6.02])  # of the pixels, which are 0 to 16
+MEAN = torch.tensor([4.88])  # of the pixels, which are 0 to 16
+STD = torch.tensor([6.02])
 
 
 class Digits:
@@ -36,31 +37,34 @@ class Digits:
 
     def __init__(self, seed: int = 0, batch: int = 64, split: str = "test") -> None:
         check_options(batch=batch, split=split)
-        self.seed, self.batch, self.split = seed, batch, split
+        self.seed = seed
+        self.batch = batch
+        self.split = split
 
     def model(self) -> nn.Module:
-        """The small network, trained at the first call and copied at every one; the global
-        generator is not touched.
+        """Return the small network, trained at the first call and copied at every one.
+
+        The global generator is not touched.
         """
         return copy.deepcopy(self._trained)
 
     def calibration(self) -> Iterable[Tensor]:
-        """The training images, as they are and in a fixed order."""
+        """Return the training images, without augmentation and in a fixed order."""
         return [_inputs(some) for some in self._parts["train"][0].split(self.batch)]
 
     def train_batches(self) -> Epoch:
-        """One epoch, each image shifted by up to one pixel."""
+        """Return one epoch, each image shifted by up to one pixel."""
         return Epoch(
             *self._parts["train"], self.batch, lambda images: _inputs(random_crop(images, 1))
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross entropy."""
+        """Return the cross entropy of a batch."""
         inputs, labels = batch
         return F.cross_entropy(call(model, inputs), labels)
 
     def score(self, model: nn.Module) -> float:
-        """Accuracy in per cent on the part called ``split``."""
+        """Return the accuracy in per cent on the part called ``split``."""
         return accuracy(model, *self._parts[self.split], _inputs)
 
     @cached_property
@@ -92,7 +96,7 @@ class Digits:
 
 
 def _network() -> nn.Module:
-    """Three convolutions with batch norm and a classifier: 23,824 weights."""
+    """Return three convolutions with batch norm and a classifier: 23,824 weights."""
     layers: dict[str, nn.Module] = {}
     for i, (inputs, outputs) in enumerate([(1, 16), (16, 32), (32, 64)], start=1):
         layers[f"conv{i}"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
@@ -108,7 +112,7 @@ def _inputs(images: Tensor) -> Tensor:
 
 
 def _load() -> tuple[Tensor, Tensor]:
-    """Images as uint8 of shape ``(1797, 8, 8, 1)``, labels as int64."""
+    """Return images as uint8 of shape ``(1797, 8, 8, 1)``, and labels as int64."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -116,6 +120,6 @@ def _load() -> tuple[Tensor, Tensor]:
             "task 'digits' needs scikit-learn: pip install \"octavo[demo]\""
         ) from error
     data = load_digits()
-    return torch.tensor(data.images, dtype=torch.uint8)[..., None], torch.tensor(
-        data.target, dtype=torch.int64
-    )
+    images = torch.tensor(data.images, dtype=torch.uint8)[..., None]
+    labels = torch.tensor(data.target, dtype=torch.int64)
+    return images, labels

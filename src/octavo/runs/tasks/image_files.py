@@ -1,5 +1,5 @@
-"""Images in files, a folder for each class: found, decoded by Pillow, cropped, and batched by
-torch's loader.
+"""Images in files, one folder for each class: they are found, decoded by Pillow, cropped, and put
+in batches by torch's loader.
 """
 
 import math
@@ -24,16 +24,14 @@ __all__ = ["INTERPOLATIONS", "ImageFiles", "Loader", "Preprocessing", "find_imag
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 INTERPOLATIONS = ("bilinear", "bicubic")
-AREA, RATIO, TRIES = (
-    (0.08, 1.0),
-    (3 / 4, 4 / 3),
-    10,
-)  # of a training crop: Szegedy et al. (1409.4842), and torchvision's
+# A training crop, as in Szegedy et al. (arXiv 1409.4842) and in torchvision.
+AREA = (0.08, 1.0)  # the least and the largest share of the image
+RATIO = (3 / 4, 4 / 3)  # the least and the largest ratio of width to height
+TRIES = 10  # draws until the crop fits into the image
 
 Crop: TypeAlias = "Callable[[Image, torch.Generator], Image]"
-Key: TypeAlias = tuple[
-    int, int
-]  # of an example: its place among the files, and the seed of its augmentation
+# The key of an example: its index among the files, and the seed of its augmentation.
+Key: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -47,21 +45,22 @@ class ImageFiles:
         return len(self.files)
 
     def pick(self, indices: Tensor) -> "ImageFiles":
-        """Those at ``indices``, in that order."""
+        """Return the files at ``indices``, in that order."""
         return ImageFiles(self.classes, tuple(self.files[index] for index in indices.tolist()))
 
 
 def find_images(folder: str, option: str) -> ImageFiles:
-    """The images below each class folder of ``folder``, classes and files in alphabetical order, as
-    torchvision's ImageFolder.
+    """Find the images below each class folder of ``folder``, as torchvision's ImageFolder does.
 
-    What begins with a dot is left out. ``option`` is what errors call the folder.
+    Classes and files are in alphabetical order. Names that begin with a dot are left out.
+    ``option`` is the name of the folder in errors.
 
     Raises:
         RecipeError: there is no such folder, no class folder in it, or no image in one of these.
 
     """
-    root, form = Path(folder).expanduser(), "a folder with one folder of images for each class"
+    root = Path(folder).expanduser()
+    form = "a folder with one folder of images for each class"
     if not root.is_dir():
         raise RecipeError(f"{option}: expected {form}, there is none at {root}")
     classes = sorted(
@@ -82,7 +81,7 @@ def find_images(folder: str, option: str) -> ImageFiles:
 
 def _images_below(folder: Path) -> list[str]:
     return sorted(
-        os.path.join(place, name)
+        str(Path(place) / name)
         for place, _, names in os.walk(folder, followlinks=True)
         for name in names
         if name.lower().endswith(ENDINGS) and not name.startswith(".")
@@ -91,15 +90,16 @@ def _images_below(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a picture to what the network sees: torchvision's transforms for ImageNet, done with
-    Pillow.
+    """The way from a picture to the network's input: torchvision's transforms for ImageNet.
+
+    Pillow does them.
 
     Attributes:
-        size: height and width of what the network sees, in pixels.
-        resize: length of the short side before the centre is cut out to score it.
+        size: height and width of the network's input, in pixels.
+        resize: length of the short side before the centre is cut out, for scoring.
         interpolation: ``bilinear`` or ``bicubic``.
-        mean: of the channels red, green and blue, on a scale of 0 to 1; subtracted.
-        std: likewise; divided by.
+        mean: the mean of the channels red, green and blue, on a scale of 0 to 1; it is subtracted.
+        std: the standard deviation of the channels; the difference is divided by it.
 
     """
 
@@ -110,7 +110,7 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def centre(self, image: "Image", _: torch.Generator) -> "Image":
-        """The short side resized, the centre cut out."""
+        """Resize the short side and cut the centre out."""
         width, height = image.size
         short = min(width, height)
         image = self._resized(
@@ -120,10 +120,10 @@ class Preprocessing:
         return image.crop((left, top, left + self.size, top + self.size))
 
     def random(self, image: "Image", generator: torch.Generator) -> "Image":
-        """A random part resized to the whole, mirrored half of the time: RandomResizedCrop and
-        RandomHorizontalFlip.
+        """Resize a random part to the whole, and mirror it half of the time.
 
-        Draws what these draw, in their order, from ``generator``.
+        This is torchvision's RandomResizedCrop and RandomHorizontalFlip. It draws the numbers that
+        these draw, in their order, from ``generator``.
         """
         left, top, width, height = _random_box(*image.size, generator)
         image = self._resized(
@@ -132,8 +132,9 @@ class Preprocessing:
         return _mirrored(image) if torch.rand(1, generator=generator).item() < 0.5 else image
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Pixels ``(n, size, size, 3)`` from 0 to 255 as the network's inputs ``(n, 3, size,
-        size)``, channels last in memory.
+        """Turn pixels from 0 to 255 into the network's inputs.
+
+        Shape ``(n, size, size, 3)`` in, ``(n, 3, size, size)`` in channels-last memory out.
         """
         return normalise(images, 255 * torch.tensor(self.mean), 255 * torch.tensor(self.std))
 
@@ -144,8 +145,11 @@ class Preprocessing:
 
 
 def _random_box(width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a part with a random share of the area and a random ratio of
-    its sides.
+    """Draw a part with a random share of the area and a random ratio of its sides.
+
+    Returns:
+        Left, top, width and height.
+
     """
 
     def uniform(low: float, high: float) -> Tensor:
@@ -154,10 +158,12 @@ def _random_box(width: int, height: int, generator: torch.Generator) -> tuple[in
     for _ in range(TRIES):
         area = width * height * uniform(*AREA).item()
         ratio = torch.exp(uniform(math.log(RATIO[0]), math.log(RATIO[1]))).item()
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        w = round(math.sqrt(area * ratio))
+        h = round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             top = int(torch.randint(0, height - h + 1, (1,), generator=generator))
-            return int(torch.randint(0, width - w + 1, (1,), generator=generator)), top, w, h
+            left = int(torch.randint(0, width - w + 1, (1,), generator=generator))
+            return left, top, w, h
     w = min(width, round(height * RATIO[1]))  # a very long picture: the largest part in its middle
     h = min(height, round(width / RATIO[0]))
     return (width - w) // 2, (height - h) // 2, w, h
@@ -171,20 +177,19 @@ def _mirrored(image: "Image") -> "Image":
 
 @dataclass(frozen=True)
 class Loader:
-    """One pass over files in batches ``(inputs, labels)``: ``(n, 3, size, size)`` float32 and
-    ``(n,)`` int64.
+    """One pass over files in batches ``(inputs, labels)``.
 
-    Decoding and augmentation go to ``workers`` processes; the batches do not depend on how many
-    these are.
+    Inputs are float32 of shape ``(n, 3, size, size)``, labels int64 of shape ``(n,)``. Decoding and
+    augmentation go to ``workers`` processes; the batches do not depend on their number.
 
     Attributes:
-        files: what to load.
+        files: the files to load.
         batch: images per batch.
-        preprocessing: how.
-        workers: processes that load; 0 loads in this one.
-        training: random order and random crops, both drawn from torch's global generator, and the
-            images that do not fill a last batch left out (others each time); else all of them in
-            order, centred.
+        preprocessing: the way from a picture to an input.
+        workers: the number of processes that load; with 0, this process loads.
+        training: whether order and crops are random, drawn from torch's global generator, and the
+            images that do not fill a last batch are left out (others each time). If false, all
+            images come in order, and their centres are cut out.
 
     """
 
@@ -195,20 +200,20 @@ class Loader:
     training: bool = False
 
     def __len__(self) -> int:
-        return (
-            max(1, len(self.files) // self.batch)
-            if self.training
-            else -(-len(self.files) // self.batch)
-        )
+        if self.training:
+            return max(1, len(self.files) // self.batch)
+        return math.ceil(len(self.files) / self.batch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        count, crop = (
-            len(self.files),
-            self.preprocessing.random if self.training else self.preprocessing.centre,
-        )
-        order, seeds = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+        count = len(self.files)
         if self.training:
-            order, seeds = torch.randperm(count), torch.randint(1 << 62, (count,))
+            crop = self.preprocessing.random
+            order = torch.randperm(count)
+            seeds = torch.randint(1 << 62, (count,))
+        else:
+            crop = self.preprocessing.centre
+            order = torch.arange(count)
+            seeds = torch.zeros(count, dtype=torch.int64)
         keys = list(zip(order.tolist(), seeds.tolist(), strict=True))
         batches = DataLoader(
             _Pictures(self.files.files, crop),
@@ -219,7 +224,7 @@ class Loader:
             num_workers=self.workers,
             collate_fn=_Collate(self.preprocessing),
             pin_memory=torch.cuda.is_available(),
-            # else torch draws a seed for the workers, which need none, from the global one
+            # Without it, torch draws a seed for the workers, which need none, from the global one.
             generator=torch.Generator(),
         )
         for batch in batches:
@@ -230,8 +235,9 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Pictures(Dataset[tuple[Tensor, int] | OctavoError]):
-    """Files as pixels ``(size, size, 3)`` uint8 and a label. An error is given, not raised: torch
-    would reword a worker's.
+    """Loads a file as pixels ``(size, size, 3)`` uint8 and a label.
+
+    An error is returned, not raised, because torch would reword the error of a worker.
     """
 
     files: tuple[tuple[str, int], ...]
@@ -249,7 +255,7 @@ class _Pictures(Dataset[tuple[Tensor, int] | OctavoError]):
 
 @dataclass(frozen=True)
 class _Collate:
-    """Pictures as a batch, or the first error among them."""
+    """Puts pictures into a batch, or returns the first error among them."""
 
     preprocessing: Preprocessing
 
@@ -261,13 +267,13 @@ class _Collate:
             if isinstance(example, OctavoError):
                 return example
             loaded.append(example)
-        return self.preprocessing.inputs(
-            torch.stack([pixels for pixels, _ in loaded])
-        ), torch.tensor([at for _, at in loaded])
+        images = torch.stack([pixels for pixels, _ in loaded])
+        labels = torch.tensor([label for _, label in loaded])
+        return self.preprocessing.inputs(images), labels
 
 
 def _decoded(path: str) -> "Image":
-    """The picture in a file, in red, green and blue."""
+    """Read the picture in a file, in red, green and blue."""
     try:
         from PIL import Image
     except ImportError as error:

@@ -36,28 +36,28 @@ class ImageFolder:
 
     Args:
         train: a folder with one folder of images for each class.
-        val: likewise, with the same classes; what ``split: test`` scores.
+        val: a folder like ``train``, with the same classes, for the metric of ``split: test``.
         network: torchvision's or timm's name of a network; or ``package.module:function`` or
             ``path/to/file.py:function``, which is called with ``num_classes`` and returns it.
         source: ``torchvision`` or ``timm``; ``auto`` takes the first that is installed and has the
             network.
-        weights: ``default``, those that come with the network; the name that torchvision or timm
-            gives to some, such as ``IMAGENET1K_V1``; a safetensors file with its state dict; None
-            gives a freshly initialised network, always the same.
+        weights: ``default`` are the weights that come with the network. It may also be a name that
+            torchvision or timm gives to weights, such as ``IMAGENET1K_V1``, or a safetensors file
+            with the state dict. None gives a freshly initialised network, always the same.
         batch: images per batch.
-        workers: processes that load images; what they load does not depend on how many they are.
+        workers: the number of processes that load images; the images do not depend on it.
         split: ``test`` trains on all images of ``train`` and scores on ``val``; ``holdout`` never
             looks at these: it trains on nine tenths of ``train`` and scores on the others, always
             the same.
-        calibration_size: how many training images `calibration` gives, as they would be scored.
-        size: height and width of what the network sees, in pixels.
+        calibration_size: the number of training images that `calibration` gives.
+        size: height and width of the network's input, in pixels.
         resize: length of the short side before the centre is cut out; None: 8/7 of ``size``, 256
             for 224.
         interpolation: ``bilinear`` or ``bicubic``.
-        mean: of the channels, on a scale of 0 to 1; ImageNet's.
-        std: likewise.
+        mean: mean of the channels, on a scale of 0 to 1; the default is ImageNet's.
+        std: standard deviation of the channels; the default is ImageNet's.
         top: an image counts as right if its class is among so many likeliest.
-        device: where the network goes: ``auto`` is a GPU if torch sees one, else the CPU.
+        device: the device of the network: ``auto`` is a GPU if torch sees one, else the CPU.
 
     """
 
@@ -92,12 +92,14 @@ class ImageFolder:
             raise RecipeError(f"resize: expected at least the size, {self.size}, got {self.resize}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise RecipeError(
-                f"mean, std: expected three numbers each, std positive, got {self.mean} and {self.std}"
+                "mean, std: expected three numbers each, std positive, "
+                f"got {self.mean} and {self.std}"
             )
 
     def model(self) -> nn.Module:
-        """The network, in channels-last memory format and evaluation mode; made at the first call
-        and copied at every one.
+        """Return the network, in channels-last memory and evaluation mode.
+
+        It is made at the first call and copied at every one.
         """
         device = self.device
         if device == "auto":
@@ -107,25 +109,27 @@ class ImageFolder:
         return model.eval()
 
     def calibration(self) -> Iterable[Tensor]:
-        """Training images in a fixed order, as they would be scored; loaded as they are asked
-        for.
+        """Return training images in a fixed order, preprocessed as for `score`; they are loaded as
+        they are asked for.
         """
         trained, _ = self._parts
         some = trained.pick(torch.arange(min(self.calibration_size, len(trained))))
         return (inputs for inputs, _ in self._batches(some))
 
     def train_batches(self) -> Loader:
-        """One epoch of ``(inputs, labels)``: random parts of the images, half of them mirrored."""
+        """Return one epoch of ``(inputs, labels)``: random crops, half of them mirrored."""
         return self._batches(self._parts[0], training=True)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross entropy."""
+        """Return the cross entropy of a batch."""
         inputs, labels = batch
         return F.cross_entropy(self._logits(call(model, inputs)), labels)
 
     def score(self, model: nn.Module) -> float:
-        """Top-1 accuracy in per cent, or top-``top``, on ``val`` or on the images held out."""
-        device, right, files = device_of(model), 0, self._scored
+        """Return the top-``top`` accuracy in per cent, on ``val`` or on the images held out."""
+        device = device_of(model)
+        files = self._scored
+        right = 0
         with evaluating(model), torch.no_grad():
             for inputs, labels in self._batches(files):
                 logits = self._logits(call(model, inputs.to(device)))
@@ -134,7 +138,7 @@ class ImageFolder:
         return 100 * right / len(files)
 
     def _logits(self, outputs: Any) -> Tensor:
-        """The outputs of a network, which must be one for each class."""
+        """Check the outputs of a network, which must be one for each class, and return them."""
         classes = len(self._parts[0].classes)
         if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] == classes:
             return outputs
@@ -144,8 +148,8 @@ class ImageFolder:
             else type(outputs).__name__
         )
         raise RecipeError(
-            f"network {self.network!r}: expected outputs of shape (n, {classes}), one for each class folder in {self.train}, "
-            f"got {got}"
+            f"network {self.network!r}: expected outputs of shape (n, {classes}), one for each "
+            f"class folder in {self.train}, got {got}"
         )
 
     def _batches(self, files: ImageFiles, *, training: bool = False) -> Loader:
@@ -183,7 +187,7 @@ class ImageFolder:
 
 
 def _validation(folder: str | None, classes: tuple[str, ...]) -> ImageFiles:
-    """What is in the folder ``val``, which must have the classes of ``train``."""
+    """Find the images of the folder ``val``, which must have the classes of ``train``."""
     if folder is None:
         raise RecipeError("val: expected a folder to score on, got none; or set split: holdout")
     found = find_images(folder, "val")

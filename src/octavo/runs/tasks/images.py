@@ -1,6 +1,4 @@
-"""What the image tasks share: an epoch of augmented batches, random crops and accuracy, all
-vectorised.
-"""
+"""The common parts of the image tasks: augmented batches, random crops and accuracy, vectorised."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,16 +46,22 @@ class Epoch:
 
 
 def random_crop(images: Tensor, padding: int, *, flip: bool = False) -> Tensor:
-    """Each image padded with zeros on all sides and cut back to its size at a random place, half of
-    them mirrored.
+    """Pad each image with zeros on all sides and cut it back to its size at a random place.
 
-    Shape ``(n, height, width, channels)`` in and out, any dtype. Does to a whole batch what
-    torchvision's ``RandomCrop(size, padding)`` and ``RandomHorizontalFlip()`` do to an image; draws
-    from torch's global generator.
+    With ``flip``, half of the images are mirrored. This does to a whole batch what torchvision's
+    ``RandomCrop(size, padding)`` and ``RandomHorizontalFlip()`` do to an image. It draws from
+    torch's global generator.
+
+    Args:
+        images: any dtype, shape ``(n, height, width, channels)``; the result has the same.
+        padding: pixels on each side.
+        flip: whether to mirror.
+
     """
     n, height, width, _ = images.shape
     top, left = torch.randint(0, 2 * padding + 1, (2, n, 1))
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    rows = top + torch.arange(height)  # (n, height)
+    columns = left + torch.arange(width)  # (n, width)
     if flip:
         columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
@@ -65,8 +69,9 @@ def random_crop(images: Tensor, padding: int, *, flip: bool = False) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """``(images - mean) / std`` in float32: ``(n, h, w, c)`` in, ``(n, c, h, w)`` in channels-last
-    memory out.
+    """Return ``(images - mean) / std`` in float32.
+
+    Shape ``(n, h, w, c)`` in, ``(n, c, h, w)`` in channels-last memory out.
     """
     return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
@@ -74,10 +79,9 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def accuracy(
     model: nn.Module, images: Tensor, labels: Tensor, transform: Transform, *, batch: int = 500
 ) -> float:
-    """Top-1 accuracy in per cent, in evaluation mode and without gradients; the model is left as it
-    was.
-    """
-    device, right = device_of(model), 0
+    """Return the top-1 accuracy in per cent, in evaluation mode; the model is left as it was."""
+    device = device_of(model)
+    right = 0
     with evaluating(model), torch.no_grad():
         for some, truth in zip(images.split(batch), labels.split(batch), strict=True):
             guess = model(transform(some).to(device)).argmax(1).cpu()
@@ -86,9 +90,7 @@ def accuracy(
 
 
 def check_options(*, batch: int, split: str) -> None:
-    """Refuse, with `RecipeError`, a batch below 1 and a split other than ``test`` and
-    ``holdout``.
-    """
+    """Raise RecipeError unless the batch is at least 1 and the split is test or holdout."""
     if batch < 1:
         raise RecipeError(f"batch: expected at least 1, got {batch}")
     if split not in ("test", "holdout"):

@@ -1,6 +1,4 @@
-"""Networks by name, torchvision's, timm's or a function's of the user's own, and weights from a
-file.
-"""
+"""Networks by name, from torchvision, timm or a function of the user, and weights from a file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +14,16 @@ from octavo.runs.task import load_callable
 __all__ = ["SOURCES", "build", "load_weights"]
 
 SOURCES = ("auto", "torchvision", "timm")
-# Heads that only training from scratch uses, by torchvision's names; and their networks' wish to be
-# told how to begin.
-AUXILIARY, FRESH = (
-    ("aux1", "aux2", "AuxLogits"),
-    {"googlenet": {"init_weights": True}, "inception_v3": {"init_weights": True}},
-)
+# Heads that only training from scratch uses, by torchvision's names.
+AUXILIARY = ("aux1", "aux2", "AuxLogits")
+# The networks that warn unless they are told how to begin.
+FRESH = {"googlenet": {"init_weights": True}, "inception_v3": {"init_weights": True}}
 
 
 def build(
     name: str, classes: int, *, source: str = "auto", weights: str | None = None
 ) -> nn.Module:
-    """The network called ``name``, for images of ``classes`` classes; auxiliary heads of
+    """Make the network called ``name``, for images of ``classes`` classes; auxiliary heads of
     torchvision's are left out.
 
     Args:
@@ -89,10 +85,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _own(name: str, classes: int, pretrained: str | None) -> nn.Module:
-    """What the user's function returns; its weights are its own business."""
+    """Call the user's function; the weights of its network are its own business."""
     if pretrained not in (None, "default"):
         raise RecipeError(
-            f"weights: with {name!r} expected default or a file ending in .safetensors, got {pretrained!r}"
+            f"weights: with {name!r} expected default or a file ending in .safetensors, "
+            f"got {pretrained!r}"
         )
     place, _, attribute = name.rpartition(":")
     model = load_callable(place, attribute, f"network {name!r}")(num_classes=classes)
@@ -104,19 +101,21 @@ def _own(name: str, classes: int, pretrained: str | None) -> nn.Module:
 
 
 def _from_library(name: str, classes: int, source: str, pretrained: str | None) -> nn.Module:
-    """From the first of the libraries that is installed and has it."""
-    known, causes = list[str](), list[str]()
+    """Make the network with the first of the libraries that is installed and has it."""
+    known: list[str] = []
+    causes: list[str] = []
     for library, (names, make) in LIBRARIES.items():
         if source not in ("auto", library):
             continue
         try:
-            known += (has := names())
+            has = names()
         except (
             ImportError,
             RuntimeError,
         ) as error:  # torchvision beside another torch than its own: a RuntimeError
             causes.append(f"{library}: {brief(error)}")
             continue
+        known += has
         if name in has:
             return make(name, classes, pretrained)
     if known:
@@ -124,7 +123,8 @@ def _from_library(name: str, classes: int, source: str, pretrained: str | None) 
             f"network: expected one that {_either(source)} has, got {name!r}{nearest(name, known)}"
         )
     raise OctavoError(
-        f'network {name!r} needs {_either(source)}: pip install "octavo[vision]" ({"; ".join(causes)})'
+        f'network {name!r} needs {_either(source)}: pip install "octavo[vision]" '
+        f"({'; '.join(causes)})"
     )
 
 
@@ -146,7 +146,8 @@ def _torchvision(name: str, classes: int, pretrained: str | None) -> nn.Module:
             "nn.Module",
             models.get_model(name, weights=None, num_classes=classes, **FRESH.get(name, {})),
         )
-    wanted, there = pretrained.upper(), models.get_model_weights(name).__members__
+    wanted = pretrained.upper()
+    there = models.get_model_weights(name).__members__
     if wanted not in there:
         raise RecipeError(
             f"weights: of {name} torchvision has {', '.join(there)}, got {pretrained!r}"

@@ -62,8 +62,9 @@ class ResNet(nn.Module):
 
 
 def resnet(depth: int) -> ResNet:
-    """The network of that depth, ``6n + 2`` (20, 32, 44, 56, 110), initialised from torch's global
-    generator.
+    """Make the network of that depth, ``6n + 2`` (20, 32, 44, 56, 110).
+
+    Its weights are drawn from torch's global generator.
     """
     if depth < 8 or depth % 6 != 2:
         raise RecipeError(f"depth: expected 6n + 2, such as 20, 32, 44, 56 or 110, got {depth}")

@@ -100,9 +100,7 @@ class Plan(MutableMapping[str, Width]):
         warn_if_mostly_float(model)
         _check_patterns([include, *exclude], layers, type(model).__name__)
         included = [name for name in layers if fnmatchcase(name, include)]
-        chosen = [
-            name for name in included if not any(fnmatchcase(name, out) for out in exclude)
-        ]
+        chosen = [name for name in included if not any(fnmatchcase(name, out) for out in exclude)]
         return cls(dict.fromkeys(chosen, bits), weights=layers)
 
     def __getitem__(self, name: str) -> Width:

@@ -166,7 +166,10 @@ def test_the_recipes_that_come_with_it_are_valid(path: Path) -> None:
 def test_a_base_is_taken_over_from_its_own_folder(folder: Path) -> None:
     write(
         "base/root.yaml",
-        "task: digits\nbits: {a: 3, b: 4}\nseed: 1\noptions: {x: 1, y: {z: 1}}\nretraining: {clip: 2, momentum: 0.5}",
+        (
+            "task: digits\nbits: {a: 3, b: 4}\nseed: 1\noptions: {x: 1, y: "
+            "{z: 1}}\nretraining: {clip: 2, momentum: 0.5}"
+        ),
     )
     write(
         "base/middle.yaml", "base: root.yaml\nseed: 2\nretraining: {clip: 3}\noptions: {y: {w: 2}}"
@@ -310,7 +313,10 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
         ("portions: 0.5", "portions: Input should be a valid tuple, got 0.5"),
         (
             "portions: [0.5, x]",
-            "portions.1: Input should be a valid number, unable to parse string as a number, got 'x'",
+            (
+                "portions.1: Input should be a valid number, unable "
+                "to parse string as a number, got 'x'"
+            ),
         ),
         (
             "portions: [0.5, 0.4, 1]",
@@ -332,7 +338,10 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
         ("search: {budget: {ratio: 9}}", "expected either bits or search, got both"),
         (
             "search: {budget: {}}",
-            "search.budget: expected exactly one of ratio, average_bits, bytes and bit_ops, got none",
+            (
+                "search.budget: expected exactly one of ratio, "
+                "average_bits, bytes and bit_ops, got none"
+            ),
         ),
         (
             "search: {budget: {average_bit: 3}}",
@@ -376,7 +385,10 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
         ),
         (
             "retraining: {clip: x}",
-            "retraining.clip: Input should be a valid number, unable to parse string as a number, got 'x'",
+            (
+                "retraining.clip: Input should be a valid number, unable "
+                "to parse string as a number, got 'x'"
+            ),
         ),
     ],
 )
@@ -463,7 +475,10 @@ def test_a_base_that_cannot_be_read_or_leads_back(folder: Path) -> None:
         ("seed=2001-99-99", "--set seed=2001-99-99: not a YAML value: month must be in 1..12.*"),
         (
             "bits={a: 3, a: 4}",
-            "--set bits={a: 3, a: 4}: not a YAML value: line 1: the key 'a' comes twice; keep one of the two",
+            (
+                "--set bits={a: 3, a: 4}: not a YAML value: line 1: the "
+                "key 'a' comes twice; keep one of the two"
+            ),
         ),
         ("bits.conv1=3", "--set bits.conv1=3: bits is not a mapping"),
         ("retraining.clip.x=3", "--set retraining.clip.x=3: clip is not a mapping"),

@@ -111,7 +111,10 @@ def test_a_complete_run_is_not_passed_off_as_one_of_other_weights(
     folder = whole_run
     before = files(folder.parent)
     other_weights(monkeypatch)
-    said = rf"^{folder} holds a complete run, the task's weights have changed since: delete it or choose another --folder$"
+    said = (
+        rf"^{folder} holds a complete run, the task's weights have changed "
+        rf"since: delete it or choose another --folder$"
+    )
     for control in (True, False):
         with pytest.raises(RecipeError, match=said):
             run(recipe(control=control), folder)

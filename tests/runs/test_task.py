@@ -92,7 +92,10 @@ def test_a_function_that_makes_a_task(folder: Path) -> None:
         (
             "digit",
             {},
-            r"task: expected one of digits, cifar10, image_folder, .*, got 'digit' \(the nearest is 'digits'\)",
+            (
+                r"task: expected one of digits, cifar10, image_folder, .*, "
+                r"got 'digit' \(the nearest is 'digits'\)"
+            ),
         ),
         ("", {}, "task: expected one of .* got ''$"),
         ("mine.py", {}, "path/to/file.py:Class, got 'mine.py'$"),

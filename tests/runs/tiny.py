@@ -196,7 +196,7 @@ def warm_up_by_hand(model: nn.Module, epochs: float, settings: Recipe) -> None:
 
 
 def stages_by_hand(stages: Iterable[object], model: nn.Module, settings: Recipe) -> None:
-    """Retrain after each of the stages, as a run does: the same seeds, the float network teaches."""
+    """Retrain after each stage, as a run does: the same seeds, the float network teaches."""
     teacher = Tiny().model().requires_grad_(False)
     epochs = [epochs for _, epochs in settings.schedule]
     for index, _ in enumerate(stages):

@@ -97,7 +97,8 @@ class InputQuantizer(nn.Module):
         """Round ``inputs``; the result has the same shape and type."""
         scale = self.effective_scale()
         lowest, highest = self.format.lowest, self.format.highest
-        result: Tensor = _Round.apply(inputs, scale, lowest, highest)  # type: ignore[no-untyped-call]
+        apply: Any = _Round.apply
+        result: Tensor = apply(inputs, scale, lowest, highest)
         return result
 
     def extra_repr(self) -> str:

@@ -130,7 +130,7 @@ def on_device(value: Any, device: torch.device) -> Any:
 
     def moved(leaf: Any) -> Any:
         if isinstance(leaf, PackedSequence):
-            return leaf.to(device)  # type: ignore[arg-type]  # torch's stub is narrower than its method
+            return leaf.to(device)  # type: ignore[arg-type]
         return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
 
     return mapped(value, moved)

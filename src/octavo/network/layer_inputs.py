@@ -8,7 +8,7 @@ fused projection. The ``n`` columns of ``X`` are output positions, time steps or
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +69,11 @@ def layer_inputs(
     given = _first_argument(args, kwargs)
     second = args[1] if len(args) > 1 else kwargs.get("hx", kwargs.get("output_size"))
     if form == "recurrent":
-        yield ALL, _as_columns(recurrent_inputs(module, layer.attribute, given, second))  # type: ignore[arg-type]
+        rows = recurrent_inputs(cast("nn.RNNBase", module), layer.attribute, given, second)
+        yield ALL, _as_columns(rows)
     elif form == "cell":
-        yield ALL, _as_columns(cell_inputs(module, layer.attribute, given, second))  # type: ignore[arg-type]
+        rows = cell_inputs(cast("nn.RNNCellBase", module), layer.attribute, given, second)
+        yield ALL, _as_columns(rows)
     elif form == "embedding":
         yield ALL, _embedding_inputs(layer.weight, given)
     elif form == "transposed":

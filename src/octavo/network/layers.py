@@ -4,6 +4,7 @@ the other parameters are skipped.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -168,8 +169,8 @@ def _places(prefix: str, module: nn.Module) -> Iterator[_Place]:
 
 def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
     """(attribute, parameter, obstacle) of the module's parameters: see :func:`_obstacle`."""
-    lists = module.parametrizations.items() if parametrize.is_parametrized(module) else ()  # type: ignore[union-attr, operator]
-    for attribute, parametrizations in lists:
+    lists: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+    for attribute, parametrizations in lists.items():
         for parameter in parametrizations.parameters():
             yield attribute, parameter, "its module is parametrized already"
     for attribute, parameter in module._parameters.items():
@@ -214,12 +215,12 @@ def _size(parameter: Tensor) -> int:
     return 0 if isinstance(parameter, nn.UninitializedParameter) else parameter.numel()
 
 
-def _groups(module: nn.Module) -> int:
+def _groups(module: Any) -> int:
     """See ``Layer.groups``."""
     kind = kind_of(module)
     if kind is None:
         return 0
-    return int(module.groups) if kind.form == "transposed" else int(kind.inputs_first)  # type: ignore[arg-type]
+    return int(module.groups) if kind.form == "transposed" else int(kind.inputs_first)
 
 
 def find_inputs(model: nn.Module) -> tuple[dict[str, nn.Module], list[Skipped]]:

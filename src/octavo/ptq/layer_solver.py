@@ -57,8 +57,8 @@ def solve(
     """Find the codes of ``layer`` that keep its full-precision outputs best; they are never worse
     than rounding to the nearest level.
 
-    Pruned weights (see ``octavo.formats.zeros.pruned_mask``) freeze first, at zero, so that only the
-    others compensate.
+    Pruned weights (see ``octavo.formats.zeros.pruned_mask``) freeze first, at zero, so that only
+    the others compensate.
 
     Args:
         layer: the layer.

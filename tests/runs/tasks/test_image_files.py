@@ -78,7 +78,10 @@ def test_classes_and_files_come_in_alphabetical_order(tmp_path: Path) -> None:
         (
             [],
             "none",
-            r"^val: expected a folder with one folder of images for each class, there is none at .*none$",
+            (
+                r"^val: expected a folder with one folder of images for "
+                r"each class, there is none at .*none$"
+            ),
         ),
         (["a.png"], "a.png", r"there is none at .*a\.png$"),
         (

@@ -268,7 +268,10 @@ def test_the_docs_show_every_option_with_its_default() -> None:
 
 
 OVERRIDES = (
-    "options={train: train, val: val, network: 'nets.py:small', weights: null, size: 16, batch: 8, workers: 0}",
+    (
+        "options={train: train, val: val, network: 'nets.py:small', "
+        "weights: null, size: 16, batch: 8, workers: 0}"
+    ),
     "epochs=1",
     "retraining.learning_rate=0.05",
 )

@@ -121,7 +121,10 @@ def test_a_network_of_a_library(
         (
             "resnet19",
             {},
-            r"^network: expected one that torchvision or timm has, got 'resnet19' \(the nearest is 'resnet18'\)$",
+            (
+                r"^network: expected one that torchvision or timm has, got "
+                r"'resnet19' \(the nearest is 'resnet18'\)$"
+            ),
         ),
         (
             "vit",
@@ -142,7 +145,10 @@ def test_a_network_of_a_library(
         (
             "own.py:smal",
             {},
-            r"^network 'own.py:smal': own.py has no class or function 'smal' \(the nearest is 'small'\)$",
+            (
+                r"^network 'own.py:smal': own.py has no class or "
+                r"function 'smal' \(the nearest is 'small'\)$"
+            ),
         ),
         (
             "own.py:nothing",
@@ -153,7 +159,12 @@ def test_a_network_of_a_library(
     ],
 )
 def test_what_there_is_not(
-    name: str, options: dict[str, Any], cause: str, libraries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    options: dict[str, Any],
+    cause: str,
+    libraries: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -165,7 +176,10 @@ def test_what_there_is_not(
 def test_without_the_libraries_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "timm", None)
-    cause = r"needs torchvision or timm: pip install \"octavo\[vision\]\" \(torchvision: ModuleNotFoundError.*; timm: "
+    cause = (
+        r"needs torchvision or timm: pip install \"octavo\[vision\]\" "
+        r"\(torchvision: ModuleNotFoundError.*; timm: "
+    )
     with pytest.raises(OctavoError, match=cause):
         build("resnet18", 7)
     with pytest.raises(OctavoError, match=r"needs timm: pip install \"octavo\[vision\]\" \(timm: "):

@@ -96,7 +96,7 @@ class Cifar10:
             model = resnet(self.depth)
         if self.weights is not None:
             load_weights(model, self.weights)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of torch's stubs
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.eval()
 
     def calibration(self) -> Iterable[Tensor]:

@@ -105,7 +105,7 @@ class ImageFolder:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = copy.deepcopy(self._network)
-        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of torch's stubs
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.eval()
 
     def calibration(self) -> Iterable[Tensor]:

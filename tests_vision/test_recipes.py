@@ -112,7 +112,7 @@ def test_the_recipe_runs_and_its_file_reloads_exactly(path: Path, data: Path) ->
         weight = model.get_parameter(f"{name}.weight").detach().abs()
         mantissas, exponents = torch.frexp(weight[weight > 0])
         assert (mantissas == 0.5).all()
-        assert exponents.max() - exponents.min() < 2 ** (bits - 2)
+        assert exponents.max() - exponents.min() < 2 ** (bits.bits - 2)
     packed.save("again.safetensors")
     assert Path("again.safetensors").read_bytes() == Path("run/packed.safetensors").read_bytes()
 

@@ -266,9 +266,9 @@ def test_errors_are_relative_to_the_least_squares_outputs() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"fit": "best"}, {"per": "row"}])
-def test_an_unknown_fit_is_refused_with_the_layers_name(settings: Any) -> None:
+def test_an_unknown_fit_or_per_is_refused_with_the_layers_name(settings: dict[str, Any]) -> None:
     layer = layer_of(nn.Linear(4, 3))
-    with pytest.raises(PlanError, match="m: expected fit"):
+    with pytest.raises(PlanError, match=f"m: expected {next(iter(settings))} "):
         solve(layer, moments_of(layer, inputs_for(layer)), 3, PtqSettings(**settings))
 
 

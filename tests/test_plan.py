@@ -421,6 +421,7 @@ def test_planned_layers_are_the_models_own_in_its_order() -> None:
         ({"lstm": 3}, "^lstm is no layer"),
         ({"": 3}, "^ is no layer"),
         ({}, "^the plan is empty: it names no layer to quantize$"),
+        (4, r"^plan: expected a Plan or a dict .* got 4; write Plan\.uniform\(model, 4\)"),
         ({"head": 33}, "^head: expected an integer from 2 to 8, got 33$"),
         ({"head": 3, "stem": 2.5}, "^stem: expected an integer from 2 to 8, got 2.5$"),
     ],

@@ -372,6 +372,11 @@ def test_exactly_one_of_budget_and_trade_off_is_wanted(changes: dict[str, Any]) 
         search(net(), batches(), **changes)
 
 
+def test_a_budget_that_is_a_bare_number_is_refused() -> None:
+    with pytest.raises(BudgetError, match=r"budget: expected one such as Budget\(.*got 3$"):
+        search(net(), batches(), budget=3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("trade_off", [0, -1.0, math.nan, math.inf])
 def test_a_trade_off_that_is_not_positive_is_refused(trade_off: float) -> None:
     with pytest.raises(BudgetError, match="trade_off: expected a positive number"):

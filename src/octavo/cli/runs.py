@@ -49,7 +49,7 @@ def run(
     overrides: Overrides = None,
     folder: Annotated[
         Path | None,
-        typer.Option(help="The run's folder; by default it is runs/ and the name of the recipe."),
+        typer.Option(help="The run's folder; default: runs/ and the recipe's name."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

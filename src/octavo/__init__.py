@@ -74,7 +74,7 @@ else:
         return globals()[name]
 
     def __dir__():
-        """List the public names too that were not imported yet."""
+        """Return all names, also the public ones that were not imported yet."""
         return sorted({*globals(), *__all__})
 
 

@@ -43,7 +43,7 @@ def _umask() -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML whose keys are texts, as in JSON, and all different.
+    """The loader of YAML whose keys are texts, as in JSON, and all different.
 
     Plain YAML reads a layer's name ``1.10`` as the number 1.1, which is another layer, and lets the
     second of two equal keys win.

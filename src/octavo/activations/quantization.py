@@ -143,7 +143,7 @@ def _chosen_bits(
 
 
 def _title(name: str) -> str:
-    """The name of a module in messages."""
+    """Return the name of a module in messages."""
     return name or "the model itself"
 
 
@@ -176,7 +176,8 @@ def _input_histograms(
 
 def _fitted_scale(histogram: Histogram, input_format: InputFormat, fit: ScaleFit) -> float:
     """Choose the scale for inputs of this distribution."""
-    lowest, highest = input_format.lowest, input_format.highest
+    lowest = input_format.lowest
+    highest = input_format.highest
     # The least scale at which no value is clipped; without levels below zero, no value is negative.
     largest = max(histogram.lowest / (lowest or -1), histogram.highest / highest)
     if largest <= LEAST_SCALE:  # next to nothing but zeros

@@ -64,8 +64,8 @@ class InputFormat:
 
 
 class InputQuantizer(nn.Module):
-    """Rounds its inputs to the nearest multiple of a scale, a tie to the even multiple, between the
-    lowest and the highest multiple of the format.
+    """A module that rounds its inputs to the nearest multiple of a scale, a tie to the even
+    multiple, between the lowest and the highest multiple of the format.
 
     Args:
         input_format: the multiples that there are.
@@ -84,8 +84,8 @@ class InputQuantizer(nn.Module):
         self.step = nn.Parameter(torch.tensor(scale), requires_grad=learned)
 
     def effective_scale(self) -> Tensor:
-        """The scale that inputs are rounded with: the parameter made positive and, if the format
-        says so, a power of two. The gradient passes straight through to the parameter.
+        """Return the scale that inputs are rounded with: the parameter made positive and, if the
+        format says so, a power of two. The gradient passes straight through to the parameter.
         """
         with torch.no_grad():
             scale = self.step.float().clamp(min=LEAST_SCALE)
@@ -95,14 +95,14 @@ class InputQuantizer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Round ``inputs``; the result has the same shape and type."""
-        scale = self.effective_scale()
-        lowest, highest = self.format.lowest, self.format.highest
         apply: Any = _Round.apply
-        result: Tensor = apply(inputs, scale, lowest, highest)
+        result: Tensor = apply(
+            inputs, self.effective_scale(), self.format.lowest, self.format.highest
+        )
         return result
 
     def extra_repr(self) -> str:
-        """The text that torch prints between the parentheses."""
+        """Return the text that torch prints between the parentheses."""
         scale = float(self.effective_scale().detach())
         return f"bits={self.format.bits}, signed={self.format.signed}, scale={scale:.4g}"
 
@@ -195,17 +195,17 @@ def input_quantizers(model: nn.Module) -> dict[str, InputQuantizer]:
 
 
 def input_formats(model: nn.Module) -> dict[str, InputFormat]:
-    """The formats that the inputs of the model's modules are rounded to, by the modules' names."""
+    """Return the format of each module's quantized inputs, by the module's name."""
     return {name: quantizer.format for name, quantizer in input_quantizers(model).items()}
 
 
 def scale_key(name: str) -> str:
-    """The key, in a model's state dict, of the scale for the inputs of the module ``name``."""
+    """Return the key, in a model's state dict, of the scale for the inputs of ``name``."""
     return f"{name}.{NAME}.step".lstrip(".")
 
 
 def scales(model: nn.Module) -> list[nn.Parameter]:
-    """The scales of the model's quantizers, as they are trained; they want no weight decay."""
+    """Return the parameters that are scales of inputs; they want no weight decay."""
     return [quantizer.step for quantizer in input_quantizers(model).values()]
 
 
@@ -217,7 +217,7 @@ def store_effective_scales(model: nn.Module) -> None:
 
 
 def attach_quantizer(module: nn.Module, quantizer: InputQuantizer) -> None:
-    """Round the inputs of ``module`` from now on, by this quantizer in place of any other."""
+    """Round the inputs of ``module`` from now on, by this quantizer instead of any other."""
     if NAME not in module._modules:
         module.register_forward_pre_hook(_round_input, with_kwargs=True)
     device = next((parameter.device for parameter in module.parameters()), None)

@@ -43,7 +43,7 @@ def root(
         bool, typer.Option("--version", help="Show the version.", callback=_show_version)
     ] = False,
 ) -> None:
-    """Octavo folds trained neural networks into powers of two."""
+    """Fold trained neural networks into powers of two."""
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ __all__ = ["Builder", "in_place"]
 
 
 class Builder:
-    """Makes constants and nodes; the nodes are inserted at the head of the graph together."""
+    """A maker of constants and nodes; it inserts the nodes at the head of the graph together."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph

@@ -27,9 +27,13 @@ def exported(job: Job, decode: Decode) -> Made:
     closed = close(trace(job.model, layers, job.batches[0]), layers, decode)
     data, comparison = checked(closed, job.model, layers, job.batches[0])
     if job.packed.activations:
-        name, difference, limit = "mean", comparison.mean, MEAN
+        name = "mean"
+        difference = comparison.mean
+        limit = MEAN
     else:
-        name, difference, limit = "largest", comparison.largest, LARGEST
+        name = "largest"
+        difference = comparison.largest
+        limit = LARGEST
     if not difference <= limit:  # a NaN is not
         raise ExportError(
             f"{type(job.model).__name__}: ONNX Runtime's outputs are not PyTorch's: the {name} "

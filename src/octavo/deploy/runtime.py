@@ -110,7 +110,8 @@ def differences(expected: Any, got: Any) -> tuple[float, float]:
 
 def agreement(expected: Any, got: Any) -> float:
     """Return the share of rows of the first output whose largest values have the same index."""
-    first, second = next(_tensors(expected)), next(_tensors(got))
+    first = next(_tensors(expected))
+    second = next(_tensors(got))
     return float((first.argmax(-1) == second.argmax(-1)).double().mean()) if first.dim() else 1.0
 
 

@@ -67,11 +67,11 @@ class _Rewards(Protocol):
         """The number of new choices that may still be tried."""
 
     def rewards(self, choices: Sequence[Choice]) -> tuple[Sequence[Choice], list[float]]:
-        """Return the choices that were tried for the given ones, with their rewards."""
+        """Return the choices that were tried for the sampled ones, with their rewards."""
 
 
 class _Imagined:
-    """Rewards of the given choices as the world model estimates them, for so many choices."""
+    """The rewards of choices as the world model estimates them, up to IMAGINED choices."""
 
     def __init__(self, evaluator: Evaluator, world_model: WorldModel) -> None:
         self._evaluator = evaluator
@@ -85,8 +85,8 @@ class _Imagined:
 
 
 class _Measured:
-    """Measured rewards of choices near the given ones and near the best so far: of those that are
-    estimated to be the best.
+    """The measured rewards of choices near the sampled ones and near the best so far. Of these
+    choices, the ones are measured that the world model estimates to be the best.
     """
 
     def __init__(self, evaluator: Evaluator, losses: np.ndarray, world_model: WorldModel) -> None:

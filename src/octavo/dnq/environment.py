@@ -1,6 +1,6 @@
 """The environment of the search: the objective of a choice, without retraining.
 
-Every (layer, action) pair is quantized once, in closed form, from full-precision inputs. A trial
+Every (layer, action) pair is quantized once, by PTQ from full-precision inputs. A trial
 puts the chosen candidates in place and runs the calibration inputs once. (DNQ, arXiv 1812.02375,
 published neither its environment nor its reward: this one is ours.)
 """
@@ -46,7 +46,7 @@ class Measurement:
 
 
 class Environment:
-    """Measures the objective of choices, higher is better.
+    """The source of objectives: it measures choices, and higher is better.
 
     Args:
         model: the trained network; it is left as it was.

@@ -143,7 +143,9 @@ def check_order(order: Any) -> None:
 
 
 def order_name(order: Any) -> str:
-    """The name of an order in messages and saved states: of a function, its qualified name."""
+    """Return the name of an order, for messages and saved states; a function has its qualified
+    name.
+    """
     if isinstance(order, str):
         return order
     name = getattr(order, "__qualname__", None) or type(order).__qualname__
@@ -151,7 +153,7 @@ def order_name(order: Any) -> str:
 
 
 def orders_of(order: FreezeOrder | Sequence[FreezeOrder], portions: int) -> tuple[FreezeOrder, ...]:
-    """The order of each portion, from one order for all of them or from one for each.
+    """Return the order of each portion, from one order for all of them or from one for each.
 
     Raises:
         PlanError: an unknown order, or not as many orders as there are portions.
@@ -205,8 +207,8 @@ def check_schedule(portions: Sequence[float], straight_through: float) -> None:
 
 
 def default_portions(layers: Iterable[Layer], pruned: Mapping[str, Tensor]) -> tuple[float, ...]:
-    """INQ's accumulated portions for these layers: finer ones if at least half of the weights are
-    pruned.
+    """Return INQ's accumulated portions for these layers: finer ones if at least half of the
+    weights are pruned.
     """
     weights = sum(layer.weight.numel() for layer in layers)
     share = sum(int(mask.sum()) for mask in pruned.values()) / weights

@@ -37,7 +37,7 @@ Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments that inputs stand for.
+    """Return the positional and keyword arguments that inputs stand for.
 
     A tensor ``x`` is the only argument, a tuple or list becomes ``*x`` and a mapping ``**x``. A
     packed sequence, which is a tuple to Python, is one argument.
@@ -120,13 +120,13 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU for a model without any."""
+    """Return the device of the model's first parameter or buffer, or the CPU if it has none."""
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
 
 
 def on_device(value: Any, device: torch.device) -> Any:
-    """``value`` with every tensor inside its tuples, lists and mappings on ``device``."""
+    """Return ``value`` with every tensor in its tuples, lists and mappings on ``device``."""
 
     def moved(leaf: Any) -> Any:
         if isinstance(leaf, PackedSequence):
@@ -137,8 +137,8 @@ def on_device(value: Any, device: torch.device) -> Any:
 
 
 def where_raised(model: nn.Module, error: BaseException) -> str | None:
-    """The name of the innermost module of ``model`` in whose call ``error`` was raised; None if it
-    was not raised in any.
+    """Return the name of the innermost module of ``model`` in whose call ``error`` was raised; None
+    if it was not raised in any.
     """
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
     found: str | None = None

@@ -22,7 +22,7 @@ from octavo.network.recurrent import cell_inputs, recurrent_inputs
 
 __all__ = ["layer_inputs", "layer_outputs", "problem_count"]
 
-# Pieces of X: which problems, and the inputs of these, (problems, columns, n).
+# Pieces of X: a slice of the problems, and the inputs of these, (problems, columns, n).
 Pieces: TypeAlias = Iterator[tuple[slice, Tensor]]
 
 ALL = slice(None)
@@ -38,7 +38,7 @@ QUERY_KEY_VALUE = ("query", "key", "value")
 
 
 def problem_count(layer: Layer) -> int:
-    """The number of independent problems that a layer consists of."""
+    """Return the number of independent problems that a layer consists of."""
     if layer.form == "attention":
         return 3 if layer.attribute == "in_proj_weight" else 1
     is_convolution = layer.form in ("product", "transposed") and layer.weight.dim() > 2
@@ -48,8 +48,8 @@ def problem_count(layer: Layer) -> int:
 def layer_inputs(
     layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Pieces:
-    """``X`` of one call of ``module``, in pieces: (which problems, float32 of shape (problems,
-    columns, n)).
+    """Yield ``X`` of one call of ``module`` in pieces: a slice of the problems, and their inputs,
+    float32, (problems, columns, n).
 
     Args:
         layer: one that ``module`` shows.
@@ -83,8 +83,8 @@ def layer_inputs(
 
 
 def layer_outputs(module: nn.Module, output: Any) -> Tensor | None:
-    """A layer's outputs as (problems, rows, n), float32, in the order of its inputs; None if they
-    are not linear in these.
+    """Return a layer's outputs as (problems, rows, n), float32, in the order of its inputs; None if
+    they are not linear in these.
     """
     kind = kind_of(module)
     if kind is None or kind.form not in ("product", "transposed") or not isinstance(output, Tensor):
@@ -105,12 +105,12 @@ def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _as_columns(rows: Tensor) -> Tensor:
-    """Rows of any leading shape, as (1, columns, n), float32."""
+    """Return rows of any leading shape as (1, columns, n), float32."""
     return rows.reshape(1, -1, rows.shape[-1]).float().mT
 
 
 def _embedding_inputs(weight: Tensor, indices: Tensor) -> Tensor:
-    """An identity, (1, columns, columns), scaled by the lookups of a row.
+    """Return an identity, (1, columns, columns), scaled by the lookups of a row.
 
     A row is looked up and nothing else, so every weight of it counts by itself: ``X X^T`` is the
     mean number of lookups times the identity.
@@ -144,8 +144,8 @@ def _product_inputs(
 
 
 class _Products(TorchFunctionMode):
-    """Notes the first product with a weight of the given shape: its function, and its arguments by
-    name.
+    """A mode that notes the first product with a weight of a certain shape: its function, and its
+    arguments by name.
     """
 
     def __init__(self, shape: torch.Size) -> None:
@@ -174,9 +174,13 @@ def _is_plain(module: nn.Module) -> bool:
 def _as_multiplied(
     module: nn.Module, weight: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[nn.Module, Tensor] | None:
-    """The product that a module makes with its weight (outputs first), found by calling its
-    forward: a plain module of torch that makes the same product, and its input. None if there is
-    no such product.
+    """Call a module's forward, and find the product that it computes with its weight (outputs
+    first).
+
+    Returns:
+        A plain module of torch that computes the same product, and its input; None if there is no
+        such product.
+
     """
     with _Products(weight.shape) as products:
         module.forward(*args, **kwargs)
@@ -193,7 +197,7 @@ def _as_multiplied(
 
 
 def _convolution_inputs(module: Any, given: Tensor) -> Iterator[Tensor]:
-    """The patches that the kernel of a convolution meets: (groups, columns, n)."""
+    """Yield the patches that the kernel of a convolution meets, (groups, columns, n)."""
     images = _batched(given, len(module.kernel_size))
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = F.pad(images, module._reversed_padding_repeated_twice, mode=mode)
@@ -202,7 +206,7 @@ def _convolution_inputs(module: Any, given: Tensor) -> Iterator[Tensor]:
 
 
 def _transposed_inputs(module: Any, given: Tensor, output_size: Any) -> Iterator[Tensor]:
-    """The patches that the kernel of a transposed convolution meets: (groups, columns, n).
+    """Yield the patches that the kernel of a transposed convolution meets, (groups, columns, n).
 
     It is a plain convolution of stride 1, with its kernel turned round, on the input that is spread
     by its stride.
@@ -217,12 +221,12 @@ def _transposed_inputs(module: Any, given: Tensor, output_size: Any) -> Iterator
 
 
 def _batched(given: Tensor, dimensions: int) -> Tensor:
-    """(images, channels, *size), also from one image without the first dimension."""
+    """Return images as (images, channels, *size), also one image without the first dimension."""
     return given if given.dim() == dimensions + 2 else given.unsqueeze(0)
 
 
 def _by_group(patches: Tensor, module: Any) -> Tensor:
-    """(channels, *kernel, images, *positions) as (groups, columns, n)."""
+    """Return patches (channels, *kernel, images, *positions) as (groups, columns, n)."""
     columns = patches.shape[0] * math.prod(module.kernel_size)
     return patches.reshape(module.groups, columns // module.groups, -1)
 
@@ -230,8 +234,8 @@ def _by_group(patches: Tensor, module: Any) -> Tensor:
 def _patches(
     padded: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> Iterator[Tensor]:
-    """Views of the patches of images (images, channels, *size): (channels, *kernel, images,
-    *positions), for a few images at a time.
+    """Yield views of the patches of images (images, channels, *size), for a few images at a time:
+    (channels, *kernel, images, *positions).
 
     The kernel's weight ``k`` at the output position ``p`` meets the pixel ``p * stride +
     k * dilation``; so a step along either is a fixed distance in memory.
@@ -255,8 +259,8 @@ def _patches(
 
 
 def _spread(module: Any, images: Tensor, output_size: Any) -> Tensor:
-    """A transposed convolution's input with ``stride - 1`` zeros between its pixels, padded so that
-    there is one patch for each output.
+    """Return a transposed convolution's input with ``stride - 1`` zeros between its pixels, padded
+    so that there is one patch for each output.
     """
     dimensions = len(module.kernel_size)
     extra = module.output_padding  # pixels that are added at the end only
@@ -297,10 +301,10 @@ def _attention_inputs(
 
 
 def _before_projection(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The input of an attention's output projection.
+    """Return the input of an attention's output projection.
 
-    The attention reads the projection's weight without calling it; so an identity takes its place,
-    which lets through what it is given.
+    The attention reads the projection's weight without calling it. So it runs with an identity
+    instead of the projection, and its output is the projection's input.
     """
     through = copy.copy(module)
     through._modules = {**module._modules, "out_proj": _identity(module.out_proj)}
@@ -309,7 +313,7 @@ def _before_projection(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _identity(linear: nn.Linear) -> nn.Linear:
-    """A copy of a square linear layer that returns its input."""
+    """Return a copy of a square linear layer that returns its input."""
     weight = linear.weight
     same = copy.copy(linear)
     identity = torch.eye(linear.in_features, device=weight.device).to(weight)

@@ -15,7 +15,7 @@ __all__ = ["count_macs"]
 
 
 def count_macs(layers: list[Layer], run: Callable[[], object]) -> dict[str, int]:
-    """Multiply-accumulates that each layer spends in one forward pass, which ``run`` makes; layers
+    """Count the multiply-accumulates of each layer in one forward pass, which ``run`` makes; layers
     that the pass does not reach count 0.
 
     Every weight acts once per output position. The positions of a linear layer are the rows of its
@@ -42,7 +42,7 @@ def count_macs(layers: list[Layer], run: Callable[[], object]) -> dict[str, int]
 def _macs(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> Iterator[tuple[Tensor | None, int]]:
-    """The weights of a module and the multiply-accumulates of each in one call."""
+    """Yield the weights of a module with the multiply-accumulates of each in one call."""
     form = form_of(module)
     if form == "attention":
         named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs

@@ -42,9 +42,10 @@ def freeze_sequentially(
     inputs: Iterable[Inputs],
     freeze: Callable[[Layer, Moments], Outcome],
 ) -> dict[str, Outcome]:
-    """Freeze layers in forward order; the outcome of each that an input reaches, by layer name.
+    """Freeze layers in forward order, and return the outcome of each that an input reaches, by
+    name.
 
-    Layers that are used more than once have no one place in that order. They come first, from
+    Layers that are used more than once have no single position in that order. They come first, from
     full-precision inputs.
 
     Args:
@@ -71,8 +72,8 @@ def freeze_in_forward_order(
     batches: Sequence[Inputs],
     freeze: Callable[[Layer, Moments], Outcome],
 ) -> dict[str, Outcome]:
-    """Freeze ``layers`` in the order in which the inputs reach them; the outcome of each that is
-    reached, by layer name.
+    """Freeze ``layers`` in the order in which the inputs reach them, and return the outcome of each
+    that is reached, by layer name.
 
     Args:
         model: the network in full precision.
@@ -118,7 +119,7 @@ def count_calls(
 
 @dataclass(frozen=True, eq=False)
 class _Meeting:
-    """A place where the quantized network stands on one batch.
+    """A module at which the quantized network waits, on one batch.
 
     Attributes:
         stop: the call of a module that the quantized network is about to make.
@@ -149,7 +150,7 @@ def _side_by_side(
 
 
 def _next_place(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:
-    """The module whose layers freeze next: of those at which passes stand, the one that was
+    """Return the module whose layers freeze next: of those at which passes stand, the one that was
     registered first. From there, passes may still come to the others.
     """
     places = {meeting.stop.module for meeting in meetings if meeting}
@@ -157,7 +158,7 @@ def _next_place(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, i
 
 
 def _meetings_at(place: nn.Module, meetings: Iterable[_Meeting | None]) -> list[_Meeting]:
-    """The meetings at one module."""
+    """Return the meetings at one module."""
     return [meeting for meeting in meetings if meeting and meeting.stop.module is place]
 
 
@@ -176,7 +177,7 @@ def _go_on(
 def _partners(
     model: nn.Module, quantized: nn.Module, modules: Iterable[nn.Module]
 ) -> dict[nn.Module, nn.Module]:
-    """The modules of ``model`` that stand where these modules of ``quantized`` stand, with them."""
+    """Return, by the module of ``model`` of the same name, each of these modules of ``quantized``."""
     names = {module: name for name, module in quantized.named_modules()}
     return {model.get_submodule(names[module]): module for module in modules}
 
@@ -184,8 +185,8 @@ def _partners(
 def _called_once(
     model: nn.Module, layers: Iterable[Layer], batch: Inputs
 ) -> dict[nn.Module, list[Layer]]:
-    """The layers whose inputs are all seen in one call of a forward pass, by the module that is
-    called.
+    """Return the layers whose inputs are all seen in one call of a forward pass, by the module that
+    is called.
     """
     by_module = calling_modules(model, layers)
     counts = count_calls(model, by_module, batch)
@@ -217,7 +218,7 @@ def _freeze_here(
 
 
 def _moments(layer: Layer, meetings: Sequence[_Meeting]) -> Moments:
-    """The moments of the inputs that all batches bring to a layer."""
+    """Return the moments of the inputs that all batches bring to a layer."""
     moments = Moments.of(layer)
     linear = layer.form in ONE_WEIGHT  # its outputs are linear in its inputs
     for meeting in meetings:
@@ -232,7 +233,7 @@ def _moments(layer: Layer, meetings: Sequence[_Meeting]) -> Moments:
 
 
 def _drift(meeting: _Meeting) -> Tensor | None:
-    """``D``, (problems, rows, n): what the full-precision output has beyond the output of the same
+    """Return ``D``, (problems, rows, n): the full-precision output minus the output of the same
     weights on the inputs as they are now. None where the two cannot be compared.
     """
     if meeting.full_output is None:

@@ -97,7 +97,7 @@ class Recipe(BaseModel):
             for all portions but the last, which gets none.
         retraining: the settings of retraining.
         export: the forms to export the network in, see ``octavo.export``.
-        control: whether the full-precision network is trained equally long, for comparison.
+        control: True trains the full-precision network equally long, for comparison.
         floats: the form in which the file stores the tensors that are not quantized: as they are
             (``float32``), rounded (``float16``), or rounded after batch norms were reduced to a
             scale and a shift (``folded``).
@@ -161,12 +161,12 @@ class Recipe(BaseModel):
 
     @property
     def retrains(self) -> bool:
-        """Whether the method retrains."""
+        """True if the method retrains."""
         return self.method == "inq"
 
     @property
     def controlled(self) -> bool:
-        """Whether there is a control to train."""
+        """True if there is a control to train."""
         return self.control and self.retrains
 
     @property
@@ -213,7 +213,7 @@ def make_recipe(content: Mapping[str, Any], where: str, *, folder: Path | None =
 
 
 def recorded_recipe(content: Mapping[str, Any], where: str) -> Recipe:
-    """Make the recipe that a run folder or a result holds; old words in it raise no warning.
+    """Make the recipe that a run folder or a result has recorded; old words raise no warning.
 
     Raises:
         RecipeError: an unknown key, or a value that does not fit.

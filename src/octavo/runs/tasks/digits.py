@@ -50,7 +50,8 @@ class Digits:
 
     def calibration(self) -> Iterable[Tensor]:
         """Return the training images, without augmentation and in a fixed order."""
-        return [_inputs(some) for some in self._parts["train"][0].split(self.batch)]
+        images, _ = self._parts["train"]
+        return [_inputs(batch) for batch in images.split(self.batch)]
 
     def train_batches(self) -> Epoch:
         """Return one epoch, each image shifted by up to one pixel."""

@@ -255,13 +255,13 @@ def matching_plan(model: nn.Module, bits: WidthLike | Mapping[str, WidthLike]) -
     return Plan(matching(known, bits, type(model).__name__), weights=known.weights)
 
 
-def matching(names: Iterable[str], bits: T | Mapping[str, T], model: str) -> dict[str, T]:
-    """Return values by layer name, in the order of the names.
+def matching(names: Iterable[str], values: T | Mapping[str, T], model: str) -> dict[str, T]:
+    """Return values by layer name, in the order of the names; a layer without a match is left out.
 
     Args:
         names: the names of the layers.
-        bits: one value for all layers, or values by shell pattern; of several patterns that match a
-            name, the last counts.
+        values: one value for all layers, or values by shell pattern; of several patterns that match
+            a name, the last counts.
         model: the name of the model, for errors.
 
     Raises:
@@ -269,7 +269,7 @@ def matching(names: Iterable[str], bits: T | Mapping[str, T], model: str) -> dic
 
     """
     names = list(names)
-    patterns = bits if isinstance(bits, Mapping) else {"*": bits}
+    patterns = values if isinstance(values, Mapping) else {"*": values}
     _check_patterns(patterns, names, model)
     chosen: dict[str, T] = {}
     for name in names:

@@ -14,15 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from octavo.errors import PlanError
+from octavo.network.calling import first_keyword
+
 __all__ = [
     "LEAST_SCALE",
     "InputFormat",
     "InputQuantizer",
     "attach_quantizer",
-    "first_argument",
     "input_formats",
     "input_quantizers",
     "install_quantizers",
+    "module_title",
+    "quantized_already",
     "remove_quantizers",
     "round_first",
     "scale_key",
@@ -237,14 +241,18 @@ def round_first(
     """Round the argument of a call that a layer multiplies with its weight."""
     if args:
         return (quantizer(args[0]), *args[1:]), kwargs
-    key = _key(kwargs)
+    key = first_keyword(kwargs)
     return args, kwargs | {key: quantizer(kwargs[key])}
 
 
-def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the argument of a call that a layer multiplies with its weight."""
-    return args[0] if args else kwargs[_key(kwargs)]
+def module_title(name: str) -> str:
+    """Return the name of a module in messages; a model has no name in itself."""
+    return name or "the model itself"
 
 
-def _key(kwargs: dict[str, Any]) -> str:
-    return "input" if "input" in kwargs else next(iter(kwargs))
+def quantized_already(name: str) -> PlanError:
+    """Return the error about a module whose inputs have a quantizer when they shall get one."""
+    return PlanError(
+        f"{module_title(name)}: its inputs are quantized already; "
+        "call octavo.remove_quantizers(model) first"
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo.cli.options import AsJson, Options, TaskName, err, out, print_written, task_options
+from octavo.dnq.settings import METHOD, METHODS, OPTIONS, TRIALS
 from octavo.errors import BudgetError, nearest
 
 if TYPE_CHECKING:
@@ -47,12 +48,12 @@ Limit = Annotated[
 ]
 TradeOff = Annotated[
     float | None,
-    typer.Option(help="Instead of a budget: what doubling the ratio is worth in objective."),
+    typer.Option(help="Instead of a budget: how much objective a doubled ratio is worth."),
 ]
-Method = Annotated[str, typer.Option(help="dnq, exact, greedy, tpe, cmaes, random or uniform.")]
+Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
 Trials = Annotated[int, typer.Option(min=1, help="How many plans may be scored.")]
 Widths = Annotated[
-    str, typer.Option(help="What a layer may get: bits from 2 to 8, and apot5 to apot8.")
+    str, typer.Option(help="The widths that a layer may get: 2 to 8, and apot5 to apot8.")
 ]
 Pins = Annotated[list[str] | None, typer.Option(help="The bits of a layer: name=bits.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same plan.")]
@@ -64,15 +65,17 @@ JournalFile = Annotated[
     Path | None, typer.Option(help="Append each trial to this file; continue from its trials.")
 ]
 
+DEFAULT_WIDTHS = ",".join(map(str, OPTIONS))
+
 
 def search(
     task: TaskName,
     output: Output,
     budget: Limit = None,
     trade_off: TradeOff = None,
-    method: Method = "dnq",
-    trials: Trials = 512,
-    options: Widths = "2,3,4,5",
+    method: Method = METHOD,
+    trials: Trials = TRIALS,
+    options: Widths = DEFAULT_WIDTHS,
     pin: Pins = None,
     seed: Seed = 0,
     activations: InputBits = None,
@@ -162,7 +165,7 @@ def _budget(pair: str | None) -> "Budget | None":
 
 
 def _pins(pairs: list[str] | None) -> dict[str, Any]:
-    """Read the pairs ``name=bits`` that were given as ``--pin``."""
+    """Read the pairs ``name=bits`` of ``--pin``."""
     from octavo.runs.recipe import key_value
 
     return dict(key_value(pair, "--pin") for pair in pairs or ())

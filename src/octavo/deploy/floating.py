@@ -3,7 +3,7 @@ must be the network's.
 """
 
 from octavo.deploy.checks import checked
-from octavo.deploy.forms import Job, Made
+from octavo.deploy.forms import FormFile, Job
 from octavo.deploy.graph import Decode, close, trace
 from octavo.errors import ExportError
 
@@ -16,7 +16,7 @@ LARGEST = 1e-4  # sums in another order come to less
 MEAN = 0.05
 
 
-def exported(job: Job, decode: Decode) -> Made:
+def exported(job: Job, decode: Decode) -> FormFile:
     """Make the ONNX file whose weights the nodes of ``decode`` compute, and check it.
 
     Raises:
@@ -24,8 +24,8 @@ def exported(job: Job, decode: Decode) -> Made:
 
     """
     layers = job.packed.layers
-    closed = close(trace(job.model, layers, job.batches[0]), layers, decode)
-    data, comparison = checked(closed, job.model, layers, job.batches[0])
+    graph = close(trace(job.model, layers, job.batches[0]), layers, decode)
+    data, comparison = checked(graph, job.model, layers, job.batches[0])
     if job.packed.activations:
         name = "mean"
         difference = comparison.mean
@@ -40,4 +40,4 @@ def exported(job: Job, decode: Decode) -> Made:
             f"difference is {difference:.1e} of the largest output, expected at most {limit:.0e}; "
             f"nothing was written"
         )
-    return Made(data, comparison)
+    return FormFile(data, comparison)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo._seeds import seeded
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.features import allowed_actions, features_of
 from octavo.dnq.policy import Policy
@@ -128,8 +129,7 @@ class _Measured:
 def _new_policy(evaluator: Evaluator, losses: np.ndarray) -> Policy:
     """Return an untrained policy; its weights are drawn from the evaluator's seed."""
     space = evaluator.space
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(evaluator.generator.initial_seed())
+    with seeded(evaluator.generator.initial_seed()):
         return Policy(features_of(space, losses), allowed_actions(space))
 
 

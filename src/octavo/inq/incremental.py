@@ -14,7 +14,9 @@ from octavo.formats.codebook import Codebook, Fit, Per, read_per
 from octavo.formats.registry import codebook_at, fitted_codebook
 from octavo.formats.width import Width, WidthLike, write_widths
 from octavo.inq.partition import (
+    ORDER,
     PORTIONS,
+    STRAIGHT_THROUGH,
     FreezeOrder,
     check_schedule,
     default_portions,
@@ -33,6 +35,7 @@ from octavo.progress import Event, Progress, silent
 from octavo.pruning.masks import find_pruned, set_to_zero
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.sequential import freeze_sequentially
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 
 __all__ = ["Incremental"]
@@ -96,11 +99,11 @@ class Incremental:
         plan: Mapping[str, WidthLike],
         *,
         portions: tuple[float, ...] | None = None,
-        order: FreezeOrder | Sequence[FreezeOrder] = "magnitude",
-        fit: Fit = "mse",
-        per: Per = "channel",
+        order: FreezeOrder | Sequence[FreezeOrder] = ORDER,
+        fit: Fit = PtqSettings.fit,
+        per: Per = PtqSettings.per,
         seed: int = 0,
-        straight_through: float = 1.0,
+        straight_through: float = STRAIGHT_THROUGH,
         inputs: Iterable[Inputs] | None = None,
         masks: Mapping[str, Tensor] | None = None,
         progress: Progress | None = None,

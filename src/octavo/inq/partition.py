@@ -14,8 +14,10 @@ from octavo.formats.codebook import Codebook
 from octavo.network.layers import Layer
 
 __all__ = [
+    "ORDER",
     "PORTIONS",
     "SPARSE_PORTIONS",
+    "STRAIGHT_THROUGH",
     "FreezeOrder",
     "Order",
     "RankFunction",
@@ -38,6 +40,8 @@ NAMES = get_args(Order)
 # INQ's portions for VGG-16, ResNet-18 and ResNet-50 at 5 bits, and those for a pruned AlexNet.
 PORTIONS = (0.5, 0.75, 0.875, 1.0)
 SPARSE_PORTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+ORDER: Order = "magnitude"  # the default
+STRAIGHT_THROUGH = 1.0  # the default: the network never sees free weights at their levels
 SPARSE = 0.5  # share of pruned weights from which on a network counts as sparse; our choice
 
 

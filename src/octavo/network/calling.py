@@ -21,10 +21,12 @@ __all__ = [
     "arguments",
     "batches_of",
     "call",
-    "check_given",
+    "check_batches",
     "device_of",
     "evaluating",
     "feed",
+    "first_argument",
+    "first_keyword",
     "hooked",
     "in_mode",
     "naming_errors",
@@ -46,6 +48,16 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), dict(inputs)
     several = isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence)
     return (tuple(inputs) if several else (inputs,)), {}
+
+
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the argument of a layer's call that the layer multiplies with its weight."""
+    return args[0] if args else kwargs[first_keyword(kwargs)]
+
+
+def first_keyword(kwargs: dict[str, Any]) -> str:
+    """Return the name of that argument in a call that has keyword arguments only."""
+    return "input" if "input" in kwargs else next(iter(kwargs))
 
 
 def batches_of(inputs: Iterable[Inputs]) -> Iterable[Inputs]:
@@ -174,15 +186,14 @@ def feed(model: nn.Module, inputs: Iterable[Inputs]) -> None:
         PlanError: there are no inputs, or the model does not take them.
 
     """
-    given = False
+    count = 0
     with observing(model), naming_errors(model):
-        for batch in batches_of(inputs):
-            given = True
+        for count, batch in enumerate(batches_of(inputs), 1):  # noqa: B007 - counted after the loop
             call(model, on_device(batch, device_of(model)))
-    check_given(given=given)
+    check_batches(count)
 
 
-def check_given(*, given: bool) -> None:
-    """Raise PlanError unless there were calibration inputs."""
-    if not given:
+def check_batches(count: int) -> None:
+    """Raise PlanError unless there is at least one batch of calibration inputs."""
+    if not count:
         raise PlanError("inputs: expected at least one batch of calibration inputs, got none")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from octavo.errors import PlanError
+from octavo.network.calling import first_argument
 from octavo.network.kinds import form_of, kind_of
 from octavo.network.layers import Layer, channels_first
 from octavo.network.recurrent import cell_inputs, recurrent_inputs
@@ -66,7 +67,7 @@ def layer_inputs(
     if form == "attention":
         yield from _attention_inputs(layer, module, args, kwargs)
         return
-    given = _first_argument(args, kwargs)
+    given = first_argument(args, kwargs)
     second = args[1] if len(args) > 1 else kwargs.get("hx", kwargs.get("output_size"))
     if form == "recurrent":
         rows = recurrent_inputs(cast("nn.RNNBase", module), layer.attribute, given, second)
@@ -98,12 +99,6 @@ def layer_outputs(module: nn.Module, output: Any) -> Tensor | None:
     return images.float().transpose(0, 1).reshape(groups, channels_of_group, -1)
 
 
-def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if args:
-        return args[0]
-    return kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))
-
-
 def _as_columns(rows: Tensor) -> Tensor:
     """Return rows of any leading shape as (1, columns, n), float32."""
     return rows.reshape(1, -1, rows.shape[-1]).float().mT
@@ -126,7 +121,7 @@ def _embedding_inputs(weight: Tensor, indices: Tensor) -> Tensor:
 def _product_inputs(
     layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[Tensor]:
-    given = _first_argument(args, kwargs)
+    given = first_argument(args, kwargs)
     weight = channels_first(layer.weight, layer.groups)
     if not _is_plain(module):
         module, given = _as_multiplied(module, weight, args, kwargs) or (module, given)

@@ -109,7 +109,7 @@ def _steps_first(module: nn.RNNBase, sequences: Sequences) -> tuple[Tensor, Tens
 
 
 def _first_state(sublayer: _Sublayer, state: Any, like: Tensor, part: int = 0) -> Tensor:
-    """Return the state before the first step, (sequences, features); ``part`` 1 is an LSTM's cell."""
+    """Return the state before the first step, (sequences, features); ``part`` 1: an LSTM's cell."""
     if state is None:
         return torch.zeros_like(like)
     states: Tensor = state[part] if isinstance(state, tuple) else state

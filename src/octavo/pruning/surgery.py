@@ -15,16 +15,16 @@ are no smaller (LAMP; Lee et al., arXiv 2010.07611). So a layer that has lost mu
 
 import math
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from octavo._seeds import seed_of
-from octavo.errors import PlanError, nearest
+from octavo.errors import PlanError
 from octavo.network.layers import Layer, find_layers
 from octavo.network.parametrizations import attach, release
+from octavo.plan import matching
 
 __all__ = ["Surgery", "check_sparsity"]
 
@@ -216,14 +216,7 @@ def _groups(
         )
     if not isinstance(sparsity, Mapping):
         return [(list(layers.values()), sparsity)]
-    shares = dict[str, float]()
-    for pattern, share in sparsity.items():
-        matching = [name for name in layers if fnmatchcase(name, pattern)]
-        if not matching:
-            raise PlanError(
-                f"{pattern!r} matches no layer of {type(model).__name__}{nearest(pattern, layers)}"
-            )
-        shares |= dict.fromkeys(matching, share)
+    shares = matching(layers, sparsity, type(model).__name__)
     return [([layers[name]], share) for name, share in shares.items()]
 
 

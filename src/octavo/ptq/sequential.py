@@ -18,7 +18,7 @@ from octavo.network.calling import (
     Inputs,
     batches_of,
     call,
-    check_given,
+    check_batches,
     device_of,
     hooked,
     on_device,
@@ -57,7 +57,7 @@ def freeze_sequentially(
 
     """
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
-    check_given(given=bool(batches))
+    check_batches(len(batches))
     by_module = _called_once(quantized, layers, batches[0])
     called_once = {layer.name for here in by_module.values() for layer in here}
     others = [layer for layer in layers if layer.name not in called_once]
@@ -177,7 +177,7 @@ def _go_on(
 def _partners(
     model: nn.Module, quantized: nn.Module, modules: Iterable[nn.Module]
 ) -> dict[nn.Module, nn.Module]:
-    """Return, by the module of ``model`` of the same name, each of these modules of ``quantized``."""
+    """Return these modules of ``quantized``, by the modules of ``model`` with the same names."""
     names = {module: name for name, module in quantized.named_modules()}
     return {model.get_submodule(names[module]): module for module in modules}
 

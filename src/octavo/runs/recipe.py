@@ -19,8 +19,10 @@ from octavo.deploy.exporting import Form
 from octavo.errors import OctavoError, RecipeError, nearest
 from octavo.formats.codebook import Fit, Per
 from octavo.inq.partition import (
+    ORDER,
     PORTIONS,
     SPARSE_PORTIONS,
+    STRAIGHT_THROUGH,
     check_portions,
     check_straight_through,
 )
@@ -121,8 +123,8 @@ class Recipe(BaseModel):
     start: Literal["refit", "ptq", "float"] = "ptq"
     ptq: Ptq = Ptq()
     portions: tuple[float, ...] = PORTIONS
-    order: Orders = "magnitude"
-    straight_through: Annotated[float, Field(gt=0, le=1)] = 1.0
+    order: Orders = ORDER
+    straight_through: Annotated[float, Field(gt=0, le=1)] = STRAIGHT_THROUGH
     fit: Fit = PtqSettings.fit
     per: Per = PtqSettings.per
     epochs: Epochs | tuple[Epochs, ...] = 1.0

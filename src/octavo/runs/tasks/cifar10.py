@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo._io import write_atomically
+from octavo._seeds import seeded
 from octavo.errors import FormatError, OctavoError, RecipeError
 from octavo.network.calling import call
 from octavo.runs.task import Batch
@@ -89,10 +90,7 @@ class Cifar10:
 
     def model(self) -> nn.Module:
         """Return the network with its weights, in channels-last memory and evaluation mode."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                0
-            )  # torch.manual_seed would reseed the caller's GPUs too
+        with seeded(0):
             model = resnet(self.depth)
         if self.weights is not None:
             load_weights(model, self.weights)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octavo._seeds import seeded
 from octavo.errors import RecipeError
 from octavo.network.calling import call, device_of, evaluating
 from octavo.runs.task import Batch
@@ -160,10 +161,7 @@ class ImageFolder:
 
     @cached_property
     def _network(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                0
-            )  # torch.manual_seed would reseed the caller's GPUs too
+        with seeded(0):
             return build(
                 self.network, len(self._parts[0].classes), source=self.source, weights=self.weights
             )

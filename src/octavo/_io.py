@@ -15,7 +15,7 @@ MERGE = "tag:yaml.org,2002:merge"
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let ``write`` fill a file that then takes the place of ``path``.
+    """Let ``write`` fill a new file, which then replaces ``path``.
 
     Under ``path`` there is the whole file or what was there before, even if the process is killed.
     """

@@ -1,4 +1,4 @@
-"""A plan, which says how many bits each layer gets, its cost, and the budget for the cost."""
+"""The plan, which says how many bits each layer gets; its cost; and the budget for the cost."""
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -92,16 +92,16 @@ class Plan(MutableMapping[str, Width]):
                 or a pattern matches none.
 
         """
-        found, skipped = find_layers(model)
+        layers, skipped = find_layers(model)
         _check_plain(skipped)
-        layers = {layer.name: layer.weight.numel() for layer in found}
+        weights = {layer.name: layer.weight.numel() for layer in layers}
         if not layers:
             raise _no_layers(model)
         warn_if_mostly_float(model)
-        _check_patterns([include, *exclude], layers, type(model).__name__)
-        included = [name for name in layers if fnmatchcase(name, include)]
+        _check_patterns([include, *exclude], weights, type(model).__name__)
+        included = [name for name in weights if fnmatchcase(name, include)]
         chosen = [name for name in included if not any(fnmatchcase(name, out) for out in exclude)]
-        return cls(dict.fromkeys(chosen, bits), weights=layers)
+        return cls(dict.fromkeys(chosen, bits), weights=weights)
 
     def __getitem__(self, name: str) -> Width:
         return self._bits[name]
@@ -211,13 +211,13 @@ class Budget:
     bit_ops: int | None = None
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if len(given) != 1:
+        limits = {name: value for name, value in vars(self).items() if value is not None}
+        if len(limits) != 1:
             raise BudgetError(
                 "expected exactly one of ratio, average_bits, bytes and bit_ops, "
-                f"got {given or 'none'}"
+                f"got {limits or 'none'}"
             )
-        ((name, value),) = given.items()
+        ((name, value),) = limits.items()
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < math.inf:
             raise BudgetError(f"{name}: expected a positive number, got {value!r}")

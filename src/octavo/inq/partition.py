@@ -42,7 +42,7 @@ PORTIONS = (0.5, 0.75, 0.875, 1.0)
 SPARSE_PORTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 ORDER: Order = "magnitude"  # the default
 STRAIGHT_THROUGH = 1.0  # the default: the network never sees free weights at their levels
-SPARSE = 0.5  # share of pruned weights from which on a network counts as sparse; our choice
+SPARSE = 0.5  # share of pruned weights from which on a network counts as sparse; the value is ours
 
 
 def rank(
@@ -57,10 +57,10 @@ def rank(
     Args:
         weight: the weight with its output channels first.
         codebook: its levels.
-        order: ``"magnitude"`` freezes the largest weights first (INQ's choice); ``"distance"``
+        order: ``"magnitude"`` freezes the largest weights first (INQ's order); ``"distance"``
             those nearest to their level (DNQ's criterion); ``"relative"`` those nearest in units of
             their level, where half of the smallest level stands for the level zero; ``"random"``
-            draws from ``generator`` (the other choice that INQ compares). A function is called with
+            draws from ``generator`` (the other order that INQ compares). A function is called with
             the weight and the codebook and returns the rank.
         generator: the source of the order ``"random"``.
 
@@ -120,8 +120,8 @@ def grow(frozen: Tensor, rank: Tensor, portion: float, *, pruned: int = 0) -> Te
         pruned: the number of pruned weights, all of them frozen.
 
     """
-    wanted = pruned + round(portion * (frozen.numel() - pruned))
-    missing = wanted - int(frozen.sum())
+    target = pruned + round(portion * (frozen.numel() - pruned))
+    missing = target - int(frozen.sum())
     if missing <= 0:
         return frozen.clone()
     free = (~frozen.flatten()).nonzero().squeeze(1)  # indices of the free weights

@@ -40,7 +40,7 @@ class Layer:
         attribute: the parameter's name in the module.
         parameter: the parameter's full name, its key in the model's state dict.
         weight: the parameter.
-        tied: the other places of the same parameter: (full name, module, attribute).
+        tied: the other modules that have the same parameter: (full name, module, attribute).
 
     """
 
@@ -113,8 +113,8 @@ def find_layers(model: nn.Module) -> tuple[list[Layer], list[Skipped]]:
     """Find every tensor of ``model`` that can be quantized, in registration order, and every
     parameter that cannot, with the reason.
 
-    A parameter with several places is one layer, named after the first place where it is a weight
-    that octavo knows.
+    A parameter that several modules share is one layer, named after the first of them in which it
+    is a weight that octavo knows.
     """
     places_of: dict[int, list[_Place]] = {}  # by the identity of the parameter
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -254,7 +254,7 @@ def _why_no_input(module: nn.Module, attention: dict[nn.Module, nn.Module]) -> s
 def calling_modules(model: nn.Module, layers: Iterable[Layer]) -> dict[nn.Module, list[Layer]]:
     """Return the layers by the module whose calls show their inputs.
 
-    A tied layer has several such modules: all its places that store the weight in the same layout.
+    A tied layer has several such modules: all that store the weight in the same layout.
     The weight of an attention's output projection has the attention itself, which reads the weight
     without calling the projection.
     """

@@ -19,7 +19,7 @@ from torch import nn
 from octavo.network.calling import Inputs, call, hooked
 from octavo.network.thread_state import ThreadState
 
-__all__ = ["Stop", "stopping", "walk"]
+__all__ = ["Stop", "stepwise_forward", "stopping"]
 
 _thread = threading.local()  # .pause is set in the threads of passes, and nowhere else
 
@@ -45,13 +45,13 @@ class _Ended(BaseException):
 def stopping(
     before: Iterable[nn.Module], after: Iterable[nn.Module]
 ) -> contextlib.AbstractContextManager[None]:
-    """Stop every walk before calls of some modules and after calls of others, while this lasts."""
+    """Stop every pass before calls of some modules and after calls of others, while this lasts."""
     hooks = [module.register_forward_pre_hook(_stop_before, with_kwargs=True) for module in before]
     hooks += [module.register_forward_hook(_stop_after, with_kwargs=True) for module in after]
     return hooked(hooks)
 
 
-def walk(model: nn.Module, inputs: Inputs) -> Generator[Stop, Any, None]:
+def stepwise_forward(model: nn.Module, inputs: Inputs) -> Generator[Stop, Any, None]:
     """Run one forward pass without gradients, and yield where it stops. What is sent into the
     generator replaces the output there, unless it is None.
 

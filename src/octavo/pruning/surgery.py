@@ -216,7 +216,7 @@ def _groups(
         )
     if not isinstance(sparsity, Mapping):
         return [(list(layers.values()), sparsity)]
-    shares = matching(layers, sparsity, type(model).__name__)
+    shares: dict[str, float] = matching(layers, sparsity, type(model).__name__)
     return [([layers[name]], share) for name, share in shares.items()]
 
 

@@ -1,6 +1,6 @@
 """PTQ of one layer at one width: the exponents of its codebook, and the code of each weight.
 
-Several choices of exponents are candidates. All of them are solved at once, as so many rows more of
+Several exponents are candidates. All of them are solved at once, as so many rows more of
 one problem, and each output channel takes the candidate of least output error.
 """
 

@@ -19,7 +19,7 @@ __all__ = ["compensate_kept"]
 
 CHUNK = 1 << 21  # numbers in the rows' hessians that are worked on at once
 
-Method = Callable[[Tensor, Tensor, Tensor], Assignment]  # of a weight, a hessian and the levels
+Method = Callable[[Tensor, Tensor, Tensor], Assignment]  # takes weight, hessian and levels
 
 
 def compensate_kept(

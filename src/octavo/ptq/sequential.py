@@ -27,7 +27,7 @@ from octavo.network.kinds import ONE_WEIGHT
 from octavo.network.layer_inputs import layer_inputs, layer_outputs
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments
-from octavo.network.stepping import Stop, stopping, walk
+from octavo.network.stepping import Stop, stepwise_forward, stopping
 from octavo.ptq.float_inputs import freeze_from_float
 
 __all__ = ["count_calls", "freeze_in_forward_order", "freeze_sequentially"]
@@ -95,11 +95,11 @@ def freeze_in_forward_order(
             stack.callback(one.close)
         meetings = [next(one, None) for one in passes]  # for each batch; None at its end
         while any(meetings):
-            place = _next_place(meetings, order)
-            here = _meetings_at(place, meetings)
-            outcomes |= _freeze_here(waiting.pop(place, ()), here, freeze)
-            del here
-            _go_on(passes, meetings, place)
+            module = _next_module(meetings, order)
+            here = _meetings_at(module, meetings)
+            outcomes |= _freeze_here(waiting.pop(module, ()), here, freeze)
+            del here  # else every batch would be in memory twice while the passes go on
+            _go_on(passes, meetings, module)
     return outcomes
 
 
@@ -139,8 +139,8 @@ def _side_by_side(
     batch: Inputs,
 ) -> Generator[_Meeting, None, None]:
     """Run both networks on one batch: yield wherever the quantized one stops."""
-    full_pass = walk(model, batch)
-    quantized_pass = walk(quantized, batch)
+    full_pass = stepwise_forward(model, batch)
+    quantized_pass = stepwise_forward(quantized, batch)
     with contextlib.closing(full_pass), contextlib.closing(quantized_pass):
         for stop in quantized_pass:
             beside = next(full_pass, None)
@@ -149,28 +149,28 @@ def _side_by_side(
         next(full_pass, None)  # this network comes to its end as well
 
 
-def _next_place(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:
+def _next_module(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:
     """Return the module whose layers freeze next: of those at which passes stand, the one that was
     registered first. From there, passes may still come to the others.
     """
-    places = {meeting.stop.module for meeting in meetings if meeting}
-    return min(places, key=order.__getitem__)
+    modules = {meeting.stop.module for meeting in meetings if meeting}
+    return min(modules, key=order.__getitem__)
 
 
-def _meetings_at(place: nn.Module, meetings: Iterable[_Meeting | None]) -> list[_Meeting]:
+def _meetings_at(module: nn.Module, meetings: Iterable[_Meeting | None]) -> list[_Meeting]:
     """Return the meetings at one module."""
-    return [meeting for meeting in meetings if meeting and meeting.stop.module is place]
+    return [meeting for meeting in meetings if meeting and meeting.stop.module is module]
 
 
 def _go_on(
-    passes: Sequence[Iterator[_Meeting]], meetings: list[_Meeting | None], place: nn.Module
+    passes: Sequence[Iterator[_Meeting]], meetings: list[_Meeting | None], module: nn.Module
 ) -> None:
     """Let the passes that stand at one module go on, and replace their meetings, one after another.
 
     Each lets go of the inputs that it had there, so no more than one batch is in memory twice.
     """
     for index, one in enumerate(passes):
-        if _meetings_at(place, meetings[index : index + 1]):
+        if _meetings_at(module, meetings[index : index + 1]):
             meetings[index] = next(one, None)
 
 

@@ -104,7 +104,7 @@ class Recipe(BaseModel):
             (``float32``), rounded (``float16``), or rounded after batch norms were reduced to a
             scale and a shift (``folded``).
         seed: the seed of everything that is drawn.
-        publish: the place for copies of the result (``.json``) and of the network
+        publish: the path without an ending for copies of the result (``.json``) and of the network
             (``.safetensors``), relative to the recipe's folder.
 
     """
@@ -204,7 +204,7 @@ def make_recipe(content: Mapping[str, Any], where: str, *, folder: Path | None =
 
     Args:
         content: the keys and values; old words raise a ``DeprecationWarning``.
-        where: the place of the recipe, for errors.
+        where: the file or the option that the recipe comes from, for errors.
         folder: the folder of the recipe, where ``order: file.py:function`` is looked for first.
 
     Raises:
@@ -282,7 +282,8 @@ def key_value(pair: str, flag: str) -> tuple[str, Any]:
 
 
 def yaml_value(text: str, where: str) -> Any:
-    """Return the value that ``text`` has in YAML; ``where`` is the place of the text, for errors.
+    """Return the value that ``text`` has in YAML; ``where`` is the option that it comes from, for
+    errors.
 
     Raises:
         RecipeError: it is not YAML.

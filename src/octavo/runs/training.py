@@ -98,7 +98,7 @@ def retrain(
     """Train ``model`` in place; it is in training mode while that lasts.
 
     Args:
-        model: any module; frozen weights are the business of what holds them.
+        model: any module; if weights are frozen, its parametrizations keep them still.
         task: gives the batches and, for ``settings.labels``, the supervised loss.
         epochs: the length of the training; a fraction is a part of an epoch.
         settings: the settings of the training.

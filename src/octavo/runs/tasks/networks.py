@@ -23,8 +23,8 @@ FRESH = {"googlenet": {"init_weights": True}, "inception_v3": {"init_weights": T
 def build(
     name: str, classes: int, *, source: str = "auto", weights: str | None = None
 ) -> nn.Module:
-    """Make the network called ``name``, for images of ``classes`` classes; auxiliary heads of
-    torchvision's are left out.
+    """Make the network called ``name``, for images of ``classes`` classes; torchvision's auxiliary
+    heads are left out.
 
     Args:
         name: torchvision's or timm's name of a classifier; or ``package.module:function`` or
@@ -93,8 +93,8 @@ def _from_function(name: str, classes: int, pretrained: str | None) -> nn.Module
             f"weights: with {name!r} expected default or a file ending in .safetensors, "
             f"got {pretrained!r}"
         )
-    place, _, attribute = name.rpartition(":")
-    model = load_callable(place, attribute, f"network {name!r}")(num_classes=classes)
+    source, _, attribute = name.rpartition(":")
+    model = load_callable(source, attribute, f"network {name!r}")(num_classes=classes)
     if not isinstance(model, nn.Module):
         raise RecipeError(
             f"network {name!r}: expected it to return a torch.nn.Module, got {type(model).__name__}"

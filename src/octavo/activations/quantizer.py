@@ -190,12 +190,12 @@ def remove_quantizers(model: nn.Module) -> None:
 
 def input_quantizers(model: nn.Module) -> dict[str, InputQuantizer]:
     """Find the model's quantizers, by the name of the module whose inputs each of them rounds."""
-    found = {}
+    quantizers = {}
     for name, module in model.named_modules():
         quantizer = module._modules.get(NAME)
         if isinstance(quantizer, InputQuantizer):
-            found[name] = quantizer
-    return found
+            quantizers[name] = quantizer
+    return quantizers
 
 
 def input_formats(model: nn.Module) -> dict[str, InputFormat]:

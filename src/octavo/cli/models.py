@@ -50,7 +50,7 @@ TradeOff = Annotated[
     float | None,
     typer.Option(help="Instead of a budget: how much objective a doubled ratio is worth."),
 ]
-Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
+Method = Annotated[str, typer.Option(help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}.")]
 Trials = Annotated[int, typer.Option(min=1, help="How many plans may be scored.")]
 Widths = Annotated[
     str, typer.Option(help="The widths that a layer may get: 2 to 8, and apot5 to apot8.")

@@ -67,9 +67,9 @@ class Width:
         return NotImplemented if key is None else _sort_key(self) == key
 
     def __lt__(self, other: object) -> bool:
-        own = _sort_key(self)
+        own_key = _sort_key(self)
         key = _sort_key(other)
-        return NotImplemented if own is None or key is None else own < key
+        return NotImplemented if own_key is None or key is None else own_key < key
 
     def __hash__(self) -> int:
         if self.codebook == "power_of_two":

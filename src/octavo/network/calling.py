@@ -153,10 +153,10 @@ def where_raised(model: nn.Module, error: BaseException) -> str | None:
     if it was not raised in any.
     """
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
-    found: str | None = None
+    innermost: str | None = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = names.get(id(frame.f_locals.get("self")), found)
-    return found
+        innermost = names.get(id(frame.f_locals.get("self")), innermost)
+    return innermost
 
 
 @contextlib.contextmanager

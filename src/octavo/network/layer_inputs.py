@@ -67,18 +67,18 @@ def layer_inputs(
     if form == "attention":
         yield from _attention_inputs(layer, module, args, kwargs)
         return
-    given = first_argument(args, kwargs)
+    argument = first_argument(args, kwargs)
     second = args[1] if len(args) > 1 else kwargs.get("hx", kwargs.get("output_size"))
     if form == "recurrent":
-        rows = recurrent_inputs(cast("nn.RNNBase", module), layer.attribute, given, second)
+        rows = recurrent_inputs(cast("nn.RNNBase", module), layer.attribute, argument, second)
         yield ALL, _as_columns(rows)
     elif form == "cell":
-        rows = cell_inputs(cast("nn.RNNCellBase", module), layer.attribute, given, second)
+        rows = cell_inputs(cast("nn.RNNCellBase", module), layer.attribute, argument, second)
         yield ALL, _as_columns(rows)
     elif form == "embedding":
-        yield ALL, _embedding_inputs(layer.weight, given)
+        yield ALL, _embedding_inputs(layer.weight, argument)
     elif form == "transposed":
-        yield from ((ALL, piece) for piece in _transposed_inputs(module, given.float(), second))
+        yield from ((ALL, piece) for piece in _transposed_inputs(module, argument.float(), second))
     else:
         yield from ((ALL, piece) for piece in _product_inputs(layer, module, args, kwargs))
 
@@ -121,20 +121,20 @@ def _embedding_inputs(weight: Tensor, indices: Tensor) -> Tensor:
 def _product_inputs(
     layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[Tensor]:
-    given = first_argument(args, kwargs)
+    argument = first_argument(args, kwargs)
     weight = channels_first(layer.weight, layer.groups)
     if not _is_plain(module):
-        module, given = _as_multiplied(module, weight, args, kwargs) or (module, given)
+        module, argument = _as_multiplied(module, weight, args, kwargs) or (module, argument)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        yield from _convolution_inputs(module, given.float())
+        yield from _convolution_inputs(module, argument.float())
     elif isinstance(module, nn.Linear) or (
-        weight.dim() == 2 and given.shape[-1] == weight.shape[1]
+        weight.dim() == 2 and argument.shape[-1] == weight.shape[1]
     ):
-        yield _as_columns(given)
+        yield _as_columns(argument)
     else:
         raise PlanError(
             f"{layer.name}: expected inputs for a weight of shape {tuple(weight.shape)}, outputs "
-            f"first, got an argument of shape {tuple(given.shape)}; see octavo.register_layer"
+            f"first, got an argument of shape {tuple(argument.shape)}; see octavo.register_layer"
         )
 
 
@@ -146,14 +146,14 @@ class _Products(TorchFunctionMode):
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
         self._shape = shape
-        self.found: tuple[Any, dict[str, Any]] | None = None
+        self.first: tuple[Any, dict[str, Any]] | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         named = dict(zip(ARGUMENTS, args, strict=False)) | (kwargs or {})
-        if self.found is None and func in PRODUCTS and named["weight"].shape == self._shape:
-            self.found = func, named
+        if self.first is None and func in PRODUCTS and named["weight"].shape == self._shape:
+            self.first = func, named
         return func(*args, **(kwargs or {}))
 
 
@@ -179,9 +179,9 @@ def _as_multiplied(
     """
     with _Products(weight.shape) as products:
         module.forward(*args, **kwargs)
-    if products.found is None:
+    if products.first is None:
         return None
-    func, named = products.found
+    func, named = products.first
     outputs, inputs, *kernel = weight.shape
     if func is F.linear:
         return nn.Linear(inputs, outputs, device="meta"), named["input"]
@@ -191,23 +191,23 @@ def _as_multiplied(
     return plain, named["input"]
 
 
-def _convolution_inputs(module: Any, given: Tensor) -> Iterator[Tensor]:
+def _convolution_inputs(module: Any, inputs: Tensor) -> Iterator[Tensor]:
     """Yield the patches that the kernel of a convolution meets, (groups, columns, n)."""
-    images = _batched(given, len(module.kernel_size))
+    images = _batched(inputs, len(module.kernel_size))
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = F.pad(images, module._reversed_padding_repeated_twice, mode=mode)
     for patches in _patches(padded, module.kernel_size, module.stride, module.dilation):
         yield _by_group(patches, module)
 
 
-def _transposed_inputs(module: Any, given: Tensor, output_size: Any) -> Iterator[Tensor]:
+def _transposed_inputs(module: Any, inputs: Tensor, output_size: Any) -> Iterator[Tensor]:
     """Yield the patches that the kernel of a transposed convolution meets, (groups, columns, n).
 
     It is a plain convolution of stride 1, with its kernel turned round, on the input that is spread
     by its stride.
     """
     dimensions = len(module.kernel_size)
-    images = _batched(given, dimensions)
+    images = _batched(inputs, dimensions)
     spread = _spread(module, images, output_size)
     stride = (1,) * dimensions
     kernel_dimensions = tuple(range(1, 1 + dimensions))
@@ -215,9 +215,9 @@ def _transposed_inputs(module: Any, given: Tensor, output_size: Any) -> Iterator
         yield _by_group(patches.flip(kernel_dimensions), module)
 
 
-def _batched(given: Tensor, dimensions: int) -> Tensor:
+def _batched(inputs: Tensor, dimensions: int) -> Tensor:
     """Return images as (images, channels, *size), also one image without the first dimension."""
-    return given if given.dim() == dimensions + 2 else given.unsqueeze(0)
+    return inputs if inputs.dim() == dimensions + 2 else inputs.unsqueeze(0)
 
 
 def _by_group(patches: Tensor, module: Any) -> Tensor:

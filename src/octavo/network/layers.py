@@ -227,7 +227,7 @@ def find_inputs(model: nn.Module) -> tuple[dict[str, nn.Module], list[Skipped]]:
     """Find the modules whose inputs can be quantized, by name, and the other modules with weights,
     with the reason why theirs cannot.
     """
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     skipped: list[Skipped] = []
     attention = _attention_of_projection(model)
     for name, module in model.named_modules():
@@ -236,8 +236,8 @@ def find_inputs(model: nn.Module) -> tuple[dict[str, nn.Module], list[Skipped]]:
         if reason := _why_no_input(module, attention):
             skipped.append(Skipped(name, sum(map(_size, module.parameters(recurse=False))), reason))
         else:
-            found[name] = module
-    return found, skipped
+            modules[name] = module
+    return modules, skipped
 
 
 def _why_no_input(module: nn.Module, attention: dict[nn.Module, nn.Module]) -> str:
@@ -259,12 +259,12 @@ def calling_modules(model: nn.Module, layers: Iterable[Layer]) -> dict[nn.Module
     without calling the projection.
     """
     attention = _attention_of_projection(model)
-    found: dict[nn.Module, list[Layer]] = {}
+    by_module: dict[nn.Module, list[Layer]] = {}
     for layer in layers:
         for module in dict.fromkeys(module for module, _ in layer.places):
             if kind_of(module) is None or _groups(module) == layer.groups:
-                found.setdefault(attention.get(module, module), []).append(layer)
-    return found
+                by_module.setdefault(attention.get(module, module), []).append(layer)
+    return by_module
 
 
 def _attention_of_projection(model: nn.Module) -> dict[nn.Module, nn.Module]:

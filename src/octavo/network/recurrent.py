@@ -15,13 +15,13 @@ __all__ = ["cell_inputs", "recurrent_inputs"]
 Sequences: TypeAlias = Tensor | PackedSequence
 
 
-def cell_inputs(module: nn.RNNCellBase, attribute: str, given: Tensor, state: Any) -> Tensor:
+def cell_inputs(module: nn.RNNCellBase, attribute: str, inputs: Tensor, state: Any) -> Tensor:
     """Return the rows that a weight of a cell meets in one call: (n, columns)."""
     if attribute == "weight_ih":
-        return given.reshape(-1, given.shape[-1])
+        return inputs.reshape(-1, inputs.shape[-1])
     hidden: Tensor | None = state[0] if isinstance(state, tuple) else state
     if hidden is None:
-        hidden = given.new_zeros(*given.shape[:-1], module.hidden_size)
+        hidden = inputs.new_zeros(*inputs.shape[:-1], module.hidden_size)
     return hidden.reshape(-1, hidden.shape[-1])
 
 
@@ -52,7 +52,9 @@ class _Sublayer:
         return cls(level, backward, suffix, directions * level + backward)
 
 
-def recurrent_inputs(module: nn.RNNBase, attribute: str, given: Sequences, state: Any) -> Tensor:
+def recurrent_inputs(
+    module: nn.RNNBase, attribute: str, sequences: Sequences, state: Any
+) -> Tensor:
     """Return the rows that a weight of an RNN, LSTM or GRU meets in one call, at every step of
     every sequence but padding: (n, columns).
 
@@ -60,13 +62,13 @@ def recurrent_inputs(module: nn.RNNBase, attribute: str, given: Sequences, state
     smaller module.
     """
     sublayer = _Sublayer.of(module, attribute)
-    below = _run_levels(module, sublayer.level, given, state)
+    below = _run_levels(module, sublayer.level, sequences, state)
     inputs, lengths = _steps_first(module, below)  # (steps, sequences, features), (sequences,)
     steps = torch.arange(len(inputs), device=lengths.device)
     is_real = (steps.view(-1, 1) < lengths).to(inputs.device)  # (steps, sequences): no padding
     if attribute.startswith("weight_ih"):
         return inputs[is_real]
-    both, _ = _steps_first(module, _run_levels(module, sublayer.level + 1, given, state))
+    both, _ = _steps_first(module, _run_levels(module, sublayer.level + 1, sequences, state))
     outputs = both.chunk(2, -1)[sublayer.backward] if module.bidirectional else both
     first = _first_state(sublayer, state, outputs[0])
     before = _previous(outputs, first, lengths, backward=sublayer.backward)
@@ -77,12 +79,12 @@ def recurrent_inputs(module: nn.RNNBase, attribute: str, given: Sequences, state
     return _unprojected(gates, cell, lengths, backward=sublayer.backward)[is_real]
 
 
-def _run_levels(module: nn.RNNBase, levels: int, given: Sequences, state: Any) -> Sequences:
+def _run_levels(module: nn.RNNBase, levels: int, inputs: Sequences, state: Any) -> Sequences:
     """Return the outputs of the first levels, both directions side by side; for no level, the
     inputs.
     """
     if not levels:
-        return given
+        return inputs
     weights_per_level = len(module._flat_weights) // module.num_layers
     states_per_level = 2 if module.bidirectional else 1
     lower = copy.copy(module)
@@ -92,7 +94,7 @@ def _run_levels(module: nn.RNNBase, levels: int, given: Sequences, state: Any) -
         state = tuple(part[: levels * states_per_level] for part in state)
     elif state is not None:
         state = state[: levels * states_per_level]
-    outputs: Sequences = lower.forward(given, state)[0]
+    outputs: Sequences = lower.forward(inputs, state)[0]
     return outputs
 
 

@@ -36,11 +36,13 @@ def find_pruned(layers: Iterable[Layer], masks: Mapping[str, Tensor] | None) -> 
     """
     by_name = {layer.name: layer for layer in layers}
     if masks is None:
-        found = {name: _zeros_that_are_pruned(layer) for name, layer in by_name.items()}
+        pruned_of = {name: _zeros_that_are_pruned(layer) for name, layer in by_name.items()}
     else:
         _check_masks(masks, by_name)
-        found = {name: mask.to(by_name[name].weight.device) == 0 for name, mask in masks.items()}
-    return {name: pruned for name, pruned in found.items() if bool(pruned.any())}
+        pruned_of = {
+            name: mask.to(by_name[name].weight.device) == 0 for name, mask in masks.items()
+        }
+    return {name: pruned for name, pruned in pruned_of.items() if bool(pruned.any())}
 
 
 def find_kept(model: nn.Module, plan: Mapping[str, WidthLike]) -> dict[str, Tensor]:

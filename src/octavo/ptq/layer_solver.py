@@ -64,7 +64,7 @@ def solve(
         layer: the layer.
         moments: the moments of its inputs.
         bits: its width.
-        settings: the order, the fit, the damping and the number of exponents.
+        settings: the order, the fit, what shares an exponent, and the damping.
         scaled: True if each channel's levels may be multiplied with a factor within an octave,
             which the caller lets a batch norm cancel.
 
@@ -76,13 +76,7 @@ def solve(
     check_finite(rows, layer.name)
     _check_inputs(moments, layer.name)
     problem = _Problem.of(rows, moments, bits, settings.damp)
-    if settings.fit == "mse":
-        fitted, exponents = problem.fitted_exponents(rows, settings.per, layer.name)
-    else:
-        fitted = fitted_codebook(
-            rows, bits, fit=settings.fit, per=settings.per, name=layer.name
-        ).max_exponent
-        exponents = [fitted]
+    fitted, exponents = problem.exponents(rows, settings, layer.name)
     scaled = scaled and fitted.dim() > 0  # a factor needs a channel of its own
 
     rounded = codebook_at(bits, fitted).encode(rows).view(problem.target.shape)
@@ -168,7 +162,19 @@ class _Problem:
         start = refit(weight.double(), target, hessian, kept)
         return cls(target, start, kept, moments.hessian, hessian, unit)
 
-    def fitted_exponents(self, rows: Tensor, per: Per, name: str) -> tuple[Tensor, list[Tensor]]:
+    def exponents(
+        self, rows: Tensor, settings: PtqSettings, name: str
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the exponent that fits the weights alone, and the exponents to try."""
+        if settings.fit == "mse":
+            return self._least_error_exponents(rows, settings.per, name)
+        width = self.unit.width
+        fitted = fitted_codebook(rows, width, fit=settings.fit, per=settings.per, name=name)
+        return fitted.max_exponent, [fitted.max_exponent]
+
+    def _least_error_exponents(
+        self, rows: Tensor, per: Per, name: str
+    ) -> tuple[Tensor, list[Tensor]]:
         """Return the exponent of least squared error of the weights, and the exponents to try: that
         of least output error if inputs did not depend on each other, and its two neighbours.
         """

@@ -70,12 +70,12 @@ def find_images(folder: str, option: str) -> ImageFiles:
         raise RecipeError(f"{option}: expected {form}, there is no folder in {root}")
     files: list[tuple[str, int]] = []
     for label, name in enumerate(classes):
-        found = _images_below(root / name)
-        if not found:
+        paths = _images_below(root / name)
+        if not paths:
             raise RecipeError(
                 f"{option}: expected images in every class folder, there is none in {root / name}"
             )
-        files += [(path, label) for path in found]
+        files += [(path, label) for path in paths]
     return ImageFiles(tuple(classes), tuple(files))
 
 

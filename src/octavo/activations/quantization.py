@@ -44,15 +44,7 @@ SCALES_PER_OCTAVE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationSettings:
-    """The settings of the quantizers of layer inputs, and the one home of their defaults.
-
-    Attributes:
-        fit: the choice of the scale: ``"mse"`` takes the scale of the least squared error; a number
-            is the percentile of the magnitudes at which the highest level lies.
-        power_of_two: True keeps scales at powers of two, in training too, for integer hardware.
-        learned: True lets scales train with the weights.
-
-    """
+    """The one home of the defaults of :func:`quantize_activations`, which says what they mean."""
 
     fit: ScaleFit = "mse"
     power_of_two: bool = False
@@ -83,7 +75,7 @@ def quantize_activations(
         bits: 2 to 8 for all inputs that can be quantized, or a mapping from layer names and shell
             patterns to bits: the last pattern that matches a layer counts, and layers that none
             matches keep their inputs in float.
-        fit: how the scale is chosen: ``"mse"`` takes the scale of the least squared error; a number
+        fit: the choice of the scale: ``"mse"`` takes the scale of the least squared error; a number
             is the percentile of the magnitudes at which the highest level lies.
         power_of_two: True keeps scales at powers of two, in training too, for integer hardware.
         learned: True lets scales train with the weights.

@@ -86,8 +86,8 @@ class _Imagined:
 
 
 class _Measured:
-    """The measured rewards of choices near the sampled ones and near the best so far. Of these
-    choices, the ones are measured that the world model estimates to be the best.
+    """The measured rewards of choices near the sampled ones and near the best so far. Only
+    those choices are measured that the world model estimates to be the best.
     """
 
     def __init__(self, evaluator: Evaluator, losses: np.ndarray, world_model: WorldModel) -> None:

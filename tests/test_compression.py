@@ -188,16 +188,11 @@ def test_old_names_are_read_with_a_warning(received: dict[str, dict[str, Any]]) 
 
 @pytest.mark.parametrize("retrain", [None, nudge])
 def test_the_old_word_for_per_tensor_warns_and_works(retrain: Any) -> None:
+    settings: dict[str, Any] = {"method": "exact", "retrain": retrain}
+    old_word: Any = "layer"
     with pytest.warns(DeprecationWarning, match='per="layer" is deprecated .* per="tensor"'):
-        old = compress(
-            net(),
-            batches(),
-            budget=BUDGET,
-            method="exact",
-            per="layer",
-            retrain=retrain,  # type: ignore[arg-type]
-        )
-    new = compress(net(), batches(), budget=BUDGET, method="exact", per=TENSOR, retrain=retrain)
+        old = compress(net(), batches(), budget=BUDGET, per=old_word, **settings)
+    new = compress(net(), batches(), budget=BUDGET, per=TENSOR, **settings)
     assert same_weights(old, new)
 
 

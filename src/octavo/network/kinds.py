@@ -6,7 +6,6 @@ asks :func:`kind_of`, so a type that is registered here is known everywhere.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
 from torch import nn
@@ -29,7 +28,8 @@ class Kind:
         form: how the layer uses its weights. ``"product"`` multiplies one weight with the rows of
             its input (a weight with two dimensions) or with the patches of its input (a
             convolution, whose weight has more). ``"transposed"`` is a transposed convolution.
-        weights: names of the parameters that are weights, as shell patterns.
+        weights: names of the parameters that are weights; a ``*`` at the end of a name stands for
+            any rest.
         inputs_first: True if the weight is stored as (inputs, outputs), the transpose of a
             linear layer's.
 
@@ -41,7 +41,11 @@ class Kind:
 
     def is_weight(self, attribute: str) -> bool:
         """Tell whether the parameter of this name is a weight of the layer."""
-        return any(fnmatchcase(attribute, pattern) for pattern in self.weights)
+        # Compared by hand: torch.compile traces the hooks that ask this, and warns of fnmatch.
+        return any(
+            attribute.startswith(name[:-1]) if name.endswith("*") else attribute == name
+            for name in self.weights
+        )
 
 
 def _each(types: Iterable[type[nn.Module]], kind: Kind) -> dict[type[nn.Module] | str, Kind]:

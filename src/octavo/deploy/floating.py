@@ -24,8 +24,9 @@ def exported(job: Job, decode: Decode) -> Made:
 
     """
     layers = job.packed.layers
-    closed = close(trace(job.model, layers, job.batches[0]), layers, decode)
-    data, comparison = checked(closed, job.model, layers, job.batches[0])
+    batch = job.first_batch()
+    closed = close(trace(job.model, layers, batch), layers, decode)
+    data, comparison = checked(closed, job.model, layers, batch)
     if job.packed.activations:
         name, difference, limit = "mean", comparison.mean, MEAN
     else:

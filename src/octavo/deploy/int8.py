@@ -30,8 +30,9 @@ def make(job: Job) -> Made:
     network's: the difference is returned, and there is no limit on it.
     """
     layers = job.packed.layers
+    batch = job.first_batch()
     closed = int8_graph(job.model, layers, job.batches)
-    data, comparison = checked(closed, job.model, {}, job.batches[0])
+    data, comparison = checked(closed, job.model, {}, batch)
     inexact = tuple(name for name, layer in layers.items() if not is_exact(name, layer))
     return Made(data, comparison, inexact)
 

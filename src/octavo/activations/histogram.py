@@ -31,7 +31,7 @@ class Histogram:
         self.lowest = math.inf
         self.highest = -math.inf
         self.reach = LEAST_REACH
-        self.counts = torch.zeros(BINS, dtype=torch.float64)
+        self.counts = torch.zeros(BINS, dtype=torch.float64, device="cpu")
 
     @property
     def width(self) -> float:
@@ -41,7 +41,8 @@ class Histogram:
     @property
     def centers(self) -> Tensor:
         """The middle of each bin: (BINS,), float64."""
-        return (torch.arange(BINS, dtype=torch.float64) + 0.5) * self.width - self.reach
+        bins = torch.arange(BINS, dtype=torch.float64, device="cpu")
+        return (bins + 0.5) * self.width - self.reach
 
     def add(self, values: Tensor) -> None:
         """Count finite values; the tensor may have any shape."""
@@ -57,7 +58,7 @@ class Histogram:
 
     def _double_reach(self) -> None:
         pairs = self.counts.view(-1, 2).sum(1)  # (BINS / 2,), which become the middle half
-        empty = torch.zeros(BINS // 4, dtype=torch.float64)
+        empty = torch.zeros(BINS // 4, dtype=torch.float64, device="cpu")
         self.counts = torch.cat([empty, pairs, empty])
         self.reach *= 2
 

@@ -197,7 +197,8 @@ def _fitted_scale(histogram: Histogram, input_format: InputFormat, fit: ScaleFit
     if input_format.power_of_two:
         per_octave = 1
         largest = 2.0 ** math.ceil(math.log2(largest))
-    octaves = torch.arange(OCTAVES * per_octave + 1, dtype=torch.float64) / per_octave
+    steps = torch.arange(OCTAVES * per_octave + 1, dtype=torch.float64, device="cpu")
+    octaves = steps / per_octave
     candidates = largest * torch.exp2(-octaves)
     candidates = candidates[candidates >= LEAST_SCALE]
     return float(candidates[histogram.squared_error(candidates, lowest, highest).argmin()])

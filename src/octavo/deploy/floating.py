@@ -24,8 +24,9 @@ def exported(job: Job, decode: Decode) -> FormFile:
 
     """
     layers = job.packed.layers
-    graph = close(trace(job.model, layers, job.batches[0]), layers, decode)
-    data, comparison = checked(graph, job.model, layers, job.batches[0])
+    batch = job.first_batch()
+    graph = close(trace(job.model, layers, batch), layers, decode)
+    data, comparison = checked(graph, job.model, layers, batch)
     if job.packed.activations:
         name = "mean"
         difference = comparison.mean

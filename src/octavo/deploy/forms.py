@@ -11,7 +11,7 @@ from typing import TypeAlias, cast
 
 from torch import nn
 
-from octavo.errors import ExportError, nearest
+from octavo.errors import ExportError, PlanError, nearest
 from octavo.network.calling import Inputs
 from octavo.storage.packed import Packed
 
@@ -35,13 +35,27 @@ class Job:
     Attributes:
         model: the network on the CPU, in evaluation mode, with the packed weights in it.
         packed: the packed weights.
-        batches: batches of inputs that the model is called with, at least one.
+        batches: batches of inputs that the model is called with; none if there is no example.
 
     """
 
     model: nn.Module
     packed: Packed
     batches: Sequence[Inputs]
+
+    def first_batch(self) -> Inputs:
+        """Return the first batch.
+
+        Raises:
+            PlanError: there is no example.
+
+        """
+        if not self.batches:
+            raise PlanError(
+                "example: this form runs the model, expected inputs that it is called with, got "
+                "none; write example=inputs"
+            )
+        return self.batches[0]
 
 
 @dataclass(frozen=True)

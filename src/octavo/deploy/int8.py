@@ -30,8 +30,9 @@ def make(job: Job) -> FormFile:
     network's: the difference is returned, and there is no limit on it.
     """
     layers = job.packed.layers
+    batch = job.first_batch()
     graph = int8_graph(job.model, layers, job.batches)
-    data, comparison = checked(graph, job.model, {}, job.batches[0])
+    data, comparison = checked(graph, job.model, {}, batch)
     inexact = tuple(name for name, layer in layers.items() if not is_exact(name, layer))
     return FormFile(data, comparison, inexact)
 

@@ -81,6 +81,7 @@ class Environment:
         self._layers = tuple(layers)
         self._actions = actions
         self._batches = list(inputs)
+        self._callers = ThreadState.current()  # trials run under these settings
         self._candidates = quantize_all(model, layers, self._batches, actions, absorb=absorb)
         self._networks = [self._trial_network() for _ in range(workers)]
         self._objective = objective or Divergence(model, self._batches)
@@ -107,7 +108,7 @@ class Environment:
             for index in range(worker, len(choices), workers):
                 measured[index] = self._measure(network, choices[index], keep_outputs=keep_outputs)
 
-        with observing(self._model):
+        with self._callers.entered(), observing(self._model):
             if workers == 1:
                 work(0)
             else:

@@ -21,6 +21,7 @@ from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import WidthLike
 from octavo.network.calling import Inputs, batches_of, check_batches, device_of, on_device
 from octavo.network.float_share import warn_if_mostly_float
+from octavo.network.thread_state import cpu_by_default
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress, silent
 from octavo.ptq.settings import PtqSettings
@@ -167,8 +168,9 @@ def search(
         space, environment, known, trials,
         trade_off=trade_off or 0.0, seed=seed, progress=progress,
     )  # fmt: skip
-    run_method(evaluator)
-    return _result(evaluator)
+    with cpu_by_default():  # the policy's tensors, but not those of the trials
+        run_method(evaluator)
+        return _result(evaluator)
 
 
 def _result(evaluator: Evaluator) -> SearchResult:

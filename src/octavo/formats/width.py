@@ -82,6 +82,9 @@ class Width:
     def __str__(self) -> str:
         return str(write_width(self))
 
+    def __format__(self, spec: str) -> str:
+        return format(write_width(self), spec)
+
     def __repr__(self) -> str:
         codebook = "" if self.codebook == "power_of_two" else f", {self.codebook!r}"
         return f"Width({self.bits}{codebook})"

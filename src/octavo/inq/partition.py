@@ -75,7 +75,7 @@ def rank(
     if callable(order):
         return _rank_by(order, weight, codebook)
     if order == "random":
-        return torch.rand(weight.shape, generator=generator).to(weight.device)
+        return torch.rand(weight.shape, generator=generator, device="cpu").to(weight.device)
     values = weight.detach().float()
     if order == "magnitude":
         return values.abs()

@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-__all__ = ["ThreadState", "without_autocast"]
+__all__ = ["ThreadState", "cpu_by_default", "without_autocast"]
 
 DEVICE_TYPES = ("cpu", "cuda", "hpu", "ipu", "maia", "mps", "mtia", "xla", "xpu")
 
@@ -81,6 +81,12 @@ class ThreadState:
         for autocast in self.autocast:
             autocast.set()
         torch.set_autocast_cache_enabled(self.autocast_cache)
+
+
+def cpu_by_default() -> contextlib.AbstractContextManager[object]:
+    """Make new tensors on the CPU for a while, also where the caller has another default device."""
+    cpu = torch.device("cpu")
+    return contextlib.nullcontext() if torch.get_default_device() == cpu else cpu
 
 
 @contextlib.contextmanager

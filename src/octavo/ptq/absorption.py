@@ -134,7 +134,7 @@ def _outputs_stay(model: nn.Module, batch: Inputs, pairs: Sequence[Pair]) -> boo
             layer, module=copies[id(layer.module)], weight=copies[id(layer.weight)]
         )
         twin.weight.data.mul_(2)
-        half = torch.full((norm.num_features,), 0.5, dtype=torch.float64)
+        half = torch.full((norm.num_features,), 0.5, dtype=torch.float64, device="cpu")
         absorb_factor(twin, copies[id(norm)], half)
     with torch.no_grad():
         before = dict(named_tensors(call(model, batch)))

@@ -289,10 +289,15 @@ def planned_layers(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tupl
     """Return the model's layers that ``plan`` names, with their widths, in registration order.
 
     Raises:
-        PlanError: a name that the model does not have (with the nearest known), or that is skipped
-            (with the reason).
+        PlanError: no mapping, a name that the model does not have (with the nearest known), or
+            one that is skipped (with the reason).
 
     """
+    if not isinstance(plan, Mapping):
+        raise PlanError(
+            "plan: expected a Plan or a dict from layer name to bits, "
+            f"got {plan!r}; write Plan.uniform(model, 4) for 4 bits in every layer"
+        )
     layers, skipped = find_layers(model)
     _check_plain(skipped)
     if not layers:

@@ -216,6 +216,8 @@ def _check_settings(
         raise BudgetError(
             f"expected exactly one of budget and trade_off, got {budget} and {trade_off}"
         )
+    if budget is not None and not isinstance(budget, Budget):
+        raise BudgetError(f"budget: expected one such as Budget(average_bits=3), got {budget!r}")
     if trade_off is not None and not 0 < trade_off < math.inf:
         raise BudgetError(f"trade_off: expected a positive number, got {trade_off!r}")
     if trials < 1 or workers < 1:

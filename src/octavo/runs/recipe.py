@@ -149,7 +149,7 @@ class Recipe(BaseModel):
         check_orders(self.order, portions)
         check_straight_through(self.straight_through, self.portions)
         if (self.bits is None) == (self.search is None):
-            got = "neither" if self.bits is None else "both"
+            got = "neither" if self.bits is None else "both; set one of them to null"
             raise ValueError(f"expected either bits or search, got {got}")
         if self.activations and self.search and self.search.activations:
             raise ValueError("expected either activations or search.activations, got both")

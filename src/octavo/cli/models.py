@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo.cli.options import AsJson, Options, TaskName, err, out, print_written, task_options
+from octavo.dnq.settings import METHOD, METHODS, OPTIONS, TRIALS
 from octavo.errors import BudgetError, nearest
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ TradeOff = Annotated[
     ),
 ]
 Method = Annotated[
-    str, typer.Option(help="The method: dnq, exact, greedy, tpe, cmaes, random or uniform.")
+    str, typer.Option(help=f"The method: {', '.join(METHODS[:-1])} or {METHODS[-1]}.")
 ]
 Trials = Annotated[int, typer.Option(min=1, help="The number of plans that may be scored.")]
 Widths = Annotated[
@@ -72,15 +73,17 @@ JournalFile = Annotated[
     Path | None, typer.Option(help="Append each trial to this file; continue from its trials.")
 ]
 
+DEFAULT_WIDTHS = ",".join(map(str, OPTIONS))
+
 
 def search(
     task: TaskName,
     output: Output,
     budget: Limit = None,
     trade_off: TradeOff = None,
-    method: Method = "dnq",
-    trials: Trials = 512,
-    options: Widths = "2,3,4,5",
+    method: Method = METHOD,
+    trials: Trials = TRIALS,
+    options: Widths = DEFAULT_WIDTHS,
     pin: Pins = None,
     seed: Seed = 0,
     activations: InputBits = None,
@@ -170,7 +173,7 @@ def _budget(pair: str | None) -> "Budget | None":
 
 
 def _pins(pairs: list[str] | None) -> dict[str, Any]:
-    """Read the pairs ``name=bits`` that were given as ``--pin``."""
+    """Read the pairs ``name=bits`` of ``--pin``."""
     from octavo.runs.recipe import key_value
 
     return dict(key_value(pair, "--pin") for pair in pairs or ())

@@ -56,7 +56,7 @@ PackedFile = Annotated[Path, typer.Argument(help="A packed network.", show_defau
 
 
 def task_options(pairs: list[str] | None) -> dict[str, Any]:
-    """Read the pairs ``key=value`` that were given as ``--option``."""
+    """Read the pairs ``key=value`` of ``--option``."""
     from octavo.runs.recipe import key_value
 
     return dict(key_value(pair, "--option") for pair in pairs or ())

@@ -13,6 +13,7 @@ from octavo._deprecated import warn_renamed
 from octavo._seeds import seed_of
 from octavo.dnq.environment import Measurement
 from octavo.dnq.journal import Journal
+from octavo.dnq.reward import reward_of
 from octavo.dnq.sensitivity import Sensitivity, loss_table, single_layer_choices
 from octavo.dnq.space import Choice, Partial, Space
 from octavo.errors import PlanError
@@ -118,12 +119,8 @@ class Evaluator:
         return choice in self._whole
 
     def reward(self, choice: Choice, objective: float) -> float:
-        """Return what is maximised: the objective, and the trade-off's share of the compression
-        ratio.
-        """
-        if not self._trade_off:
-            return objective
-        return objective + self._trade_off * math.log2(self.space.plan(choice).cost().ratio)
+        """Return the reward of a choice with this objective: see ``octavo.dnq.reward``."""
+        return reward_of(objective, self.space.plan(choice), self._trade_off)
 
     def rewards(self, choices: Sequence[Choice]) -> list[float]:
         """Measure choices, and return their rewards."""

@@ -7,7 +7,11 @@ from typing import Any, ParamSpec, TypeVar
 
 from octavo.progress import Event, Progress
 
-__all__ = ["renamed_arguments", "warn_renamed"]
+__all__ = ["DEPRECATED", "renamed_arguments", "warn_renamed"]
+
+DEPRECATED = "is deprecated and goes in the next version"  # in every warning of this module
+
+VALUES = {("per", "layer"): "tensor"}  # an argument and its old value to the new value
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -16,7 +20,7 @@ R = TypeVar("R")
 def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     """Warn that ``old`` is spelled ``new`` now; an empty ``new`` says that it has no effect."""
     now = f"use {new}" if new else "it has no effect any more"
-    message = f"{old} is deprecated and goes in the next version: {now}"
+    message = f"{old} {DEPRECATED}: {now}"
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
 
 
@@ -25,7 +29,7 @@ def renamed_arguments(**new_names: str) -> Callable[[Callable[P, R]], Callable[P
     ignored now.
 
     An old ``observe`` callback, which took the outcome of a step, becomes a ``progress`` callback
-    that hands on the outcome in each event.
+    that hands on the outcome in each event. An old value such as ``per="layer"`` is replaced too.
 
     Raises (from the decorated function):
         TypeError: the old and the new argument are both given.
@@ -45,6 +49,10 @@ def renamed_arguments(**new_names: str) -> Callable[[Callable[P, R]], Callable[P
                     raise TypeError(f"{name}: {old}= and {new}= are one argument; give {new}= only")
                 if new:
                     kwargs[new] = _detail_only(value) if old == "observe" else value
+            for (argument, old_value), new_value in VALUES.items():
+                if kwargs.get(argument) == old_value:
+                    warn_renamed(f'{argument}="{old_value}"', f'{argument}="{new_value}"')
+                    kwargs[argument] = new_value
             return function(*args, **kwargs)
 
         return call

@@ -10,7 +10,7 @@ from torch import nn
 
 from octavo.activations.quantizer import input_quantizers
 from octavo.formats.width import WidthLike
-from octavo.network.calling import call, observing
+from octavo.network.calling import call, naming_errors, observing
 from octavo.network.layers import Layer, Skipped, find_inputs, find_layers
 from octavo.network.macs import count_macs
 from octavo.plan import Cost, Plan
@@ -66,7 +66,7 @@ class Inspection:
     float_inputs: tuple[Skipped, ...] = ()
 
     def plan(self, bits: WidthLike) -> Plan:
-        """The plan that gives ``bits`` to every layer.
+        """Return the plan that gives ``bits`` to every layer.
 
         It knows the number of each layer's weights and, if there was an example, of its
         multiply-accumulates; so its ``cost`` has bit operations too.
@@ -83,6 +83,9 @@ def inspect(model: nn.Module, example: Any = None) -> Inspection:
         model: any module.
         example: inputs that the model is called with once, to count multiply-accumulates: a tensor,
             or a tuple or dict of arguments. Without it, nothing is called.
+
+    Raises:
+        PlanError: the model does not take the example.
 
     """
     layers, skipped = find_layers(model)
@@ -117,7 +120,7 @@ def _row(layer: Layer, macs: int | None, activation_bits: int | None) -> Row:
 
 def _forward(model: nn.Module, example: Any) -> Callable[[], object]:
     def forward() -> object:
-        with observing(model):
+        with observing(model), naming_errors(model, example=True):
             return call(model, example)
 
     return forward

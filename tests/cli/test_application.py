@@ -15,7 +15,7 @@ import pytest
 from octavo import cli
 from octavo._deprecated import warn_renamed
 from octavo.deploy.forms import FORMS
-from octavo.dnq.searching import METHODS
+from octavo.dnq.settings import METHODS
 from octavo.errors import FormatError
 
 COMMANDS = ("demo", "run", "inspect", "search", "quantize", "export", "evaluate", "verify")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from octavo.dnq import agent, proposals
 from octavo.dnq.evaluator import Trial
-from octavo.dnq.searching import METHODS, SearchResult, search
+from octavo.dnq.searching import SearchResult, search
+from octavo.dnq.settings import METHODS
 from octavo.errors import BudgetError, FormatError, PlanError, RecipeError
 from octavo.plan import Budget, Plan
 from octavo.progress import Event

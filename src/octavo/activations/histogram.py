@@ -14,8 +14,10 @@ CHUNK = 1 << 22
 
 
 class Histogram:
-    """Counts values between ``-reach`` and ``reach`` in bins of one width. When a value lies
-    outside, the reach doubles until it does not, and each pair of bins becomes one.
+    """The counts of values between ``-reach`` and ``reach`` in bins of one width.
+
+    When a value lies outside, the reach doubles until it does not, and each pair of bins becomes
+    one bin.
 
     Attributes:
         lowest: the lowest value so far; infinity before the first.
@@ -29,7 +31,7 @@ class Histogram:
         self.lowest = math.inf
         self.highest = -math.inf
         self.reach = LEAST_REACH
-        self.counts = torch.zeros(BINS, dtype=torch.float64)
+        self.counts = torch.zeros(BINS, dtype=torch.float64, device="cpu")
 
     @property
     def width(self) -> float:
@@ -39,7 +41,8 @@ class Histogram:
     @property
     def centers(self) -> Tensor:
         """The middle of each bin: (BINS,), float64."""
-        return (torch.arange(BINS, dtype=torch.float64) + 0.5) * self.width - self.reach
+        bins = torch.arange(BINS, dtype=torch.float64, device="cpu")
+        return (bins + 0.5) * self.width - self.reach
 
     def add(self, values: Tensor) -> None:
         """Count finite values; the tensor may have any shape."""
@@ -55,7 +58,7 @@ class Histogram:
 
     def _double_reach(self) -> None:
         pairs = self.counts.view(-1, 2).sum(1)  # (BINS / 2,), which become the middle half
-        empty = torch.zeros(BINS // 4, dtype=torch.float64)
+        empty = torch.zeros(BINS // 4, dtype=torch.float64, device="cpu")
         self.counts = torch.cat([empty, pairs, empty])
         self.reach *= 2
 
@@ -63,7 +66,8 @@ class Histogram:
         """Return the magnitude that ``percent`` per cent of the values do not exceed, exact to the
         width of a bin.
         """
-        negative, positive = self.counts[: BINS // 2], self.counts[BINS // 2 :]
+        negative = self.counts[: BINS // 2]
+        positive = self.counts[BINS // 2 :]
         below = (positive + negative.flip(0)).cumsum(0)  # values of at most each magnitude
         wanted = below[-1] * percent / 100
         index = int(torch.searchsorted(below, wanted).clamp(max=BINS // 2 - 1))
@@ -74,7 +78,8 @@ class Histogram:
         ``lowest`` to ``highest``, for each of ``scales`` (n,): (n,), float64.
         """
         used = self.counts > 0
-        counts, values = self.counts[used], self.centers[used]  # (used bins,)
+        counts = self.counts[used]  # (used bins,)
+        values = self.centers[used]  # (used bins,)
         scale = scales.double().unsqueeze(1)  # (n, 1)
         rounded = (values / scale).round().clamp(lowest, highest) * scale  # (n, used bins)
         return (values - rounded).square() @ counts

@@ -33,7 +33,7 @@ class Exported:
             those of the packed network, in units of the largest output. None for a form that does
             not run, such as ``mx``.
         agreement: the share of predicted classes that are the same; None as ``difference``.
-        inexact: the layers whose weights the file does not hold exactly.
+        inexact: the layers whose weights the file does not store exactly.
 
     """
 
@@ -51,7 +51,7 @@ def export(
     path: str | Path,
     *,
     form: Form | str = "lut",
-    example: Inputs | list[Inputs],
+    example: Inputs | list[Inputs] | None = None,
 ) -> Path:
     """Write a packed network as a file for other runtimes, after that file was checked against the
     network.
@@ -68,7 +68,7 @@ def export(
             (quantized activations too), ``float``, or ``mx``.
         example: one batch of several inputs that the model is called with: a tensor, or a tuple or
             dict of arguments. Or a list of batches: ``int8`` takes the ranges of activations from
-            all of them.
+            all of them. ``mx`` does not run the model and needs none.
 
     Returns:
         The path.
@@ -77,7 +77,8 @@ def export(
         ExportError: the form is unknown, a layer does not fit in it, or a library is missing; the
             model cannot be exported; or the file computes something else. The message names the
             layer.
-        PlanError: the packed network does not fit the model.
+        PlanError: the packed network does not fit the model, or there is no example for a form that
+            needs one.
 
     """
     return export_checked(model, packed, path, form=form, example=example).path
@@ -89,31 +90,39 @@ def export_checked(
     path: str | Path,
     *,
     form: str = "lut",
-    example: Inputs | list[Inputs],
+    example: Inputs | list[Inputs] | None = None,
 ) -> Exported:
     """Export as :func:`export` does, and return the result of the check."""
     make = maker(form)
     examples = example if isinstance(example, list) else [example]
+    if example is None:
+        examples = []
     batches = [on_device(batch, torch.device("cpu")) for batch in examples]
-    if not batches:
+    if not batches and example is not None:
         raise PlanError("example: expected at least one batch of inputs, got none")
     network = copy.deepcopy(model).cpu().eval()
     packed.apply(network)
     try:
-        made = make(Job(network, packed, batches))
-    except FormatError as error:  # it is about the file that was made: none was read
+        content = make(Job(network, packed, batches))
+    except FormatError as error:  # it is about the new file: none was read
         raise ExportError(f"{type(model).__name__}: {error}; nothing was written") from error
-    write_atomically(path, lambda file: file.write(made.data))
-    difference = made.comparison.largest if made.comparison else None
-    agreement = made.comparison.agreement if made.comparison else None
-    return Exported(Path(path), form, len(made.data), difference, agreement, made.inexact)
+    write_atomically(path, lambda file: file.write(content.data))
+    comparison = content.comparison
+    return Exported(
+        path=Path(path),
+        form=form,
+        bytes=len(content.data),
+        difference=comparison.largest if comparison else None,
+        agreement=comparison.agreement if comparison else None,
+        inexact=content.inexact,
+    )
 
 
 def load_onnx(path: str | Path) -> nn.Module:
     """Load an ONNX file as a module that ONNX Runtime runs on the CPU.
 
     Raises:
-        FormatError: the file cannot be read, or holds what this ONNX Runtime does not know.
+        FormatError: the file cannot be read, or contains what this ONNX Runtime does not know.
         ExportError: ONNX Runtime is not installed.
 
     """

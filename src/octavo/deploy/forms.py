@@ -11,15 +11,15 @@ from typing import TypeAlias, cast
 
 from torch import nn
 
-from octavo.errors import ExportError, nearest
+from octavo.errors import ExportError, PlanError, nearest
 from octavo.network.calling import Inputs
 from octavo.storage.packed import Packed
 
 __all__ = [
     "FORMS",
     "Comparison",
+    "FormFile",
     "Job",
-    "Made",
     "Make",
     "check_forms",
     "maker",
@@ -33,15 +33,29 @@ class Job:
     """The network that a file is made from.
 
     Attributes:
-        model: the network on the CPU, in evaluation mode, with the packed weights in place.
+        model: the network on the CPU, in evaluation mode, with the packed weights in it.
         packed: the packed weights.
-        batches: batches of inputs that the model is called with, at least one.
+        batches: batches of inputs that the model is called with; none if there is no example.
 
     """
 
     model: nn.Module
     packed: Packed
     batches: Sequence[Inputs]
+
+    def first_batch(self) -> Inputs:
+        """Return the first batch.
+
+        Raises:
+            PlanError: there is no example.
+
+        """
+        if not self.batches:
+            raise PlanError(
+                "example: this form runs the model, expected inputs that it is called with, got "
+                "none; write example=inputs"
+            )
+        return self.batches[0]
 
 
 @dataclass(frozen=True)
@@ -61,13 +75,13 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A file that a form made and checked.
+class FormFile:
+    """The content of a file of a form, after its checks.
 
     Attributes:
         data: the content of the file.
         comparison: its outputs beside the network's; None for a form that does not run.
-        inexact: the layers whose weights the file does not hold exactly.
+        inexact: the layers whose weights the file does not store exactly.
 
     """
 
@@ -76,7 +90,7 @@ class Made:
     inexact: tuple[str, ...] = ()
 
 
-Make: TypeAlias = Callable[[Job], Made]
+Make: TypeAlias = Callable[[Job], FormFile]
 
 ONNX_LIBRARIES = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes"}
 
@@ -89,7 +103,7 @@ def register_form(name: str, make: Make | str) -> None:
 
     Args:
         name: the name of the form, for ``export`` and ``octavo export --form``.
-        make: the function that makes the file of a :class:`Job`, or its place as
+        make: the function that makes the file of a :class:`Job`, or its dotted name
             ``"package.module:function"``, which is imported when the form is first used. The
             function raises ExportError, and names the layer, where a layer does not fit.
 

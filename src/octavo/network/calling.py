@@ -4,6 +4,7 @@ name the layer.
 
 import contextlib
 import itertools
+import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -21,10 +22,12 @@ __all__ = [
     "arguments",
     "batches_of",
     "call",
-    "check_given",
+    "check_batches",
     "device_of",
     "evaluating",
     "feed",
+    "first_argument",
+    "first_keyword",
     "hooked",
     "in_mode",
     "naming_errors",
@@ -37,7 +40,7 @@ Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments that inputs stand for.
+    """Return the positional and keyword arguments that inputs stand for.
 
     A tensor ``x`` is the only argument, a tuple or list becomes ``*x`` and a mapping ``**x``. A
     packed sequence, which is a tuple to Python, is one argument.
@@ -48,17 +51,38 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(inputs) if several else (inputs,)), {}
 
 
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the argument of a layer's call that the layer multiplies with its weight."""
+    return args[0] if args else kwargs[first_keyword(kwargs)]
+
+
+def first_keyword(kwargs: dict[str, Any]) -> str:
+    """Return the name of that argument in a call that has keyword arguments only."""
+    return "input" if "input" in kwargs else next(iter(kwargs))
+
+
 def batches_of(inputs: Iterable[Inputs]) -> Iterable[Inputs]:
     """Return calibration inputs, after a check that they are batches and not a single tensor.
 
     Raises:
-        PlanError: ``inputs`` is a tensor, whose rows Python would take for batches.
+        PlanError: ``inputs`` is a tensor or a mapping, whose rows or keys Python would take for
+            batches, or nothing that can be iterated over.
 
     """
     if isinstance(inputs, Tensor):
         raise PlanError(
             f"inputs: expected several batches, got one tensor of shape {tuple(inputs.shape)}; "
             "write [inputs] if it is one batch, or inputs.split(32) for batches of 32"
+        )
+    if isinstance(inputs, Mapping):
+        raise PlanError(
+            "inputs: expected several batches, got one mapping with the keys "
+            f"{', '.join(map(str, inputs))}; write [inputs] if it is one batch"
+        )
+    if not isinstance(inputs, Iterable):
+        raise PlanError(
+            f"inputs: expected an iterable of batches, got {type(inputs).__name__}; "
+            "write [inputs] if it is one batch"
         )
     return inputs
 
@@ -88,6 +112,35 @@ def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     return in_mode(model, training=False)
 
 
+class _FastPathOff:
+    """A context in which torch's fused path for transformers is off.
+
+    The switch belongs to the whole process. So contexts of several threads, which may overlap,
+    count themselves: the first one turns the path off, and the last one puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.backends.mha.set_fastpath_enabled(self._before)
+
+
+_fast_path_off = _FastPathOff()
+
+
 @contextlib.contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode without gradients, for a while in which hooks see every
@@ -96,15 +149,12 @@ def observing(model: nn.Module) -> Iterator[None]:
     torch's fused path for transformers calls no hooks, and autocast keeps the weights that it has
     cast although octavo changes them between two calls. Both are off for this while.
     """
-    fused = torch.backends.mha.get_fastpath_enabled()
     cached = torch.is_autocast_cache_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     torch.set_autocast_cache_enabled(False)
     try:
-        with evaluating(model), torch.no_grad():
+        with _fast_path_off, evaluating(model), torch.no_grad():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
         torch.set_autocast_cache_enabled(cached)
 
 
@@ -120,13 +170,13 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU for a model without any."""
+    """Return the device of the model's first parameter or buffer, or the CPU if it has none."""
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
 
 
 def on_device(value: Any, device: torch.device) -> Any:
-    """``value`` with every tensor inside its tuples, lists and mappings on ``device``."""
+    """Return ``value`` with every tensor in its tuples, lists and mappings on ``device``."""
 
     def moved(leaf: Any) -> Any:
         if isinstance(leaf, PackedSequence):
@@ -137,20 +187,25 @@ def on_device(value: Any, device: torch.device) -> Any:
 
 
 def where_raised(model: nn.Module, error: BaseException) -> str | None:
-    """The name of the innermost module of ``model`` in whose call ``error`` was raised; None if it
-    was not raised in any.
+    """Return the name of the innermost module of ``model`` in whose call ``error`` was raised; None
+    if it was not raised in any.
     """
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
-    found: str | None = None
+    innermost: str | None = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = names.get(id(frame.f_locals.get("self")), found)
-    return found
+        innermost = names.get(id(frame.f_locals.get("self")), innermost)
+    return innermost
 
 
 @contextlib.contextmanager
-def naming_errors(*models: nn.Module) -> Iterator[None]:
+def naming_errors(*models: nn.Module, example: bool = False) -> Iterator[None]:
     """Turn an error that is raised in a call of one of the models into a PlanError that names the
     module; an error from elsewhere stays as it is.
+
+    Args:
+        models: the models.
+        example: True if the call has an example of the user's; False if it has calibration inputs.
+
     """
     try:
         yield
@@ -161,10 +216,21 @@ def naming_errors(*models: nn.Module) -> Iterator[None]:
         if not places:  # the inputs are not at fault
             raise
         place = places[0] or type(models[0]).__name__
-        message = f"{place}: the model does not take these calibration inputs: {brief(error)}"
-        if isinstance(error, TypeError) and "positional argument" in str(error):
-            message += "; if they are pairs (x, y), write [x for x, y in inputs]"
+        inputs = "this example" if example else "these calibration inputs"
+        message = f"{place}: the model does not take {inputs}: {brief(error)}"
+        if _argument_count(error) == 2:  # the model may take two arguments, and yet no labels
+            pair = "it is a pair (x, y), write x alone"
+            pairs = "they are pairs (x, y), write [x for x, y in inputs]"
+            message += f"; if {pair if example else pairs}"
         raise PlanError(message) from error
+
+
+def _argument_count(error: BaseException) -> int:
+    """The number of positional arguments of the call of a model in which ``error`` was raised."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is call.__code__:
+            return len(frame.f_locals.get("args", ()))
+    return 0
 
 
 def feed(model: nn.Module, inputs: Iterable[Inputs]) -> None:
@@ -174,15 +240,14 @@ def feed(model: nn.Module, inputs: Iterable[Inputs]) -> None:
         PlanError: there are no inputs, or the model does not take them.
 
     """
-    given = False
+    count = 0
     with observing(model), naming_errors(model):
-        for batch in batches_of(inputs):
-            given = True
+        for count, batch in enumerate(batches_of(inputs), 1):  # noqa: B007 - counted after the loop
             call(model, on_device(batch, device_of(model)))
-    check_given(given=given)
+    check_batches(count)
 
 
-def check_given(*, given: bool) -> None:
-    """Raise PlanError unless there were calibration inputs."""
-    if not given:
+def check_batches(count: int) -> None:
+    """Raise PlanError unless there is at least one batch of calibration inputs."""
+    if not count:
         raise PlanError("inputs: expected at least one batch of calibration inputs, got none")

@@ -30,7 +30,7 @@ class Kind:
             convolution, whose weight has more). ``"transposed"`` is a transposed convolution.
         weights: names of the parameters that are weights; a ``*`` at the end of a name stands for
             any rest.
-        inputs_first: whether the weight is stored as (inputs, outputs), the transpose of a
+        inputs_first: True if the weight is stored as (inputs, outputs), the transpose of a
             linear layer's.
 
     """
@@ -84,7 +84,7 @@ def register_layer(
         layer: the type, or its dotted name, such as ``"transformers.pytorch_utils.Conv1D"``. By
             its name a type is known without its library being imported or even installed.
         weight: the name of the parameter that is quantized.
-        inputs_first: whether the weight has the shape (inputs, outputs). Without it the outputs
+        inputs_first: True if the weight has the shape (inputs, outputs). Otherwise the outputs
             come first, as in ``torch.nn.Linear`` and in convolutions.
 
     Raises:
@@ -102,8 +102,8 @@ def register_layer(
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a module's type, or of the nearest type that it inherits from; None if octavo
-    does not know any of them.
+    """Return the kind of a module's type, or of the nearest type that it inherits from; None if
+    octavo does not know any of them.
     """
     for owner in type(module).__mro__:
         for key in (owner, f"{owner.__module__}.{owner.__qualname__}"):
@@ -113,6 +113,6 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 
 def form_of(module: nn.Module) -> Form | None:
-    """The form of a module's kind; None if octavo does not know its type."""
+    """Return the form of a module's kind; None if octavo does not know its type."""
     kind = kind_of(module)
     return None if kind is None else kind.form

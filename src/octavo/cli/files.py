@@ -24,7 +24,7 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            help="lut, fp8, int8, float or mx; mx is safetensors, the rest ONNX. See docs/export.md."
+            help="lut, fp8, int8, float or mx; mx is safetensors, others ONNX. See docs/export.md."
         ),
     ] = "lut",
     option: Options = None,

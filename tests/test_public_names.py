@@ -136,6 +136,13 @@ def test_all_public_names_load_nothing_slow() -> None:
     assert loaded & SLOW == set()
 
 
+def test_a_run_loads_nothing_slow_before_it_is_asked_for() -> None:
+    """Exporting is part of a run, and needs onnx only if the recipe names a form."""
+    loaded = modules_after("import octavo.runs.run, octavo.compression, octavo.deploy.forms")
+    assert "octavo.deploy.exporting" in loaded
+    assert loaded & SLOW == set()
+
+
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["search", "--help"]])
 def test_the_help_of_the_command_line_loads_no_commands(words: list[str]) -> None:
     loaded = modules_after(

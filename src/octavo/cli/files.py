@@ -23,7 +23,9 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     form: Annotated[
         str,
-        typer.Option(help="The form: lut, fp8, int8, float or mx. See docs/export.md."),
+        typer.Option(
+            help="lut, fp8, int8, float or mx; mx is safetensors, others ONNX. See docs/export.md."
+        ),
     ] = "lut",
     option: Options = None,
     as_json: AsJson = False,

@@ -66,7 +66,7 @@ class Inspection:
     float_inputs: tuple[Skipped, ...] = ()
 
     def plan(self, bits: WidthLike) -> Plan:
-        """The plan that gives ``bits`` to every layer.
+        """Return the plan that gives ``bits`` to every layer.
 
         It knows the number of each layer's weights and, if there was an example, of its
         multiply-accumulates; so its ``cost`` has bit operations too.

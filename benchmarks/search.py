@@ -26,8 +26,8 @@ from octavo.dnq.agent import dnq
 from octavo.dnq.environment import Environment
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
-from octavo.dnq.methods import METHODS as NAMES
 from octavo.dnq.methods import SearchMethod, method_of
+from octavo.dnq.settings import METHODS as NAMES
 from octavo.dnq.space import Choice
 from octavo.dnq.survey import survey
 from octavo.runs.folder import write_json

@@ -45,9 +45,9 @@ def headline() -> str:
     run = load("resnet20-inq-3bit")
     return (
         f"**ResNet-20 on CIFAR-10, 3 bits in every layer: {run['ratio']:.1f} times smaller, "
-        f"{run['score']:.2f} % accuracy** in a file of {run['file_bytes']:,} bytes.\nBefore: "
-        f"{run['float_score']:.2f} %; trained equally long in full precision: "
-        f"{run['control_score']:.2f} %."
+        f"{run['score']:.2f} % accuracy** in a file of {run['file_bytes']:,} bytes.\n"
+        f"In full precision it has {run['float_score']:.2f} %, and {run['control_score']:.2f} % "
+        "after training equally long."
     )
 
 

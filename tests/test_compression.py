@@ -20,6 +20,7 @@ from octavo import (
     compression,
     search,
 )
+from octavo.progress import Event
 
 TENSOR: Any = "tensor"
 BUDGET = Budget(average_bits=3.2)
@@ -170,12 +171,29 @@ def test_an_option_of_ptq_alone_excludes_retraining() -> None:
 
 
 def test_old_names_are_read_with_a_warning(received: dict[str, dict[str, Any]]) -> None:
-    old: dict[str, Any] = {"score": lambda _: 0.0, "correct": True}
+    seen: list[Any] = []
+    old: dict[str, Any] = {"score": lambda _: 0.0, "correct": True, "observe": seen.append}
     with pytest.warns(DeprecationWarning, match="deprecated") as warned:
         compress(net(), batches(), budget=BUDGET, **old)
     assert received["search"]["objective"] is old["score"]
-    assert received["calibrate"] == {}
-    assert any("compress(objective=)" in str(warning.message) for warning in warned)
+    assert set(received["calibrate"]) == {"progress"}  # and nothing that was called correct
+    for function in ("search", "calibrate"):
+        received[function]["progress"](Event(function, detail=f"of {function}"))
+    assert seen == ["of search", "of calibrate"]
+    messages = [str(warning.message) for warning in warned]
+    assert len(messages) == 3
+    for expected in ("compress(objective=)", "compress(progress=)", "no effect"):
+        assert sum(expected in message for message in messages) == 1, expected
+
+
+@pytest.mark.parametrize("retrain", [None, nudge])
+def test_the_old_word_for_per_tensor_warns_and_works(retrain: Any) -> None:
+    settings: dict[str, Any] = {"method": "exact", "retrain": retrain}
+    old_word: Any = "layer"
+    with pytest.warns(DeprecationWarning, match='per="layer" is deprecated .* per="tensor"'):
+        old = compress(net(), batches(), budget=BUDGET, per=old_word, **settings)
+    new = compress(net(), batches(), budget=BUDGET, per=TENSOR, **settings)
+    assert same_weights(old, new)
 
 
 def test_what_no_plan_or_function_takes_is_an_error() -> None:

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import octavo
 
 PACKAGE = Path(octavo.__file__).parent
@@ -57,6 +59,25 @@ def upward(own: str, names: set[str]) -> list[str]:
     return sorted(n for n in inside if room(n) != own and LEVEL.get(room(n), 0) >= LEVEL[own])
 
 
+def imported_at_once(module: ast.Module) -> set[str]:
+    """First parts of what is imported with the module itself: everything outside of functions and
+    of blocks for the type checker."""
+    names: set[str] = set()
+    nodes: list[ast.AST] = list(module.body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.orelse
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {name.partition(".")[0] for name in imported(node)}
+        children = ast.iter_child_nodes(node)
+        nodes += [child for child in children if isinstance(child, ast.stmt | ast.ExceptHandler)]
+    return names
+
+
 def test_imports_go_down() -> None:
     wrong = {}
     for path in PACKAGE.rglob("*.py"):
@@ -71,24 +92,64 @@ def test_every_room_has_a_floor() -> None:
     assert rooms <= set(LEVEL)
 
 
-def test_the_rule_itself() -> None:
-    assert upward("formats", {"octavo.plan.Plan"}) == ["octavo.plan.Plan"]
-    assert upward("plan", {"octavo.formats.width.Width", "torch.nn"}) == []
-    assert upward("dnq", {"octavo.inq.incremental.Incremental", "octavo.search"}) == [
-        "octavo.search"
-    ]
+@pytest.mark.parametrize(
+    ("own", "source", "wrong"),
+    [
+        ("formats", "from octavo.plan import Plan", True),
+        ("plan", "from octavo.formats.width import Width", False),
+        ("plan", "def f():\n    from octavo.runs.run import run", True),
+        ("plan", "from octavo import Plan", True),
+        ("plan", "import octavo", True),
+        ("dnq", "from octavo.dnq.journal import Journal", False),
+        ("dnq", "from octavo.inq.incremental import Incremental", False),
+        ("inq", "from octavo.dnq.searching import search", True),
+        ("dnq", "from octavo import search", True),
+        ("cli", "from octavo import errors", False),
+        ("errors", "import octavo.progress", True),  # one floor, two rooms
+        ("plan", "import torch.nn as nn", False),
+    ],
+)
+def test_the_rule_itself(own: str, source: str, wrong: bool) -> None:
+    assert bool(upward(own, imported(ast.parse(source)))) is wrong
+
+
+def test_a_relative_import_is_refused() -> None:
+    with pytest.raises(AssertionError, match="imports are absolute"):
+        imported(ast.parse("from . import plan"))
 
 
 def test_the_numbers_floor_knows_no_modules() -> None:
     for path in (PACKAGE / "formats").glob("*.py"):
-        names = imported(ast.parse(path.read_text(encoding="utf-8")))
-        assert not [name for name in names if name.startswith("torch.nn")], path.name
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        attributes = {
+            ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+        }
+        names = imported(tree) | {name for name in attributes if name.startswith("nn.")}
+        names |= {name for name in attributes if name.startswith("torch.nn")}
+        assert not [name for name in names if name.startswith(("torch.nn", "nn."))], path.name
 
 
 def test_optional_packages_are_imported_where_they_are_used() -> None:
     for path in PACKAGE.rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        statements = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
-        top = {name.partition(".")[0] for node in statements for name in imported(node)}
+        top = imported_at_once(ast.parse(path.read_text(encoding="utf-8")))
         allowed = ONNX if path.parent.name == "deploy" else set()
         assert not top & (OPTIONAL - allowed), path.name
+
+
+def test_what_counts_as_imported_at_once() -> None:
+    source = """
+import a.b
+try:
+    from c import d
+except ImportError:
+    import e
+class F:
+    import g
+def h():
+    import i
+if TYPE_CHECKING:
+    import j
+else:
+    import k
+"""
+    assert imported_at_once(ast.parse(source)) == set("acegk")

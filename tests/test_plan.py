@@ -70,6 +70,7 @@ NO_WIDTH = (
     | st.none()
     | st.text().filter(lambda text: not text.startswith("apot"))
     | st.lists(st.integers(2, 8), max_size=2)
+    | st.sampled_from([3.0, "3", math.nan, [3]])  # almost a width
 )
 
 
@@ -261,6 +262,8 @@ def test_counts_of_layers_that_are_not_planned_are_not_saved(tmp_path: Path) -> 
         ),
         ("bits: {a: 3}\nmacs: 7", "expected mappings named bits, weights, macs and activations"),
         ("bits: {a: 3, b: 12}", "b: expected an integer from 2 to 8, got 12"),
+        ("bits: {a: three}", "a: expected an integer from 2 to 8, got 'three'"),
+        ("bits: {a: }", "a: expected an integer from 2 to 8, got None"),
         ("bits: {a: yes}", "a: expected an integer from 2 to 8, got True"),
         ("bits: {a: 3", "not a readable plan"),
         ("a: b: c", "not a readable plan"),
@@ -331,6 +334,7 @@ NO_LIMIT = (
     | st.text()
     | st.booleans()
     | st.lists(st.integers())
+    | st.just("3")  # almost a number
 )
 
 
@@ -412,7 +416,10 @@ def test_planned_layers_are_the_models_own_in_its_order() -> None:
     [
         (
             {"haed": 3},
-            r"^haed is no layer \(the nearest is 'head'\), and no tensor that can be quantized of ",
+            (
+                r"^haed is no layer \(the nearest is 'head'\), "
+                r"and no tensor that can be quantized of Net$"
+            ),
         ),
         ({"block": 3}, r"^block is no layer \(the nearest is 'block\.[01]'\)"),
         ({"norm": 3}, r"^norm is skipped \(norms stay in float\): it is no layer of Net$"),

@@ -5,7 +5,7 @@ import itertools
 
 import torch
 
-from octavo._seeds import seed_of
+from octavo._seeds import seed_of, seeded
 
 
 def test_a_seed_is_that_of_its_numbers_in_their_order() -> None:
@@ -40,3 +40,11 @@ def test_a_generator_tells_seeds_apart() -> None:
         for seed in seeds
     }
     assert len(drawn) == len(seeds)
+
+
+def test_a_seeded_block_draws_the_same_and_leaves_the_generator_as_it_was() -> None:
+    before = torch.get_rng_state()
+    with seeded(3):
+        drawn = torch.rand(4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))

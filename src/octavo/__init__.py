@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from octavo.activations.quantizer import remove_quantizers
     from octavo.compression import compress
     from octavo.deploy.exporting import export
-    from octavo.dnq.searching import METHODS, SearchResult, search
+    from octavo.dnq.searching import SearchResult, search
+    from octavo.dnq.settings import METHODS
     from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
     from octavo.formats.width import Apot, Width
     from octavo.inq.incremental import Incremental
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from octavo.storage.packed import Packed, verify
 else:
     _HOMES = {  # the module of each public name that is imported when it is first used
-        "METHODS": "octavo.dnq.searching",
+        "METHODS": "octavo.dnq.settings",
         "Apot": "octavo.formats.width",
         "Budget": "octavo.plan",
         "Cost": "octavo.plan",
@@ -74,7 +75,7 @@ else:
         return globals()[name]
 
     def __dir__():
-        """List the public names too that were not imported yet."""
+        """Return all names, also the public ones that were not imported yet."""
         return sorted({*globals(), *__all__})
 
 

@@ -7,7 +7,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from octavo.progress import Event, Progress
 
-__all__ = ["renamed_arguments", "warn_renamed"]
+__all__ = ["DEPRECATED", "renamed_arguments", "warn_renamed"]
+
+DEPRECATED = "is deprecated and goes in the next version"  # in every warning of this module
 
 VALUES = {("per", "layer"): "tensor"}  # an argument and its old value to the new value
 
@@ -18,7 +20,7 @@ R = TypeVar("R")
 def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     """Warn that ``old`` is spelled ``new`` now; an empty ``new`` says that it has no effect."""
     now = f"use {new}" if new else "it has no effect any more"
-    message = f"{old} is deprecated and goes in the next version: {now}"
+    message = f"{old} {DEPRECATED}: {now}"
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
 
 

@@ -15,7 +15,7 @@ MERGE = "tag:yaml.org,2002:merge"
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let ``write`` fill a file that then takes the place of ``path``.
+    """Let ``write`` fill a new file, which then replaces ``path``.
 
     Under ``path`` there is the whole file or what was there before, even if the process is killed.
     """
@@ -43,7 +43,7 @@ def _umask() -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML whose keys are texts, as in JSON, and all different.
+    """The loader of YAML whose keys are texts, as in JSON, and all different.
 
     Plain YAML reads a layer's name ``1.10`` as the number 1.1, which is another layer, and lets the
     second of two equal keys win.

@@ -1,8 +1,12 @@
 """Seeds for random numbers, one for each thing that is drawn."""
 
+import contextlib
 import zlib
+from collections.abc import Iterator
 
-__all__ = ["seed_of"]
+import torch
+
+__all__ = ["seed_of", "seeded"]
 
 
 def seed_of(*numbers: int) -> int:
@@ -16,3 +20,11 @@ def seed_of(*numbers: int) -> int:
 
     """
     return zlib.crc32(" ".join(map(str, numbers)).encode())
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global CPU generator for a while; afterwards it is as it was before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs too
+        yield

@@ -103,16 +103,16 @@ def compress(
         BudgetError: no plan can meet the budget; the message has the feasible range.
 
     """
-    given = {name: value for name, value in locals().items() if value is not None}
-    _check_effect(given)
+    arguments = {name: value for name, value in locals().items() if value is not None}
+    _check_effect(arguments)
     batches = list(batches_of(inputs))
-    plan = search(model, batches, **_picked(given, SEARCH)).plan
+    plan = search(model, batches, **_picked(arguments, SEARCH)).plan
     if plan.activations:
         model = copy.deepcopy(model)
         quantize_activations(model, batches, plan.activations)
     if retrain is None:
-        return calibrate(model, plan, batches, **_picked(given, PTQ))
-    return _retrained(model, plan, batches, retrain, given)
+        return calibrate(model, plan, batches, **_picked(arguments, PTQ))
+    return _retrained(model, plan, batches, retrain, arguments)
 
 
 def _retrained(
@@ -120,12 +120,12 @@ def _retrained(
     plan: Plan,
     batches: Sequence[Inputs],
     retrain: Callable[[nn.Module], object],
-    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
 ) -> Packed:
     """Run INQ over ``retrain`` on a copy of the model that starts from its PTQ."""
     quantized = copy.deepcopy(model)
-    calibrate(model, plan, batches, **_picked(given, START)).apply(quantized)
-    settings = {"masks": find_kept(model, plan)} | _picked(given, INQ)
+    calibrate(model, plan, batches, **_picked(arguments, START)).apply(quantized)
+    settings = {"masks": find_kept(model, plan)} | _picked(arguments, INQ)
     incremental = Incremental(quantized, plan, **settings)
     for stage in incremental:
         if not stage.last:
@@ -133,11 +133,11 @@ def _retrained(
     return incremental.finish()
 
 
-def _check_effect(given: Mapping[str, Any]) -> None:
-    """Raise PlanError if an option was given that the chosen way does not use."""
-    way = "with" if "retrain" in given else "without"
+def _check_effect(arguments: Mapping[str, Any]) -> None:
+    """Raise PlanError if there is an option that has no effect, with or without ``retrain``."""
+    way = "with" if "retrain" in arguments else "without"
     used = {*SEARCH, *START, *INQ} if way == "with" else {*SEARCH, *PTQ}
-    for name in given:
+    for name in arguments:
         if name not in used and name not in ("model", "inputs", "retrain"):
             other = "calibrate alone" if way == "with" else "Incremental"
             raise PlanError(
@@ -145,5 +145,5 @@ def _check_effect(given: Mapping[str, Any]) -> None:
             )
 
 
-def _picked(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: given[name] for name in names if name in given}
+def _picked(arguments: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: arguments[name] for name in names if name in arguments}

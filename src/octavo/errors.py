@@ -41,8 +41,8 @@ class TrainingError(OctavoError, RuntimeError):
 
 
 class ExportError(OctavoError, RuntimeError):
-    """A network that a form of export cannot hold, or that the export changed; the message names
-    the layer.
+    """A network that a form of export cannot represent, or that the export changed; the message
+    names the layer.
     """
 
 

@@ -1,4 +1,4 @@
-"""A plan, which says how many bits each layer gets, its cost, and the budget for the cost."""
+"""The plan, which says how many bits each layer gets; its cost; and the budget for the cost."""
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -92,16 +92,16 @@ class Plan(MutableMapping[str, Width]):
                 or a pattern matches none.
 
         """
-        found, skipped = find_layers(model)
+        layers, skipped = find_layers(model)
         _check_plain(skipped)
-        layers = {layer.name: layer.weight.numel() for layer in found}
+        weights = {layer.name: layer.weight.numel() for layer in layers}
         if not layers:
             raise _no_layers(model)
         warn_if_mostly_float(model)
-        _check_patterns([include, *exclude], layers, type(model).__name__)
-        included = [name for name in layers if fnmatchcase(name, include)]
+        _check_patterns([include, *exclude], weights, type(model).__name__)
+        included = [name for name in weights if fnmatchcase(name, include)]
         chosen = [name for name in included if not any(fnmatchcase(name, out) for out in exclude)]
-        return cls(dict.fromkeys(chosen, bits), weights=layers)
+        return cls(dict.fromkeys(chosen, bits), weights=weights)
 
     def __getitem__(self, name: str) -> Width:
         return self._bits[name]
@@ -211,13 +211,13 @@ class Budget:
     bit_ops: int | None = None
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if len(given) != 1:
+        limits = {name: value for name, value in vars(self).items() if value is not None}
+        if len(limits) != 1:
             raise BudgetError(
                 "expected exactly one of ratio, average_bits, bytes and bit_ops, "
-                f"got {given or 'none'}"
+                f"got {limits or 'none'}"
             )
-        ((name, value),) = given.items()
+        ((name, value),) = limits.items()
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < math.inf:
             raise BudgetError(f"{name}: expected a positive number, got {value!r}")
@@ -255,13 +255,13 @@ def matching_plan(model: nn.Module, bits: WidthLike | Mapping[str, WidthLike]) -
     return Plan(matching(known, bits, type(model).__name__), weights=known.weights)
 
 
-def matching(names: Iterable[str], bits: T | Mapping[str, T], model: str) -> dict[str, T]:
-    """Return values by layer name, in the order of the names.
+def matching(names: Iterable[str], values: T | Mapping[str, T], model: str) -> dict[str, T]:
+    """Return values by layer name, in the order of the names; a layer without a match is left out.
 
     Args:
         names: the names of the layers.
-        bits: one value for all layers, or values by shell pattern; of several patterns that match a
-            name, the last counts.
+        values: one value for all layers, or values by shell pattern; of several patterns that match
+            a name, the last counts.
         model: the name of the model, for errors.
 
     Raises:
@@ -269,7 +269,7 @@ def matching(names: Iterable[str], bits: T | Mapping[str, T], model: str) -> dic
 
     """
     names = list(names)
-    patterns = bits if isinstance(bits, Mapping) else {"*": bits}
+    patterns = values if isinstance(values, Mapping) else {"*": values}
     _check_patterns(patterns, names, model)
     chosen: dict[str, T] = {}
     for name in names:
@@ -289,10 +289,15 @@ def planned_layers(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tupl
     """Return the model's layers that ``plan`` names, with their widths, in registration order.
 
     Raises:
-        PlanError: a name that the model does not have (with the nearest known), or that is skipped
-            (with the reason).
+        PlanError: no mapping, a name that the model does not have (with the nearest known), or
+            one that is skipped (with the reason).
 
     """
+    if not isinstance(plan, Mapping):
+        raise PlanError(
+            "plan: expected a Plan or a dict from layer name to bits, "
+            f"got {plan!r}; write Plan.uniform(model, 4) for 4 bits in every layer"
+        )
     layers, skipped = find_layers(model)
     _check_plain(skipped)
     if not layers:

@@ -31,4 +31,4 @@ Progress: TypeAlias = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """Ignore the event: the callback of a caller who gave none."""
+    """Ignore the event; this is the callback where the caller wants none."""

@@ -1,6 +1,8 @@
 """The application: its help, its version, its errors and its deprecated words."""
 
 import importlib.util
+import subprocess
+import sys
 import tomllib
 import warnings
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import pytest
 from octavo import cli
 from octavo._deprecated import warn_renamed
 from octavo.deploy.forms import FORMS
-from octavo.dnq.searching import METHODS
+from octavo.dnq.settings import METHODS
 from octavo.errors import FormatError
 
 COMMANDS = ("demo", "run", "inspect", "search", "quantize", "export", "evaluate", "verify")
@@ -86,7 +88,10 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["run", "none.yaml"],
-            "none.yaml: no such file, nor one of the recipes that come with octavo: digits-dnq, ",
+            (
+                "none.yaml: no such file, nor one of the recipes that come with octavo: "
+                "digits-dnq, digits"
+            ),
         ),
         (["run", "."], ".: not a readable recipe: "),
         (["run", "tiny.py"], "tiny.py: not a readable recipe: "),
@@ -110,7 +115,10 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["run", "r.yaml", "--set", "task=tiny.py:Tinny"],
-            "task 'tiny.py:Tinny': tiny.py has no class or function 'Tinny' (the nearest is 'T",
+            (
+                "task 'tiny.py:Tinny': tiny.py has no class or function 'Tinny' "
+                "(the nearest is 'Tiny')"
+            ),
         ),
         (
             ["run", "r.yaml", "--set", "task=tiny.py:Normed"],
@@ -130,7 +138,10 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["run", "r.yaml", "--json", "--set", "task=tiny.py:NoFile"],
-            "task 'tiny.py:NoFile': its model() failed: FileNotFoundError: [Errno 2] No such file",
+            (
+                "task 'tiny.py:NoFile': its model() failed: FileNotFoundError: [Errno 2] "
+                "No such file or directory: 'weights.pt'"
+            ),
         ),
         (
             ["inspect", "tiny.py:NoFile"],
@@ -167,7 +178,10 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "average_bits=1"],
-            "average_bits=1: no plan within the options costs so little; feasible: 2 to 5 ",
+            (
+                "average_bits=1: no plan within the options costs so little; "
+                "feasible: 2 to 5 average bits, "
+            ),
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "bytes=99", "--pin", "1=3"],
@@ -225,3 +239,10 @@ def test_a_deprecated_word_is_one_line_on_stderr(
     )
     with pytest.raises(UserWarning, match="other"):
         octavo("verify", "tiny.py")
+
+
+def test_the_package_is_a_program_too() -> None:
+    words = [sys.executable, "-m", "octavo", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"octavo {version('octavo')}\n"

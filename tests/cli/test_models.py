@@ -11,7 +11,7 @@ from octavo.storage.packed import Packed
 
 def test_search_writes_a_plan_within_the_budget_and_shows_it(octavo: Callable[..., Any]) -> None:
     words = ["search", "tiny.py:Tiny", "--budget", "average_bits=3", "--pin", "2=4"]
-    words += ["--method", "greedy", "--trials", "20"]
+    words += ["--trials", "20"]
     said = octavo(*words, "-o", "plan.yaml")
     assert (said.status, said.err) == (0, "")
     plan = Plan.load("plan.yaml")

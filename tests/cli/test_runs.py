@@ -193,8 +193,10 @@ def test_training_that_diverges_says_where_and_what_to_do(
 
 def test_the_demo_from_a_fresh_folder_to_its_table(octavo: Callable[..., Any]) -> None:
     """The real thing, in a process of its own; afterwards its file is checked and scored again."""
+    program = shutil.which("octavo", path=str(Path(sys.executable).parent))
+    assert program is not None
     done = subprocess.run(
-        [sys.executable, "-m", "octavo", "demo"],
+        [program, "demo"],
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.deploy.builder import Builder, in_place
+from octavo.deploy.builder import Builder, parameter_layout
 from octavo.deploy.runtime import OnnxModel
 from octavo.formats.powers_of_two import power_of_two
 from octavo.network.layers import channels_first, find_layers
@@ -37,7 +37,7 @@ def test_weights_come_back_into_the_layout_of_their_parameter(groups: int) -> No
     graph = ir.Graph([], [], nodes=[ir.node("Identity", [None])], opset_imports={"": 21})
     builder = Builder(graph)
     rows = builder.initializer("rows", book.decode(layer.codes).numpy())
-    value = in_place(builder, layer, rows)
+    value = parameter_layout(builder, layer, rows)
     builder.insert()
     graph.remove(graph[-1], safe=True)
     value.dtype = ir.DataType.FLOAT

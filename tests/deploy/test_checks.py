@@ -12,7 +12,7 @@ from torch import nn
 
 from octavo.deploy.builder import Builder
 from octavo.deploy.checks import checked
-from octavo.deploy.graph import Closed, OpenGraph, close
+from octavo.deploy.graph import CompleteGraph, OpenGraph, close
 from octavo.errors import ExportError
 from octavo.formats.powers_of_two import power_of_two
 from octavo.network.layers import find_layers
@@ -31,7 +31,7 @@ def parts() -> tuple[nn.Module, dict[str, Quantized]]:
     return model, layers
 
 
-Closing = Callable[[nn.Module, dict[str, Quantized], float], Closed]
+Closing = Callable[[nn.Module, dict[str, Quantized], float], CompleteGraph]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def closed_with(share_trace: Callable[[str], Callable[..., OpenGraph]]) -> Closi
     """Closes the graph of the network with weights of which one is changed by a share of itself."""
     trace = share_trace("two linear layers")
 
-    def close_with(model: nn.Module, layers: dict[str, Quantized], change: float) -> Closed:
+    def close_with(model: nn.Module, layers: dict[str, Quantized], change: float) -> CompleteGraph:
         opened = trace(model, layers, torch.randn(2, 6))
         return close(opened, layers, partial(decode, change))
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from octavo.deploy import forms
 from octavo.deploy.exporting import Form, export, export_checked
-from octavo.deploy.forms import FORMS, Comparison, Job, Made, check_forms, maker, register_form
+from octavo.deploy.forms import FORMS, Comparison, FormFile, Job, check_forms, maker, register_form
 from octavo.errors import ExportError
 from octavo.storage.packed import Packed, pack
 
@@ -31,9 +31,9 @@ def test_octavos_own_forms() -> None:
 def test_a_form_of_a_user_is_exported_like_any_other(packed: Packed, tmp_path: Path) -> None:
     jobs: list[Job] = []
 
-    def make(job: Job) -> Made:
+    def make(job: Job) -> FormFile:
         jobs.append(job)
-        return Made(b"text", Comparison(0.5, 0.25, 0.75), ("conv1",))
+        return FormFile(b"text", Comparison(0.5, 0.25, 0.75), ("conv1",))
 
     register_form("text", make)
     batch = torch.ones(1)

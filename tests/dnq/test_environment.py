@@ -333,7 +333,10 @@ def test_outputs_whose_form_depends_on_the_weights_are_refused() -> None:
     model = Odd(boxes)
     with pytest.raises(
         PlanError,
-        match=r"got boxes \(1, 5\) where full precision gave boxes \(2, 5\); give an objective",
+        match=(
+            r"got boxes \(1, 5\) where full precision gave boxes \(2, 5\); "
+            r"give an objective of your own"
+        ),
     ):
         Environment(model, ("last",), [x], ONE).objectives([(0,)])
 

@@ -13,7 +13,8 @@ from octavo.dnq import agent, methods, proposals
 from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
-from octavo.dnq.methods import METHODS, method_of, register_method
+from octavo.dnq.methods import method_of, register_method
+from octavo.dnq.settings import METHODS
 from octavo.dnq.space import Action, Choice, Partial, Space
 from octavo.errors import PlanError
 from octavo.network.outputs import Part

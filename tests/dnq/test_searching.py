@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from octavo.dnq import agent, proposals
 from octavo.dnq.evaluator import Trial
-from octavo.dnq.searching import METHODS, SearchResult, search
+from octavo.dnq.searching import SearchResult, search
+from octavo.dnq.settings import METHODS
 from octavo.errors import BudgetError, FormatError, PlanError, RecipeError
 from octavo.plan import Budget, Plan
 from octavo.progress import Event
@@ -422,13 +423,17 @@ def test_a_result_says_what_it_is_in_one_line() -> None:
 
 
 def test_old_spellings_warn_and_work() -> None:
+    def objective(candidate: nn.Module) -> float:
+        return -sum(float(weight.double().abs().sum()) for weight in candidate.parameters())
+
     seen: list[Trial] = []
     with pytest.warns(DeprecationWarning, match=r"^search\(") as caught:
-        old = found(method="random", trials=5, score=lambda _: 1.0, observe=seen.append)
+        old = found(method="random", trials=5, score=objective, observe=seen.append)
     messages = sorted(str(warning.message).partition(":")[2] for warning in caught)
     assert messages == [" use search(objective=)", " use search(progress=)"]
     assert tuple(seen) == old.trials
-    assert same(old, found(method="random", trials=5, objective=lambda _: 1.0))
+    assert same(old, found(method="random", trials=5, objective=objective))
+    assert old.objective != old.uniform_objective
     with pytest.warns(DeprecationWarning, match=r"use SearchResult\.objective"):
         assert old.score == old.objective
     with pytest.warns(DeprecationWarning, match=r"use SearchResult\.uniform_objective"):

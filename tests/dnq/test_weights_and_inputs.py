@@ -18,8 +18,9 @@ from octavo.activations.quantizer import input_formats, input_quantizers
 from octavo.compression import compress
 from octavo.dnq.environment import Environment
 from octavo.dnq.rivals.exact import summed_loss
-from octavo.dnq.searching import METHODS, SearchResult, search
+from octavo.dnq.searching import SearchResult, search
 from octavo.dnq.sensitivity import loss_table, single_layer_choices
+from octavo.dnq.settings import METHODS
 from octavo.dnq.space import Action, Choice, Partial
 from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError

@@ -105,7 +105,10 @@ def test_each_codebook_with_bits_has_a_class_and_the_other_way_round() -> None:
     assert list(BITS) == list(CODEBOOKS)
 
 
-@given(st.from_regex(r"apot[0-9. ]{0,3}|apot\w+", fullmatch=True))
+@given(
+    st.from_regex(r"apot[0-9. ]{0,3}|apot\w+", fullmatch=True)
+    | st.sampled_from(["apot3", "apot9", "apot", "apot6 ", "apot05", "apot6.0"])
+)
 def test_a_text_that_is_no_width(text: str) -> None:
     if text in ("apot5", "apot6", "apot7", "apot8"):
         return
@@ -122,6 +125,7 @@ JUNK = (
     | st.none()
     | st.lists(st.integers(2, 8))
     | st.text().filter(lambda text: not text.startswith("apot"))
+    | st.sampled_from([3.0, 6.0, "3", "6", "Apot6", [3]])  # almost a width
 )
 
 

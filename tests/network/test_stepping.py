@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.network.stepping import Stop, stopping, walk
+from octavo.network.stepping import Stop, stepwise_forward, stopping
 
 
 class Net(nn.Module):
@@ -80,7 +80,7 @@ def test_stops_come_in_order_before_and_after_with_what_was_given() -> None:
         before=[model.hundred, model.ten, model.twice],
         after=[model.twice, model.plus, model.hundred],
     ):
-        stops = list(walk(model, torch.tensor(3.0)))
+        stops = list(stepwise_forward(model, torch.tensor(3.0)))
     found = [
         (names(model)[s.module], s.args, s.kwargs, None if s.output is None else float(s.output))
         for s in stops
@@ -101,7 +101,7 @@ def test_what_is_sent_replaces_the_output_and_none_keeps_it() -> None:
     model = Kept(Net())
     inner = model.inner
     with stopping(before=[], after=[inner.twice, inner.plus, inner.hundred]):
-        passing = walk(model, torch.tensor(3.0))
+        passing = stepwise_forward(model, torch.tensor(3.0))
         assert float(next(passing).output) == 6
         assert float(passing.send(torch.tensor(5.0)).output) == 6  # 5 + 1
         assert float(passing.send(None).output) == 6000
@@ -113,7 +113,7 @@ def test_what_is_sent_replaces_the_output_and_none_keeps_it() -> None:
 def test_what_is_sent_at_a_stop_before_a_call_changes_nothing() -> None:
     model = Kept(Net())
     with stopping(before=[model.inner.ten], after=[]):
-        passing = walk(model, (torch.tensor(3.0),))
+        passing = stepwise_forward(model, (torch.tensor(3.0),))
         next(passing)
         with pytest.raises(StopIteration):
             passing.send(torch.tensor(99.0))
@@ -123,7 +123,7 @@ def test_what_is_sent_at_a_stop_before_a_call_changes_nothing() -> None:
 def test_a_module_may_be_changed_between_its_inputs_and_its_outputs() -> None:
     model = Net()
     with stopping(before=[model.ten], after=[model.ten]):
-        passing = walk(model, {"x": torch.tensor(3.0)})
+        passing = stepwise_forward(model, {"x": torch.tensor(3.0)})
         stop = next(passing)
         with torch.no_grad():
             model.ten.factor.fill_(1000)
@@ -134,11 +134,11 @@ def test_a_module_may_be_changed_between_its_inputs_and_its_outputs() -> None:
 
 def test_a_pass_moves_only_when_it_is_asked_to() -> None:
     model = Kept(Net())
-    passing = walk(model, torch.tensor(3.0))
+    passing = stepwise_forward(model, torch.tensor(3.0))
     outputs = [model.output]
     assert list(passing) == []
     assert [*outputs, float(model.output)] == [None, 7000]
-    never_started = walk(model, torch.tensor(3.0))
+    never_started = stepwise_forward(model, torch.tensor(3.0))
     never_started.close()
 
 
@@ -156,7 +156,7 @@ def test_a_pass_that_ends_early_unwinds_at_once(ends: str) -> None:
     model = Kept(Model())
     before = threading.active_count()
     with stopping(before=[model.inner.ten], after=[]):
-        passing: Any = walk(model, torch.tensor(3.0))
+        passing: Any = stepwise_forward(model, torch.tensor(3.0))
         next(passing)
         assert threading.active_count() == before + 1
         if ends == "close":
@@ -179,14 +179,14 @@ def test_exceptions_of_the_model_are_raised_at_the_driver() -> None:
 
     model = Failing()
     with stopping(before=[model.twice], after=[]):
-        passing = walk(model, torch.tensor(3.0))
+        passing = stepwise_forward(model, torch.tensor(3.0))
         next(passing)
         with pytest.raises(ArithmeticError, match="inside") as caught:
             next(passing)
         assert any(entry.name == "forward" for entry in caught.traceback)  # where it came from
         assert list(passing) == []
     with pytest.raises(TypeError, match="positional argument"):
-        list(walk(model, (1, 2, 3)))
+        list(stepwise_forward(model, (1, 2, 3)))
 
 
 def test_user_code_that_catches_exceptions_does_not_swallow_the_end() -> None:
@@ -201,7 +201,7 @@ def test_user_code_that_catches_exceptions_does_not_swallow_the_end() -> None:
 
     model = Careless()
     with stopping(before=[model.twice, model.ten], after=[]):
-        passing = walk(model, torch.tensor(3.0))
+        passing = stepwise_forward(model, torch.tensor(3.0))
         next(passing)
         passing.close()
     assert went_on == []
@@ -219,7 +219,7 @@ def test_modules_that_are_called_while_unwinding_do_not_stop_the_end(stage: str)
 
     model = Tidy()
     with stopping(before=[model.twice, model.ten], after=[model.ten] if stage == "after" else []):
-        passing = walk(model, torch.tensor(3.0))
+        passing = stepwise_forward(model, torch.tensor(3.0))
         next(passing)
         closing = threading.Thread(target=passing.close, daemon=True)
         closing.start()
@@ -230,7 +230,7 @@ def test_modules_that_are_called_while_unwinding_do_not_stop_the_end(stage: str)
 def test_walks_in_step_do_not_mix() -> None:
     model = Net()
     with stopping(before=[model.plus], after=[model.plus, model.hundred]):
-        passes = [walk(model, torch.tensor(float(i))) for i in range(5)]
+        passes = [stepwise_forward(model, torch.tensor(float(i))) for i in range(5)]
         assert [float(next(passing).args[0]) for passing in passes] == [0, 2, 4, 6, 8]
         assert [float(next(passing).output) for passing in reversed(passes)] == [9, 7, 5, 3, 1]
         passes[3].close()
@@ -251,7 +251,7 @@ def test_gradients_are_off_within_and_as_they_were_without() -> None:
 
     model = Watching()
     with stopping(before=[], after=[model.hundred]):
-        for stop in walk(model, torch.tensor(3.0, requires_grad=True)):
+        for stop in stepwise_forward(model, torch.tensor(3.0, requires_grad=True)):
             assert not stop.output.requires_grad
             assert torch.is_grad_enabled()
     assert modes == [False]
@@ -261,12 +261,14 @@ def test_a_walk_within_inference_mode_is_in_it_too() -> None:
     """Else what is sent in could not be changed in place, as a ReLU may."""
     model = nn.Sequential(Times(2), nn.ReLU(inplace=True))
     with torch.inference_mode(), stopping(before=[], after=model):
-        passing = walk(model, torch.tensor(-3.0))
+        passing = stepwise_forward(model, torch.tensor(-3.0))
         next(passing)
         assert float(passing.send(torch.tensor(-2.0)).output) == 0
         passing.close()
     with stopping(before=[], after=model):
-        assert not any(stop.output.is_inference() for stop in walk(model, torch.tensor(-3.0)))
+        assert not any(
+            stop.output.is_inference() for stop in stepwise_forward(model, torch.tensor(-3.0))
+        )
 
 
 def test_context_variables_are_those_of_the_driver() -> None:
@@ -278,7 +280,7 @@ def test_context_variables_are_those_of_the_driver() -> None:
 
     model = Kept(Reading())
     variable.set(5)
-    list(walk(model, torch.tensor(3.0)))
+    list(stepwise_forward(model, torch.tensor(3.0)))
     assert float(model.output) == 8
 
 
@@ -286,7 +288,7 @@ def test_calls_outside_of_a_walk_do_not_stop() -> None:
     model = Net().requires_grad_(False)
     with stopping(before=model.children(), after=model.children()):
         assert float(model(torch.tensor(3.0))) == 7000
-        passing = walk(model, torch.tensor(1.0))
+        passing = stepwise_forward(model, torch.tensor(1.0))
         next(passing)
         assert float(model(torch.tensor(3.0))) == 7000  # while a walk stands
         passing.close()
@@ -300,13 +302,15 @@ def test_hooks_are_gone_afterwards_even_after_an_error() -> None:
     with stopping(before=[model.ten, model.plus], after=[model.ten]):
         assert hooks(model) == 4
         assert [
-            float(s.output) for s in walk(model, torch.tensor(3.0)) if s.output is not None
+            float(s.output)
+            for s in stepwise_forward(model, torch.tensor(3.0))
+            if s.output is not None
         ] == [71]
     assert hooks(model) == 1
     with pytest.raises(ArithmeticError), stopping(before=[model.ten], after=[model.plus]):
         raise ArithmeticError
     assert hooks(model) == 1
-    assert list(walk(model, torch.tensor(3.0))) == []
+    assert list(stepwise_forward(model, torch.tensor(3.0))) == []
     own.remove()
 
 
@@ -314,7 +318,7 @@ def test_a_pass_that_is_over_holds_on_to_nothing() -> None:
     model, x = Net(), torch.tensor(3.0)
     seen = weakref.ref(x)
     with stopping(before=[model.twice], after=[]):
-        passing = walk(model, x)
+        passing = stepwise_forward(model, x)
         stop = next(passing)
         assert isinstance(stop, Stop)
         passing.close()

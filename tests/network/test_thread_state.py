@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from octavo import Budget, Plan, calibrate, quantize_activations, search
 from octavo.network.calling import observing
-from octavo.network.stepping import stopping, walk
+from octavo.network.stepping import stepwise_forward, stopping
 from octavo.network.thread_state import ThreadState, without_autocast
 from octavo.ptq import layer_solver
 
@@ -30,7 +30,7 @@ class Reading(nn.Module):
 def seen_in_a_walk() -> tuple[ThreadState, torch.device]:
     model = Reading()
     with stopping(before=[], after=[]):
-        list(walk(model, torch.ones(1)))
+        list(stepwise_forward(model, torch.ones(1)))
     ((thread, state, device),) = model.seen
     assert thread != threading.get_ident()
     return state, device

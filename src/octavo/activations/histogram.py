@@ -14,8 +14,10 @@ CHUNK = 1 << 22
 
 
 class Histogram:
-    """Counts values between ``-reach`` and ``reach`` in bins of one width. When a value lies
-    outside, the reach doubles until it does not, and each pair of bins becomes one.
+    """The counts of values between ``-reach`` and ``reach`` in bins of one width.
+
+    When a value lies outside, the reach doubles until it does not, and each pair of bins becomes
+    one bin.
 
     Attributes:
         lowest: the lowest value so far; infinity before the first.
@@ -64,7 +66,8 @@ class Histogram:
         """Return the magnitude that ``percent`` per cent of the values do not exceed, exact to the
         width of a bin.
         """
-        negative, positive = self.counts[: BINS // 2], self.counts[BINS // 2 :]
+        negative = self.counts[: BINS // 2]
+        positive = self.counts[BINS // 2 :]
         below = (positive + negative.flip(0)).cumsum(0)  # values of at most each magnitude
         wanted = below[-1] * percent / 100
         index = int(torch.searchsorted(below, wanted).clamp(max=BINS // 2 - 1))
@@ -75,7 +78,8 @@ class Histogram:
         ``lowest`` to ``highest``, for each of ``scales`` (n,): (n,), float64.
         """
         used = self.counts > 0
-        counts, values = self.counts[used], self.centers[used]  # (used bins,)
+        counts = self.counts[used]  # (used bins,)
+        values = self.centers[used]  # (used bins,)
         scale = scales.double().unsqueeze(1)  # (n, 1)
         rounded = (values / scale).round().clamp(lowest, highest) * scale  # (n, used bins)
         return (values - rounded).square() @ counts

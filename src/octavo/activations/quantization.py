@@ -4,6 +4,7 @@ calibrated and, if wished, learned with the weights (LSQ, arXiv 1902.08153).
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -15,16 +16,23 @@ from octavo.activations.quantizer import (
     InputFormat,
     InputQuantizer,
     attach_quantizer,
-    first_argument,
     input_quantizers,
+    module_title,
+    quantized_already,
 )
 from octavo.errors import PlanError
 from octavo.formats.width import check_bits
-from octavo.network.calling import Inputs, feed, hooked
+from octavo.network.calling import Inputs, feed, first_argument, hooked
 from octavo.network.layers import Skipped, find_inputs
 from octavo.plan import matching
 
-__all__ = ["ScaleFit", "check_fit", "fitted_quantizers", "quantize_activations"]
+__all__ = [
+    "ActivationSettings",
+    "ScaleFit",
+    "check_fit",
+    "fitted_quantizers",
+    "quantize_activations",
+]
 
 ScaleFit: TypeAlias = Literal["mse"] | float
 
@@ -34,14 +42,23 @@ OCTAVES = 8
 SCALES_PER_OCTAVE = 16
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActivationSettings:
+    """The one home of the defaults of :func:`quantize_activations`, which says what they mean."""
+
+    fit: ScaleFit = "mse"
+    power_of_two: bool = False
+    learned: bool = True
+
+
 def quantize_activations(
     model: nn.Module,
     inputs: Iterable[Inputs],
     bits: int | Mapping[str, int],
     *,
-    fit: ScaleFit = "mse",
-    power_of_two: bool = False,
-    learned: bool = True,
+    fit: ScaleFit = ActivationSettings.fit,
+    power_of_two: bool = ActivationSettings.power_of_two,
+    learned: bool = ActivationSettings.learned,
 ) -> list[Skipped]:
     """Round the inputs of layers to ``2^bits`` evenly spaced levels from now on; the model is
     changed in place.
@@ -58,7 +75,7 @@ def quantize_activations(
         bits: 2 to 8 for all inputs that can be quantized, or a mapping from layer names and shell
             patterns to bits: the last pattern that matches a layer counts, and layers that none
             matches keep their inputs in float.
-        fit: how the scale is chosen: ``"mse"`` takes the scale of the least squared error; a number
+        fit: the choice of the scale: ``"mse"`` takes the scale of the least squared error; a number
             is the percentile of the magnitudes at which the highest level lies.
         power_of_two: True keeps scales at powers of two, in training too, for integer hardware.
         learned: True lets scales train with the weights.
@@ -133,18 +150,10 @@ def _chosen_bits(
     present = input_quantizers(model)
     chosen = matching(modules, bits, kind)
     for name, value in chosen.items():
-        check_bits(value, _title(name))
+        check_bits(value, module_title(name))
         if name in present:
-            raise PlanError(
-                f"{_title(name)}: its inputs are quantized already; "
-                "call octavo.remove_quantizers(model) first"
-            )
+            raise quantized_already(name)
     return chosen
-
-
-def _title(name: str) -> str:
-    """The name of a module in messages."""
-    return name or "the model itself"
 
 
 def _input_histograms(
@@ -159,7 +168,7 @@ def _input_histograms(
         name = names[module]
         if values.numel() and not bool(torch.stack(values.aminmax()).isfinite().all()):
             raise PlanError(
-                f"{_title(name)}: expected finite inputs, got some that are NaN or infinite"
+                f"{module_title(name)}: expected finite inputs, got some that are NaN or infinite"
             )
         histograms[name].add(values)
 
@@ -168,7 +177,7 @@ def _input_histograms(
     for name, histogram in histograms.items():
         if not histogram.counts.any():
             raise PlanError(
-                f"{_title(name)}: no calibration input reaches it; "
+                f"{module_title(name)}: no calibration input reaches it; "
                 "give it no bits, or give inputs that do"
             )
     return histograms
@@ -176,7 +185,8 @@ def _input_histograms(
 
 def _fitted_scale(histogram: Histogram, input_format: InputFormat, fit: ScaleFit) -> float:
     """Choose the scale for inputs of this distribution."""
-    lowest, highest = input_format.lowest, input_format.highest
+    lowest = input_format.lowest
+    highest = input_format.highest
     # The least scale at which no value is clipped; without levels below zero, no value is negative.
     largest = max(histogram.lowest / (lowest or -1), histogram.highest / highest)
     if largest <= LEAST_SCALE:  # next to nothing but zeros

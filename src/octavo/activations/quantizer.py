@@ -14,15 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from octavo.errors import PlanError
+from octavo.network.calling import first_keyword
+
 __all__ = [
     "LEAST_SCALE",
     "InputFormat",
     "InputQuantizer",
     "attach_quantizer",
-    "first_argument",
     "input_formats",
     "input_quantizers",
     "install_quantizers",
+    "module_title",
+    "quantized_already",
     "remove_quantizers",
     "round_first",
     "scale_key",
@@ -64,8 +68,8 @@ class InputFormat:
 
 
 class InputQuantizer(nn.Module):
-    """Rounds its inputs to the nearest multiple of a scale, a tie to the even multiple, between the
-    lowest and the highest multiple of the format.
+    """A module that rounds its inputs to the nearest multiple of a scale, a tie to the even
+    multiple, between the lowest and the highest multiple of the format.
 
     Args:
         input_format: the multiples that there are.
@@ -84,8 +88,8 @@ class InputQuantizer(nn.Module):
         self.step = nn.Parameter(torch.tensor(scale, device="cpu"), requires_grad=learned)
 
     def effective_scale(self) -> Tensor:
-        """The scale that inputs are rounded with: the parameter made positive and, if the format
-        says so, a power of two. The gradient passes straight through to the parameter.
+        """Return the scale that inputs are rounded with: the parameter made positive and, if the
+        format says so, a power of two. The gradient passes straight through to the parameter.
         """
         with torch.no_grad():
             scale = self.step.float().clamp(min=LEAST_SCALE)
@@ -95,14 +99,14 @@ class InputQuantizer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Round ``inputs``; the result has the same shape and type."""
-        scale = self.effective_scale()
-        lowest, highest = self.format.lowest, self.format.highest
         apply: Any = _Round.apply
-        result: Tensor = apply(inputs, scale, lowest, highest)
+        result: Tensor = apply(
+            inputs, self.effective_scale(), self.format.lowest, self.format.highest
+        )
         return result
 
     def extra_repr(self) -> str:
-        """The text that torch prints between the parentheses."""
+        """Return the text that torch prints between the parentheses."""
         scale = float(self.effective_scale().detach())
         return f"bits={self.format.bits}, signed={self.format.signed}, scale={scale:.4g}"
 
@@ -186,26 +190,26 @@ def remove_quantizers(model: nn.Module) -> None:
 
 def input_quantizers(model: nn.Module) -> dict[str, InputQuantizer]:
     """Find the model's quantizers, by the name of the module whose inputs each of them rounds."""
-    found = {}
+    quantizers = {}
     for name, module in model.named_modules():
         quantizer = module._modules.get(NAME)
         if isinstance(quantizer, InputQuantizer):
-            found[name] = quantizer
-    return found
+            quantizers[name] = quantizer
+    return quantizers
 
 
 def input_formats(model: nn.Module) -> dict[str, InputFormat]:
-    """The formats that the inputs of the model's modules are rounded to, by the modules' names."""
+    """Return the format of each module's quantized inputs, by the module's name."""
     return {name: quantizer.format for name, quantizer in input_quantizers(model).items()}
 
 
 def scale_key(name: str) -> str:
-    """The key, in a model's state dict, of the scale for the inputs of the module ``name``."""
+    """Return the key, in a model's state dict, of the scale for the inputs of ``name``."""
     return f"{name}.{NAME}.step".lstrip(".")
 
 
 def scales(model: nn.Module) -> list[nn.Parameter]:
-    """The scales of the model's quantizers, as they are trained; they want no weight decay."""
+    """Return the parameters that are scales of inputs; they want no weight decay."""
     return [quantizer.step for quantizer in input_quantizers(model).values()]
 
 
@@ -217,7 +221,7 @@ def store_effective_scales(model: nn.Module) -> None:
 
 
 def attach_quantizer(module: nn.Module, quantizer: InputQuantizer) -> None:
-    """Round the inputs of ``module`` from now on, by this quantizer in place of any other."""
+    """Round the inputs of ``module`` from now on, by this quantizer instead of any other."""
     if NAME not in module._modules:
         module.register_forward_pre_hook(_round_input, with_kwargs=True)
     device = next((parameter.device for parameter in module.parameters()), None)
@@ -237,14 +241,18 @@ def round_first(
     """Round the argument of a call that a layer multiplies with its weight."""
     if args:
         return (quantizer(args[0]), *args[1:]), kwargs
-    key = _key(kwargs)
+    key = first_keyword(kwargs)
     return args, kwargs | {key: quantizer(kwargs[key])}
 
 
-def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the argument of a call that a layer multiplies with its weight."""
-    return args[0] if args else kwargs[_key(kwargs)]
+def module_title(name: str) -> str:
+    """Return the name of a module in messages; a model has no name in itself."""
+    return name or "the model itself"
 
 
-def _key(kwargs: dict[str, Any]) -> str:
-    return "input" if "input" in kwargs else next(iter(kwargs))
+def quantized_already(name: str) -> PlanError:
+    """Return the error about a module whose inputs have a quantizer when they shall get one."""
+    return PlanError(
+        f"{module_title(name)}: its inputs are quantized already; "
+        "call octavo.remove_quantizers(model) first"
+    )

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from octavo._deprecated import DEPRECATED
 from octavo.cli.files import evaluate, export, verify
 from octavo.cli.models import inspect, search
 from octavo.cli.options import err
@@ -17,8 +18,6 @@ from octavo.cli.runs import demo, quantize, run
 from octavo.errors import OctavoError
 
 __all__ = ["app", "main"]
-
-DEPRECATED = "is deprecated and goes in the next version"  # in every warning of octavo._deprecated
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,7 +42,7 @@ def root(
         bool, typer.Option("--version", help="Show the version.", callback=_show_version)
     ] = False,
 ) -> None:
-    """Octavo folds trained neural networks into powers of two."""
+    """Fold trained neural networks into powers of two."""
 
 
 def main() -> None:

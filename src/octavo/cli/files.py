@@ -22,7 +22,10 @@ def export(
     task: TaskOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     form: Annotated[
-        str, typer.Option(help="lut, fp8, int8, float or mx: see docs/export.md.")
+        str,
+        typer.Option(
+            help="lut, fp8, int8 and float are ONNX, mx is safetensors. See docs/export.md."
+        ),
     ] = "lut",
     option: Options = None,
     as_json: AsJson = False,

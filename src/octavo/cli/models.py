@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo.cli.options import AsJson, Options, TaskName, err, out, print_written, task_options
+from octavo.dnq.settings import METHOD, METHODS, OPTIONS, TRIALS
 from octavo.errors import BudgetError, nearest
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
     """Show which layers of a network can be quantized, which cannot and why, and which budgets are
     feasible.
 
-    Example: `octavo inspect cifar10 -O depth=56`
+    Example: `octavo inspect digits`
     """
     from torch import Tensor
 
@@ -43,26 +44,36 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The plan to write, YAML.")]
 Limit = Annotated[
-    str | None, typer.Option(help="average_bits=3, ratio=10, bytes=100000 or bit_ops=1e9.")
+    str | None,
+    typer.Option(help="The limit: average_bits=3, ratio=10, bytes=100000 or bit_ops=1e9."),
 ]
 TradeOff = Annotated[
     float | None,
-    typer.Option(help="Instead of a budget: what doubling the ratio is worth in objective."),
+    typer.Option(
+        help="Instead of a budget: the gain in objective that doubling the ratio is worth."
+    ),
 ]
-Method = Annotated[str, typer.Option(help="dnq, exact, greedy, tpe, cmaes, random or uniform.")]
-Trials = Annotated[int, typer.Option(min=1, help="How many plans may be scored.")]
+Method = Annotated[
+    str, typer.Option(help=f"The method: {', '.join(METHODS[:-1])} or {METHODS[-1]}.")
+]
+Trials = Annotated[int, typer.Option(min=1, help="The number of plans that may be scored.")]
 Widths = Annotated[
-    str, typer.Option(help="What a layer may get: bits from 2 to 8, and apot5 to apot8.")
+    str, typer.Option(help="The widths that a layer may get: bits from 2 to 8, and apot5 to apot8.")
 ]
-Pins = Annotated[list[str] | None, typer.Option(help="The bits of a layer: name=bits.")]
+Pins = Annotated[
+    list[str] | None, typer.Option(help="Fix the bits of a layer: name=bits. May be repeated.")
+]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same plan.")]
 InputBits = Annotated[
-    str | None, typer.Option(help="Search for the bits of layer inputs too, of these: 4,8.")
+    str | None,
+    typer.Option(help="Search for the bits of layer inputs too, among these, such as 4,8."),
 ]
-Workers = Annotated[int, typer.Option(min=1, help="How many plans are scored at a time.")]
+Workers = Annotated[int, typer.Option(min=1, help="The number of plans that are scored at a time.")]
 JournalFile = Annotated[
     Path | None, typer.Option(help="Append each trial to this file; continue from its trials.")
 ]
+
+DEFAULT_WIDTHS = ",".join(map(str, OPTIONS))
 
 
 def search(
@@ -70,9 +81,9 @@ def search(
     output: Output,
     budget: Limit = None,
     trade_off: TradeOff = None,
-    method: Method = "dnq",
-    trials: Trials = 512,
-    options: Widths = "2,3,4,5",
+    method: Method = METHOD,
+    trials: Trials = TRIALS,
+    options: Widths = DEFAULT_WIDTHS,
     pin: Pins = None,
     seed: Seed = 0,
     activations: InputBits = None,
@@ -162,7 +173,7 @@ def _budget(pair: str | None) -> "Budget | None":
 
 
 def _pins(pairs: list[str] | None) -> dict[str, Any]:
-    """Read the pairs ``name=bits`` that were given as ``--pin``."""
+    """Read the pairs ``name=bits`` of ``--pin``."""
     from octavo.runs.recipe import key_value
 
     return dict(key_value(pair, "--pin") for pair in pairs or ())

@@ -27,26 +27,36 @@ err = Console(stderr=True, highlight=False)
 TaskName = Annotated[
     str,
     typer.Argument(
-        help="digits, cifar10, image_folder, package.module:Class or path/to/file.py:Class."
+        help="A ready-made task (digits, cifar10, image_folder), or a class of yours: "
+        "path/to/file.py:Class or package.module:Class."
     ),
 ]
 TaskOption = Annotated[
-    str, typer.Option("--task", "-t", help="The task, see `octavo inspect --help`.")
+    str,
+    typer.Option(
+        "--task", "-t", help="The task that the network belongs to, named as for `octavo inspect`."
+    ),
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", "-O", help="An option of the task: key=value, value in YAML."),
+    typer.Option(
+        "--option",
+        "-O",
+        help="An option of the task: key=value, the value in YAML. May be repeated.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a key of the recipe: key=value, value in YAML."),
+    typer.Option(
+        "--set", help="Override a key of the recipe: key=value, the value in YAML. May be repeated."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 PackedFile = Annotated[Path, typer.Argument(help="A packed network.", show_default=False)]
 
 
 def task_options(pairs: list[str] | None) -> dict[str, Any]:
-    """Read the pairs ``key=value`` that were given as ``--option``."""
+    """Read the pairs ``key=value`` of ``--option``."""
     from octavo.runs.recipe import key_value
 
     return dict(key_value(pair, "--option") for pair in pairs or ())

@@ -48,13 +48,14 @@ def run(
     ],
     overrides: Overrides = None,
     folder: Annotated[
-        Path | None, typer.Option(help="The run's folder; default: runs/ and the recipe's name.")
+        Path | None,
+        typer.Option(help="The run's folder; by default it is runs/ and the name of the recipe."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Do all that a recipe says. Run it again, and it continues where it stopped.
+    """Do everything that a recipe says. The same command continues a run that was stopped.
 
-    Example: `octavo run benchmarks/resnet20-inq.yaml --set seed=1 --folder runs/seed1`
+    Example: `octavo run digits --set seed=1 --folder runs/seed1`
     """
     from octavo.runs.recipe import load_recipe
 

@@ -8,19 +8,19 @@ import onnx_ir as ir
 
 from octavo.storage.quantized import Quantized
 
-__all__ = ["Builder", "in_place"]
+__all__ = ["Builder", "parameter_layout"]
 
 
 class Builder:
-    """Makes constants and nodes; the nodes are inserted at the head of the graph together."""
+    """A maker of constants and nodes; it inserts the nodes at the head of the graph together."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.nodes: list[ir.Node] = []
 
     def initializer(self, name: str, array: Any, dtype: ir.DataType | None = None) -> ir.Value:
-        """Return the constant of this name, which is made if the graph has none yet; ``dtype`` is
-        for types that numpy itself does not have.
+        """Return the constant of this name, a new one if the graph has none yet; ``dtype`` is for
+        types that numpy itself does not have.
         """
         if name in self.graph.initializers:
             return self.graph.initializers[name]
@@ -45,7 +45,7 @@ class Builder:
         self.nodes = []
 
 
-def in_place(builder: Builder, layer: Quantized, value: ir.Value) -> ir.Value:
+def parameter_layout(builder: Builder, layer: Quantized, value: ir.Value) -> ir.Value:
     """Bring weights with their output channels first into the layout of the layer's parameter.
 
     The nodes compute ``octavo.network.layers.channels_back``.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from octavo.deploy.forms import Comparison
-from octavo.deploy.graph import Closed
+from octavo.deploy.graph import CompleteGraph
 from octavo.deploy.runtime import OnnxModel, agreement, differences
 from octavo.errors import ExportError, brief
 from octavo.network.calling import Inputs, arguments, call
@@ -20,7 +20,7 @@ __all__ = ["checked"]
 
 
 def checked(
-    closed: Closed, model: nn.Module, layers: Mapping[str, Quantized], batch: Inputs
+    graph: CompleteGraph, model: nn.Module, layers: Mapping[str, Quantized], batch: Inputs
 ) -> tuple[bytes, Comparison]:
     """Return the content of a graph's file, and its outputs beside those of the network.
 
@@ -30,14 +30,14 @@ def checked(
 
     """
     try:
-        proto = ir.to_proto(closed.model)
+        proto = ir.to_proto(graph.model)
         data: bytes = proto.SerializeToString()
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ExportError(
             f"{type(model).__name__}: not a sound ONNX file: {brief(error)}"
         ) from error
-    _check_weights(closed, proto, layers, batch)
+    _check_weights(graph, proto, layers, batch)
     args, kwargs = arguments(batch)
     with torch.no_grad():
         expected = call(model, batch)
@@ -47,11 +47,11 @@ def checked(
 
 
 def _check_weights(
-    closed: Closed, proto: onnx.ModelProto, layers: Mapping[str, Quantized], batch: Inputs
+    graph: CompleteGraph, proto: onnx.ModelProto, layers: Mapping[str, Quantized], batch: Inputs
 ) -> None:
     """Raise ExportError unless ONNX Runtime computes each weight as it was packed, bit for bit."""
     names = {
-        name: value.name for name, value in closed.weights.items() if name in layers and value.name
+        name: value.name for name, value in graph.weights.items() if name in layers and value.name
     }
     if not names:
         return

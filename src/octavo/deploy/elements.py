@@ -23,13 +23,13 @@ class Format:
     Attributes:
         name: its usual name.
         exponents: the exponents that the largest level may have as an element, the best first.
-        holds: tells for each of several numbers if the format holds it.
+        represents: tells for each of several numbers if it is a number of the format.
 
     """
 
     name: str
     exponents: Iterable[int]
-    holds: Callable[[Tensor], Tensor]
+    represents: Callable[[Tensor], Tensor]
 
 
 def _in_e4m3(numbers: Tensor) -> Tensor:
@@ -55,15 +55,17 @@ def elements(codebook: Codebook, codes: Tensor, form: Format, name: str) -> tupl
         name: the name of the layer in errors.
 
     Returns:
-        The elements, float32 numbers that ``form`` holds, in the shape of ``codes``; and the
+        The elements, float32 numbers of the format ``form``, in the shape of ``codes``; and the
         scales, float32 powers of two, in the shape of the codebook's ``max_exponent``.
 
     Raises:
-        ExportError: the format does not hold all levels, or a scale is too small for float32.
+        ExportError: the format does not represent all levels, or a scale is too small for float32.
 
     """
     levels = codebook.unit_levels()
-    exponent = next((e for e in form.exponents if bool(form.holds(levels * 2.0**e).all())), None)
+    exponent = next(
+        (e for e in form.exponents if bool(form.represents(levels * 2.0**e).all())), None
+    )
     if exponent is None:
         raise ExportError(
             f"{name}: {form.name} does not hold the {len(levels)} levels of its width, "
@@ -83,13 +85,13 @@ def integers(codebook: Codebook, codes: Tensor, name: str) -> tuple[Tensor, Tens
 
     This is exact except for powers of two at 5 bits, whose +128 is one too many for int8. In the
     channels that use it all numbers are halved, and the smallest, which would become a half, stays
-    1. (127 in place of 128 is worse: the largest weights would all err to one side.)
+    1. (127 instead of 128 is worse: the largest weights would all err to one side.)
 
     Returns:
         The numbers, the scales, and True if number * scale equals every weight.
 
     Raises:
-        ExportError: int8 does not hold the levels.
+        ExportError: int8 does not represent the levels.
 
     """
     element, scale = elements(codebook, codes, INT8, name)

@@ -33,7 +33,7 @@ class Exported:
             those of the packed network, in units of the largest output. None for a form that does
             not run, such as ``mx``.
         agreement: the share of predicted classes that are the same; None as ``difference``.
-        inexact: the layers whose weights the file does not hold exactly.
+        inexact: the layers whose weights the file does not store exactly.
 
     """
 
@@ -103,20 +103,26 @@ def export_checked(
     network = copy.deepcopy(model).cpu().eval()
     packed.apply(network)
     try:
-        made = make(Job(network, packed, batches))
-    except FormatError as error:  # it is about the file that was made: none was read
+        content = make(Job(network, packed, batches))
+    except FormatError as error:  # it is about the new file: none was read
         raise ExportError(f"{type(model).__name__}: {error}; nothing was written") from error
-    write_atomically(path, lambda file: file.write(made.data))
-    difference = made.comparison.largest if made.comparison else None
-    agreement = made.comparison.agreement if made.comparison else None
-    return Exported(Path(path), form, len(made.data), difference, agreement, made.inexact)
+    write_atomically(path, lambda file: file.write(content.data))
+    comparison = content.comparison
+    return Exported(
+        path=Path(path),
+        form=form,
+        bytes=len(content.data),
+        difference=comparison.largest if comparison else None,
+        agreement=comparison.agreement if comparison else None,
+        inexact=content.inexact,
+    )
 
 
 def load_onnx(path: str | Path) -> nn.Module:
     """Load an ONNX file as a module that ONNX Runtime runs on the CPU.
 
     Raises:
-        FormatError: the file cannot be read, or holds what this ONNX Runtime does not know.
+        FormatError: the file cannot be read, or contains what this ONNX Runtime does not know.
         ExportError: ONNX Runtime is not installed.
 
     """

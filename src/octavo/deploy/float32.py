@@ -4,13 +4,13 @@ import onnx_ir as ir
 
 from octavo.deploy.builder import Builder
 from octavo.deploy.floating import exported
-from octavo.deploy.forms import Job, Made
+from octavo.deploy.forms import FormFile, Job
 from octavo.storage.quantized import Quantized
 
 __all__ = ["decode", "make"]
 
 
-def make(job: Job) -> Made:
+def make(job: Job) -> FormFile:
     """Make the file: see :func:`octavo.deploy.floating.exported`."""
     return exported(job, decode)
 

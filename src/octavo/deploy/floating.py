@@ -3,7 +3,7 @@ must be the network's.
 """
 
 from octavo.deploy.checks import checked
-from octavo.deploy.forms import Job, Made
+from octavo.deploy.forms import FormFile, Job
 from octavo.deploy.graph import Decode, close, trace
 from octavo.errors import ExportError
 
@@ -16,7 +16,7 @@ LARGEST = 1e-4  # sums in another order come to less
 MEAN = 0.05
 
 
-def exported(job: Job, decode: Decode) -> Made:
+def exported(job: Job, decode: Decode) -> FormFile:
     """Make the ONNX file whose weights the nodes of ``decode`` compute, and check it.
 
     Raises:
@@ -25,16 +25,20 @@ def exported(job: Job, decode: Decode) -> Made:
     """
     layers = job.packed.layers
     batch = job.first_batch()
-    closed = close(trace(job.model, layers, batch), layers, decode)
-    data, comparison = checked(closed, job.model, layers, batch)
+    graph = close(trace(job.model, layers, batch), layers, decode)
+    data, comparison = checked(graph, job.model, layers, batch)
     if job.packed.activations:
-        name, difference, limit = "mean", comparison.mean, MEAN
+        name = "mean"
+        difference = comparison.mean
+        limit = MEAN
     else:
-        name, difference, limit = "largest", comparison.largest, LARGEST
+        name = "largest"
+        difference = comparison.largest
+        limit = LARGEST
     if not difference <= limit:  # a NaN is not
         raise ExportError(
             f"{type(job.model).__name__}: ONNX Runtime's outputs are not PyTorch's: the {name} "
             f"difference is {difference:.1e} of the largest output, expected at most {limit:.0e}; "
             f"nothing was written"
         )
-    return Made(data, comparison)
+    return FormFile(data, comparison)

@@ -18,8 +18,8 @@ from octavo.storage.packed import Packed
 __all__ = [
     "FORMS",
     "Comparison",
+    "FormFile",
     "Job",
-    "Made",
     "Make",
     "check_forms",
     "maker",
@@ -33,7 +33,7 @@ class Job:
     """The network that a file is made from.
 
     Attributes:
-        model: the network on the CPU, in evaluation mode, with the packed weights in place.
+        model: the network on the CPU, in evaluation mode, with the packed weights in it.
         packed: the packed weights.
         batches: batches of inputs that the model is called with; none if there is no example.
 
@@ -75,13 +75,13 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A file that a form made and checked.
+class FormFile:
+    """The content of a file of a form, after its checks.
 
     Attributes:
         data: the content of the file.
         comparison: its outputs beside the network's; None for a form that does not run.
-        inexact: the layers whose weights the file does not hold exactly.
+        inexact: the layers whose weights the file does not store exactly.
 
     """
 
@@ -90,7 +90,7 @@ class Made:
     inexact: tuple[str, ...] = ()
 
 
-Make: TypeAlias = Callable[[Job], Made]
+Make: TypeAlias = Callable[[Job], FormFile]
 
 ONNX_LIBRARIES = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes"}
 
@@ -103,7 +103,7 @@ def register_form(name: str, make: Make | str) -> None:
 
     Args:
         name: the name of the form, for ``export`` and ``octavo export --form``.
-        make: the function that makes the file of a :class:`Job`, or its place as
+        make: the function that makes the file of a :class:`Job`, or its dotted name
             ``"package.module:function"``, which is imported when the form is first used. The
             function raises ExportError, and names the layer, where a layer does not fit.
 

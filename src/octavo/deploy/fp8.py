@@ -6,16 +6,16 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from octavo.deploy.builder import Builder, in_place
+from octavo.deploy.builder import Builder, parameter_layout
 from octavo.deploy.elements import E4M3, elements
 from octavo.deploy.floating import exported
-from octavo.deploy.forms import Job, Made
+from octavo.deploy.forms import FormFile, Job
 from octavo.storage.quantized import Quantized
 
 __all__ = ["decode", "make"]
 
 
-def make(job: Job) -> Made:
+def make(job: Job) -> FormFile:
     """Make the file: see :func:`octavo.deploy.floating.exported`."""
     return exported(job, decode)
 
@@ -30,7 +30,7 @@ def decode(builder: Builder, name: str, layer: Quantized) -> ir.Value:
     scales = builder.initializer(f"{parameter}.scale", scale.numpy())
     axis = {"axis": 0} if scale.dim() else {}
     rows = builder.node("DequantizeLinear", [values, scales], f"{parameter}.rows", **axis)
-    return in_place(builder, layer, rows)
+    return parameter_layout(builder, layer, rows)
 
 
 def _as_numpy(element: Tensor) -> np.ndarray:

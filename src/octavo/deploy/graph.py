@@ -27,10 +27,10 @@ from octavo.network.calling import Inputs, arguments, where_raised
 from octavo.network.nested import leaves, mapped
 from octavo.storage.quantized import Quantized
 
-__all__ = ["Closed", "Decode", "OpenGraph", "close", "quiet", "trace"]
+__all__ = ["CompleteGraph", "Decode", "OpenGraph", "close", "quiet", "trace"]
 
 LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
-OPSET = 21  # of ONNX
+OPSET = 21  # the version of ONNX's operators
 BATCH = "batch"  # the name of the free first dimension
 
 
@@ -50,7 +50,7 @@ class OpenGraph:
 
 
 @dataclass(frozen=True)
-class Closed:
+class CompleteGraph:
     """A complete graph.
 
     Attributes:
@@ -90,26 +90,27 @@ def trace(model: nn.Module, layers: Mapping[str, Quantized], example: Inputs) ->
     return OpenGraph(program.model, used)
 
 
-def close(opened: OpenGraph, layers: Mapping[str, Quantized], decode: Decode) -> Closed:
-    """Close the graph: the nodes of ``decode`` take the place of the open weights."""
+def close(opened: OpenGraph, layers: Mapping[str, Quantized], decode: Decode) -> CompleteGraph:
+    """Close the graph: the nodes of ``decode`` replace the open weights."""
     graph = opened.model.graph
-    closed: dict[str, ir.Value] = {}
+    computed: dict[str, ir.Value] = {}
     builder = Builder(graph)
     for name, values in opened.weights.items():
         if values:
-            closed[name] = decode(builder, name, layers[name])
-            replace_all_uses_with(values, [closed[name]] * len(values), replace_graph_outputs=True)
+            computed[name] = decode(builder, name, layers[name])
+            weights = [computed[name]] * len(values)
+            replace_all_uses_with(values, weights, replace_graph_outputs=True)
     opened_names = {name for layer in layers.values() for name in layer.names}
     for value in tuple(graph.inputs):
         if value.name in opened_names:
             graph.inputs.remove(value)
     builder.insert()
-    return Closed(opened.model, closed)
+    return CompleteGraph(opened.model, computed)
 
 
 @contextlib.contextmanager
 def _inputs_as_nodes(model: nn.Module) -> Iterator[None]:
-    """Let the model's own quantizers of activations be traced as QuantizeLinear and
+    """Let the model's quantizers of activations be traced as QuantizeLinear and
     DequantizeLinear while this lasts.
     """
     quantizers = list(input_quantizers(model).values())
@@ -142,8 +143,8 @@ def _program(
             model, bound.args, bound.kwargs, dynamic_shapes=free, strict=False
         )
     except Exception as error:
-        place = where_raised(model, error) or type(model).__name__
-        raise ExportError(f"{place}: torch cannot trace it: {brief(error)}") from error
+        name = where_raised(model, error) or type(model).__name__
+        raise ExportError(f"{name}: torch cannot trace it: {brief(error)}") from error
 
 
 def _converted(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
@@ -155,9 +156,9 @@ def _converted(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
         chain: list[BaseException] = [error]
         while chain[-1].__cause__ is not None:
             chain.append(chain[-1].__cause__)
-        places = [place for link in chain if (place := _where(link)) is not None]
-        place = places[0] if places else "the network"
-        raise ExportError(f"{place}: has no form in ONNX: {brief(chain[-1])}") from error
+        modules = [name for name in map(_where, chain) if name is not None]
+        module = modules[0] if modules else "the network"
+        raise ExportError(f"{module}: has no form in ONNX: {brief(chain[-1])}") from error
     return cast("torch.onnx.ONNXProgram", converted)
 
 
@@ -191,7 +192,7 @@ def quiet() -> Iterator[None]:
 
 
 def _open(graph: ir.Graph, name: str, layer: Quantized) -> list[ir.Value]:
-    """Turn the initializers that hold a layer's weight into inputs of the graph.
+    """Turn the initializers that are a layer's weight into inputs of the graph.
 
     A layer that the network does not use has none; but its numbers in another constant are an
     error, as that constant would stay in float.
@@ -249,7 +250,7 @@ def _leads(leaf: Any, batch: int) -> bool:
 
 
 def _plain(leaf: Any, batch: int) -> Any:
-    """Return an argument as the tracer needs it: dense, and with two inputs in place of one, as it
+    """Return an argument as the tracer needs it: dense, and with two inputs instead of one, as it
     would take a batch of one for a constant.
     """
     if not isinstance(leaf, Tensor):

@@ -13,11 +13,11 @@ from onnx_ir.convenience import replace_all_uses_with
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
-from octavo.deploy.builder import Builder, in_place
+from octavo.deploy.builder import Builder, parameter_layout
 from octavo.deploy.checks import checked
 from octavo.deploy.elements import integers
-from octavo.deploy.forms import Job, Made
-from octavo.deploy.graph import Closed, close, trace
+from octavo.deploy.forms import FormFile, Job
+from octavo.deploy.graph import CompleteGraph, close, trace
 from octavo.deploy.int8_activations import constant, only_user, quantize_activations
 from octavo.network.calling import Inputs
 from octavo.storage.quantized import Quantized
@@ -25,34 +25,34 @@ from octavo.storage.quantized import Quantized
 __all__ = ["decode", "fold_norms", "int8_graph", "is_exact", "make"]
 
 
-def make(job: Job) -> Made:
+def make(job: Job) -> FormFile:
     """Make the file and check it. Its activations are rounded, so its outputs differ from the
     network's: the difference is returned, and there is no limit on it.
     """
     layers = job.packed.layers
     batch = job.first_batch()
-    closed = int8_graph(job.model, layers, job.batches)
-    data, comparison = checked(closed, job.model, {}, batch)
+    graph = int8_graph(job.model, layers, job.batches)
+    data, comparison = checked(graph, job.model, {}, batch)
     inexact = tuple(name for name, layer in layers.items() if not is_exact(name, layer))
-    return Made(data, comparison, inexact)
+    return FormFile(data, comparison, inexact)
 
 
 def int8_graph(
     model: nn.Module, layers: Mapping[str, Quantized], batches: Sequence[Inputs]
-) -> Closed:
+) -> CompleteGraph:
     """Return a graph with quantized weights and, around the layers that multiply, quantized
     activations, whose ranges come from ``batches``.
     """
-    closed = close(trace(model, layers, batches[0]), layers, decode)
-    fold_norms(closed.model)
-    _turn_weights(closed.model)
-    quantize_activations(closed.model, batches)
-    RemoveUnusedNodesPass()(closed.model)
-    return closed
+    graph = close(trace(model, layers, batches[0]), layers, decode)
+    fold_norms(graph.model)
+    _turn_weights(graph.model)
+    quantize_activations(graph.model, batches)
+    RemoveUnusedNodesPass()(graph.model)
+    return graph
 
 
 def is_exact(name: str, layer: Quantized) -> bool:
-    """Check if int8 holds a layer's weights exactly."""
+    """Check if int8 represents a layer's weights exactly."""
     _, _, exact = integers(layer.codebook, layer.codes, name)
     return exact
 
@@ -61,7 +61,7 @@ def decode(builder: Builder, name: str, layer: Quantized) -> ir.Value:
     """Add a layer's weights as int8 numbers that DequantizeLinear multiplies with their scales."""
     codes, scale, _ = integers(layer.codebook, layer.codes, name)
     rows = _Weight(codes.numpy(), scale.numpy(), 0).put(builder, layer.names[0])
-    return in_place(builder, layer, rows)
+    return parameter_layout(builder, layer, rows)
 
 
 @dataclass(frozen=True)

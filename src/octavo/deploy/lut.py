@@ -3,15 +3,15 @@
 import ml_dtypes
 import onnx_ir as ir
 
-from octavo.deploy.builder import Builder, in_place
+from octavo.deploy.builder import Builder, parameter_layout
 from octavo.deploy.floating import exported
-from octavo.deploy.forms import Job, Made
+from octavo.deploy.forms import FormFile, Job
 from octavo.storage.quantized import Quantized
 
 __all__ = ["decode", "make"]
 
 
-def make(job: Job) -> Made:
+def make(job: Job) -> FormFile:
     """Make the file: see :func:`octavo.deploy.floating.exported`."""
     return exported(job, decode)
 
@@ -31,7 +31,7 @@ def decode(builder: Builder, _: str, layer: Quantized) -> ir.Value:
         scale = layer.codebook.scale().view(one_each_channel).numpy()
         scales = builder.initializer(f"{parameter}.scale", scale)
         values = builder.node("Mul", [values, scales], f"{parameter}.rows")
-    return in_place(builder, layer, values)
+    return parameter_layout(builder, layer, values)
 
 
 def _levels(builder: Builder, layer: Quantized) -> ir.Value:

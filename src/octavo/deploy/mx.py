@@ -1,9 +1,9 @@
 """The form ``mx``: MXFP4 and MXFP8 tensors (OCP Microscaling Formats 1.0) in a safetensors file, in
 torch's own types, for the kernels of other libraries.
 
-The weight of a layer ``L`` is a matrix with a row for each output channel. The file holds its
+The weight of a layer ``L`` is a matrix with a row for each output channel. The file stores its
 elements as ``L.weight``: E2M1, two in a byte, the first in the low bits (2 to 4 bits), or E4M3 (5
-and 6 bits). It holds an E8M0 scale for every 32 elements of a row as ``L.weight_scale``. Every
+and 6 bits). It stores an E8M0 scale for every 32 elements of a row as ``L.weight_scale``. Every
 other tensor has its own name. The header's ``octavo.mx`` has the shapes of the weights.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.deploy.elements import E2M1, E2M1_NUMBERS, E4M3, Format, elements
-from octavo.deploy.forms import Job, Made
+from octavo.deploy.forms import FormFile, Job
 from octavo.errors import ExportError
 from octavo.network.layers import channels_back
 from octavo.storage.quantized import Quantized
@@ -29,11 +29,11 @@ BLOCK = 32
 HEADER = "octavo.mx"
 
 
-def make(job: Job) -> Made:
+def make(job: Job) -> FormFile:
     """Make the file, and check that its elements and scales are exactly the packed weights.
 
     Raises:
-        ExportError: the formats cannot hold a layer; the message names it.
+        ExportError: the formats cannot represent a layer; the message names it.
 
     """
     packed = job.packed
@@ -61,7 +61,7 @@ def make(job: Job) -> Made:
             raise ExportError(
                 f"{name}: {_format(layer).name} with E8M0 scales does not hold its weights exactly"
             )
-    return Made(data)
+    return FormFile(data)
 
 
 def read_mx(path: str | Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ __all__ = ["Range", "measure"]
 
 @dataclass(frozen=True)
 class Range:
-    """The values from ``low`` to ``high``, zero among them, in 255 even steps."""
+    """The values from ``low`` to ``high``, zero among them, in 255 equal intervals."""
 
     low: float
     high: float
@@ -56,8 +56,8 @@ def _values(
 ) -> dict[str, Tensor]:
     """Compute the named values of a batch; those in ``known`` are inputs of the graph."""
     args, kwargs = arguments(batch)
-    given = runner.feed(args, kwargs)
-    values = {name: value for name, value in given.items() if name in names}
+    inputs = runner.feed(args, kwargs)
+    values = {name: value for name, value in inputs.items() if name in names}
     inner = [name for name in names if name not in known]
     if inner:
         values |= zip(inner, runner.run(args, kwargs, inner), strict=True)

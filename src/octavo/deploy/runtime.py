@@ -22,7 +22,7 @@ class OnnxModel(nn.Module):
     does that it was exported from.
 
     Raises:
-        FormatError: the file cannot be read, or holds what this ONNX Runtime does not know.
+        FormatError: the file cannot be read, or contains what this ONNX Runtime does not know.
 
     """
 
@@ -56,10 +56,10 @@ class OnnxModel(nn.Module):
             ExportError: ONNX Runtime cannot run the graph on these inputs.
 
         """
-        given = self.feed(args, kwargs)
+        inputs = self.feed(args, kwargs)
         try:
             outputs = self.session.run(
-                names, {name: value.detach().cpu().numpy() for name, value in given.items()}
+                names, {name: value.detach().cpu().numpy() for name, value in inputs.items()}
             )
         except Exception as error:  # onnxruntime's own have no common ancestor
             raise ExportError(
@@ -75,15 +75,15 @@ class OnnxModel(nn.Module):
 
         """
         names = [value.name for value in self.session.get_inputs()]
-        given = dict(zip(names, _tensors(args), strict=False))
-        given |= {name: value for name, value in kwargs.items() if name in names}
-        missing = [name for name in names if name not in given]
+        inputs = dict(zip(names, _tensors(args), strict=False))
+        inputs |= {name: value for name, value in kwargs.items() if name in names}
+        missing = [name for name in names if name not in inputs]
         if missing:
             raise PlanError(
                 f"the ONNX model expects inputs called {', '.join(names)}; "
                 f"{', '.join(missing)} missing"
             )
-        return given
+        return inputs
 
 
 def _session(data: bytes) -> onnxruntime.InferenceSession:
@@ -110,7 +110,8 @@ def differences(expected: Any, got: Any) -> tuple[float, float]:
 
 def agreement(expected: Any, got: Any) -> float:
     """Return the share of rows of the first output whose largest values have the same index."""
-    first, second = next(_tensors(expected)), next(_tensors(got))
+    first = next(_tensors(expected))
+    second = next(_tensors(got))
     return float((first.argmax(-1) == second.argmax(-1)).double().mean()) if first.dim() else 1.0
 
 

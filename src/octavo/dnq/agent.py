@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo._seeds import seeded
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.features import allowed_actions, features_of
 from octavo.dnq.policy import Policy
@@ -67,11 +68,11 @@ class _Rewards(Protocol):
         """The number of new choices that may still be tried."""
 
     def rewards(self, choices: Sequence[Choice]) -> tuple[Sequence[Choice], list[float]]:
-        """Return the choices that were tried for the given ones, with their rewards."""
+        """Return the choices that were tried for the sampled ones, with their rewards."""
 
 
 class _Imagined:
-    """Rewards of the given choices as the world model estimates them, for so many choices."""
+    """The rewards of choices as the world model estimates them, up to IMAGINED choices."""
 
     def __init__(self, evaluator: Evaluator, world_model: WorldModel) -> None:
         self._evaluator = evaluator
@@ -85,8 +86,8 @@ class _Imagined:
 
 
 class _Measured:
-    """Measured rewards of choices near the given ones and near the best so far: of those that are
-    estimated to be the best.
+    """The measured rewards of choices near the sampled ones and near the best so far. Only
+    those choices are measured that the world model estimates to be the best.
     """
 
     def __init__(self, evaluator: Evaluator, losses: np.ndarray, world_model: WorldModel) -> None:
@@ -128,8 +129,7 @@ class _Measured:
 def _new_policy(evaluator: Evaluator, losses: np.ndarray) -> Policy:
     """Return an untrained policy; its weights are drawn from the evaluator's seed."""
     space = evaluator.space
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(evaluator.generator.initial_seed())
+    with seeded(evaluator.generator.initial_seed()):
         return Policy(features_of(space, losses), allowed_actions(space))
 
 

@@ -51,7 +51,7 @@ def quantize_all(
     *,
     absorb: bool,
 ) -> list[list[Candidate]]:
-    """Quantize every layer for each of its actions, in closed form from full-precision inputs.
+    """Quantize every layer for each of its actions, by PTQ from full-precision inputs.
 
     Args:
         model: the trained network; it is left as it was.
@@ -73,11 +73,11 @@ def quantize_all(
         _candidates_of(
             layer,
             moments[layer.name],
-            own_actions,
+            layer_actions,
             quantizers.get(layer.name, {}),
             scaled=layer.name in norms,
         )
-        for layer, own_actions in zip(searched, actions, strict=True)
+        for layer, layer_actions in zip(searched, actions, strict=True)
     ]
 
 
@@ -86,8 +86,8 @@ def _input_quantizers(
 ) -> dict[str, dict[int, InputQuantizer]]:
     """Fit a quantizer for each number of bits that the inputs of a layer may get, by layer name."""
     bits_of_layers: dict[str, list[int]] = {}
-    for name, own_actions in actions.items():
-        bits = {action.input_bits for action in own_actions} - {None, FLOAT}
+    for name, layer_actions in actions.items():
+        bits = {action.input_bits for action in layer_actions} - {None, FLOAT}
         if bits:
             bits_of_layers[name] = sorted(each for each in bits if each is not None)
     if not bits_of_layers:

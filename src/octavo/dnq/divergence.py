@@ -14,7 +14,7 @@ __all__ = ["Divergence", "first_rows", "outputs_of"]
 
 
 class Divergence:
-    """Compares outputs with those of the network in full precision.
+    """The divergence of outputs from those of the network in full precision.
 
     Class logits lose the mean KL divergence of their rows, everything else its relative squared
     error; several parts are summed: see ``octavo.network.outputs``.
@@ -45,17 +45,16 @@ class Divergence:
 
         """
         lost = [0.0] * len(self._units)
-        for own, full in zip(outputs, self._full, strict=True):
-            if not alike(own, full):
+        for parts, full_parts in zip(outputs, self._full, strict=True):
+            if not alike(parts, full_parts):
                 raise PlanError(
                     "expected outputs of the same form whatever the weights, got "
-                    f"{described(own)} where full precision gave {described(full)}; "
+                    f"{described(parts)} where full precision gave {described(full_parts)}; "
                     "give an objective of your own"
                 )
-            for index, (part, full_part) in enumerate(zip(own, full, strict=True)):
+            for index, (part, full_part) in enumerate(zip(parts, full_parts, strict=True)):
                 lost[index] += float(part.lost(full_part))
-        parts = zip(lost, self._units, strict=True)
-        total: float = sum(each / unit for each, unit in parts)
+        total: float = sum(loss / unit for loss, unit in zip(lost, self._units, strict=True))
         return -total
 
     @property

@@ -1,7 +1,7 @@
 """The environment of the search: the objective of a choice, without retraining.
 
-Every (layer, action) pair is quantized once, in closed form, from full-precision inputs. A trial
-puts the chosen candidates in place and runs the calibration inputs once. (DNQ, arXiv 1812.02375,
+Every (layer, action) pair is quantized once, by PTQ from full-precision inputs. A trial puts the
+chosen candidates into the network and runs the calibration inputs once. (DNQ, arXiv 1812.02375,
 published neither its environment nor its reward: this one is ours.)
 """
 
@@ -25,7 +25,7 @@ from octavo.network.thread_state import ThreadState
 
 __all__ = ["Environment", "Measurement", "Objective"]
 
-NUMBERS = 1 << 24  # that are kept of the outputs of all single layers together
+NUMBERS = 1 << 24  # the numbers that are kept from the outputs of all single layers together
 
 Objective: TypeAlias = Callable[[nn.Module], float]
 
@@ -46,7 +46,7 @@ class Measurement:
 
 
 class Environment:
-    """Measures the objective of choices, higher is better.
+    """The source of objectives: it measures choices, and higher is better.
 
     Args:
         model: the trained network; it is left as it was.
@@ -87,7 +87,7 @@ class Environment:
         self._objective = objective or Divergence(model, self._batches)
 
     def objectives(self, choices: Sequence[Partial]) -> list[float]:
-        """Return the objective of each choice; None in place of an index leaves that layer in full
+        """Return the objective of each choice; None instead of an index leaves that layer in full
         precision.
 
         Raises:

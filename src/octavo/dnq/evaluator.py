@@ -67,7 +67,7 @@ class Measures(Protocol):
 
 
 class Evaluator:
-    """Measures choices, never one twice, until its evaluations are spent.
+    """The counter of evaluations: it measures choices, never one twice, until they are spent.
 
     Args:
         space: the layers and their actions.
@@ -194,10 +194,10 @@ class Evaluator:
         needed = [choice for choice in choices if keep_outputs or choice not in self._journal]
         outputs: dict[Partial, tuple[Tensor, ...]] = {}
         for first in range(0, len(needed), NOTED):
-            some = needed[first : first + NOTED]
-            measured = self._environment.measure(some, keep_outputs=keep_outputs)
-            self._journal.add(some, [measurement.objective for measurement in measured])
-            for choice, measurement in zip(some, measured, strict=True):
+            share = needed[first : first + NOTED]
+            measured = self._environment.measure(share, keep_outputs=keep_outputs)
+            self._journal.add(share, [measurement.objective for measurement in measured])
+            for choice, measurement in zip(share, measured, strict=True):
                 outputs[choice] = measurement.outputs
         return [Measurement(self._journal[choice], outputs.get(choice, ())) for choice in choices]
 

@@ -27,11 +27,11 @@ def features_of(space: Space, losses: np.ndarray) -> Tensor:
     floor = max(float(np.nanmax(losses)), 1e-12) * 1e-6
     for action in range(losses.shape[1]):
         # A layer with fewer actions repeats its last one.
-        own = [
+        column = [
             losses[layer, min(action, len(actions) - 1)]
             for layer, actions in enumerate(space.actions)
         ]
-        columns.append(np.log(np.maximum(own, floor)))
+        columns.append(np.log(np.maximum(column, floor)))
     return torch.tensor(np.stack(columns, 1), dtype=torch.float32)
 
 

@@ -17,7 +17,7 @@ __all__ = ["Journal"]
 
 
 class Journal:
-    """Objectives by choice; in memory, and in a file where there is a path.
+    """The objectives of choices, in memory, and in a file where there is a path.
 
     Args:
         path: the file; None keeps the objectives in memory only.

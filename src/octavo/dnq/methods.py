@@ -1,7 +1,7 @@
 """The methods of the search, by name: the policy, its rivals, and those that are registered."""
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from typing import TypeAlias
 
 from octavo.dnq.agent import dnq
 from octavo.dnq.evaluator import Evaluator
@@ -12,10 +12,7 @@ from octavo.dnq.rivals.random_search import random_search
 from octavo.dnq.rivals.uniform import uniform
 from octavo.errors import PlanError, nearest
 
-__all__ = ["METHODS", "Method", "SearchMethod", "method_of", "register_method"]
-
-Method = Literal["dnq", "exact", "greedy", "tpe", "cmaes", "random", "uniform"]
-METHODS: tuple[str, ...] = get_args(Method)
+__all__ = ["SearchMethod", "method_of", "register_method"]
 
 SearchMethod: TypeAlias = Callable[[Evaluator], None]
 

@@ -20,7 +20,8 @@ AT_ONCE = 1 << 22  # outputs that are estimated at a time: choices by rows by cl
 
 
 class OutputSum:
-    """Estimates objectives of choices: minus what their outputs lose of full precision.
+    """A model that estimates objectives of choices: minus what their outputs lose of full
+    precision.
 
     Args:
         full: the outputs in full precision.
@@ -43,7 +44,7 @@ class OutputSum:
         largest = max(part.rows.numel() for part in self._full)
         share = max(1, AT_ONCE // largest)
         shares = [choices[first : first + share] for first in range(0, len(choices), share)]
-        return torch.cat([self._objectives(some) for some in shares])
+        return torch.cat([self._objectives(part) for part in shares])
 
     def _objectives(self, choices: Sequence[Choice]) -> Tensor:
         chosen = one_hot(choices, self._columns)  # (choices, pairs)

@@ -24,7 +24,7 @@ GROWTH = 1.1  # of exploration, for each batch in a row that brought nothing new
 
 @dataclass(frozen=True, kw_only=True)
 class Reinforce:
-    """Settings of the policy gradient.
+    """The settings of the policy gradient.
 
     Attributes:
         batch: episodes in a step.
@@ -47,8 +47,8 @@ class Reinforce:
 
 
 def imitate(policy: Policy, choice: Sequence[int], settings: Reinforce, steps: int = 200) -> None:
-    """Warm start: give each layer's action in ``choice`` about the probability ``confidence``, and
-    share out the rest.
+    """Train the policy to give each layer's action in ``choice`` about the probability
+    ``confidence``, and the other actions equal shares of the rest.
     """
     count = policy.allowed.sum(1)
     rest = (1 - settings.confidence) / (count - 1).clamp(min=1)

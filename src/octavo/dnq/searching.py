@@ -12,20 +12,22 @@ from octavo._deprecated import renamed_arguments, warn_renamed
 from octavo.dnq.environment import Environment, Objective
 from octavo.dnq.evaluator import Evaluator, Trial
 from octavo.dnq.journal import Journal
-from octavo.dnq.methods import METHODS, Method, method_of
+from octavo.dnq.methods import method_of
 from octavo.dnq.rivals.uniform import uniform_choice
+from octavo.dnq.settings import METHOD, OPTIONS, TRIALS
 from octavo.dnq.space import Space
 from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import WidthLike
-from octavo.network.calling import Inputs, batches_of, check_given, device_of, on_device
+from octavo.network.calling import Inputs, batches_of, check_batches, device_of, on_device
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.thread_state import cpu_by_default
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress, silent
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.digest import digest
 
-__all__ = ["METHODS", "Method", "SearchResult", "search"]
+__all__ = ["SearchResult", "search"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,15 +106,15 @@ def search(
     *,
     budget: Budget | None = None,
     trade_off: float | None = None,
-    options: Sequence[WidthLike] = (2, 3, 4, 5),
-    method: str = "dnq",
-    trials: int = 512,
+    options: Sequence[WidthLike] = OPTIONS,
+    method: str = METHOD,
+    trials: int = TRIALS,
     objective: Objective | None = None,
     seed: int = 0,
     journal: str | Path | None = None,
     workers: int = 1,
     pins: Mapping[str, WidthLike] | None = None,
-    absorb: bool = False,
+    absorb: bool = PtqSettings.absorb,
     progress: Progress = silent,
     activations: Sequence[int] | None = None,
 ) -> SearchResult:
@@ -150,10 +152,10 @@ def search(
         RecipeError: the journal is that of another search.
 
     """
-    _check(budget, trade_off, trials, workers)
+    _check_settings(budget, trade_off, trials, workers)
     run_method = method_of(method)
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
-    check_given(given=bool(batches))
+    check_batches(len(batches))
     space = survey(model, batches[0], options, pins or {}, budget, activations)
     warn_if_mostly_float(model)
     environment = Environment(
@@ -207,11 +209,15 @@ def _settings(
     return settings
 
 
-def _check(budget: Budget | None, trade_off: float | None, trials: int, workers: int) -> None:
+def _check_settings(
+    budget: Budget | None, trade_off: float | None, trials: int, workers: int
+) -> None:
     if (budget is None) == (trade_off is None):
         raise BudgetError(
             f"expected exactly one of budget and trade_off, got {budget} and {trade_off}"
         )
+    if budget is not None and not isinstance(budget, Budget):
+        raise BudgetError(f"budget: expected one such as Budget(average_bits=3), got {budget!r}")
     if trade_off is not None and not 0 < trade_off < math.inf:
         raise BudgetError(f"trade_off: expected a positive number, got {trade_off!r}")
     if trials < 1 or workers < 1:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from octavo.activations.quantizer import input_quantizers
+from octavo.activations.quantizer import input_quantizers, quantized_already
 from octavo.dnq.space import Action, Space, layer_widths
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits
@@ -78,19 +78,17 @@ def _actions(widths: Sequence[Width], input_bits: Sequence[int | None]) -> tuple
 def _input_bits(
     model: nn.Module, layers: Sequence[Layer], activations: Sequence[int]
 ) -> list[Sequence[int | None]]:
-    """Return the bits that each layer's inputs may get: 32, float, where they cannot be quantized.
+    """Return the bits that each layer's inputs may get; 32, for float, where they cannot be
+    quantized.
 
-    The inputs of a weight that stands in several places stay in float.
+    The inputs of a weight that several modules share stay in float.
     """
     if not activations:
         raise PlanError("activations: expected at least one number of bits, got none")
     for bits in activations:
         check_bits(bits, "activations")
     for name in input_quantizers(model):
-        raise PlanError(
-            f"{name or 'the model itself'}: its inputs are quantized already; "
-            "remove_quantizers(model) first"
-        )
+        raise quantized_already(name)
     modules, _ = find_inputs(model)
     free = [modules.get(layer.name) is layer.module and len(layer.places) == 1 for layer in layers]
     if not any(free):

@@ -15,7 +15,7 @@ __all__ = ["TrialNetwork"]
 
 
 class TrialNetwork:
-    """A copy of the model in which candidates are put in place by reference, without copying.
+    """A copy of the model whose layers are exchanged for candidates by reference, without copying.
 
     Everything that is not searched is shared with the model.
 
@@ -44,7 +44,7 @@ class TrialNetwork:
             self.model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
 
     def put(self, candidates: Sequence[Candidate | None]) -> None:
-        """Put a candidate in the place of each layer; None stands for full precision."""
+        """Exchange each layer for a candidate; None stands for full precision."""
         for index, candidate in enumerate(candidates):
             weight = self._full[index] if candidate is None else candidate.weight
             self._parameters[index].data = weight

@@ -26,12 +26,12 @@ KEPT = 1000  # measurements that are used, the latest: solving takes their numbe
 
 
 class WorldModel:
-    """Estimates objectives of choices, and learns from those that were measured.
+    """A model that estimates objectives of choices, and learns from those that were measured.
 
     Args:
         actions: the actions of each layer.
         first: the first model: objectives of choices, (choices,).
-        divergence: whether objectives are minus a divergence; then the first model is wrong by a
+        divergence: True if objectives are minus a divergence; then the first model is wrong by a
             factor, else by a difference.
 
     """

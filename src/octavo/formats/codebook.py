@@ -194,8 +194,8 @@ def least_error_exponent(
 ) -> Tensor:
     """Find the integer exponent of least squared error of each row; of equals, the largest.
 
-    No exponent above ``start``, the paper's choice, gains a level. Going down from it, the error of
-    the saturated weights, those above the largest level, only grows; so a row is finished when
+    No exponent above ``start``, which is the paper's, gains a level. Going down from it, the error
+    of the saturated weights, those above the largest level, only grows; so a row is finished when
     that part alone reaches the row's best error.
 
     Args:

@@ -1,4 +1,4 @@
-"""Powers of two as a codebook: the levels, the rounding, and the choice of the largest exponent
+"""Powers of two as a codebook: the levels, the rounding, and the fit of the largest exponent
 (INQ, arXiv 1702.03044, section 2.1).
 
 A codebook of ``b`` bits has the levels ``{0, ±2^n2, ..., ±2^n1}`` with ``n2 = n1 + 1 - 2^(b-2)``,

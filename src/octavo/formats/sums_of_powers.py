@@ -1,15 +1,15 @@
-"""Sums of two powers of two as a codebook, and the choice of its scale.
+"""Sums of two powers of two as a codebook, and the fit of its largest exponent.
 
 The idea is APoT's (Li et al., ICLR 2020, arXiv 1909.13144). Every level is ``2^max_exponent`` times
 a sum or a difference of two powers of two, so that a product still takes two shifts and one
-addition. Of these numbers, a codebook of ``b`` bits has zero and, of either sign, the first
-``2^(b-1) - 1`` with at most ``b - 3`` bits behind the leading one: at 5 bits 1, 2, ..., 8, 10, 12,
-14, 16, 20, 24, 28; from 6 bits on also 9 and 15, never 11 or 13. They are evenly spaced near zero
-and nearly logarithmic further out.
+addition. A codebook of ``b`` bits has zero and, with either sign, the first ``2^(b-1) - 1`` of
+these numbers that have at most ``b - 3`` bits behind the leading one: at 5 bits 1, 2, ..., 8, 10,
+12, 14, 16, 20, 24, 28; from 6 bits on also 9 and 15, never 11 or 13. They are evenly spaced near
+zero and nearly logarithmic further out.
 
-This choice of levels is octavo's own. APoT adds up two interleaved sets of positive powers, which
-leaves more squared error at every width (benchmarks/apot.py), and it learns a float scale by
-gradient, where octavo's is a power of two.
+These levels are octavo's own. APoT adds up two interleaved sets of positive powers, which leaves
+more squared error at every width (benchmarks/apot.py), and it learns a float scale by gradient,
+where octavo's is a power of two.
 """
 
 import functools

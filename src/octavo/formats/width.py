@@ -67,8 +67,9 @@ class Width:
         return NotImplemented if key is None else _sort_key(self) == key
 
     def __lt__(self, other: object) -> bool:
-        own, key = _sort_key(self), _sort_key(other)
-        return NotImplemented if own is None or key is None else own < key
+        own_key = _sort_key(self)
+        key = _sort_key(other)
+        return NotImplemented if own_key is None or key is None else own_key < key
 
     def __hash__(self) -> int:
         if self.codebook == "power_of_two":
@@ -110,7 +111,7 @@ def read_width(value: object, name: str = "bits") -> Width:
 
     Args:
         value: 2 to 8 for powers of two, or the name of another codebook followed by bits.
-        name: the place of the value, for errors.
+        name: the name of the value, for errors.
 
     Raises:
         PlanError: ``value`` stands for no width; the message names those that there are.
@@ -165,13 +166,13 @@ def check_bits(bits: object, name: str = "bits") -> int:
 
 def _check_among(bits: object, possible: Sequence[int], name: str) -> int:
     if type(bits) is not int or bits not in possible:
-        low, high = possible[0], possible[-1]
-        raise PlanError(f"{name}: expected an integer from {low} to {high}, got {bits!r}")
+        limits = f"from {possible[0]} to {possible[-1]}"
+        raise PlanError(f"{name}: expected an integer {limits}, got {bits!r}")
     return bits
 
 
 def _sort_key(width: object) -> tuple[int, int] | None:
-    """Return what widths are compared by: their bits, then their codebook's place in BITS."""
+    """Return what widths are compared by: their bits, then the index of their codebook in BITS."""
     if isinstance(width, Width):
         return width.bits, list(BITS).index(width.codebook)
     if isinstance(width, int):

@@ -14,7 +14,9 @@ from octavo.formats.codebook import Codebook, Fit, Per, read_per
 from octavo.formats.registry import codebook_at, fitted_codebook
 from octavo.formats.width import Width, WidthLike, write_widths
 from octavo.inq.partition import (
+    ORDER,
     PORTIONS,
+    STRAIGHT_THROUGH,
     FreezeOrder,
     check_schedule,
     default_portions,
@@ -33,6 +35,7 @@ from octavo.progress import Event, Progress, silent
 from octavo.pruning.masks import find_pruned, set_to_zero
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.sequential import freeze_sequentially
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 
 __all__ = ["Incremental"]
@@ -43,8 +46,8 @@ PIECES = 8
 
 
 class Incremental:
-    """INQ over your own loop: each step of the iteration freezes a portion of every planned layer,
-    then you retrain.
+    """INQ over your own training loop. Each step of the iteration freezes a portion of every
+    planned layer; then you retrain.
 
     ::
 
@@ -54,9 +57,9 @@ class Incremental:
                 retrain(model)
         packed = incremental.finish()
 
-    Any optimizer will do, made before or after; reset its learning rate at each stage, as the paper
-    does. The model's parameters stay the same objects; its state dict has the parametrized names
-    until ``finish``. Average the model only by torch's ``AveragedModel`` with its default,
+    Any optimizer will do, created before or after; reset its learning rate at each stage, as the
+    paper does. The model's parameters stay the same objects; its state dict has the parametrized
+    names until ``finish``. Average the model only by torch's ``AveragedModel`` with its default,
     ``use_buffers=False``: frozen weights are marks in buffers, and the mean of two marks is the
     mark of an unrelated level.
 
@@ -96,11 +99,11 @@ class Incremental:
         plan: Mapping[str, WidthLike],
         *,
         portions: tuple[float, ...] | None = None,
-        order: FreezeOrder | Sequence[FreezeOrder] = "magnitude",
-        fit: Fit = "mse",
-        per: Per = "channel",
+        order: FreezeOrder | Sequence[FreezeOrder] = ORDER,
+        fit: Fit = PtqSettings.fit,
+        per: Per = PtqSettings.per,
         seed: int = 0,
-        straight_through: float = 1.0,
+        straight_through: float = STRAIGHT_THROUGH,
         inputs: Iterable[Inputs] | None = None,
         masks: Mapping[str, Tensor] | None = None,
         progress: Progress | None = None,
@@ -143,7 +146,9 @@ class Incremental:
                 index=self._done - 1,
                 portion=self.portions[self._done - 1],
                 last=self._done == len(self.portions),
-                frozen=FrozenMasks({own.name: own.parametrization.marks for own in self._layers}),
+                frozen=FrozenMasks(
+                    {layer.name: layer.parametrization.marks for layer in self._layers}
+                ),
             )
 
     def _freeze(self, stage: int) -> None:
@@ -170,12 +175,12 @@ class Incremental:
         refitted: list[str] = []
 
         def freeze(copied: Layer, moments: Moments) -> None:
-            own = planned[copied.name]
-            generator = own.generator(self.seed, stage)
-            own.freeze_and_refit([*steps, portion], moments, self._orders[stage], generator)
-            copied.weight.copy_(own.layer.weight)  # the layers behind see its new outputs
-            refitted.append(own.name)
-            self._report(stage, len(refitted), own.name)
+            layer = planned[copied.name]
+            generator = layer.generator(self.seed, stage)
+            layer.freeze_and_refit([*steps, portion], moments, self._orders[stage], generator)
+            copied.weight.copy_(layer.layer.weight)  # the layers behind see its new outputs
+            refitted.append(layer.name)
+            self._report(stage, len(refitted), layer.name)
 
         layers = [layer.layer for layer in self._layers]
         full, _ = _plain_copy(self.model, layers)
@@ -185,7 +190,7 @@ class Incremental:
         return set(refitted)
 
     def _sees_levels(self, done: int) -> bool:
-        """True if the network sees free weights at their levels after so many portions."""
+        """Tell if the network sees free weights at their levels after so many portions."""
         return done > 0 and self._straight_through <= self.portions[done - 1] < 1
 
     def _show_levels(self, done: int) -> None:
@@ -201,8 +206,8 @@ class Incremental:
         self._progress(Event("freeze", stage * layers + count, total, message))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is needed to resume between stages, the model's own state dict included.
-        Take it after retraining.
+        """Return all that is needed to resume between stages, the model's state dict included. Take
+        it after retraining.
         """
         return {  # "tops" is an old word for the exponents; the keys stay, so that old states load
             "done": self._done,
@@ -214,7 +219,7 @@ class Incremental:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume: the model and the stages continue where ``state`` was taken.
+        """Continue with the model and the stages where ``state`` was taken.
 
         Raises:
             PlanError: the state comes from other settings; the message names the first that
@@ -228,10 +233,10 @@ class Incremental:
         if settings.get("per") == "layer":  # an old word for it
             settings["per"] = "tensor"
         for key, expected in self._settings.items():
-            found = settings.get(key)
-            if found != expected:
+            saved = settings.get(key)
+            if saved != expected:
                 raise PlanError(
-                    f"{key}: expected the state of a run with {expected!r}, got one with {found!r}"
+                    f"{key}: expected the state of a run with {expected!r}, got one with {saved!r}"
                 )
         self.model.load_state_dict(state["model"])
         self._done = state["done"]
@@ -272,7 +277,7 @@ class Incremental:
 
 
 def _planned(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tuple[Layer, Width]]:
-    """Find the layers of a plan and their widths; refuse a model that no file could hold."""
+    """Find the layers of a plan and their widths, after a check that a file can store the model."""
     check_state(model)
     planned = planned_layers(model, plan)
     warn_if_mostly_float(model)
@@ -282,7 +287,7 @@ def _planned(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tuple[Laye
 def _start(
     layers: list[Layer], codebooks: list[Codebook], pruned: Mapping[str, Tensor]
 ) -> list[PlannedLayer]:
-    """Put the parametrizations on all layers."""
+    """Put a parametrization on each layer."""
     pairs = zip(layers, codebooks, strict=True)
     return [
         PlannedLayer.start(number, layer, codebook, pruned.get(layer.name))

@@ -32,10 +32,9 @@ ROOM = 3.0
 # for a scale of 1. Such a number has a sign bit (31), eight bits of exponent (23 to 30) and the
 # mantissa, which is empty for a power of two. A level of at most 1 has an exponent field of at most
 # 127, so that bit 30 is zero. A positive level has its exponent field as its mark, a negative one
-# its exponent field minus 128. As int32, shifted up by 23, the mark has the exponent in its place
-# and the sign in bit 31; bit 30, which repeats the sign, must be cleared.
-# For other levels the mark is the number of the level, counted from zero, and is looked up in a
-# table.
+# its exponent field minus 128. As int32, shifted up by 23, the mark has the exponent in bits 23 to
+# 30 and the sign in bit 31; bit 30, which repeats the sign, must be cleared. For other levels the
+# mark is the number of the level, counted from zero, and is looked up in a table.
 FREE = -128
 MANTISSA = 23
 BIAS = 127
@@ -46,7 +45,7 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def is_frozen(marks: Tensor) -> Tensor:
-    """The mask of the frozen weights, from their marks: bool, same shape."""
+    """Return the mask of the frozen weights, from their marks: bool, same shape."""
     return marks != FREE
 
 
@@ -90,7 +89,7 @@ class FrozenWeights(nn.Module):
         if self._unit.width.codebook == "power_of_two":
             return None
         levels = self._unit.unit_levels()
-        first = -self._unit.zero - FREE  # the place of the lowest level, whose mark is -zero
+        first = -self._unit.zero - FREE  # the index of the lowest level, whose mark is -zero
         table = torch.zeros(1 << 8)
         table[first : first + len(levels)] = levels
         return table.to(device)
@@ -144,7 +143,7 @@ class FrozenWeights(nn.Module):
 
 
 def _broadcastable_scale(weight: Tensor, codebook: Codebook, groups: int) -> Tensor:
-    """The scale of each output channel, or the only one, in a shape that multiplies the weight."""
+    """Return the scales, one or one per output channel, in a shape that multiplies the weight."""
     rows = channels_first(weight, groups)
     scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))  # (channels or 1, 1, ...)
     if groups and len(scale) > 1:  # a transposed convolution: its output channels are second
@@ -241,7 +240,7 @@ def _unit_levels(wide_marks: Tensor, table: Tensor | None) -> Tensor:
 
 
 def attach_frozen_weights(layer: Layer, codebook: Codebook) -> FrozenWeights:
-    """Put a :class:`FrozenWeights` on a layer's parameter, at every place that shares it. The
+    """Put a :class:`FrozenWeights` on a layer's parameter, in every module that shares it. The
     Parameter object stays the same.
     """
     frozen_weights = FrozenWeights(layer.weight, codebook, layer.groups)

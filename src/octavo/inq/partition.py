@@ -14,8 +14,10 @@ from octavo.formats.codebook import Codebook
 from octavo.network.layers import Layer
 
 __all__ = [
+    "ORDER",
     "PORTIONS",
     "SPARSE_PORTIONS",
+    "STRAIGHT_THROUGH",
     "FreezeOrder",
     "Order",
     "RankFunction",
@@ -38,7 +40,9 @@ NAMES = get_args(Order)
 # INQ's portions for VGG-16, ResNet-18 and ResNet-50 at 5 bits, and those for a pruned AlexNet.
 PORTIONS = (0.5, 0.75, 0.875, 1.0)
 SPARSE_PORTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-SPARSE = 0.5  # share of pruned weights from which on a network counts as sparse; our choice
+ORDER: Order = "magnitude"  # the default
+STRAIGHT_THROUGH = 1.0  # the default: the network never sees free weights at their levels
+SPARSE = 0.5  # share of pruned weights from which on a network counts as sparse; the value is ours
 
 
 def rank(
@@ -53,10 +57,10 @@ def rank(
     Args:
         weight: the weight with its output channels first.
         codebook: its levels.
-        order: ``"magnitude"`` freezes the largest weights first (INQ's choice); ``"distance"``
+        order: ``"magnitude"`` freezes the largest weights first (INQ's order); ``"distance"``
             those nearest to their level (DNQ's criterion); ``"relative"`` those nearest in units of
             their level, where half of the smallest level stands for the level zero; ``"random"``
-            draws from ``generator`` (the other choice that INQ compares). A function is called with
+            draws from ``generator`` (the other order that INQ compares). A function is called with
             the weight and the codebook and returns the rank.
         generator: the source of the order ``"random"``.
 
@@ -116,8 +120,8 @@ def grow(frozen: Tensor, rank: Tensor, portion: float, *, pruned: int = 0) -> Te
         pruned: the number of pruned weights, all of them frozen.
 
     """
-    wanted = pruned + round(portion * (frozen.numel() - pruned))
-    missing = wanted - int(frozen.sum())
+    target = pruned + round(portion * (frozen.numel() - pruned))
+    missing = target - int(frozen.sum())
     if missing <= 0:
         return frozen.clone()
     free = (~frozen.flatten()).nonzero().squeeze(1)  # indices of the free weights
@@ -143,7 +147,9 @@ def check_order(order: Any) -> None:
 
 
 def order_name(order: Any) -> str:
-    """The name of an order in messages and saved states: of a function, its qualified name."""
+    """Return the name of an order, for messages and saved states; a function has its qualified
+    name.
+    """
     if isinstance(order, str):
         return order
     name = getattr(order, "__qualname__", None) or type(order).__qualname__
@@ -151,7 +157,7 @@ def order_name(order: Any) -> str:
 
 
 def orders_of(order: FreezeOrder | Sequence[FreezeOrder], portions: int) -> tuple[FreezeOrder, ...]:
-    """The order of each portion, from one order for all of them or from one for each.
+    """Return the order of each portion, from one order for all of them or from one for each.
 
     Raises:
         PlanError: an unknown order, or not as many orders as there are portions.
@@ -205,8 +211,8 @@ def check_schedule(portions: Sequence[float], straight_through: float) -> None:
 
 
 def default_portions(layers: Iterable[Layer], pruned: Mapping[str, Tensor]) -> tuple[float, ...]:
-    """INQ's accumulated portions for these layers: finer ones if at least half of the weights are
-    pruned.
+    """Return INQ's accumulated portions for these layers: finer ones if at least half of the
+    weights are pruned.
     """
     weights = sum(layer.weight.numel() for layer in layers)
     share = sum(int(mask.sum()) for mask in pruned.values()) / weights

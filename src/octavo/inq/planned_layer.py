@@ -29,7 +29,7 @@ class PlannedLayer:
     """A layer of the plan, its codebook, and the parametrization that keeps its frozen weights.
 
     Attributes:
-        number: the place of the layer in the plan, from 0; each has random numbers of its own.
+        number: the position of the layer in the plan, from 0; each has its own random numbers.
         layer: the layer of the model.
         codebook: its levels.
         parametrization: what the network sees of its weight.
@@ -59,7 +59,7 @@ class PlannedLayer:
         return torch.Generator().manual_seed(seed_of(seed, stage, self.number))
 
     def quantized(self) -> Quantized:
-        """The quantized tensor, once every weight is frozen."""
+        """Return the quantized tensor, once every weight is frozen."""
         return Quantized.of(self.layer, self.codebook, self.codebook.encode(self._seen()).cpu())
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class PlannedLayer:
         self.layer.weight.copy_(self.parametrization(fitted))
 
     def _seen(self) -> Tensor:
-        """The weight as the network sees it, with its output channels first."""
+        """Return the weight as the network sees it, with its output channels first."""
         return channels_first(self.parametrization(self.layer.weight.detach()), self.layer.groups)
 
     def _check_weights(self) -> None:

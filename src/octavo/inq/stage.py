@@ -30,8 +30,8 @@ class Stage:
 
 
 class FrozenMasks(Mapping[str, Tensor]):
-    """Masks of frozen weights by layer name. Each is made when it is asked for, from the marks that
-    the layer keeps anyway, so that a stage takes no memory of its own.
+    """The masks of frozen weights by layer name. Each is computed when it is asked for, from the
+    marks that the layer keeps anyway, so that a stage takes no memory of its own.
 
     Args:
         marks: the marks of each layer: see ``octavo.inq.parametrization.FrozenWeights``.

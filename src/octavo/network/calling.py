@@ -22,10 +22,12 @@ __all__ = [
     "arguments",
     "batches_of",
     "call",
-    "check_given",
+    "check_batches",
     "device_of",
     "evaluating",
     "feed",
+    "first_argument",
+    "first_keyword",
     "hooked",
     "in_mode",
     "naming_errors",
@@ -38,7 +40,7 @@ Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments that inputs stand for.
+    """Return the positional and keyword arguments that inputs stand for.
 
     A tensor ``x`` is the only argument, a tuple or list becomes ``*x`` and a mapping ``**x``. A
     packed sequence, which is a tuple to Python, is one argument.
@@ -47,6 +49,16 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), dict(inputs)
     several = isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence)
     return (tuple(inputs) if several else (inputs,)), {}
+
+
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the argument of a layer's call that the layer multiplies with its weight."""
+    return args[0] if args else kwargs[first_keyword(kwargs)]
+
+
+def first_keyword(kwargs: dict[str, Any]) -> str:
+    """Return the name of that argument in a call that has keyword arguments only."""
+    return "input" if "input" in kwargs else next(iter(kwargs))
 
 
 def batches_of(inputs: Iterable[Inputs]) -> Iterable[Inputs]:
@@ -158,13 +170,13 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU for a model without any."""
+    """Return the device of the model's first parameter or buffer, or the CPU if it has none."""
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
 
 
 def on_device(value: Any, device: torch.device) -> Any:
-    """``value`` with every tensor inside its tuples, lists and mappings on ``device``."""
+    """Return ``value`` with every tensor in its tuples, lists and mappings on ``device``."""
 
     def moved(leaf: Any) -> Any:
         if isinstance(leaf, PackedSequence):
@@ -175,14 +187,14 @@ def on_device(value: Any, device: torch.device) -> Any:
 
 
 def where_raised(model: nn.Module, error: BaseException) -> str | None:
-    """The name of the innermost module of ``model`` in whose call ``error`` was raised; None if it
-    was not raised in any.
+    """Return the name of the innermost module of ``model`` in whose call ``error`` was raised; None
+    if it was not raised in any.
     """
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
-    found: str | None = None
+    innermost: str | None = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = names.get(id(frame.f_locals.get("self")), found)
-    return found
+        innermost = names.get(id(frame.f_locals.get("self")), innermost)
+    return innermost
 
 
 @contextlib.contextmanager
@@ -220,15 +232,14 @@ def feed(model: nn.Module, inputs: Iterable[Inputs]) -> None:
         PlanError: there are no inputs, or the model does not take them.
 
     """
-    given = False
+    count = 0
     with observing(model), naming_errors(model):
-        for batch in batches_of(inputs):
-            given = True
+        for count, batch in enumerate(batches_of(inputs), 1):  # noqa: B007 - counted after the loop
             call(model, on_device(batch, device_of(model)))
-    check_given(given=given)
+    check_batches(count)
 
 
-def check_given(*, given: bool) -> None:
-    """Raise PlanError unless there were calibration inputs."""
-    if not given:
+def check_batches(count: int) -> None:
+    """Raise PlanError unless there is at least one batch of calibration inputs."""
+    if not count:
         raise PlanError("inputs: expected at least one batch of calibration inputs, got none")

@@ -16,8 +16,8 @@ NAMED = 3  # skipped parameters that the warning names
 def warn_if_mostly_float(model: nn.Module) -> None:
     """Warn if more than a tenth of the model's weights cannot be quantized.
 
-    Biases, norms and scales of activation quantizers do not count as weights. The warning has one
-    fixed place, this module. So Python shows it once for each model in a process by default, even
+    Biases, norms and scales of activation quantizers do not count as weights. The warning always
+    comes from this module. So Python shows it once for each model in a process by default, even
     where several functions of octavo ask for it.
     """
     layers, skipped = find_layers(model)
@@ -34,7 +34,7 @@ def warn_if_mostly_float(model: nn.Module) -> None:
 
 
 def _largest(skipped: Sequence[Skipped]) -> str:
-    """The largest of the parameters with their sizes and reasons, in one line."""
+    """Return the largest of the parameters with their sizes and reasons, in one line."""
     largest = sorted(skipped, key=lambda skip: -skip.weights)[:NAMED]
     named = [f"{skip.name} ({skip.weights:,} weights: {skip.reason})" for skip in largest]
     others = len(skipped) - len(named)

@@ -6,7 +6,6 @@ asks :func:`kind_of`, so a type that is registered here is known everywhere.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
 from torch import nn
@@ -29,8 +28,9 @@ class Kind:
         form: how the layer uses its weights. ``"product"`` multiplies one weight with the rows of
             its input (a weight with two dimensions) or with the patches of its input (a
             convolution, whose weight has more). ``"transposed"`` is a transposed convolution.
-        weights: names of the parameters that are weights, as shell patterns.
-        inputs_first: whether the weight is stored as (inputs, outputs), the transpose of a
+        weights: names of the parameters that are weights; a ``*`` at the end of a name stands for
+            any rest.
+        inputs_first: True if the weight is stored as (inputs, outputs), the transpose of a
             linear layer's.
 
     """
@@ -41,7 +41,11 @@ class Kind:
 
     def is_weight(self, attribute: str) -> bool:
         """Tell whether the parameter of this name is a weight of the layer."""
-        return any(fnmatchcase(attribute, pattern) for pattern in self.weights)
+        # Compared by hand: torch.compile traces the hooks that ask this, and warns of fnmatch.
+        return any(
+            attribute.startswith(name[:-1]) if name.endswith("*") else attribute == name
+            for name in self.weights
+        )
 
 
 def _each(types: Iterable[type[nn.Module]], kind: Kind) -> dict[type[nn.Module] | str, Kind]:
@@ -80,7 +84,7 @@ def register_layer(
         layer: the type, or its dotted name, such as ``"transformers.pytorch_utils.Conv1D"``. By
             its name a type is known without its library being imported or even installed.
         weight: the name of the parameter that is quantized.
-        inputs_first: whether the weight has the shape (inputs, outputs). Without it the outputs
+        inputs_first: True if the weight has the shape (inputs, outputs). Otherwise the outputs
             come first, as in ``torch.nn.Linear`` and in convolutions.
 
     Raises:
@@ -98,8 +102,8 @@ def register_layer(
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a module's type, or of the nearest type that it inherits from; None if octavo
-    does not know any of them.
+    """Return the kind of a module's type, or of the nearest type that it inherits from; None if
+    octavo does not know any of them.
     """
     for owner in type(module).__mro__:
         for key in (owner, f"{owner.__module__}.{owner.__qualname__}"):
@@ -109,6 +113,6 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 
 def form_of(module: nn.Module) -> Form | None:
-    """The form of a module's kind; None if octavo does not know its type."""
+    """Return the form of a module's kind; None if octavo does not know its type."""
     kind = kind_of(module)
     return None if kind is None else kind.form

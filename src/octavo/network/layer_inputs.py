@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from octavo.errors import PlanError
+from octavo.network.calling import first_argument
 from octavo.network.kinds import form_of, kind_of
 from octavo.network.layers import Layer, channels_first
 from octavo.network.recurrent import cell_inputs, recurrent_inputs
 
 __all__ = ["layer_inputs", "layer_outputs", "problem_count"]
 
-# Pieces of X: which problems, and the inputs of these, (problems, columns, n).
+# Pieces of X: a slice of the problems, and the inputs of these, (problems, columns, n).
 Pieces: TypeAlias = Iterator[tuple[slice, Tensor]]
 
 ALL = slice(None)
@@ -38,7 +39,7 @@ QUERY_KEY_VALUE = ("query", "key", "value")
 
 
 def problem_count(layer: Layer) -> int:
-    """The number of independent problems that a layer consists of."""
+    """Return the number of independent problems that a layer consists of."""
     if layer.form == "attention":
         return 3 if layer.attribute == "in_proj_weight" else 1
     is_convolution = layer.form in ("product", "transposed") and layer.weight.dim() > 2
@@ -48,8 +49,8 @@ def problem_count(layer: Layer) -> int:
 def layer_inputs(
     layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Pieces:
-    """``X`` of one call of ``module``, in pieces: (which problems, float32 of shape (problems,
-    columns, n)).
+    """Yield ``X`` of one call of ``module`` in pieces: a slice of the problems, and their inputs,
+    float32, (problems, columns, n).
 
     Args:
         layer: one that ``module`` shows.
@@ -66,25 +67,25 @@ def layer_inputs(
     if form == "attention":
         yield from _attention_inputs(layer, module, args, kwargs)
         return
-    given = _first_argument(args, kwargs)
+    argument = first_argument(args, kwargs)
     second = args[1] if len(args) > 1 else kwargs.get("hx", kwargs.get("output_size"))
     if form == "recurrent":
-        rows = recurrent_inputs(cast("nn.RNNBase", module), layer.attribute, given, second)
+        rows = recurrent_inputs(cast("nn.RNNBase", module), layer.attribute, argument, second)
         yield ALL, _as_columns(rows)
     elif form == "cell":
-        rows = cell_inputs(cast("nn.RNNCellBase", module), layer.attribute, given, second)
+        rows = cell_inputs(cast("nn.RNNCellBase", module), layer.attribute, argument, second)
         yield ALL, _as_columns(rows)
     elif form == "embedding":
-        yield ALL, _embedding_inputs(layer.weight, given)
+        yield ALL, _embedding_inputs(layer.weight, argument)
     elif form == "transposed":
-        yield from ((ALL, piece) for piece in _transposed_inputs(module, given.float(), second))
+        yield from ((ALL, piece) for piece in _transposed_inputs(module, argument.float(), second))
     else:
         yield from ((ALL, piece) for piece in _product_inputs(layer, module, args, kwargs))
 
 
 def layer_outputs(module: nn.Module, output: Any) -> Tensor | None:
-    """A layer's outputs as (problems, rows, n), float32, in the order of its inputs; None if they
-    are not linear in these.
+    """Return a layer's outputs as (problems, rows, n), float32, in the order of its inputs; None if
+    they are not linear in these.
     """
     kind = kind_of(module)
     if kind is None or kind.form not in ("product", "transposed") or not isinstance(output, Tensor):
@@ -98,19 +99,13 @@ def layer_outputs(module: nn.Module, output: Any) -> Tensor | None:
     return images.float().transpose(0, 1).reshape(groups, channels_of_group, -1)
 
 
-def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if args:
-        return args[0]
-    return kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))
-
-
 def _as_columns(rows: Tensor) -> Tensor:
-    """Rows of any leading shape, as (1, columns, n), float32."""
+    """Return rows of any leading shape as (1, columns, n), float32."""
     return rows.reshape(1, -1, rows.shape[-1]).float().mT
 
 
 def _embedding_inputs(weight: Tensor, indices: Tensor) -> Tensor:
-    """An identity, (1, columns, columns), scaled by the lookups of a row.
+    """Return an identity, (1, columns, columns), scaled by the lookups of a row.
 
     A row is looked up and nothing else, so every weight of it counts by itself: ``X X^T`` is the
     mean number of lookups times the identity.
@@ -126,39 +121,39 @@ def _embedding_inputs(weight: Tensor, indices: Tensor) -> Tensor:
 def _product_inputs(
     layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[Tensor]:
-    given = _first_argument(args, kwargs)
+    argument = first_argument(args, kwargs)
     weight = channels_first(layer.weight, layer.groups)
     if not _is_plain(module):
-        module, given = _as_multiplied(module, weight, args, kwargs) or (module, given)
+        module, argument = _as_multiplied(module, weight, args, kwargs) or (module, argument)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        yield from _convolution_inputs(module, given.float())
+        yield from _convolution_inputs(module, argument.float())
     elif isinstance(module, nn.Linear) or (
-        weight.dim() == 2 and given.shape[-1] == weight.shape[1]
+        weight.dim() == 2 and argument.shape[-1] == weight.shape[1]
     ):
-        yield _as_columns(given)
+        yield _as_columns(argument)
     else:
         raise PlanError(
             f"{layer.name}: expected inputs for a weight of shape {tuple(weight.shape)}, outputs "
-            f"first, got an argument of shape {tuple(given.shape)}; see octavo.register_layer"
+            f"first, got an argument of shape {tuple(argument.shape)}; see octavo.register_layer"
         )
 
 
 class _Products(TorchFunctionMode):
-    """Notes the first product with a weight of the given shape: its function, and its arguments by
-    name.
+    """A mode that notes the first product with a weight of a certain shape: its function, and its
+    arguments by name.
     """
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
         self._shape = shape
-        self.found: tuple[Any, dict[str, Any]] | None = None
+        self.first: tuple[Any, dict[str, Any]] | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         named = dict(zip(ARGUMENTS, args, strict=False)) | (kwargs or {})
-        if self.found is None and func in PRODUCTS and named["weight"].shape == self._shape:
-            self.found = func, named
+        if self.first is None and func in PRODUCTS and named["weight"].shape == self._shape:
+            self.first = func, named
         return func(*args, **(kwargs or {}))
 
 
@@ -174,15 +169,19 @@ def _is_plain(module: nn.Module) -> bool:
 def _as_multiplied(
     module: nn.Module, weight: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[nn.Module, Tensor] | None:
-    """The product that a module makes with its weight (outputs first), found by calling its
-    forward: a plain module of torch that makes the same product, and its input. None if there is
-    no such product.
+    """Call a module's forward, and find the product that it computes with its weight (outputs
+    first).
+
+    Returns:
+        A plain module of torch that computes the same product, and its input; None if there is no
+        such product.
+
     """
     with _Products(weight.shape) as products:
         module.forward(*args, **kwargs)
-    if products.found is None:
+    if products.first is None:
         return None
-    func, named = products.found
+    func, named = products.first
     outputs, inputs, *kernel = weight.shape
     if func is F.linear:
         return nn.Linear(inputs, outputs, device="meta"), named["input"]
@@ -192,23 +191,23 @@ def _as_multiplied(
     return plain, named["input"]
 
 
-def _convolution_inputs(module: Any, given: Tensor) -> Iterator[Tensor]:
-    """The patches that the kernel of a convolution meets: (groups, columns, n)."""
-    images = _batched(given, len(module.kernel_size))
+def _convolution_inputs(module: Any, inputs: Tensor) -> Iterator[Tensor]:
+    """Yield the patches that the kernel of a convolution meets, (groups, columns, n)."""
+    images = _batched(inputs, len(module.kernel_size))
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = F.pad(images, module._reversed_padding_repeated_twice, mode=mode)
     for patches in _patches(padded, module.kernel_size, module.stride, module.dilation):
         yield _by_group(patches, module)
 
 
-def _transposed_inputs(module: Any, given: Tensor, output_size: Any) -> Iterator[Tensor]:
-    """The patches that the kernel of a transposed convolution meets: (groups, columns, n).
+def _transposed_inputs(module: Any, inputs: Tensor, output_size: Any) -> Iterator[Tensor]:
+    """Yield the patches that the kernel of a transposed convolution meets, (groups, columns, n).
 
     It is a plain convolution of stride 1, with its kernel turned round, on the input that is spread
     by its stride.
     """
     dimensions = len(module.kernel_size)
-    images = _batched(given, dimensions)
+    images = _batched(inputs, dimensions)
     spread = _spread(module, images, output_size)
     stride = (1,) * dimensions
     kernel_dimensions = tuple(range(1, 1 + dimensions))
@@ -216,13 +215,13 @@ def _transposed_inputs(module: Any, given: Tensor, output_size: Any) -> Iterator
         yield _by_group(patches.flip(kernel_dimensions), module)
 
 
-def _batched(given: Tensor, dimensions: int) -> Tensor:
-    """(images, channels, *size), also from one image without the first dimension."""
-    return given if given.dim() == dimensions + 2 else given.unsqueeze(0)
+def _batched(inputs: Tensor, dimensions: int) -> Tensor:
+    """Return images as (images, channels, *size), also one image without the first dimension."""
+    return inputs if inputs.dim() == dimensions + 2 else inputs.unsqueeze(0)
 
 
 def _by_group(patches: Tensor, module: Any) -> Tensor:
-    """(channels, *kernel, images, *positions) as (groups, columns, n)."""
+    """Return patches (channels, *kernel, images, *positions) as (groups, columns, n)."""
     columns = patches.shape[0] * math.prod(module.kernel_size)
     return patches.reshape(module.groups, columns // module.groups, -1)
 
@@ -230,8 +229,8 @@ def _by_group(patches: Tensor, module: Any) -> Tensor:
 def _patches(
     padded: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> Iterator[Tensor]:
-    """Views of the patches of images (images, channels, *size): (channels, *kernel, images,
-    *positions), for a few images at a time.
+    """Yield views of the patches of images (images, channels, *size), for a few images at a time:
+    (channels, *kernel, images, *positions).
 
     The kernel's weight ``k`` at the output position ``p`` meets the pixel ``p * stride +
     k * dilation``; so a step along either is a fixed distance in memory.
@@ -255,8 +254,8 @@ def _patches(
 
 
 def _spread(module: Any, images: Tensor, output_size: Any) -> Tensor:
-    """A transposed convolution's input with ``stride - 1`` zeros between its pixels, padded so that
-    there is one patch for each output.
+    """Return a transposed convolution's input with ``stride - 1`` zeros between its pixels, padded
+    so that there is one patch for each output.
     """
     dimensions = len(module.kernel_size)
     extra = module.output_padding  # pixels that are added at the end only
@@ -297,10 +296,10 @@ def _attention_inputs(
 
 
 def _before_projection(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The input of an attention's output projection.
+    """Return the input of an attention's output projection.
 
-    The attention reads the projection's weight without calling it; so an identity takes its place,
-    which lets through what it is given.
+    The attention reads the projection's weight without calling it. So it runs with an identity
+    instead of the projection, and its output is the projection's input.
     """
     through = copy.copy(module)
     through._modules = {**module._modules, "out_proj": _identity(module.out_proj)}
@@ -309,7 +308,7 @@ def _before_projection(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _identity(linear: nn.Linear) -> nn.Linear:
-    """A copy of a square linear layer that returns its input."""
+    """Return a copy of a square linear layer that returns its input."""
     weight = linear.weight
     same = copy.copy(linear)
     identity = torch.eye(linear.in_features, device=weight.device).to(weight)

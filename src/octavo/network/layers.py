@@ -40,7 +40,7 @@ class Layer:
         attribute: the parameter's name in the module.
         parameter: the parameter's full name, its key in the model's state dict.
         weight: the parameter.
-        tied: the other places of the same parameter: (full name, module, attribute).
+        tied: the other modules that have the same parameter: (full name, module, attribute).
 
     """
 
@@ -86,7 +86,7 @@ class Skipped:
 
 
 def channels_first(weight: Tensor, groups: int) -> Tensor:
-    """``weight`` with its output channels first.
+    """Return ``weight`` with its output channels first.
 
     Args:
         weight: (inputs, outputs / groups, ...) if there are groups, else (outputs, ...).
@@ -110,11 +110,11 @@ def channels_back(weight: Tensor, groups: int) -> Tensor:
 
 
 def find_layers(model: nn.Module) -> tuple[list[Layer], list[Skipped]]:
-    """Every tensor of ``model`` that can be quantized, in registration order, and every parameter
-    that cannot, with the reason.
+    """Find every tensor of ``model`` that can be quantized, in registration order, and every
+    parameter that cannot, with the reason.
 
-    A parameter with several places is one layer, named after the first place where it is a weight
-    that octavo knows.
+    A parameter that several modules share is one layer, named after the first of them in which it
+    is a weight that octavo knows.
     """
     places_of: dict[int, list[_Place]] = {}  # by the identity of the parameter
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -158,7 +158,7 @@ def _layer(first: _Place, places: Iterable[_Place]) -> Layer:
 
 
 def _places(prefix: str, module: nn.Module) -> Iterator[_Place]:
-    """The parameters that belong to the module itself."""
+    """Yield the parameters that belong to the module itself."""
     several = form_of(module) not in ONE_WEIGHT | {None}
     for attribute, parameter, obstacle in _own_parameters(module):
         full = f"{prefix}.{attribute}".lstrip(".")
@@ -168,7 +168,7 @@ def _places(prefix: str, module: nn.Module) -> Iterator[_Place]:
 
 
 def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
-    """(attribute, parameter, obstacle) of the module's parameters: see :func:`_obstacle`."""
+    """Yield (attribute, parameter, obstacle) of the module's parameters: see :func:`_obstacle`."""
     lists: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
     for attribute, parametrizations in lists.items():
         for parameter in parametrizations.parameters():
@@ -179,8 +179,8 @@ def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]
 
 
 def _obstacle(module: nn.Module, parameter: nn.Parameter) -> str:
-    """The reason why a parameter cannot be quantized even if it is a weight; empty if there is
-    none.
+    """Return the reason why a parameter cannot be quantized even if it is a weight; empty if there
+    is none.
     """
     kind = type(module).__name__
     if isinstance(parameter, nn.UninitializedParameter):
@@ -195,7 +195,7 @@ def _obstacle(module: nn.Module, parameter: nn.Parameter) -> str:
 
 
 def _why_float(module: nn.Module, attribute: str) -> str:
-    """The reason why a parameter is not a weight that is quantized; empty if it is one."""
+    """Return the reason why a parameter is not a weight that is quantized; empty if it is one."""
     name = type(module).__name__
     kind = kind_of(module)
     if attribute.endswith("_orig") and attribute.removesuffix("_orig") + "_mask" in module._buffers:
@@ -216,7 +216,7 @@ def _size(parameter: Tensor) -> int:
 
 
 def _groups(module: Any) -> int:
-    """See ``Layer.groups``."""
+    """Return the groups of a module's weight: see ``Layer.groups``."""
     kind = kind_of(module)
     if kind is None:
         return 0
@@ -224,10 +224,10 @@ def _groups(module: Any) -> int:
 
 
 def find_inputs(model: nn.Module) -> tuple[dict[str, nn.Module], list[Skipped]]:
-    """The modules whose inputs can be quantized, by name, and the other modules with weights, with
-    the reason why theirs cannot.
+    """Find the modules whose inputs can be quantized, by name, and the other modules with weights,
+    with the reason why theirs cannot.
     """
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     skipped: list[Skipped] = []
     attention = _attention_of_projection(model)
     for name, module in model.named_modules():
@@ -236,12 +236,12 @@ def find_inputs(model: nn.Module) -> tuple[dict[str, nn.Module], list[Skipped]]:
         if reason := _why_no_input(module, attention):
             skipped.append(Skipped(name, sum(map(_size, module.parameters(recurse=False))), reason))
         else:
-            found[name] = module
-    return found, skipped
+            modules[name] = module
+    return modules, skipped
 
 
 def _why_no_input(module: nn.Module, attention: dict[nn.Module, nn.Module]) -> str:
-    """The reason why no hook can quantize a layer's inputs; empty if one can."""
+    """Return the reason why no hook can quantize a layer's inputs; empty if one can."""
     name = type(module).__name__
     form = form_of(module)
     if form == "embedding":
@@ -252,21 +252,21 @@ def _why_no_input(module: nn.Module, attention: dict[nn.Module, nn.Module]) -> s
 
 
 def calling_modules(model: nn.Module, layers: Iterable[Layer]) -> dict[nn.Module, list[Layer]]:
-    """The layers by the module whose calls show their inputs.
+    """Return the layers by the module whose calls show their inputs.
 
-    A tied layer has several such modules: all its places that store the weight in the same layout.
+    A tied layer has several such modules: all that store the weight in the same layout.
     The weight of an attention's output projection has the attention itself, which reads the weight
     without calling the projection.
     """
     attention = _attention_of_projection(model)
-    found: dict[nn.Module, list[Layer]] = {}
+    by_module: dict[nn.Module, list[Layer]] = {}
     for layer in layers:
         for module in dict.fromkeys(module for module, _ in layer.places):
             if kind_of(module) is None or _groups(module) == layer.groups:
-                found.setdefault(attention.get(module, module), []).append(layer)
-    return found
+                by_module.setdefault(attention.get(module, module), []).append(layer)
+    return by_module
 
 
 def _attention_of_projection(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Each attention of the model, by its output projection."""
+    """Return each attention of the model, by its output projection."""
     return {m.out_proj: m for m in model.modules() if isinstance(m, nn.MultiheadAttention)}

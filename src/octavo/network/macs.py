@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from octavo.network.calling import hooked
+from octavo.network.calling import first_argument, hooked
 from octavo.network.kinds import form_of, kind_of
 from octavo.network.layers import Layer
 
@@ -15,7 +15,7 @@ __all__ = ["count_macs"]
 
 
 def count_macs(layers: list[Layer], run: Callable[[], object]) -> dict[str, int]:
-    """Multiply-accumulates that each layer spends in one forward pass, which ``run`` makes; layers
+    """Count the multiply-accumulates of each layer in one forward pass, which ``run`` makes; layers
     that the pass does not reach count 0.
 
     Every weight acts once per output position. The positions of a linear layer are the rows of its
@@ -42,13 +42,13 @@ def count_macs(layers: list[Layer], run: Callable[[], object]) -> dict[str, int]
 def _macs(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> Iterator[tuple[Tensor | None, int]]:
-    """The weights of a module and the multiply-accumulates of each in one call."""
+    """Yield the weights of a module with the multiply-accumulates of each in one call."""
     form = form_of(module)
     if form == "attention":
         named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
         yield from _attention_macs(module, **named)
     elif form in ("recurrent", "cell"):
-        steps = _given(args, kwargs)
+        steps = first_argument(args, kwargs)
         steps = steps.data if isinstance(steps, PackedSequence) else steps
         for attribute, weight in module._parameters.items():
             if weight is not None and attribute.startswith("weight_"):
@@ -56,7 +56,7 @@ def _macs(
     elif form == "transposed":
         weight = module._parameters["weight"]
         if weight is not None:  # (input channels, output channels, *kernel)
-            pixels = _given(args, kwargs).numel() // weight.shape[0]
+            pixels = first_argument(args, kwargs).numel() // weight.shape[0]
             yield weight, weight.numel() * pixels
     elif form == "product":
         yield from _product_macs(module, output)
@@ -82,11 +82,6 @@ def _attention_macs(
         yield weight, 0 if weight is None else weight.numel() * count
     # The attention reads the weight of its output projection without calling that module.
     yield module.out_proj.weight, module.out_proj.weight.numel() * rows[0]
-
-
-def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first argument of a call."""
-    return args[0] if args else kwargs["input"]
 
 
 def _rows(tensor: Tensor) -> int:

@@ -13,7 +13,7 @@ __all__ = ["Moments"]
 
 
 class Moments:
-    """Sums over a layer's calibration inputs ``X``: constant in memory, however many there are.
+    """The sums over a layer's calibration inputs ``X``: constant in memory, however many there are.
 
     Attributes:
         hessian: ``X X^T``, (problems, columns, columns), float32.
@@ -30,7 +30,7 @@ class Moments:
 
     @classmethod
     def of(cls, layer: Layer) -> "Moments":
-        """Sums over no inputs yet, in the sizes of ``layer``."""
+        """Make the sums over no inputs yet, in the sizes of ``layer``."""
         problems = problem_count(layer)
         shape = layer.weight.shape  # (outputs, ...), or with groups (inputs, outputs / groups, ...)
         rows = shape[1] * layer.groups if layer.groups else shape[0]
@@ -41,7 +41,7 @@ class Moments:
         """Add inputs of some of the problems.
 
         Args:
-            problem: which problems.
+            problem: a slice of the problems.
             inputs: ``X``, (problems, columns, n).
             drift: ``D``, (problems, rows, n); None adds zero.
 

@@ -16,19 +16,19 @@ __all__ = ["children", "leaves", "mapped", "named_tensors"]
 
 
 def children(value: Any) -> list[tuple[Any, Any]] | None:
-    """The keys and items of a mapping, or the places and items of a tuple or list, where a named
-    tuple's places are its fields; None if ``value`` is no such container.
+    """Return the keys and items of a mapping, or the positions and items of a tuple or list, where
+    a named tuple has fields instead of positions; None if ``value`` is no such container.
     """
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, tuple | list):
-        places = getattr(value, "_fields", range(len(value)))
-        return list(zip(places, value, strict=True))
+        positions = getattr(value, "_fields", range(len(value)))
+        return list(zip(positions, value, strict=True))
     return None
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """``value`` with every leaf replaced by ``change(leaf)``.
+    """Return ``value`` with every leaf replaced by ``change(leaf)``.
 
     A packed sequence is one leaf. A mapping becomes a dict, and a named tuple keeps its type.
     """
@@ -44,7 +44,7 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Everything that :func:`mapped` would change, in order."""
+    """Yield everything that :func:`mapped` would change, in order."""
     items = None if isinstance(value, PackedSequence) else children(value)
     if items is None:
         yield value
@@ -53,7 +53,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors inside ``value``, with their places in it: ``boxes``, ``state.0``.
+    """Yield the tensors inside ``value`` with their paths: ``boxes``, ``state.0``.
 
     Dataclasses are searched too, and a packed sequence gives its tensors one by one.
     """

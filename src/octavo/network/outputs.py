@@ -26,9 +26,9 @@ class Part:
     """One tensor of a model's outputs, float32.
 
     Attributes:
-        name: its place in the outputs, ``boxes`` or ``state.0``; empty if the model returns
+        name: its path in the outputs, ``boxes`` or ``state.0``; empty if the model returns
             nothing else.
-        classes: whether its rows are log probabilities of classes.
+        classes: True if its rows are log probabilities of classes.
         rows: (rows, classes) or (rows, features).
 
     """
@@ -38,8 +38,8 @@ class Part:
     rows: Tensor
 
     def lost(self, full: "Part") -> Tensor:
-        """The KL divergence from full precision, or the squared error, summed over all rows: a
-        scalar. Divided by ``full.unit()``, it is a mean divergence or a relative squared error.
+        """Return the KL divergence from full precision, or the squared error, summed over all rows:
+        a scalar. Divided by ``full.unit()``, it is a mean divergence or a relative squared error.
         """
         if not self.classes:
             return (self.rows - full.rows).square().sum()
@@ -48,7 +48,7 @@ class Part:
         return divergence.masked_fill(ruled_out, 0).sum()
 
     def unit(self) -> float:
-        """The number of rows, or the sum of squares: the divisor for :meth:`lost`."""
+        """Return the number of rows, or the sum of squares: the divisor for :meth:`lost`."""
         unit = float(len(self.rows) if self.classes else self.rows.square().sum())
         return unit or 1.0
 
@@ -79,7 +79,7 @@ def alike(parts: Sequence[Part], others: Sequence[Part]) -> bool:
 
 
 def described(parts: Sequence[Part]) -> str:
-    """The names and shapes of the parts, on one line."""
+    """Return the names and shapes of the parts, on one line."""
     return (
         ", ".join(f"{part.name} {tuple(part.rows.shape)}".strip() for part in parts)
         or "no floating-point tensor"
@@ -109,7 +109,7 @@ def _is_logits(name: str, *, alone: bool) -> bool:
 
 
 def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
-    """The rows (N, L) that count; None if all do."""
+    """Return the rows (N, L) that count; None if all do."""
     for key, value in inputs.items():
         if isinstance(value, Tensor) and value.dim() == 2:
             if key == "attention_mask":

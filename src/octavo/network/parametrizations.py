@@ -34,7 +34,7 @@ def release(layers: Iterable[Layer]) -> None:
     with torch.no_grad():
         for layer in layers:
             module: Any = layer.module
-            original = module.parametrizations[layer.attribute].original  # shared by all places
+            original = module.parametrizations[layer.attribute].original  # all modules share it
             original.copy_(getattr(module, layer.attribute))
             modules |= dict.fromkeys(module for module, _ in layer.places)
     for module in modules:

@@ -15,25 +15,25 @@ __all__ = ["cell_inputs", "recurrent_inputs"]
 Sequences: TypeAlias = Tensor | PackedSequence
 
 
-def cell_inputs(module: nn.RNNCellBase, attribute: str, given: Tensor, state: Any) -> Tensor:
-    """The rows that a weight of a cell meets in one call: (n, columns)."""
+def cell_inputs(module: nn.RNNCellBase, attribute: str, inputs: Tensor, state: Any) -> Tensor:
+    """Return the rows that a weight of a cell meets in one call: (n, columns)."""
     if attribute == "weight_ih":
-        return given.reshape(-1, given.shape[-1])
+        return inputs.reshape(-1, inputs.shape[-1])
     hidden: Tensor | None = state[0] if isinstance(state, tuple) else state
     if hidden is None:
-        hidden = given.new_zeros(*given.shape[:-1], module.hidden_size)
+        hidden = inputs.new_zeros(*inputs.shape[:-1], module.hidden_size)
     return hidden.reshape(-1, hidden.shape[-1])
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Sublayer:
     """One level and direction of a recurrent module.
 
     Attributes:
         level: from 0.
-        backward: whether its sequences are read from their ends.
+        backward: True if its sequences are read from their ends.
         suffix: the end of its parameters' names: ``_l0``, ``_l1_reverse``.
-        index: its place among the module's states.
+        index: its position among the module's states.
 
     """
 
@@ -44,7 +44,7 @@ class _Place:
 
     @classmethod
     def of(cls, module: nn.RNNBase, attribute: str) -> Self:
-        """The place of a weight, from the weight's name: ``weight_hh_l1_reverse``."""
+        """Read the level and the direction from a weight's name: ``weight_hh_l1_reverse``."""
         suffix = attribute[attribute.index("_l") :]
         backward = suffix.endswith("_reverse")
         level = int(suffix.removeprefix("_l").removesuffix("_reverse"))
@@ -52,35 +52,39 @@ class _Place:
         return cls(level, backward, suffix, directions * level + backward)
 
 
-def recurrent_inputs(module: nn.RNNBase, attribute: str, given: Sequences, state: Any) -> Tensor:
-    """The rows that a weight of an RNN, LSTM or GRU meets in one call, at every step of every
-    sequence but padding: (n, columns).
+def recurrent_inputs(
+    module: nn.RNNBase, attribute: str, sequences: Sequences, state: Any
+) -> Tensor:
+    """Return the rows that a weight of an RNN, LSTM or GRU meets in one call, at every step of
+    every sequence but padding: (n, columns).
 
     torch shows the outputs of the last level only, so the levels up to the weight's run again, as a
     smaller module.
     """
-    place = _Place.of(module, attribute)
-    below = _run_levels(module, place.level, given, state)
+    sublayer = _Sublayer.of(module, attribute)
+    below = _run_levels(module, sublayer.level, sequences, state)
     inputs, lengths = _steps_first(module, below)  # (steps, sequences, features), (sequences,)
     steps = torch.arange(len(inputs), device=lengths.device)
     is_real = (steps.view(-1, 1) < lengths).to(inputs.device)  # (steps, sequences): no padding
     if attribute.startswith("weight_ih"):
         return inputs[is_real]
-    both, _ = _steps_first(module, _run_levels(module, place.level + 1, given, state))
-    outputs = both.chunk(2, -1)[place.backward] if module.bidirectional else both
-    first = _first_state(place, state, outputs[0])
-    before = _previous(outputs, first, lengths, backward=place.backward)
+    both, _ = _steps_first(module, _run_levels(module, sublayer.level + 1, sequences, state))
+    outputs = both.chunk(2, -1)[sublayer.backward] if module.bidirectional else both
+    first = _first_state(sublayer, state, outputs[0])
+    before = _previous(outputs, first, lengths, backward=sublayer.backward)
     if attribute.startswith("weight_hh"):
         return before[is_real]
-    gates = _gates(module, place, inputs, before)
-    cell = _first_state(place, state, gates[0].chunk(4, -1)[0], part=1)
-    return _unprojected(gates, cell, lengths, backward=place.backward)[is_real]
+    gates = _gates(module, sublayer, inputs, before)
+    cell = _first_state(sublayer, state, gates[0].chunk(4, -1)[0], part=1)
+    return _unprojected(gates, cell, lengths, backward=sublayer.backward)[is_real]
 
 
-def _run_levels(module: nn.RNNBase, levels: int, given: Sequences, state: Any) -> Sequences:
-    """The outputs of the first levels, both directions side by side; of none: the inputs."""
+def _run_levels(module: nn.RNNBase, levels: int, inputs: Sequences, state: Any) -> Sequences:
+    """Return the outputs of the first levels, both directions side by side; for no level, the
+    inputs.
+    """
     if not levels:
-        return given
+        return inputs
     weights_per_level = len(module._flat_weights) // module.num_layers
     states_per_level = 2 if module.bidirectional else 1
     lower = copy.copy(module)
@@ -90,12 +94,12 @@ def _run_levels(module: nn.RNNBase, levels: int, given: Sequences, state: Any) -
         state = tuple(part[: levels * states_per_level] for part in state)
     elif state is not None:
         state = state[: levels * states_per_level]
-    outputs: Sequences = lower.forward(given, state)[0]
+    outputs: Sequences = lower.forward(inputs, state)[0]
     return outputs
 
 
 def _steps_first(module: nn.RNNBase, sequences: Sequences) -> tuple[Tensor, Tensor]:
-    """Sequences as (steps, sequences, features), and the length of each sequence, on the CPU."""
+    """Return sequences as (steps, sequences, features), and their lengths, on the CPU."""
     if isinstance(sequences, PackedSequence):
         return pad_packed_sequence(sequences)
     if sequences.dim() == 2:
@@ -106,18 +110,16 @@ def _steps_first(module: nn.RNNBase, sequences: Sequences) -> tuple[Tensor, Tens
     return sequences, torch.full((count,), steps, device="cpu")
 
 
-def _first_state(place: _Place, state: Any, like: Tensor, part: int = 0) -> Tensor:
-    """The state of a place before the first step, (sequences, features); ``part`` 1 is an LSTM's
-    cell.
-    """
+def _first_state(sublayer: _Sublayer, state: Any, like: Tensor, part: int = 0) -> Tensor:
+    """Return the state before the first step, (sequences, features); ``part`` 1: an LSTM's cell."""
     if state is None:
         return torch.zeros_like(like)
     states: Tensor = state[part] if isinstance(state, tuple) else state
-    return states[place.index].expand_as(like)
+    return states[sublayer.index].expand_as(like)
 
 
 def _previous(outputs: Tensor, first: Tensor, lengths: Tensor, *, backward: bool) -> Tensor:
-    """The output of the step before each step, in the direction that the steps are taken."""
+    """Return the output of the step before each step, in the direction that steps are taken."""
     if not backward:
         return torch.cat([first.unsqueeze(0), outputs[:-1]])
     before = torch.cat([outputs[1:], first.unsqueeze(0)])
@@ -126,22 +128,24 @@ def _previous(outputs: Tensor, first: Tensor, lengths: Tensor, *, backward: bool
     return before
 
 
-def _gates(module: nn.RNNBase, place: _Place, inputs: Tensor, before: Tensor) -> Tensor:
-    """An LSTM's gates before their nonlinearities: ``W_ih x + W_hh h + b_ih + b_hh``, (steps,
-    sequences, 4 * features).
+def _gates(module: nn.RNNBase, sublayer: _Sublayer, inputs: Tensor, before: Tensor) -> Tensor:
+    """Return an LSTM's gates before their nonlinearities, ``W_ih x + W_hh h + b_ih + b_hh``:
+    (steps, sequences, 4 * features).
     """
-    weight_ih = getattr(module, f"weight_ih{place.suffix}")
-    weight_hh = getattr(module, f"weight_hh{place.suffix}")
+    weight_ih = getattr(module, f"weight_ih{sublayer.suffix}")
+    weight_hh = getattr(module, f"weight_hh{sublayer.suffix}")
     gates: Tensor = inputs @ weight_ih.T + before @ weight_hh.T
     if not module.bias:
         return gates
-    bias_ih = getattr(module, f"bias_ih{place.suffix}")
-    bias_hh = getattr(module, f"bias_hh{place.suffix}")
+    bias_ih = getattr(module, f"bias_ih{sublayer.suffix}")
+    bias_hh = getattr(module, f"bias_hh{sublayer.suffix}")
     return gates + bias_ih + bias_hh  # type: ignore[no-any-return]
 
 
 def _unprojected(gates: Tensor, cell: Tensor, lengths: Tensor, *, backward: bool) -> Tensor:
-    """An LSTM's states before their projection, from its gates: (steps, sequences, features)."""
+    """Return an LSTM's states before their projection, from its gates: (steps, sequences,
+    features).
+    """
     first = cell
     states = torch.empty_like(gates.chunk(4, -1)[0])
     steps = range(len(gates))

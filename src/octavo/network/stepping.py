@@ -19,7 +19,7 @@ from torch import nn
 from octavo.network.calling import Inputs, call, hooked
 from octavo.network.thread_state import ThreadState
 
-__all__ = ["Stop", "stopping", "walk"]
+__all__ = ["Stop", "stepwise_forward", "stopping"]
 
 _thread = threading.local()  # .pause is set in the threads of passes, and nowhere else
 
@@ -37,23 +37,23 @@ class Stop:
 
 
 class _Ended(BaseException):
-    """Unwinds a forward pass that nobody waits for any more. It is no ``Exception``, so that user
-    code which catches exceptions does not catch it.
+    """The exception that unwinds a forward pass that nobody waits for any more. It is no
+    ``Exception``, so that user code which catches exceptions does not catch it.
     """
 
 
 def stopping(
     before: Iterable[nn.Module], after: Iterable[nn.Module]
 ) -> contextlib.AbstractContextManager[None]:
-    """While this lasts, every walk stops before calls of some modules and after calls of others."""
+    """Stop every pass before calls of some modules and after calls of others, while this lasts."""
     hooks = [module.register_forward_pre_hook(_stop_before, with_kwargs=True) for module in before]
     hooks += [module.register_forward_hook(_stop_after, with_kwargs=True) for module in after]
     return hooked(hooks)
 
 
-def walk(model: nn.Module, inputs: Inputs) -> Generator[Stop, Any, None]:
-    """One forward pass without gradients: a generator that yields where the pass stops. What is
-    sent into it replaces the output there, unless it is None.
+def stepwise_forward(model: nn.Module, inputs: Inputs) -> Generator[Stop, Any, None]:
+    """Run one forward pass without gradients, and yield where it stops. What is sent into the
+    generator replaces the output there, unless it is None.
 
     Closing it ends the pass where it stands. What the model raises is raised here. The pass has the
     settings of the thread that starts it, such as autocast and the default device.

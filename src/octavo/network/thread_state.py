@@ -13,7 +13,7 @@ DEVICE_TYPES = ("cpu", "cuda", "hpu", "ipu", "maia", "mps", "mtia", "xla", "xpu"
 
 
 def _autocast_types() -> list[str]:
-    """The device types that this build of torch has autocast for."""
+    """Return the device types that this build of torch has autocast for."""
     types = dict.fromkeys([*DEVICE_TYPES, torch._C._get_privateuse1_backend_name()])
     return [name for name in types if torch.amp.autocast_mode.is_autocast_available(name)]
 
@@ -41,10 +41,10 @@ class ThreadState:
     """The settings of a thread.
 
     Attributes:
-        inference: whether inference mode is on.
+        inference: True if inference mode is on.
         device: the default device for new tensors.
         autocast: the autocast settings of every device type.
-        autocast_cache: whether autocast keeps the weights that it has cast.
+        autocast_cache: True if autocast keeps the weights that it has cast.
 
     """
 
@@ -55,7 +55,7 @@ class ThreadState:
 
     @classmethod
     def current(cls) -> Self:
-        """The settings of the thread that calls this."""
+        """Return the settings of the thread that calls this."""
         return cls(
             torch.is_inference_mode_enabled(),
             torch.get_default_device(),
@@ -65,7 +65,7 @@ class ThreadState:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Have these settings in the thread that calls this, for a while."""
+        """Give these settings to the thread that calls this, for a while."""
         before = type(self).current()
         # A default device is a mode that every call passes through: none is needed if it is the
         # same.

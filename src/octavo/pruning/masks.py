@@ -27,8 +27,8 @@ def find_pruned(layers: Iterable[Layer], masks: Mapping[str, Tensor] | None) -> 
     Args:
         layers: the layers that are planned.
         masks: layer name to mask, false where a weight is pruned. None takes zeros for pruned
-            weights where ``octavo.formats.zeros.pruned`` does; the padding of an embedding, which
-            is zero anyhow, does not count.
+            weights where ``octavo.formats.zeros.pruned_mask`` does; the padding of an embedding,
+            which is zero anyhow, does not count.
 
     Raises:
         PlanError: a mask of no layer, or of another shape than the layer's weight.
@@ -36,11 +36,13 @@ def find_pruned(layers: Iterable[Layer], masks: Mapping[str, Tensor] | None) -> 
     """
     by_name = {layer.name: layer for layer in layers}
     if masks is None:
-        found = {name: _zeros_that_are_pruned(layer) for name, layer in by_name.items()}
+        pruned_of = {name: _zeros_that_are_pruned(layer) for name, layer in by_name.items()}
     else:
         _check_masks(masks, by_name)
-        found = {name: mask.to(by_name[name].weight.device) == 0 for name, mask in masks.items()}
-    return {name: pruned for name, pruned in found.items() if bool(pruned.any())}
+        pruned_of = {
+            name: mask.to(by_name[name].weight.device) == 0 for name, mask in masks.items()
+        }
+    return {name: pruned for name, pruned in pruned_of.items() if bool(pruned.any())}
 
 
 def find_kept(model: nn.Module, plan: Mapping[str, WidthLike]) -> dict[str, Tensor]:
@@ -81,7 +83,7 @@ def fold_masks(model: nn.Module) -> dict[str, Tensor]:
         prune.remove(module, attribute)
     layers = find_layers(model)[0]
     return {
-        layer.name: masks[place] for layer in layers for place in layer.places if place in masks
+        layer.name: masks[owner] for layer in layers for owner in layer.places if owner in masks
     }
 
 

@@ -15,16 +15,16 @@ are no smaller (LAMP; Lee et al., arXiv 2010.07611). So a layer that has lost mu
 
 import math
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from octavo._seeds import seed_of
-from octavo.errors import PlanError, nearest
+from octavo.errors import PlanError
 from octavo.network.layers import Layer, find_layers
 from octavo.network.parametrizations import attach, release
+from octavo.plan import matching
 
 __all__ = ["Surgery", "check_sparsity"]
 
@@ -150,11 +150,11 @@ class Surgery:
                 mask.kept.copy_(part.view(mask.kept.shape))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to resume after any step, the model's own state dict included."""
+        """Return all that is needed to resume after any step, the model's state dict included."""
         return {"done": self._done, "settings": self._settings, "model": self.model.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume: the model and its masks take up where ``state`` was taken.
+        """Continue with the model and its masks where ``state`` was taken.
 
         Raises:
             PlanError: the state comes from other settings; the message names the first that
@@ -164,11 +164,11 @@ class Surgery:
         if not {"done", "settings", "model"} <= set(state):
             keys = ", ".join(map(str, state)) or "none"
             raise PlanError(f"expected what state_dict() returned, got the keys {keys}")
-        for key, mine in self._settings.items():
-            theirs = state["settings"].get(key)
-            if theirs != mine:
+        for key, expected in self._settings.items():
+            saved = state["settings"].get(key)
+            if saved != expected:
                 raise PlanError(
-                    f"{key}: expected the state of a run with {mine!r}, got one with {theirs!r}"
+                    f"{key}: expected the state of a run with {expected!r}, got one with {saved!r}"
                 )
         self.model.load_state_dict(state["model"])
         self._done = state["done"]
@@ -208,7 +208,7 @@ def check_sparsity(sparsity: float | Mapping[str, float]) -> None:
 def _groups(
     model: nn.Module, sparsity: float | Mapping[str, float]
 ) -> list[tuple[list[Layer], float]]:
-    """The groups of layers that reach a sparsity together, each with that sparsity."""
+    """Return the groups of layers that reach a sparsity together, each with that sparsity."""
     layers = {layer.name: layer for layer in find_layers(model)[0]}
     if not layers:
         raise PlanError(
@@ -216,26 +216,19 @@ def _groups(
         )
     if not isinstance(sparsity, Mapping):
         return [(list(layers.values()), sparsity)]
-    shares = dict[str, float]()
-    for pattern, share in sparsity.items():
-        matching = [name for name in layers if fnmatchcase(name, pattern)]
-        if not matching:
-            raise PlanError(
-                f"{pattern!r} matches no layer of {type(model).__name__}{nearest(pattern, layers)}"
-            )
-        shares |= dict.fromkeys(matching, share)
+    shares: dict[str, float] = matching(layers, sparsity, type(model).__name__)
     return [([layers[name]], share) for name, share in shares.items()]
 
 
 def _in_thresholds(weight: Tensor, kept: Tensor) -> Tensor:
-    """The size of each weight in units of the threshold that applies to it: float32, flat."""
+    """Return the size of each weight in units of the threshold that applies to it, flat float32."""
     thresholds = torch.where(kept, PRUNE, SPLICE)
     return (weight.detach().float().abs() / thresholds).flatten()
 
 
 def _lamp(size: Tensor) -> Tensor:
-    """LAMP's rank of each weight: its square over the sum of the squares in its layer that are no
-    smaller. It keeps the order within a layer, and compares across layers.
+    """Return LAMP's rank of each weight: its square over the sum of the squares in its layer that
+    are no smaller. It keeps the order within a layer, and compares across layers.
     """
     squares, order = size.double().square().sort(stable=True)
     no_smaller = squares.flip(0).cumsum(0).flip(0)  # for each, the sum from it to the largest

@@ -86,8 +86,8 @@ def rescaled(layer: Layer, weight: Tensor, factor: Tensor | None) -> Tensor:
 def _following_norms(
     model: nn.Module, layers: Sequence[Layer], batch: Inputs
 ) -> dict[str, nn.Module]:
-    """The batch norm that each layer's output is handed to, by the layer's name, among batch norms
-    that are called once.
+    """Return the batch norm that each layer's output is handed to, by the layer's name, among batch
+    norms that are called once.
     """
     names: dict[nn.Module, str] = {
         layer.module: layer.name for layer in layers if layer.form in ONE_WEIGHT and not layer.tied
@@ -116,7 +116,7 @@ def _following_norms(
 
 
 def _fits(layer: Layer, norm: Any) -> bool:
-    """True if a batch norm has a channel for each output channel of a layer, and its statistics are
+    """Tell if a batch norm has a channel for each output channel of a layer, and its statistics are
     fixed.
     """
     channels = len(channels_first(layer.weight, layer.groups))
@@ -124,7 +124,7 @@ def _fits(layer: Layer, norm: Any) -> bool:
 
 
 def _outputs_stay(model: nn.Module, batch: Inputs, pairs: Sequence[Pair]) -> bool:
-    """True if the model's outputs stay as they are when, in a copy, the channels of these layers
+    """Tell if the model's outputs stay as they are when, in a copy, the channels of these layers
     are doubled and the batch norms follow.
     """
     copies = dict[int, Any]()  # the copy of each object, by its id

@@ -11,7 +11,7 @@ __all__ = ["Assignment"]
 
 @dataclass(frozen=True)
 class Assignment:
-    """Codes of the weights of many rows, and the errors that the rows have with them.
+    """The codes of the weights of many rows, and the errors that the rows have with them.
 
     With ``e = weight - levels[codes]``, a row's errors are ``|e X|^2 = e H e^T`` and ``|e|^2``.
 

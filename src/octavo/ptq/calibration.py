@@ -136,7 +136,7 @@ def calibrate(
 
 
 class _Freezer:
-    """Solves one layer after another, and puts each solution into the network."""
+    """A function of a layer that solves it and puts the solution into the network."""
 
     def __init__(
         self,

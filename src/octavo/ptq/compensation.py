@@ -27,7 +27,7 @@ def compensate(
     *,
     kept: Tensor | None = None,
 ) -> Assignment:
-    """Codes that make ``levels[codes] @ X`` close to ``weight @ X``.
+    """Find codes that make ``levels[codes] @ X`` close to ``weight @ X``.
 
     Args:
         weight: (problems, rows, columns).

@@ -50,7 +50,7 @@ def freeze_from_float(
     inputs: Iterable[Inputs],
     freeze: Callable[[Layer, Moments], Outcome],
 ) -> dict[str, Outcome]:
-    """Freeze each layer from full-precision inputs; the outcome of each, by layer name.
+    """Freeze each layer from full-precision inputs, and return the outcomes by layer name.
 
     All moments are collected before the first layer freezes, since freezing changes the model.
     """

@@ -30,7 +30,7 @@ BLOCK = 64  # columns that freeze before the columns beyond them are updated
 
 
 def gptq(weight: Tensor, hessian: Tensor, levels: Tensor) -> Assignment:
-    """Codes that make ``levels[codes] @ X`` close to ``weight @ X``, by GPTQ.
+    """Find codes that make ``levels[codes] @ X`` close to ``weight @ X``, by GPTQ.
 
     Args:
         weight: (problems, rows, columns).
@@ -45,23 +45,23 @@ def gptq(weight: Tensor, hessian: Tensor, levels: Tensor) -> Assignment:
 
     # Columns come first from here on, so that the part that is still free is one piece of memory.
     ratios = ratios.permute(1, 2, 0).contiguous()  # (k, i, problems)
-    places = columns.unsqueeze(1).expand_as(weight)  # (problems, rows, columns)
-    ordered = weight.gather(2, places).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
+    index = columns.unsqueeze(1).expand_as(weight)  # (problems, rows, columns)
+    ordered = weight.gather(2, index).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
     codes, updated, errors = _freeze_columns(ordered, ratios, levels.to(weight.dtype))
 
-    codes_in_place = torch.empty_like(weight, dtype=torch.uint8)
-    codes_in_place.scatter_(2, places, codes.permute(1, 2, 0).to(torch.uint8))
+    original_codes = torch.empty_like(weight, dtype=torch.uint8)
+    original_codes.scatter_(2, index, codes.permute(1, 2, 0).to(torch.uint8))
     # (e M)_i = (w'_i - q_i) M_ii
     output_errors = updated * diagonal.to(weight.dtype).T.unsqueeze(2)
     return Assignment(
-        codes_in_place,
+        original_codes,
         output_errors.square_().sum(0, dtype=torch.float64),
         errors.square_().sum(0, dtype=torch.float64),
     )
 
 
 def column_order(hessian: Tensor) -> Tensor:
-    """The columns of each problem, largest ``H_jj`` first: (problems, columns)."""
+    """Return the columns of each problem, largest ``H_jj`` first: (problems, columns)."""
     return hessian.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True)
 
 
@@ -103,8 +103,8 @@ def _freeze_columns(
 
 
 def _upper_factor(hessian: Tensor, columns: Tensor) -> Tensor:
-    """Upper triangular ``M`` with ``M M^T = H``, after the rows and columns of ``H`` were put into
-    the order of ``columns``.
+    """Return the upper triangular ``M`` with ``M M^T = H``, after the rows and columns of ``H``
+    were put into the order of ``columns``.
 
     Cholesky factors are lower triangular: ``H`` is turned around before and ``M`` after.
     """

@@ -1,6 +1,6 @@
 """PTQ of one layer at one width: the exponents of its codebook, and the code of each weight.
 
-Several choices of exponents are candidates. All of them are solved at once, as so many rows more of
+Several exponents are candidates. All of them are solved at once, as so many rows more of
 one problem, and each output channel takes the candidate of least output error.
 """
 
@@ -64,8 +64,8 @@ def solve(
         layer: the layer.
         moments: the moments of its inputs.
         bits: its width.
-        settings: the order, the fit, the damping and the number of exponents.
-        scaled: whether each channel's levels may be multiplied with a factor within an octave,
+        settings: the order, the fit, what shares an exponent, and the damping.
+        scaled: True if each channel's levels may be multiplied with a factor within an octave,
             which the caller lets a batch norm cancel.
 
     Raises:
@@ -76,13 +76,7 @@ def solve(
     check_finite(rows, layer.name)
     _check_inputs(moments, layer.name)
     problem = _Problem.of(rows, moments, bits, settings.damp)
-    if settings.fit == "mse":
-        fitted, exponents = problem.fitted_exponents(rows, settings.per, layer.name)
-    else:
-        fitted = fitted_codebook(
-            rows, bits, fit=settings.fit, per=settings.per, name=layer.name
-        ).max_exponent
-        exponents = [fitted]
+    fitted, exponents = problem.exponents(rows, settings, layer.name)
     scaled = scaled and fitted.dim() > 0  # a factor needs a channel of its own
 
     rounded = codebook_at(bits, fitted).encode(rows).view(problem.target.shape)
@@ -90,10 +84,10 @@ def solve(
     scales = [_Scale.of(exponent) for exponent in exponents]
     if scaled:
         scales += [_Scale.of(exponents[0], factor) for factor in FACTORS]
-    found = problem.best_of(scales, "gptq")
+    solved = problem.best_of(scales, "gptq")
     if settings.order != "gptq":  # the slower orders only get the scales that GPTQ chose
-        found = problem.best_of([found.scale], settings.order)
-    best = _better(nearest, found)
+        solved = problem.best_of([solved.scale], settings.order)
+    best = _better(nearest, solved)
     return Solution(
         codebook_at(bits, best.scale.max_exponent),
         best.codes.reshape(rows.shape),
@@ -126,6 +120,8 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Candidate:
+    """Codes of a layer's weights at one scale, and the squared error of its outputs."""
+
     scale: _Scale
     codes: Tensor  # (problems, rows, columns)
     error: Tensor  # squared error of the outputs, (problems, rows)
@@ -166,9 +162,21 @@ class _Problem:
         start = refit(weight.double(), target, hessian, kept)
         return cls(target, start, kept, moments.hessian, hessian, unit)
 
-    def fitted_exponents(self, rows: Tensor, per: Per, name: str) -> tuple[Tensor, list[Tensor]]:
-        """The exponent of least squared error of the weights, and the exponents to try: that of
-        least output error if inputs did not depend on each other, and its two neighbours.
+    def exponents(
+        self, rows: Tensor, settings: PtqSettings, name: str
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the exponent that fits the weights alone, and the exponents to try."""
+        if settings.fit == "mse":
+            return self._least_error_exponents(rows, settings.per, name)
+        width = self.unit.width
+        fitted = fitted_codebook(rows, width, fit=settings.fit, per=settings.per, name=name)
+        return fitted.max_exponent, [fitted.max_exponent]
+
+    def _least_error_exponents(
+        self, rows: Tensor, per: Per, name: str
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the exponent of least squared error of the weights, and the exponents to try: that
+        of least output error if inputs did not depend on each other, and its two neighbours.
         """
         weight = rows.reshape(self.target.shape).flatten(0, 1)  # (problems * rows, columns)
         start = self.start.flatten(0, 1).float()
@@ -190,7 +198,7 @@ class _Problem:
         return fitted, [one.clamp(self.unit.lowest_max_exponent, LARGEST) for one in neighbours]
 
     def best_of(self, scales: list[_Scale], order: PtqOrder) -> _Candidate:
-        """The best candidate, after one for each scale was solved, all in one call."""
+        """Solve one candidate for each scale, all in one call, and return the best."""
         count = len(scales)
         exponents = [self._by_row(scale.max_exponent) for scale in scales]
         factors = [self._by_row(scale.factor) for scale in scales]
@@ -200,27 +208,28 @@ class _Problem:
             for exponent, factor in zip(exponents, factors, strict=True)
         ]
         weight = torch.cat(in_units, 1)  # (problems, count * rows, columns)
-        found = compensate(weight, self.damped, self.unit.levels(), order, kept=self.kept)
+        assignment = compensate(weight, self.damped, self.unit.levels(), order, kept=self.kept)
 
         # |e X|^2 = e H_damped e^T - damping * |e|^2, and back from units: (problems, count * rows)
         damping = self.damped[:, :1, 0] - self.hessian[:, :1, 0]  # (problems, 1)
-        errors = found.output_error - damping * found.weight_error
+        errors = assignment.output_error - damping * assignment.weight_error
         errors = torch.ldexp(errors, 2 * torch.cat(exponents, 1).squeeze(2))
         errors *= torch.cat(factors, 1).squeeze(2).square()
 
-        parts = zip(scales, found.codes.chunk(count, 1), errors.chunk(count, 1), strict=True)
+        codes = assignment.codes.chunk(count, 1)
+        parts = zip(scales, codes, errors.chunk(count, 1), strict=True)
         best = functools.reduce(_better, [_Candidate(*part) for part in parts])
         return self.candidate(best.scale, best.codes)
 
     def candidate(self, scale: _Scale, codes: Tensor) -> _Candidate:
-        """The candidate of these codes, its error measured."""
+        """Return the candidate of these codes, its error measured."""
         unit_levels = self.unit.levels().double()[codes.int()]  # (problems, rows, columns)
         in_exponent = torch.ldexp(unit_levels, self._by_row(scale.max_exponent))
         level = in_exponent * self._by_row(scale.factor)
         return _Candidate(scale, codes, self._output_error(self.target - level))
 
     def relative_error(self, candidate: _Candidate) -> float:
-        """``|error| / |output|`` over all rows; 0 where there is no output."""
+        """Return ``|error| / |output|`` over all rows, or 0 where there is no output."""
         whole = self._squared_output
         return math.sqrt(float(candidate.error.sum()) / whole) if whole > 0 else 0.0
 
@@ -229,23 +238,23 @@ class _Problem:
         return float(self._output_error(self.target).sum())
 
     def _output_error(self, error: Tensor) -> Tensor:
-        """``|error @ X|^2`` of each row, float64, (problems, rows)."""
+        """Return ``|error @ X|^2`` of each row, float64, (problems, rows)."""
         # In units of the largest error, float32 has room for the squares, and it is faster.
         unit = error.abs().max().clamp(min=torch.finfo(error.dtype).tiny)
         in_units = output_error((error / unit).float(), self.hessian)
         return in_units.clamp(min=0).double() * unit.square()
 
     def _by_row(self, values: Tensor) -> Tensor:
-        """One value, or one per channel, as (problems, rows, 1), float64: torch.ldexp may compute
-        its power of two in the type of the exponent.
+        """Return one value, or one per channel, as (problems, rows, 1), float64: torch.ldexp may
+        compute its power of two in the type of the exponent.
         """
         problems, rows, _ = self.target.shape
         return values.double().expand(problems * rows).view(problems, -1, 1)
 
 
 def _better(first: _Candidate, other: _Candidate) -> _Candidate:
-    """The candidate of less error, or row by row where each row has its own scale; of equals, the
-    first.
+    """Return the candidate of less error, or row by row where each row has its own scale; of
+    equals, the first.
     """
     by_row = first.scale.max_exponent.dim() > 0
     if not by_row:

@@ -16,7 +16,8 @@ SAFE_DAMP = 1e-3  # from this share on, no rounding of a sum in float32 makes a 
 
 
 def least_squares_target(weight: Tensor, hessian: Tensor, drift: Tensor) -> Tensor:
-    """The weights that give the full-precision outputs best if no codebook binds them: float64.
+    """Return the weights that give the full-precision outputs best if no codebook binds them,
+    float64.
 
     With ``D`` what the full-precision outputs have beyond ``W X`` because the inputs drifted, these
     are ``W + D X^T H^-1``; without drift they are the weights themselves.
@@ -67,13 +68,13 @@ def refit(weight: Tensor, target: Tensor, hessian: Tensor, free: Tensor) -> Tens
 
 
 def _row_product(one: Tensor, other: Tensor) -> Tensor:
-    """The inner product of each row: (problems, rows, 1)."""
+    """Return the inner product of each row: (problems, rows, 1)."""
     return (one * other).sum(2, keepdim=True)
 
 
 def damped(hessian: Tensor, damp: float) -> Tensor:
-    """``hessian`` in float64 with ``damp`` times its mean diagonal added to the diagonal, or as
-    much more as it takes to make it positive definite.
+    """Return ``hessian`` in float64 with ``damp`` times its mean diagonal added to the diagonal, or
+    as much more as it takes to make it positive definite.
 
     An input that was never anything but zero, or that other inputs determine, makes a hessian
     singular; it needs the damping.
@@ -91,12 +92,12 @@ def _is_definite(hessian: Tensor) -> bool:
 
 
 def _with_added(hessian: Tensor, diagonal: Tensor) -> Tensor:
-    """A copy of ``hessian`` with ``diagonal``, (problems, 1), added to its diagonal."""
+    """Return a copy of ``hessian`` with ``diagonal``, (problems, 1), added to its diagonal."""
     result = hessian.clone()
     result.diagonal(dim1=1, dim2=2).add_(diagonal)
     return result
 
 
 def output_error(error: Tensor, hessian: Tensor) -> Tensor:
-    """``|error @ X|^2 = error H error^T`` of each row: (problems, rows)."""
+    """Return ``|error @ X|^2 = error H error^T`` of each row: (problems, rows)."""
     return ((error @ hessian) * error).sum(-1)

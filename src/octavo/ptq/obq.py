@@ -25,7 +25,8 @@ CHUNK = 1 << 21  # numbers in the rows' inverses that are worked on at once: the
 
 
 def obq(weight: Tensor, hessian: Tensor, levels: Tensor, order: PtqOrder) -> Assignment:
-    """Codes that make ``levels[codes] @ X`` close to ``weight @ X``, each row in its own order.
+    """Find codes that make ``levels[codes] @ X`` close to ``weight @ X``, each row in its own
+    order.
 
     Args:
         weight: (problems, rows, columns).
@@ -48,7 +49,7 @@ def obq(weight: Tensor, hessian: Tensor, levels: Tensor, order: PtqOrder) -> Ass
 
 
 def _freeze_rows(weight: Tensor, inverse: Tensor, levels: Tensor, order: PtqOrder) -> Tensor:
-    """Codes of some rows, uint8, (rows, columns).
+    """Return the codes of a chunk of rows, uint8, (rows, columns).
 
     Whenever a quarter of the weights has frozen, only what the others need is kept, so that the
     inverses shrink on the way.
@@ -86,8 +87,8 @@ def _freeze_one(
     frozen: Tensor,
     order: PtqOrder,
 ) -> tuple[Tensor, Tensor]:
-    """Choose the next weight of each row, and update the row's free weights and its inverse in
-    place; the column and the code of that weight, both (rows,).
+    """Freeze the next weight of each row: update the row's free weights and its inverse in place,
+    and return the column and the code of the weight, both (rows,).
     """
     every_row = torch.arange(len(weight), device=weight.device)
     nearest = torch.bucketize(weight, boundaries, right=True)  # codes: (rows, left)

@@ -19,13 +19,14 @@ __all__ = ["compensate_kept"]
 
 CHUNK = 1 << 21  # numbers in the rows' hessians that are worked on at once
 
-Method = Callable[[Tensor, Tensor, Tensor], Assignment]  # of a weight, a hessian and the levels
+Method = Callable[[Tensor, Tensor, Tensor], Assignment]  # takes weight, hessian and levels
 
 
 def compensate_kept(
     weight: Tensor, hessian: Tensor, levels: Tensor, kept: Tensor, method: Method
 ) -> Assignment:
-    """Codes that make ``levels[codes] @ X`` close to ``weight @ X``, zero where a weight is pruned.
+    """Find codes that make ``levels[codes] @ X`` close to ``weight @ X``, zero where a weight is
+    pruned.
 
     Args:
         weight: (problems, sharing * rows, columns), zero where it is pruned. Several rows share a
@@ -48,9 +49,9 @@ def compensate_kept(
         columns_of_row = slots.columns[chunk].unsqueeze(1).expand(-1, by_row.shape[1], -1)
         needed = slots.used[chunk].unsqueeze(1)  # (chunk, 1, slots)
         kept_weights = by_row[chunk].gather(2, columns_of_row) * needed
-        found = method(kept_weights, slots.hessians(hessian, chunk), levels)
-        codes[chunk] = codes[chunk].scatter(2, columns_of_row, found.codes)
-        errors[:, chunk] = torch.stack([found.output_error, found.weight_error])
+        assignment = method(kept_weights, slots.hessians(hessian, chunk), levels)
+        codes[chunk] = codes[chunk].scatter(2, columns_of_row, assignment.codes)
+        errors[:, chunk] = torch.stack([assignment.output_error, assignment.weight_error])
     # Back to (problems, sharing * rows, columns).
     codes = codes.view(problems, rows, -1, columns).transpose(1, 2)
     errors = errors.view(2, problems, rows, -1).transpose(2, 3)
@@ -84,13 +85,13 @@ class _Slots:
         return cls(columns, used, problem)
 
     def hessians(self, hessian: Tensor, chunk: Tensor) -> Tensor:
-        """The hessians of some rows' own problems, (chunk, slots, slots): the identity in slots
-        that a row does not use.
+        """Return the hessians of the problems of a chunk of rows, (chunk, slots, slots): the
+        identity in slots that a row does not use.
         """
         problem = self.problem[chunk].view(-1, 1, 1)
         columns = self.columns[chunk]
         used = self.used[chunk]
         both_used = used.unsqueeze(1) & used.unsqueeze(2)
-        own = hessian[problem, columns.unsqueeze(2), columns.unsqueeze(1)] * both_used
-        own.diagonal(dim1=1, dim2=2)[~used] = 1
-        return own
+        picked = hessian[problem, columns.unsqueeze(2), columns.unsqueeze(1)] * both_used
+        picked.diagonal(dim1=1, dim2=2)[~used] = 1
+        return picked

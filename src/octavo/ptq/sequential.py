@@ -18,7 +18,7 @@ from octavo.network.calling import (
     Inputs,
     batches_of,
     call,
-    check_given,
+    check_batches,
     device_of,
     hooked,
     on_device,
@@ -27,7 +27,7 @@ from octavo.network.kinds import ONE_WEIGHT
 from octavo.network.layer_inputs import layer_inputs, layer_outputs
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments
-from octavo.network.stepping import Stop, stopping, walk
+from octavo.network.stepping import Stop, stepwise_forward, stopping
 from octavo.ptq.float_inputs import freeze_from_float
 
 __all__ = ["count_calls", "freeze_in_forward_order", "freeze_sequentially"]
@@ -42,9 +42,10 @@ def freeze_sequentially(
     inputs: Iterable[Inputs],
     freeze: Callable[[Layer, Moments], Outcome],
 ) -> dict[str, Outcome]:
-    """Freeze layers in forward order; the outcome of each that an input reaches, by layer name.
+    """Freeze layers in forward order, and return the outcome of each that an input reaches, by
+    name.
 
-    Layers that are used more than once have no one place in that order. They come first, from
+    Layers that are used more than once have no single position in that order. They come first, from
     full-precision inputs.
 
     Args:
@@ -56,7 +57,7 @@ def freeze_sequentially(
 
     """
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
-    check_given(given=bool(batches))
+    check_batches(len(batches))
     by_module = _called_once(quantized, layers, batches[0])
     called_once = {layer.name for here in by_module.values() for layer in here}
     others = [layer for layer in layers if layer.name not in called_once]
@@ -71,8 +72,8 @@ def freeze_in_forward_order(
     batches: Sequence[Inputs],
     freeze: Callable[[Layer, Moments], Outcome],
 ) -> dict[str, Outcome]:
-    """Freeze ``layers`` in the order in which the inputs reach them; the outcome of each that is
-    reached, by layer name.
+    """Freeze ``layers`` in the order in which the inputs reach them, and return the outcome of each
+    that is reached, by layer name.
 
     Args:
         model: the network in full precision.
@@ -94,11 +95,11 @@ def freeze_in_forward_order(
             stack.callback(one.close)
         meetings = [next(one, None) for one in passes]  # for each batch; None at its end
         while any(meetings):
-            place = _next_place(meetings, order)
-            here = _meetings_at(place, meetings)
-            outcomes |= _freeze_here(waiting.pop(place, ()), here, freeze)
-            del here
-            _go_on(passes, meetings, place)
+            module = _next_module(meetings, order)
+            here = _meetings_at(module, meetings)
+            outcomes |= _freeze_here(waiting.pop(module, ()), here, freeze)
+            del here  # else every batch would be in memory twice while the passes go on
+            _go_on(passes, meetings, module)
     return outcomes
 
 
@@ -118,7 +119,7 @@ def count_calls(
 
 @dataclass(frozen=True, eq=False)
 class _Meeting:
-    """A place where the quantized network stands on one batch.
+    """A module at which the quantized network waits, on one batch.
 
     Attributes:
         stop: the call of a module that the quantized network is about to make.
@@ -138,8 +139,8 @@ def _side_by_side(
     batch: Inputs,
 ) -> Generator[_Meeting, None, None]:
     """Run both networks on one batch: yield wherever the quantized one stops."""
-    full_pass = walk(model, batch)
-    quantized_pass = walk(quantized, batch)
+    full_pass = stepwise_forward(model, batch)
+    quantized_pass = stepwise_forward(quantized, batch)
     with contextlib.closing(full_pass), contextlib.closing(quantized_pass):
         for stop in quantized_pass:
             beside = next(full_pass, None)
@@ -148,35 +149,35 @@ def _side_by_side(
         next(full_pass, None)  # this network comes to its end as well
 
 
-def _next_place(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:
-    """The module whose layers freeze next: of those at which passes stand, the one that was
+def _next_module(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:
+    """Return the module whose layers freeze next: of those at which passes stand, the one that was
     registered first. From there, passes may still come to the others.
     """
-    places = {meeting.stop.module for meeting in meetings if meeting}
-    return min(places, key=order.__getitem__)
+    modules = {meeting.stop.module for meeting in meetings if meeting}
+    return min(modules, key=order.__getitem__)
 
 
-def _meetings_at(place: nn.Module, meetings: Iterable[_Meeting | None]) -> list[_Meeting]:
-    """The meetings at one module."""
-    return [meeting for meeting in meetings if meeting and meeting.stop.module is place]
+def _meetings_at(module: nn.Module, meetings: Iterable[_Meeting | None]) -> list[_Meeting]:
+    """Return the meetings at one module."""
+    return [meeting for meeting in meetings if meeting and meeting.stop.module is module]
 
 
 def _go_on(
-    passes: Sequence[Iterator[_Meeting]], meetings: list[_Meeting | None], place: nn.Module
+    passes: Sequence[Iterator[_Meeting]], meetings: list[_Meeting | None], module: nn.Module
 ) -> None:
     """Let the passes that stand at one module go on, and replace their meetings, one after another.
 
     Each lets go of the inputs that it had there, so no more than one batch is in memory twice.
     """
     for index, one in enumerate(passes):
-        if _meetings_at(place, meetings[index : index + 1]):
+        if _meetings_at(module, meetings[index : index + 1]):
             meetings[index] = next(one, None)
 
 
 def _partners(
     model: nn.Module, quantized: nn.Module, modules: Iterable[nn.Module]
 ) -> dict[nn.Module, nn.Module]:
-    """The modules of ``model`` that stand where these modules of ``quantized`` stand, with them."""
+    """Return these modules of ``quantized``, by the modules of ``model`` with the same names."""
     names = {module: name for name, module in quantized.named_modules()}
     return {model.get_submodule(names[module]): module for module in modules}
 
@@ -184,8 +185,8 @@ def _partners(
 def _called_once(
     model: nn.Module, layers: Iterable[Layer], batch: Inputs
 ) -> dict[nn.Module, list[Layer]]:
-    """The layers whose inputs are all seen in one call of a forward pass, by the module that is
-    called.
+    """Return the layers whose inputs are all seen in one call of a forward pass, by the module that
+    is called.
     """
     by_module = calling_modules(model, layers)
     counts = count_calls(model, by_module, batch)
@@ -217,7 +218,7 @@ def _freeze_here(
 
 
 def _moments(layer: Layer, meetings: Sequence[_Meeting]) -> Moments:
-    """The moments of the inputs that all batches bring to a layer."""
+    """Return the moments of the inputs that all batches bring to a layer."""
     moments = Moments.of(layer)
     linear = layer.form in ONE_WEIGHT  # its outputs are linear in its inputs
     for meeting in meetings:
@@ -232,7 +233,7 @@ def _moments(layer: Layer, meetings: Sequence[_Meeting]) -> Moments:
 
 
 def _drift(meeting: _Meeting) -> Tensor | None:
-    """``D``, (problems, rows, n): what the full-precision output has beyond the output of the same
+    """Return ``D``, (problems, rows, n): the full-precision output minus the output of the same
     weights on the inputs as they are now. None where the two cannot be compared.
     """
     if meeting.full_output is None:

@@ -1,1 +1,1 @@
-"""What people look at: tables and progress."""
+"""The tables and the progress display that people look at."""

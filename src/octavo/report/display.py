@@ -21,7 +21,7 @@ QUIET = 15.0  # seconds between plain lines
 
 
 class Display:
-    """Shows the events of a run on a rich console; it is a ``Progress`` callback.
+    """A ``Progress`` callback that shows the events of a run on a rich console.
 
     Use it as a context manager, so that the bar is gone in the end.
     """
@@ -136,7 +136,7 @@ class Display:
             self._bar.update(self._task, description=line, total=event.total, completed=event.done)
 
     def _is_time(self) -> bool:
-        """Whether the last plain line was long enough ago for another."""
+        """Tell if the last plain line was long enough ago for another."""
         return time.monotonic() - self._printed > QUIET
 
     def _print_now(self, line: str) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: its JSON files, and the check that it holds the run that is asked for."""
+"""The folder of a run: its JSON files, and the check that its run is the one that is asked for."""
 
 import json
 from pathlib import Path
@@ -20,8 +20,8 @@ Json: TypeAlias = dict[str, Any]
 def check_folder(folder: Path, recipe: Recipe) -> None:
     """Make sure that the run in the folder, if any, is this recipe's.
 
-    The settings of retraining and the place to publish may differ: so a run that diverged can go on
-    with a lower learning rate.
+    The settings of retraining and the path to publish to may differ: so a run that diverged can go
+    on with a lower learning rate.
 
     Raises:
         RecipeError: it is not; the message names the first key that differs.
@@ -76,7 +76,7 @@ def read_json(path: Path) -> Json:
     """Read the JSON object in a file.
 
     Raises:
-        FormatError: the file holds no JSON object.
+        FormatError: the content is no JSON object.
 
     """
     try:

@@ -27,8 +27,8 @@ def with_new_words(content: Mapping[str, Any], where: str, *, warn: bool = True)
 
     Args:
         content: plain data; it is left as it was.
-        where: the place of the recipe, for warnings and errors.
-        warn: whether an old word raises a ``DeprecationWarning``.
+        where: the file or the option that ``content`` comes from, for warnings and errors.
+        warn: True if an old word raises a ``DeprecationWarning``.
 
     Raises:
         RecipeError: a key comes under its old name and under its new one.

@@ -46,10 +46,10 @@ class OrderFunction:
             RecipeError: there is no such file, importing it failed, or it lacks the function.
 
         """
-        place, _, attribute = self.name.rpartition(":")
-        path = self.folder / Path(place).expanduser()
-        found = path if path.is_file() else place
-        function = load_callable(str(found), attribute, f"order {self.name!r}")
+        source, _, attribute = self.name.rpartition(":")
+        path = self.folder / Path(source).expanduser()
+        file_or_module = path if path.is_file() else source
+        function = load_callable(str(file_or_module), attribute, f"order {self.name!r}")
         return cast("RankFunction", function)
 
 
@@ -83,10 +83,10 @@ def check_orders(value: Any, portions: int) -> None:
     orders = value if isinstance(value, tuple) else (value,) * portions
     for index, order in enumerate(orders):
         if not isinstance(order, OrderFunction) and order not in NAMES:
-            place = f"order.{index}" if isinstance(value, tuple) else "order"
+            key = f"order.{index}" if isinstance(value, tuple) else "order"
             known = ", ".join(NAMES)
             raise RecipeError(
-                f"{place}: expected one of {known}, or path/to/file.py:function, got {order!r}"
+                f"{key}: expected one of {known}, or path/to/file.py:function, got {order!r}"
                 f"{nearest(str(order), NAMES, at_least=0.6)}"
             )
     if len(orders) != portions:

@@ -19,8 +19,10 @@ from octavo.deploy.exporting import Form
 from octavo.errors import OctavoError, RecipeError, nearest
 from octavo.formats.codebook import Fit, Per
 from octavo.inq.partition import (
+    ORDER,
     PORTIONS,
     SPARSE_PORTIONS,
+    STRAIGHT_THROUGH,
     check_portions,
     check_straight_through,
 )
@@ -97,12 +99,12 @@ class Recipe(BaseModel):
             for all portions but the last, which gets none.
         retraining: the settings of retraining.
         export: the forms to export the network in, see ``octavo.export``.
-        control: whether the full-precision network is trained equally long, for comparison.
+        control: True trains the full-precision network equally long, for comparison.
         floats: the form in which the file stores the tensors that are not quantized: as they are
             (``float32``), rounded (``float16``), or rounded after batch norms were reduced to a
             scale and a shift (``folded``).
         seed: the seed of everything that is drawn.
-        publish: the place for copies of the result (``.json``) and of the network
+        publish: the path without an ending for copies of the result (``.json``) and of the network
             (``.safetensors``), relative to the recipe's folder.
 
     """
@@ -121,8 +123,8 @@ class Recipe(BaseModel):
     start: Literal["refit", "ptq", "float"] = "ptq"
     ptq: Ptq = Ptq()
     portions: tuple[float, ...] = PORTIONS
-    order: Orders = "magnitude"
-    straight_through: Annotated[float, Field(gt=0, le=1)] = 1.0
+    order: Orders = ORDER
+    straight_through: Annotated[float, Field(gt=0, le=1)] = STRAIGHT_THROUGH
     fit: Fit = PtqSettings.fit
     per: Per = PtqSettings.per
     epochs: Epochs | tuple[Epochs, ...] = 1.0
@@ -147,7 +149,7 @@ class Recipe(BaseModel):
         check_orders(self.order, portions)
         check_straight_through(self.straight_through, self.portions)
         if (self.bits is None) == (self.search is None):
-            got = "neither" if self.bits is None else "both"
+            got = "neither" if self.bits is None else "both; set one of them to null"
             raise ValueError(f"expected either bits or search, got {got}")
         if self.activations and self.search and self.search.activations:
             raise ValueError("expected either activations or search.activations, got both")
@@ -161,12 +163,12 @@ class Recipe(BaseModel):
 
     @property
     def retrains(self) -> bool:
-        """Whether the method retrains."""
+        """True if the method retrains."""
         return self.method == "inq"
 
     @property
     def controlled(self) -> bool:
-        """Whether there is a control to train."""
+        """True if there is a control to train."""
         return self.control and self.retrains
 
     @property
@@ -202,7 +204,7 @@ def make_recipe(content: Mapping[str, Any], where: str, *, folder: Path | None =
 
     Args:
         content: the keys and values; old words raise a ``DeprecationWarning``.
-        where: the place of the recipe, for errors.
+        where: the file or the option that the recipe comes from, for errors.
         folder: the folder of the recipe, where ``order: file.py:function`` is looked for first.
 
     Raises:
@@ -213,7 +215,7 @@ def make_recipe(content: Mapping[str, Any], where: str, *, folder: Path | None =
 
 
 def recorded_recipe(content: Mapping[str, Any], where: str) -> Recipe:
-    """Make the recipe that a run folder or a result holds; old words in it raise no warning.
+    """Make the recipe that a run folder or a result has recorded; old words raise no warning.
 
     Raises:
         RecipeError: an unknown key, or a value that does not fit.
@@ -280,7 +282,8 @@ def key_value(pair: str, flag: str) -> tuple[str, Any]:
 
 
 def yaml_value(text: str, where: str) -> Any:
-    """Return the value that ``text`` has in YAML; ``where`` is the place of the text, for errors.
+    """Return the value that ``text`` has in YAML; ``where`` is the option that it comes from, for
+    errors.
 
     Raises:
         RecipeError: it is not YAML.

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, PlainSerializer, PlainValidator, SkipValidation
 
-from octavo.activations.quantization import ScaleFit, check_fit
-from octavo.dnq.searching import Method
+from octavo.activations.quantization import ActivationSettings, ScaleFit, check_fit
+from octavo.dnq.settings import METHOD, OPTIONS, TRIALS, Method
 from octavo.errors import PlanError
 from octavo.formats.width import Width, read_width, write_width
 from octavo.plan import Budget
@@ -54,9 +54,9 @@ class Activations:
     """
 
     bits: Bits | dict[str, Bits]
-    fit: Annotated[ScaleFit, SkipValidation] = "mse"
-    power_of_two: bool = False
-    learned: bool = True
+    fit: Annotated[ScaleFit, SkipValidation] = ActivationSettings.fit
+    power_of_two: bool = ActivationSettings.power_of_two
+    learned: bool = ActivationSettings.learned
 
     def __post_init__(self) -> None:
         check_fit(self.fit)
@@ -70,9 +70,9 @@ class Search:
     """
 
     budget: Budget
-    method: Method = "dnq"
-    trials: Annotated[int, Field(ge=1)] = 512
-    options: tuple[RecipeWidth, ...] = (Width(2), Width(3), Width(4), Width(5))
+    method: Method = METHOD
+    trials: Annotated[int, Field(ge=1)] = TRIALS
+    options: tuple[RecipeWidth, ...] = tuple(map(Width, OPTIONS))
     pins: Mapping[str, RecipeWidth] = field(default_factory=dict)
     activations: tuple[Bits, ...] | None = None
 

@@ -24,7 +24,7 @@ from octavo.runs.training import Retraining, retrain
 
 __all__ = ["History", "Job", "Resumable", "StagePlan", "Step", "resume", "stage_plans", "train"]
 
-# The errors of reading a file that is damaged, or that holds the state of another network.
+# The errors of reading a file that is damaged, or that has the state of another network.
 DAMAGE = (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError)
 
 
@@ -34,7 +34,7 @@ class Job:
 
     Attributes:
         recipe: the recipe of the run.
-        task: the recipe's task, made.
+        task: the task that the recipe names.
         folder: the folder of the run.
         digest: identifies the weights of the task's float network.
         progress: called while the run goes on.
@@ -138,7 +138,7 @@ def stage_plans(
     Args:
         recipe: gives the settings of retraining and the seed.
         schedule: the portion and the epochs of each stage.
-        first: the number of the first stage; the seed of a stage is made of its number.
+        first: the number of the first stage; the seed of a stage follows from its number.
         learning_rate: instead of the recipe's.
 
     """

@@ -19,7 +19,7 @@ from octavo.runs.training import step_count
 
 __all__ = ["control_score", "freeze", "prune", "warm_up"]
 
-# The numbers of the first stages, of which the seeds are made: each step draws its own numbers.
+# The numbers of the first stages, from which the seeds follow: each step draws its own numbers.
 WARM_UP = -1
 SURGERY = -2
 INQ = 0

@@ -108,11 +108,11 @@ def model_of(task: Task, name: str) -> nn.Module:
         raise RecipeError(f"task {name!r}: its model() failed: {brief(error)}") from error
 
 
-def load_callable(place: str, attribute: str, what: str) -> Callable[..., object]:
+def load_callable(source: str, attribute: str, what: str) -> Callable[..., object]:
     """Import a class or function of a module, or of a file ``path/to/file.py``.
 
     Args:
-        place: the module or the file; search paths are as for `load_task`.
+        source: the module or the file; search paths are as for `load_task`.
         attribute: the name of the class or function.
         what: the name of the thing in errors, such as ``task 'mine.py:Mine'``.
 
@@ -121,44 +121,44 @@ def load_callable(place: str, attribute: str, what: str) -> Callable[..., object
 
     """
     try:
-        module = _file_module(place, what) if place.endswith(".py") else _named_module(place)
+        module = _file_module(source, what) if source.endswith(".py") else _named_module(source)
     except OctavoError:
         raise
     except Exception as error:
-        raise RecipeError(f"{what}: importing {place} failed: {brief(error)}") from error
+        raise RecipeError(f"{what}: importing {source} failed: {brief(error)}") from error
     maker: object = getattr(module, attribute, None)
     if callable(maker):
         return maker
     near = nearest(
         attribute, [key for key, value in vars(module).items() if callable(value)], at_least=0.6
     )
-    raise RecipeError(f"{what}: {place} has no class or function {attribute!r}{near}")
+    raise RecipeError(f"{what}: {source} has no class or function {attribute!r}{near}")
 
 
 def _split(name: str) -> tuple[str, str]:
     """Split a name into the module or file before the colon, and the class after it."""
-    place, colon, attribute = BUILT_IN.get(name, name).rpartition(":")
-    if colon and place and attribute:
-        return place, attribute
+    source, colon, attribute = BUILT_IN.get(name, name).rpartition(":")
+    if colon and source and attribute:
+        return source, attribute
     raise RecipeError(
         f"task: expected one of {', '.join(BUILT_IN)}, package.module:Class or "
         f"path/to/file.py:Class, got {name!r}{nearest(name, BUILT_IN, at_least=0.6)}"
     )
 
 
-def _named_module(place: str) -> ModuleType:
+def _named_module(source: str) -> ModuleType:
     _append_path(Path.cwd())
-    return importlib.import_module(place)
+    return importlib.import_module(source)
 
 
-def _file_module(place: str, what: str) -> ModuleType:
-    path = Path(place).expanduser().resolve()
+def _file_module(source: str, what: str) -> ModuleType:
+    path = Path(source).expanduser().resolve()
     if not path.is_file():
-        raise RecipeError(f"{what}: there is no file {place}")
+        raise RecipeError(f"{what}: there is no file {source}")
     # Registered under a name of its own: pickle and dataclasses look a class's module up there.
     spec = importlib.util.spec_from_file_location(f"octavo_task_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise RecipeError(f"{what}: {place} cannot be imported")
+        raise RecipeError(f"{what}: {source} cannot be imported")
     _append_path(path.parent)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -98,7 +98,7 @@ def retrain(
     """Train ``model`` in place; it is in training mode while that lasts.
 
     Args:
-        model: any module; frozen weights are the business of what holds them.
+        model: any module; if weights are frozen, its parametrizations keep them still.
         task: gives the batches and, for ``settings.labels``, the supervised loss.
         epochs: the length of the training; a fraction is a part of an epoch.
         settings: the settings of the training.
@@ -267,9 +267,9 @@ def _imitation(outputs: Any, taught: Any, batch: Batch, temperature: float) -> T
             "set labels: 1 to train by the task's own loss"
         )
     losses = []
-    for mine, right in zip(student, teacher, strict=True):
-        factor = temperature**2 if mine.classes else 1.0
-        losses.append(factor * (mine.lost(right) / right.unit()))
+    for part, wanted in zip(student, teacher, strict=True):
+        factor = temperature**2 if part.classes else 1.0
+        losses.append(factor * (part.lost(wanted) / wanted.unit()))
     return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
 

@@ -50,7 +50,8 @@ VERSION = 3  # the newest; a file that needs nothing of it is written as version
 # Compressed floats are stored if they take less than this share of the raw ones. Floats that shrink
 # less, as float32 does, are not worth a version that fewer readers know.
 PAYS = 0.9
-# A manifest may expand to SMALL_MANIFEST bytes, and RATIO times its size more. Seen: 130 times.
+# A manifest may expand to SMALL_MANIFEST bytes, and RATIO times its size more. The most seen was
+# 130 times.
 SMALL_MANIFEST = 1 << 16
 RATIO = 1 << 10
 

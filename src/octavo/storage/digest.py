@@ -13,8 +13,8 @@ __all__ = ["digest"]
 
 
 def digest(value: Any) -> str:
-    """12 hexadecimal digits of the SHA-256 of everything that nested tuples, lists and mappings
-    hold; the order of keys does not count.
+    """Return 12 hexadecimal digits of the SHA-256 of everything in nested tuples, lists and
+    mappings; the order of keys does not count.
     """
     hashed = hashlib.sha256()
     for piece in _pieces(value):

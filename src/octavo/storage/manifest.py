@@ -51,7 +51,7 @@ CODEBOOKS = {grid: codebook for codebook, grid in GRIDS.items()}
 
 
 class _Row(BaseModel):
-    """The part that all rows have in common."""
+    """The fields that the rows of layers and of other tensors have in common."""
 
     model_config = ConfigDict(strict=True)
 
@@ -103,7 +103,7 @@ class LayerRow(_Row):
         return self.name
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_fields(self) -> Self:
         if self.grid == "apot" and self.bits < 5:
             raise ValueError(f"{self.name}: expected 5 to 8 bits on the grid apot, got {self.bits}")
         if self.exponents not in (0, self.shape[0]):
@@ -146,7 +146,7 @@ class Manifest(BaseModel):
     activations: list[ActivationRow] = []
 
     @model_validator(mode="after")
-    def _steps(self) -> Self:
+    def _check_scales(self) -> Self:
         scalars = {
             name
             for row in self.floats
@@ -161,7 +161,7 @@ class Manifest(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _unique(self) -> Self:
+    def _check_names(self) -> Self:
         for names in (
             [row.name for row in self.layers],
             [name for row in (*self.layers, *self.floats) for name in row.names],
@@ -191,14 +191,14 @@ def read_manifest(text: bytes) -> Manifest:
         ) from error
 
 
-def _tensor_name(text: bytes, place: tuple[int | str, ...]) -> str:
-    """Return the name of the tensor whose row is at this place of the manifest, or nothing where
-    the name cannot be made out.
+def _tensor_name(text: bytes, path: tuple[int | str, ...]) -> str:
+    """Return the name of the tensor whose row is at this path in the manifest, or nothing where
+    the name is not readable.
     """
-    if len(place) < 2:
+    if len(path) < 2:
         return ""
     try:
-        row: Any = json.loads(text)[place[0]][place[1]]
+        row: Any = json.loads(text)[path[0]][path[1]]
         return f"{row.get('name') or row['names'][0]}, "
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError):
         return ""

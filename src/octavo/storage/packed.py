@@ -1,6 +1,6 @@
 """Packed: a quantized network as data, which is saved and loaded exactly.
 
-The file itself is the business of ``octavo.storage.container``.
+``octavo.storage.container`` writes and reads the bytes of the file.
 """
 
 from collections.abc import Mapping
@@ -202,9 +202,9 @@ def _scale_names(packed: Packed, model: nn.Module) -> set[str]:
 
 
 def _check_all_fit(values: Mapping[str, Tensor], model: nn.Module, optional: set[str]) -> None:
-    """Raise PlanError unless the model has a place for each value, and a value for each place."""
+    """Raise PlanError unless the model has a tensor for each value, and a value for each tensor."""
     state = model.state_dict()
-    first: dict[tuple[Any, ...], Tensor] = {}  # by place in memory, the first value it gets
+    first: dict[tuple[Any, ...], Tensor] = {}  # by location in memory, the first value it gets
     for name in {**values, **state}:
         if name in optional and name not in state:
             continue
@@ -213,8 +213,8 @@ def _check_all_fit(values: Mapping[str, Tensor], model: nn.Module, optional: set
             raise PlanError(f"{name}: missing in {side}; expected the architecture that was packed")
         target = state[name]
         _check_fits(name, values[name], target)
-        place = (target.data_ptr(), *target.stride()) if target.numel() else (name,)
-        if not _same(first.setdefault(place, values[name]), values[name]):
+        location = (target.data_ptr(), *target.stride()) if target.numel() else (name,)
+        if not _same(first.setdefault(location, values[name]), values[name]):
             raise PlanError(
                 f"{name}: the model shares this tensor with another that was packed with other "
                 "values"
@@ -255,12 +255,12 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
     check_state(model)
     store_effective_scales(model)
     quantized = {name for layer in layers.values() for name in layer.names}
-    shared: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}  # by place in memory
+    shared: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}  # by location in memory
     for name, value in model.state_dict().items():
         if name in quantized:
             continue
-        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
-        names, _ = shared.setdefault(place if value.numel() else (name,), ([], value))
+        location = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        names, _ = shared.setdefault(location if value.numel() else (name,), ([], value))
         names.append(name)
     floats = [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()]
     return Packed(layers, floats, input_formats(model))

@@ -1,1 +1,1 @@
-"""The rivals of the policy: other ways to choose bits, behind the same count of evaluations."""
+"""The rivals of the policy: other methods that choose bits, with the same count of evaluations."""

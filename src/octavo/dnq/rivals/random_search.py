@@ -28,7 +28,7 @@ def random_search(evaluator: Evaluator) -> None:
 def _random_losses(space: Space, generator: torch.Generator) -> np.ndarray:
     """Return losses that fall with the bits in random steps, (layers, actions).
 
-    They project a choice without knowing anything.
+    They serve to project a choice at random.
     """
     layers = len(space.names)
     shape = (layers, 9)  # by bits, 0 to 8
@@ -44,9 +44,8 @@ def _random_losses(space: Space, generator: torch.Generator) -> np.ndarray:
     def loss(layer: int, action: Action) -> float:
         of_width = of_bits if action.width.codebook == "power_of_two" else of_sums
         bits = action.input_bits or 0
-        # Inputs in float come first, where no bits have their place.
-        place = bits if bits <= 8 else 1
-        return float(of_width[layer, action.width.bits] + of_inputs[layer, place])
+        column = bits if bits <= 8 else 1  # inputs in float take a column that no bits need
+        return float(of_width[layer, action.width.bits] + of_inputs[layer, column])
 
     table = np.full((layers, max(map(len, space.actions))), np.nan)
     for layer, actions in enumerate(space.actions):

@@ -22,8 +22,8 @@ def uniform_choice(space: Space, like: Choice | None = None) -> Choice:
     """Return the dearest uniform choice within the budget, pins kept; without a budget, the dearest
     that costs no more than ``like``.
 
-    A layer that does not have an action gets the nearest below it. Of two codebooks at as many bits
-    it is the sums of two powers.
+    A layer that does not have an action gets the nearest below it. Where both codebooks have an
+    action of as many bits, it is the one of sums of two powers.
     """
     most = math.inf if like is None or space.budget is not None else space.price(like)
     everywhere = {action for actions in space.actions for action in actions}

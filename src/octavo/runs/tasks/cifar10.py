@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo._io import write_atomically
+from octavo._seeds import seeded
 from octavo.errors import FormatError, OctavoError, RecipeError
 from octavo.network.calling import call
 from octavo.runs.task import Batch
@@ -89,10 +90,7 @@ class Cifar10:
 
     def model(self) -> nn.Module:
         """Return the network with its weights, in channels-last memory and evaluation mode."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                0
-            )  # torch.manual_seed would reseed the caller's GPUs too
+        with seeded(0):
             model = resnet(self.depth)
         if self.weights is not None:
             load_weights(model, self.weights)
@@ -101,9 +99,8 @@ class Cifar10:
 
     def calibration(self) -> Iterable[Tensor]:
         """Return training images, without augmentation and in a fixed order."""
-        return [
-            _inputs(some) for some in self._train[0][0][: self.calibration_size].split(self.batch)
-        ]
+        images, _ = self._train[0]
+        return [_inputs(batch) for batch in images[: self.calibration_size].split(self.batch)]
 
     def train_batches(self) -> Epoch:
         """Return one epoch of ``(inputs, labels)``: ``(batch, 3, 32, 32)`` and ``(batch,)``."""
@@ -124,12 +121,12 @@ class Cifar10:
     def _train(self) -> tuple[Part, Part]:
         """The part to train on and the part held out, in a random order that is always the same."""
         images, labels = _read(self.data, "train")
-        held = len(images) // 10
-        order = torch.randperm(
-            len(images), generator=torch.Generator().manual_seed(HOLDOUT_SEED)
-        ).roll(-held)
-        used, out = order[:-held] if self.split == "holdout" else order, order[-held:]
-        return (images[used], labels[used]), (images[out], labels[out])
+        size = len(images) // 10  # images that are held out
+        generator = torch.Generator().manual_seed(HOLDOUT_SEED)
+        order = torch.randperm(len(images), generator=generator).roll(-size)
+        trained = order[:-size] if self.split == "holdout" else order
+        held_out = order[-size:]
+        return (images[trained], labels[trained]), (images[held_out], labels[held_out])
 
     @cached_property
     def _scored(self) -> Part:
@@ -150,7 +147,8 @@ def _read(path: Path, part: str) -> Part:
     try:
         # Opened here, as np.load leaves a damaged file open.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            images, labels = file[f"x_{part}"], file[f"y_{part}"]
+            images = file[f"x_{part}"]
+            labels = file[f"y_{part}"]
     except DAMAGE as error:
         raise FormatError(
             f"{path}: expected an npz file with {EXPECTED}; {type(error).__name__}: {error}"

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octavo._seeds import seeded
 from octavo.errors import OctavoError
 from octavo.network.calling import call
 from octavo.runs.task import Batch
@@ -50,7 +51,8 @@ class Digits:
 
     def calibration(self) -> Iterable[Tensor]:
         """Return the training images, without augmentation and in a fixed order."""
-        return [_inputs(some) for some in self._parts["train"][0].split(self.batch)]
+        images, _ = self._parts["train"]
+        return [_inputs(batch) for batch in images.split(self.batch)]
 
     def train_batches(self) -> Epoch:
         """Return one epoch, each image shifted by up to one pixel."""
@@ -76,10 +78,7 @@ class Digits:
 
     @cached_property
     def _trained(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                self.seed
-            )  # torch.manual_seed would reseed the caller's GPUs too
+        with seeded(self.seed):
             model = _network()
             optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
             steps = EPOCHS * len(self.train_batches())

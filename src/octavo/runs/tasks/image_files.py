@@ -36,7 +36,7 @@ Key: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Files of images with their labels; label ``i`` stands for ``classes[i]``."""
+    """The files of images with their labels; label ``i`` stands for ``classes[i]``."""
 
     classes: tuple[str, ...]
     files: tuple[tuple[str, int], ...]
@@ -70,12 +70,12 @@ def find_images(folder: str, option: str) -> ImageFiles:
         raise RecipeError(f"{option}: expected {form}, there is no folder in {root}")
     files: list[tuple[str, int]] = []
     for label, name in enumerate(classes):
-        found = _images_below(root / name)
-        if not found:
+        paths = _images_below(root / name)
+        if not paths:
             raise RecipeError(
                 f"{option}: expected images in every class folder, there is none in {root / name}"
             )
-        files += [(path, label) for path in found]
+        files += [(path, label) for path in paths]
     return ImageFiles(tuple(classes), tuple(files))
 
 
@@ -187,7 +187,7 @@ class Loader:
         batch: images per batch.
         preprocessing: the way from a picture to an input.
         workers: the number of processes that load; with 0, this process loads.
-        training: whether order and crops are random, drawn from torch's global generator, and the
+        training: True if order and crops are random, drawn from torch's global generator, and the
             images that do not fill a last batch are left out (others each time). If false, all
             images come in order, and their centres are cut out.
 
@@ -235,7 +235,7 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Pictures(Dataset[tuple[Tensor, int] | OctavoError]):
-    """Loads a file as pixels ``(size, size, 3)`` uint8 and a label.
+    """The data set that loads a file as pixels ``(size, size, 3)`` uint8 and a label.
 
     An error is returned, not raised, because torch would reword the error of a worker.
     """
@@ -255,7 +255,7 @@ class _Pictures(Dataset[tuple[Tensor, int] | OctavoError]):
 
 @dataclass(frozen=True)
 class _Collate:
-    """Puts pictures into a batch, or returns the first error among them."""
+    """The function that puts pictures into a batch, or returns the first error among them."""
 
     preprocessing: Preprocessing
 

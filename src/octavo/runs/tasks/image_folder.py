@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octavo._seeds import seeded
 from octavo.errors import RecipeError
 from octavo.network.calling import call, device_of, evaluating
 from octavo.runs.task import Batch
@@ -113,8 +114,8 @@ class ImageFolder:
         they are asked for.
         """
         trained, _ = self._parts
-        some = trained.pick(torch.arange(min(self.calibration_size, len(trained))))
-        return (inputs for inputs, _ in self._batches(some))
+        first = trained.pick(torch.arange(min(self.calibration_size, len(trained))))
+        return (inputs for inputs, _ in self._batches(first))
 
     def train_batches(self) -> Loader:
         """Return one epoch of ``(inputs, labels)``: random crops, half of them mirrored."""
@@ -160,10 +161,7 @@ class ImageFolder:
 
     @cached_property
     def _network(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                0
-            )  # torch.manual_seed would reseed the caller's GPUs too
+        with seeded(0):
             return build(
                 self.network, len(self._parts[0].classes), source=self.source, weights=self.weights
             )
@@ -173,27 +171,26 @@ class ImageFolder:
         """Images to train on, and the tenth of ``train`` that is held out, in an order that is
         random and always the same.
         """
-        found = find_images(self.train, "train")
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(HOLDOUT_SEED))
-        held = max(1, len(order) // 10)
-        return found.pick(order[:-held] if self.split == "holdout" else order), found.pick(
-            order[-held:]
-        )
+        images = find_images(self.train, "train")
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(HOLDOUT_SEED))
+        size = max(1, len(order) // 10)  # images that are held out
+        trained = order[:-size] if self.split == "holdout" else order
+        return images.pick(trained), images.pick(order[-size:])
 
     @cached_property
     def _scored(self) -> ImageFiles:
-        trained, held = self._parts
-        return held if self.split == "holdout" else _validation(self.val, trained.classes)
+        trained, held_out = self._parts
+        return held_out if self.split == "holdout" else _validation(self.val, trained.classes)
 
 
 def _validation(folder: str | None, classes: tuple[str, ...]) -> ImageFiles:
     """Find the images of the folder ``val``, which must have the classes of ``train``."""
     if folder is None:
         raise RecipeError("val: expected a folder to score on, got none; or set split: holdout")
-    found = find_images(folder, "val")
-    if differing := sorted(set(found.classes) ^ set(classes)):
-        where = "val" if differing[0] in found.classes else "train"
+    images = find_images(folder, "val")
+    if differing := sorted(set(images.classes) ^ set(classes)):
+        where = "val" if differing[0] in images.classes else "train"
         raise RecipeError(
             f"val: expected the same class folders as in train, {differing[0]!r} is only in {where}"
         )
-    return found
+    return images

@@ -46,7 +46,7 @@ class Epoch:
 
 
 def random_crop(images: Tensor, padding: int, *, flip: bool = False) -> Tensor:
-    """Pad each image with zeros on all sides and cut it back to its size at a random place.
+    """Pad each image with zeros on all sides and cut it back to its size at a random position.
 
     With ``flip``, half of the images are mirrored. This does to a whole batch what torchvision's
     ``RandomCrop(size, padding)`` and ``RandomHorizontalFlip()`` do to an image. It draws from
@@ -55,7 +55,7 @@ def random_crop(images: Tensor, padding: int, *, flip: bool = False) -> Tensor:
     Args:
         images: any dtype, shape ``(n, height, width, channels)``; the result has the same.
         padding: pixels on each side.
-        flip: whether to mirror.
+        flip: True mirrors half of the images.
 
     """
     n, height, width, _ = images.shape
@@ -83,8 +83,8 @@ def accuracy(
     device = device_of(model)
     right = 0
     with evaluating(model), torch.no_grad():
-        for some, truth in zip(images.split(batch), labels.split(batch), strict=True):
-            guess = model(transform(some).to(device)).argmax(1).cpu()
+        for part, truth in zip(images.split(batch), labels.split(batch), strict=True):
+            guess = model(transform(part).to(device)).argmax(1).cpu()
             right += int((guess == truth).sum())
     return 100 * right / len(labels)
 

@@ -6,7 +6,7 @@ from typing import cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.errors import FormatError, OctavoError, RecipeError, brief, nearest
 from octavo.runs.task import load_callable
@@ -23,8 +23,8 @@ FRESH = {"googlenet": {"init_weights": True}, "inception_v3": {"init_weights": T
 def build(
     name: str, classes: int, *, source: str = "auto", weights: str | None = None
 ) -> nn.Module:
-    """Make the network called ``name``, for images of ``classes`` classes; auxiliary heads of
-    torchvision's are left out.
+    """Make the network called ``name``, for images of ``classes`` classes; torchvision's auxiliary
+    heads are left out.
 
     Args:
         name: torchvision's or timm's name of a classifier; or ``package.module:function`` or
@@ -46,7 +46,7 @@ def build(
     file = weights if weights is not None and weights.endswith(".safetensors") else None
     pretrained = None if file else weights
     model = (
-        _own(name, classes, pretrained)
+        _from_function(name, classes, pretrained)
         if ":" in name
         else _from_library(name, classes, source, pretrained)
     )
@@ -75,24 +75,26 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise FormatError(f"{path}: not a readable safetensors file: {error}") from error
     expected = model.state_dict()
     for key in sorted(expected.keys() | state.keys()):
-        here, there = expected.get(key), state.get(key)
-        if here is None or there is None or here.shape != there.shape:
-            want, got = (
-                "nothing" if t is None else f"shape {tuple(t.shape)}" for t in (here, there)
-            )
-            raise FormatError(f"{path}: tensor {key!r}: expected {want}, got {got}")
+        wanted = _shape(expected.get(key))
+        got = _shape(state.get(key))
+        if wanted != got:
+            raise FormatError(f"{path}: tensor {key!r}: expected {wanted}, got {got}")
     model.load_state_dict(state)
 
 
-def _own(name: str, classes: int, pretrained: str | None) -> nn.Module:
+def _shape(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
+
+
+def _from_function(name: str, classes: int, pretrained: str | None) -> nn.Module:
     """Call the user's function; the weights of its network are its own business."""
     if pretrained not in (None, "default"):
         raise RecipeError(
             f"weights: with {name!r} expected default or a file ending in .safetensors, "
             f"got {pretrained!r}"
         )
-    place, _, attribute = name.rpartition(":")
-    model = load_callable(place, attribute, f"network {name!r}")(num_classes=classes)
+    source, _, attribute = name.rpartition(":")
+    model = load_callable(source, attribute, f"network {name!r}")(num_classes=classes)
     if not isinstance(model, nn.Module):
         raise RecipeError(
             f"network {name!r}: expected it to return a torch.nn.Module, got {type(model).__name__}"
@@ -109,10 +111,7 @@ def _from_library(name: str, classes: int, source: str, pretrained: str | None) 
             continue
         try:
             has = names()
-        except (
-            ImportError,
-            RuntimeError,
-        ) as error:  # torchvision beside another torch than its own: a RuntimeError
+        except (ImportError, RuntimeError) as error:  # a torchvision for another version of torch
             causes.append(f"{library}: {brief(error)}")
             continue
         known += has

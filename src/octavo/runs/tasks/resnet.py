@@ -26,7 +26,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, inputs, h, w)`` in, ``(n, outputs, h / stride, w / stride)`` out."""
+        """Map ``(n, inputs, h, w)`` to ``(n, outputs, h / stride, w / stride)``."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.added:
@@ -54,7 +54,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, 3, 32, 32)`` in, logits ``(n, 10)`` out."""
+        """Map images ``(n, 3, 32, 32)`` to logits ``(n, 10)``."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.linear(torch.mean(x, (2, 3)))

@@ -37,7 +37,7 @@ Symbols: TypeAlias = NDArray[np.uint8]
 CHECKSUM = struct.Struct("<I")
 HEADER = struct.Struct("<BQB")
 BYTE = 256  # levels of a byte
-# Above this share of the bytes, a Huffman code, with a choice of one bit or two, may be 2 % off.
+# Above this share of the bytes, a Huffman code, whose codes take one bit or two, may be 2 % off.
 DOMINANT = 1 / 4
 FEWEST = 8  # symbols; the bits that say where they stood fill a byte
 

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from octavo import calibrate
 from octavo._deprecated import renamed_arguments, warn_renamed
 from octavo.progress import Event
 
@@ -88,3 +91,13 @@ def test_the_warning_points_at_the_line_that_used_the_name(level: int, outside: 
     with pytest.warns(DeprecationWarning, match="^a is deprecated .* use b$") as caught:
         line = user(old_name)
     assert (caught[0].lineno == line) is outside
+
+
+def test_an_old_value_warns_once_at_the_callers_line() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    inputs = [torch.randn(8, 4)]
+    with pytest.warns(DeprecationWarning, match='use per="tensor"') as caught:
+        old = calibrate(model, {"0": 3, "2": 3}, inputs, per="layer")  # type: ignore[arg-type]
+    assert [warning.filename for warning in caught] == [__file__]
+    new = calibrate(model, {"0": 3, "2": 3}, inputs, per="tensor")
+    assert all(torch.equal(old.layers[name].codes, new.layers[name].codes) for name in ("0", "2"))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import octavo
+from octavo import calibrate
 from octavo.deploy.exporting import export, export_checked, load_onnx
 from octavo.deploy.forms import FORMS, check_forms
 from octavo.errors import ExportError, PlanError
@@ -236,3 +237,12 @@ def _without(missing: str) -> Callable[..., Any]:
         return real(name, *args, **kwargs)
 
     return without
+
+
+def test_only_a_form_that_runs_the_model_needs_an_example(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(32, 4))
+    packed = calibrate(model, {"0": 3}, [torch.randn(8, 32)])
+    assert export(model, packed, tmp_path / "m.mx", form="mx").is_file()
+    for form in ("lut", "int8"):
+        with pytest.raises(PlanError, match="example=inputs"):
+            export(model, packed, tmp_path / "m.onnx", form=form)

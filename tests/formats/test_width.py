@@ -158,3 +158,7 @@ def test_an_unknown_codebook() -> None:
     expected = "^codebook: expected one of power_of_two, apot, got 'fp5'$"
     with pytest.raises(PlanError, match=expected):
         Width(5, "fp5")
+
+
+def test_it_is_formatted_as_its_text() -> None:
+    assert f"{Width(3):>3}|{Width(3):d}|{Apot(6):>6}|{Width(3)}" == "  3|3| apot6|3"

@@ -1,5 +1,6 @@
 """How a model is called: arguments of every form, and modes that are put back."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from octavo import Budget, Incremental, PlanError, calibrate, quantize_activations, search
-from octavo.network.calling import arguments, call, evaluating
+from octavo.network.calling import arguments, batches_of, call, evaluating, observing
 
 
 class Sum(nn.Module):
@@ -73,3 +74,48 @@ def test_inputs_that_are_no_batches_get_the_line_to_write_instead(name: str) -> 
         CALLS[name](model, x)
     with pytest.raises(PlanError, match=r"pairs \(x, y\), write \[x for x, y in inputs\]$"):
         CALLS[name](model, [(x, torch.zeros(6))])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "named"), [({"x": torch.ones(1)}, "keys x; write"), (None, "NoneType; write")]
+)
+def test_a_mapping_and_no_batches_at_all_are_refused(inputs: Any, named: str) -> None:
+    with pytest.raises(PlanError, match=named):
+        batches_of(inputs)
+
+
+class Masked(nn.Module):
+    """A model whose second argument is not a label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        outputs: Tensor = self.linear(x if mask is None else x * mask)
+        return outputs
+
+
+def test_pairs_are_named_though_the_model_takes_two_arguments() -> None:
+    pairs = [(torch.ones(8, 4), torch.zeros(8))]
+    with pytest.raises(PlanError, match=r"write \[x for x, y in inputs\]$"):
+        calibrate(Masked(), {"linear": 3}, pairs)
+
+
+def test_the_fused_path_is_off_until_the_last_thread_is_done() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def observe() -> None:
+        with observing(nn.Linear(1, 1)):
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=observe)
+    with observing(nn.Linear(1, 1)):
+        thread.start()
+        inside.wait()
+    still_on = torch.backends.mha.get_fastpath_enabled()
+    leave.set()
+    thread.join()
+    assert not still_on
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo import Plan, calibrate
+from octavo import Budget, Plan, calibrate, quantize_activations, search
 from octavo.network.calling import observing
 from octavo.network.stepping import stepwise_forward, stopping
 from octavo.network.thread_state import ThreadState, without_autocast
@@ -135,3 +135,21 @@ def test_weights_that_change_are_read_again_under_autocast() -> None:
         assert torch.equal(model(x), 2 * before)
         assert not torch.is_autocast_cache_enabled()
     assert torch.is_autocast_cache_enabled()
+
+
+def test_another_default_device_changes_no_result() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+    model.eval()
+    inputs = [torch.randn(8, 1, 4, 4)]
+
+    def results() -> tuple[object, ...]:
+        quantized = copy.deepcopy(model)
+        quantize_activations(quantized, inputs, 8)
+        packed = calibrate(quantized, {"0": 3, "3": 3}, inputs, absorb=True)
+        searched = search(model, inputs, budget=Budget(average_bits=3), trials=16)
+        codes = [layer.codes.tolist() for layer in packed.layers.values()]
+        return codes, [value.tolist() for _, value in packed.floats], dict(searched.plan)
+
+    expected = results()
+    with torch.device("meta"):
+        assert results() == expected

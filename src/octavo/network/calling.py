@@ -198,14 +198,9 @@ def where_raised(model: nn.Module, error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def naming_errors(*models: nn.Module, example: bool = False) -> Iterator[None]:
+def naming_errors(*models: nn.Module) -> Iterator[None]:
     """Turn an error that is raised in a call of one of the models into a PlanError that names the
     module; an error from elsewhere stays as it is.
-
-    Args:
-        models: the models.
-        example: True if the call has an example of the user's; False if it has calibration inputs.
-
     """
     try:
         yield
@@ -216,12 +211,9 @@ def naming_errors(*models: nn.Module, example: bool = False) -> Iterator[None]:
         if not places:  # the inputs are not at fault
             raise
         place = places[0] or type(models[0]).__name__
-        inputs = "this example" if example else "these calibration inputs"
-        message = f"{place}: the model does not take {inputs}: {brief(error)}"
+        message = f"{place}: the model does not take these calibration inputs: {brief(error)}"
         if _argument_count(error) == 2:  # the model may take two arguments, and yet no labels
-            pair = "it is a pair (x, y), write x alone"
-            pairs = "they are pairs (x, y), write [x for x, y in inputs]"
-            message += f"; if {pair if example else pairs}"
+            message += "; if they are pairs (x, y), write [x for x, y in inputs]"
         raise PlanError(message) from error
 
 

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from octavo import Apot, Budget, Plan, calibrate, search
 from octavo.formats.width import write_width, write_widths
-from octavo.runs.folder import write_json
 from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
 from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 
 RESULT = Path(__file__).parent / "results" / "efficientnet.json"

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from octavo import calibrate
 from octavo.network.outputs import parts_of
-from octavo.runs.folder import write_json
 from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
 
 RESULT = Path(__file__).parent / "results" / "images.json"
 SEEN = (512, 1024, 2048)

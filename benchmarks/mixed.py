@@ -15,8 +15,8 @@ from typing import Any
 from octavo import Budget, Plan, calibrate, quantize_activations, search
 from octavo.dnq.survey import survey
 from octavo.formats.width import write_widths
-from octavo.runs.folder import write_json
 from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "mixed.json"

@@ -26,8 +26,8 @@ import octavo.ptq.gptq
 from octavo import Apot, Incremental, Packed, Plan, calibrate
 from octavo.formats.width import write_width
 from octavo.ptq.assignment import Assignment
-from octavo.runs.folder import write_json
 from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
 from octavo.runs.tasks.cifar10 import Cifar10
 
 RESULT = Path(__file__).parent / "results" / "oneshot.json"

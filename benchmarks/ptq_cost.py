@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import Plan, calibrate
-from octavo.network.calling import observing
+from octavo.network.forward import observing
 from octavo.network.layers import Layer, channels_first, find_layers
 from octavo.network.moments import Moments
 from octavo.ptq.float_inputs import float_moments

@@ -30,8 +30,8 @@ from octavo.dnq.methods import SearchMethod, method_of
 from octavo.dnq.settings import METHODS as NAMES
 from octavo.dnq.space import Choice
 from octavo.dnq.survey import survey
-from octavo.runs.folder import write_json
 from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
 from octavo.runs.tasks.cifar10 import Cifar10
 from octavo.runs.training import Retraining, retrain
 

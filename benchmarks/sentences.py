@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from octavo import Apot, Plan, Width, calibrate
 from octavo.formats.width import write_width
-from octavo.runs.folder import write_json
 from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
 from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
 
 RESULT = Path(__file__).parent / "results" / "sentences.json"

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from octavo import Budget, Incremental, Packed, Plan, calibrate, inspect, search
 from octavo.dnq import agent as dnq
 from octavo.dnq.reinforce import Reinforce
-from octavo.network.calling import Inputs, call
+from octavo.network.forward import Inputs, call
 from octavo.network.nested import named_tensors
 from octavo.runs.training import Retraining, retrain
 

@@ -15,7 +15,7 @@ from octavo.formats.codebook import Fit, Per
 from octavo.formats.width import WidthLike
 from octavo.inq.incremental import Incremental
 from octavo.inq.partition import FreezeOrder
-from octavo.network.calling import Inputs, batches_of
+from octavo.network.forward import Inputs, batches_of
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress
 from octavo.pruning.masks import find_kept

@@ -10,7 +10,7 @@ from torch import nn
 
 from octavo.activations.quantizer import input_quantizers
 from octavo.formats.width import WidthLike
-from octavo.network.calling import call, naming_errors, observing
+from octavo.network.forward import call, naming_errors, observing
 from octavo.network.layers import Layer, Skipped, find_inputs, find_layers
 from octavo.network.macs import count_macs
 from octavo.plan import Cost, Plan

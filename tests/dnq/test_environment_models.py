@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from octavo import Budget, search
 from octavo.dnq.environment import Environment
 from octavo.dnq.survey import survey
-from octavo.network.calling import observing
+from octavo.network.forward import observing
 
 
 class Residual(nn.Module):

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from octavo.inq.incremental import Incremental
 from octavo.inq.parametrization import FrozenWeights
-from octavo.network.calling import call, observing
+from octavo.network.forward import call, observing
 
 ORDERS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "orders.py"))
 far = ORDERS["far"]  # an order that is a function: the weights farthest from their level first

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from octavo.network.calling import on_device
+from octavo.network.forward import on_device
 from octavo.network.nested import children, leaves, mapped, named_tensors
 
 

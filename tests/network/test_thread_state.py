@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import Budget, Plan, calibrate, quantize_activations, search
-from octavo.network.calling import observing
+from octavo.network.forward import observing
 from octavo.network.stepping import stepwise_forward, stopping
 from octavo.network.thread_state import ThreadState, without_autocast
 from octavo.ptq import layer_solver

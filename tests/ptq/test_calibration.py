@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_sequence
 from octavo.errors import PlanError
 from octavo.formats.width import Width
 from octavo.inq.incremental import Incremental
-from octavo.network.calling import call
+from octavo.network.forward import call
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
 from octavo.progress import Event

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import octavo.network.layer_inputs
 from octavo.errors import PlanError
-from octavo.network.calling import hooked, observing
+from octavo.network.forward import hooked, observing
 from octavo.network.layers import Layer, calling_modules, find_layers
 from octavo.network.moments import Moments
 from octavo.ptq.sequential import count_calls, freeze_in_forward_order, freeze_sequentially

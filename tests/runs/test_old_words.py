@@ -9,10 +9,10 @@ import pytest
 from tests.runs.tiny import files, packed_bytes, recipe
 
 from octavo.errors import RecipeError
-from octavo.runs.folder import check_folder, write_json
 from octavo.runs.old_words import with_new_words
 from octavo.runs.recipe import Recipe, load_recipe, make_recipe, recorded_recipe
 from octavo.runs.run import run
+from octavo.runs.run_folder import check_folder, write_json
 from octavo.runs.sections import Ptq
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

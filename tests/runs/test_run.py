@@ -22,9 +22,9 @@ from tests.runs.tiny import (
 from torch import nn
 
 from octavo.errors import ExportError, FormatError, OctavoError, PlanError, RecipeError
-from octavo.runs.folder import digest_of
 from octavo.runs.recipe import make_recipe
 from octavo.runs.run import publish, run
+from octavo.runs.run_folder import digest_of
 from octavo.runs.task import model_of
 from octavo.storage.packed import Packed
 

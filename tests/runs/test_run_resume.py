@@ -13,8 +13,8 @@ import torch
 from tests.runs.tiny import Cut, Tiny, Watcher, files, packed_bytes, recipe, timeless
 
 from octavo.errors import FormatError, RecipeError, TrainingError
-from octavo.runs.folder import digest_of
 from octavo.runs.run import run
+from octavo.runs.run_folder import digest_of
 
 pytestmark = pytest.mark.usefixtures("folder")
 

@@ -22,7 +22,7 @@ from octavo.activations.quantizer import (
 )
 from octavo.errors import PlanError
 from octavo.formats.width import check_bits
-from octavo.network.calling import Inputs, feed, first_argument, hooked
+from octavo.network.forward import Inputs, feed, first_argument, hooked
 from octavo.network.layers import Skipped, find_inputs
 from octavo.plan import matching
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from octavo.errors import PlanError
-from octavo.network.calling import first_keyword
+from octavo.network.forward import first_keyword
 
 __all__ = [
     "LEAST_SCALE",

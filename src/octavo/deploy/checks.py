@@ -13,7 +13,7 @@ from octavo.deploy.forms import Comparison
 from octavo.deploy.graph import CompleteGraph
 from octavo.deploy.runtime import OnnxModel, agreement, differences
 from octavo.errors import ExportError, brief
-from octavo.network.calling import Inputs, arguments, call
+from octavo.network.forward import Inputs, arguments, call
 from octavo.storage.quantized import Quantized
 
 __all__ = ["checked"]

@@ -13,7 +13,7 @@ from torch import nn
 from octavo._io import write_atomically
 from octavo.deploy.forms import Job, maker, missing_library
 from octavo.errors import ExportError, FormatError, PlanError
-from octavo.network.calling import Inputs, on_device
+from octavo.network.forward import Inputs, on_device
 from octavo.storage.packed import Packed
 
 __all__ = ["Exported", "Form", "export", "export_checked", "load_onnx"]

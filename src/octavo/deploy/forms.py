@@ -12,7 +12,7 @@ from typing import TypeAlias, cast
 from torch import nn
 
 from octavo.errors import ExportError, PlanError, nearest
-from octavo.network.calling import Inputs
+from octavo.network.forward import Inputs
 from octavo.storage.packed import Packed
 
 __all__ = [

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from octavo.activations.quantizer import InputFormat, input_quantizers
 from octavo.deploy.builder import Builder
 from octavo.errors import ExportError, brief
-from octavo.network.calling import Inputs, arguments, where_raised
+from octavo.network.forward import Inputs, arguments, where_raised
 from octavo.network.nested import leaves, mapped
 from octavo.storage.quantized import Quantized
 

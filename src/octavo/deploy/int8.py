@@ -19,7 +19,7 @@ from octavo.deploy.elements import integers
 from octavo.deploy.forms import FormFile, Job
 from octavo.deploy.graph import CompleteGraph, close, trace
 from octavo.deploy.int8_activations import constant, only_user, quantize_activations
-from octavo.network.calling import Inputs
+from octavo.network.forward import Inputs
 from octavo.storage.quantized import Quantized
 
 __all__ = ["decode", "fold_norms", "int8_graph", "is_exact", "make"]

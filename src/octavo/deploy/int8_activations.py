@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from octavo.deploy.builder import Builder
 from octavo.deploy.ranges import Range, measure
-from octavo.network.calling import Inputs
+from octavo.network.forward import Inputs
 
 __all__ = ["constant", "only_user", "quantize_activations"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo.deploy.runtime import OnnxModel
-from octavo.network.calling import Inputs, arguments
+from octavo.network.forward import Inputs, arguments
 
 __all__ = ["Range", "measure"]
 

@@ -11,7 +11,7 @@ from octavo.activations.quantization import fitted_quantizers
 from octavo.activations.quantizer import InputQuantizer
 from octavo.dnq.space import Action
 from octavo.formats.width import FLOAT, Width
-from octavo.network.calling import Inputs, device_of, observing
+from octavo.network.forward import Inputs, device_of, observing
 from octavo.network.layers import Layer, find_layers
 from octavo.network.moments import Moments
 from octavo.ptq.absorption import absorbing_norms, rescaled

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import PlanError
-from octavo.network.calling import Inputs, call, observing
+from octavo.network.forward import Inputs, call, observing
 from octavo.network.outputs import Part, alike, described, parts_of
 
 __all__ = ["Divergence", "first_rows", "outputs_of"]

@@ -19,7 +19,7 @@ from octavo.dnq.divergence import Divergence, first_rows, outputs_of
 from octavo.dnq.space import Action, Choice, Partial
 from octavo.dnq.trial_network import TrialNetwork
 from octavo.errors import PlanError
-from octavo.network.calling import Inputs, observing
+from octavo.network.forward import Inputs, observing
 from octavo.network.outputs import Part
 from octavo.network.thread_state import ThreadState
 

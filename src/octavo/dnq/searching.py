@@ -19,8 +19,8 @@ from octavo.dnq.space import Space
 from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import WidthLike
-from octavo.network.calling import Inputs, batches_of, check_batches, device_of, on_device
 from octavo.network.float_share import warn_if_mostly_float
+from octavo.network.forward import Inputs, batches_of, check_batches, device_of, on_device
 from octavo.network.thread_state import cpu_by_default
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress, silent

@@ -9,7 +9,7 @@ from octavo.activations.quantizer import input_quantizers, quantized_already
 from octavo.dnq.space import Action, Space, layer_widths
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits
-from octavo.network.calling import Inputs, call, hooked, naming_errors, observing
+from octavo.network.forward import Inputs, call, hooked, naming_errors, observing
 from octavo.network.layers import (
     Layer,
     calling_modules,

@@ -25,8 +25,8 @@ from octavo.inq.partition import (
 )
 from octavo.inq.planned_layer import PlannedLayer
 from octavo.inq.stage import FrozenMasks, Stage
-from octavo.network.calling import Inputs, batches_of, observing
 from octavo.network.float_share import warn_if_mostly_float
+from octavo.network.forward import Inputs, batches_of, observing
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
 from octavo.network.parametrizations import release

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from octavo.errors import PlanError
-from octavo.network.calling import first_argument
+from octavo.network.forward import first_argument
 from octavo.network.kinds import form_of, kind_of
 from octavo.network.layers import Layer, channels_first
 from octavo.network.recurrent import cell_inputs, recurrent_inputs

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from octavo.network.calling import first_argument, hooked
+from octavo.network.forward import first_argument, hooked
 from octavo.network.kinds import form_of, kind_of
 from octavo.network.layers import Layer
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from octavo.network.calling import Inputs
+from octavo.network.forward import Inputs
 from octavo.network.nested import named_tensors
 
 __all__ = ["Part", "alike", "described", "parts_of"]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.network.calling import Inputs, call, hooked
+from octavo.network.forward import Inputs, call, hooked
 from octavo.network.thread_state import ThreadState
 
 __all__ = ["Stop", "stepwise_forward", "stopping"]

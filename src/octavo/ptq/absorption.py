@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.network.calling import Inputs, call, hooked
+from octavo.network.forward import Inputs, call, hooked
 from octavo.network.kinds import NORMS, ONE_WEIGHT
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.nested import named_tensors

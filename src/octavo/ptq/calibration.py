@@ -18,7 +18,8 @@ from torch import nn
 from octavo._deprecated import renamed_arguments
 from octavo.formats.codebook import Fit, Per
 from octavo.formats.width import Width, WidthLike
-from octavo.network.calling import (
+from octavo.network.float_share import warn_if_mostly_float
+from octavo.network.forward import (
     Inputs,
     batches_of,
     device_of,
@@ -26,7 +27,6 @@ from octavo.network.calling import (
     observing,
     on_device,
 )
-from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import Layer
 from octavo.network.moments import Moments
 from octavo.plan import planned_layers

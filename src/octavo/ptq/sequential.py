@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from octavo.network.calling import (
+from octavo.network.forward import (
     Inputs,
     batches_of,
     call,

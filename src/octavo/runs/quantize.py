@@ -10,13 +10,13 @@ from octavo.dnq.searching import search
 from octavo.dnq.survey import survey
 from octavo.formats.width import write_width, write_widths
 from octavo.inq.incremental import Incremental
-from octavo.network.calling import device_of, on_device
+from octavo.network.forward import device_of, on_device
 from octavo.plan import Plan
 from octavo.progress import Event
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import LayerResult, calibrate
-from octavo.runs.folder import Json
 from octavo.runs.orders import load_orders
+from octavo.runs.run_folder import Json
 from octavo.runs.sections import Activations, Search
 from octavo.runs.stages import Job
 from octavo.runs.steps import freeze

@@ -18,7 +18,6 @@ from octavo.deploy.forms import check_forms
 from octavo.errors import RecipeError
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.progress import Progress, silent
-from octavo.runs.folder import Json, check_folder, digest_of, finished, write_json
 from octavo.runs.orders import load_orders
 from octavo.runs.quantize import (
     Quantization,
@@ -29,6 +28,7 @@ from octavo.runs.quantize import (
     quantize_inputs,
 )
 from octavo.runs.recipe import Recipe
+from octavo.runs.run_folder import Json, check_folder, digest_of, finished, write_json
 from octavo.runs.stages import Job
 from octavo.runs.steps import control_score, prune, warm_up
 from octavo.runs.task import Task, load_task, model_of

@@ -17,8 +17,8 @@ from octavo._io import write_atomically
 from octavo._seeds import seed_of
 from octavo.errors import FormatError, RecipeError, TrainingError, brief
 from octavo.progress import Event, Progress
-from octavo.runs.folder import Json
 from octavo.runs.recipe import Recipe
+from octavo.runs.run_folder import Json
 from octavo.runs.task import Task, load_task, model_of
 from octavo.runs.training import Retraining, retrain
 

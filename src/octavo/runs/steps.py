@@ -13,7 +13,7 @@ from octavo.activations.quantizer import input_formats
 from octavo.errors import FormatError
 from octavo.inq.incremental import Incremental
 from octavo.pruning.surgery import Surgery
-from octavo.runs.folder import Json, read_json, write_json
+from octavo.runs.run_folder import Json, read_json, write_json
 from octavo.runs.stages import History, Job, Step, stage_plans, train
 from octavo.runs.training import step_count
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, cast
 from torch import Tensor, nn
 
 from octavo.errors import OctavoError, RecipeError, brief, nearest
-from octavo.network.calling import Inputs
+from octavo.network.forward import Inputs
 
 __all__ = ["Batch", "Task", "load_callable", "load_task", "model_of"]
 

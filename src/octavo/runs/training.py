@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from octavo.activations.quantizer import scales as scales_of
 from octavo.errors import TrainingError
-from octavo.network.calling import call, device_of, in_mode, on_device
+from octavo.network.forward import call, device_of, in_mode, on_device
 from octavo.network.outputs import alike, described, parts_of
 from octavo.progress import Event, Progress, silent
 from octavo.runs.task import Batch, Task

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import RecipeError
-from octavo.network.calling import device_of
+from octavo.network.forward import device_of
 from octavo.runs.tasks.images import Epoch, accuracy, check_options, normalise, random_crop
 
 

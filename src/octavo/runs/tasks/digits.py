@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from octavo._seeds import seeded
 from octavo.errors import OctavoError
-from octavo.network.calling import call
+from octavo.network.forward import call
 from octavo.runs.task import Batch
 from octavo.runs.tasks.images import Epoch, accuracy, check_options, normalise, random_crop
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from octavo._seeds import seeded
 from octavo.errors import RecipeError
-from octavo.network.calling import call, device_of, evaluating
+from octavo.network.forward import call, device_of, evaluating
 from octavo.runs.task import Batch
 from octavo.runs.tasks.image_files import (
     INTERPOLATIONS,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.errors import RecipeError
-from octavo.network.calling import device_of, evaluating
+from octavo.network.forward import device_of, evaluating
 
 __all__ = ["Epoch", "accuracy", "check_options", "normalise", "random_crop"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from octavo import Budget, Incremental, PlanError, calibrate, quantize_activations, search
-from octavo.network.calling import arguments, batches_of, call, evaluating, observing
+from octavo.network.forward import arguments, batches_of, call, evaluating, observing
 
 
 class Sum(nn.Module):

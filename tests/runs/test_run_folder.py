@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from octavo.errors import PlanError
-from octavo.runs.folder import digest_of
+from octavo.runs.run_folder import digest_of
 
 
 def net(bias: bool = False) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import nn
 
 from octavo.activations.quantizer import input_quantizers
 from octavo.formats.width import WidthLike
-from octavo.network.forward import call, naming_errors, observing
+from octavo.network.forward import call, observing
 from octavo.network.layers import Layer, Skipped, find_inputs, find_layers
 from octavo.network.macs import count_macs
 from octavo.plan import Cost, Plan
@@ -120,7 +120,7 @@ def _row(layer: Layer, macs: int | None, activation_bits: int | None) -> Row:
 
 def _forward(model: nn.Module, example: Any) -> Callable[[], object]:
     def forward() -> object:
-        with observing(model), naming_errors(model, example=True):
+        with observing(model):
             return call(model, example)
 
     return forward

@@ -423,18 +423,22 @@ def test_an_objective_of_ones_own_keeps_no_outputs() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_trials_run_under_the_autocast_and_default_device_of_the_caller(workers: int) -> None:
+def test_trials_run_under_the_autocast_and_default_device_of_whoever_made_the_environment(
+    workers: int,
+) -> None:
     seen = []
+    model = net()
+    inputs = batches(4)
 
     def objective(model: nn.Module) -> float:
         seen.append((torch.is_autocast_enabled("cpu"), torch.get_default_device().type))
         return 0.0
 
-    environment = Environment(
-        net(), NAMES, batches(4), OPTIONS, objective=objective, workers=workers
-    )
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"):
-        environment.objectives(CHOICES)
+        environment = Environment(
+            model, NAMES, inputs, OPTIONS, objective=objective, workers=workers
+        )
+    environment.objectives(CHOICES)
     assert set(seen) == {(True, "meta")}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model = Odd(lambda y: y)

@@ -48,6 +48,9 @@ class Measurement:
 class Environment:
     """The source of objectives: it measures choices, and higher is better.
 
+    Every trial runs under the autocast and the default device under which the environment was made,
+    as its reference outputs did.
+
     Args:
         model: the trained network; it is left as it was.
         layers: names of the layers that are searched, in forward order.

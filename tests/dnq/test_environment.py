@@ -441,6 +441,6 @@ def test_trials_run_under_the_autocast_and_default_device_of_whoever_made_the_en
     environment.objectives(CHOICES)
     assert set(seen) == {(True, "meta")}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        model = Odd(lambda y: y)
-        environment = Environment(model, ("last",), [torch.randn(4, 3)], ONE, workers=workers)
+        odd = Odd(lambda y: y)
+        environment = Environment(odd, ("last",), [torch.randn(4, 3)], ONE, workers=workers)
         assert environment.objectives([(None,), (None,)]) == [0.0, 0.0]

@@ -120,6 +120,8 @@ class Evaluator:
 
     def reward(self, choice: Choice, objective: float) -> float:
         """Return the reward of a choice with this objective: see ``octavo.dnq.reward``."""
+        if not self._trade_off:  # thousands of estimates need no plan to be made for each of them
+            return objective
         return reward_of(objective, self.space.plan(choice), self._trade_off)
 
     def rewards(self, choices: Sequence[Choice]) -> list[float]:

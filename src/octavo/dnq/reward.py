@@ -19,6 +19,4 @@ def reward_of(objective: float, plan: Plan, trade_off: float) -> float:
         trade_off: the gain in objective that a doubling of the ratio is worth.
 
     """
-    if not trade_off:
-        return objective
     return objective + trade_off * math.log2(plan.cost().ratio)

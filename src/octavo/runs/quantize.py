@@ -1,12 +1,14 @@
 """The steps of a run that quantize its network: inputs, the search for a plan, PTQ and INQ."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
+from octavo._seeds import seed_of, seeded
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
-from octavo.dnq.searching import search
+from octavo.dnq.searching import SearchResult, search
 from octavo.dnq.survey import survey
 from octavo.formats.width import write_width, write_widths
 from octavo.inq.incremental import Incremental
@@ -18,8 +20,9 @@ from octavo.ptq.calibration import LayerResult, calibrate
 from octavo.runs.orders import load_orders
 from octavo.runs.run_folder import Json
 from octavo.runs.sections import Activations, Search
-from octavo.runs.stages import Job
+from octavo.runs.stages import Job, teacher_of
 from octavo.runs.steps import freeze
+from octavo.runs.training import retrain, step_count
 from octavo.storage.packed import Packed
 
 __all__ = [
@@ -30,6 +33,8 @@ __all__ = [
     "quantize_by_ptq",
     "quantize_inputs",
 ]
+
+FINALISTS = -3  # the number of the retraining of finalists, from which its seed follows
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,14 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
         activations=settings.activations,
         method=settings.method,
         trials=settings.trials,
+        refine=settings.refine,
+        objective=job.task.score if settings.objective == "task" else None,
         pins=settings.pins,
         absorb=job.recipe.ptq.absorb,
         seed=job.recipe.seed,
         journal=job.folder / "search.jsonl",
         progress=job.progress,
+        **_retraining(job, settings),
     )
     result.plan.save(job.folder / "plan.yaml")
     widths = ", ".join(f"{name} {width}" for name, width in result.plan.items())
@@ -104,14 +112,48 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
         f"search: {result.objective:.5g}, "
         f"the uniform plan {result.uniform_objective:.5g}; bits: {widths}"
     )
-    figures = {
+    figures = _search_figures(result, settings)
+    activations = Activations(bits=result.plan.activations) if result.plan.activations else None
+    return result.plan, {"search": figures} | quantize_inputs(job, model, activations)
+
+
+def _retraining(job: Job, settings: Search) -> dict[str, Callable[[nn.Module], object]]:
+    """Return the option of a search that retrains finalists as the recipe retrains; it may be none.
+
+    Every finalist sees the same batches.
+    """
+    if settings.retrain_steps is None:
+        return {}
+    teacher = teacher_of(job)
+    epochs = settings.retrain_steps / step_count(job.task, 1)
+    seed = seed_of(job.recipe.seed, FINALISTS)
+
+    def progress(event: Event) -> None:
+        job.progress(replace(event, message="finalist"))
+
+    def retrain_finalist(network: nn.Module) -> float:
+        with seeded(seed):
+            return retrain(
+                network, job.task, epochs, job.recipe.retraining, teacher=teacher, progress=progress
+            )
+
+    return {"retrain_steps": retrain_finalist}
+
+
+def _search_figures(result: SearchResult, settings: Search) -> Json:
+    """Return what ``result.json`` says about a search."""
+    figures: Json = {
+        "method": settings.method,
+        "trials": len(result.trials),
         "plan": write_widths(result.plan),
         "uniform": write_widths(result.uniform),
         "score": result.objective,
         "uniform_score": result.uniform_objective,
     }
-    activations = Activations(bits=result.plan.activations) if result.plan.activations else None
-    return result.plan, {"search": figures} | quantize_inputs(job, model, activations)
+    if result.refinement is not None:
+        figures["before_refinement"] = result.refinement.before.objective
+        figures["after_refinement"] = result.refinement.after.objective
+    return figures
 
 
 def quantize_by_ptq(job: Job, model: nn.Module, plan: Plan) -> Quantization:

@@ -30,6 +30,7 @@ from octavo.plan import Budget
 from octavo.ptq.settings import PtqSettings
 from octavo.runs.old_words import with_new_words
 from octavo.runs.orders import RecipeOrder, check_orders, read_orders, write_orders
+from octavo.runs.plan_files import with_plan_file
 from octavo.runs.sections import Activations, Epochs, Prune, Ptq, RecipeWidth, Search
 from octavo.runs.training import Retraining
 
@@ -74,8 +75,8 @@ class Recipe(BaseModel):
             imitates. Without any, the teacher is the task's own network in full precision.
         bits: the width of every layer, or the widths by layer name and shell pattern; the last
             pattern that matches counts, and a layer that none matches stays in float. ``apot6``
-            instead of a number stands for sums of two powers of two. A recipe has either ``bits``
-            or ``search``.
+            instead of a number stands for sums of two powers of two. ``plan.yaml`` is the file of
+            a plan. A recipe has either ``bits`` or ``search``.
         search: the settings of the search for the width of each layer.
         activations: the settings of the quantizers of layer inputs; None quantizes no input.
         method: ``inq`` freezes portion by portion and retrains in between; ``ptq`` is
@@ -155,6 +156,10 @@ class Recipe(BaseModel):
             raise ValueError("expected either activations or search.activations, got both")
         if self.prune and not self.retrains:
             raise ValueError(f"prune: expected method inq, which retrains, got {self.method}")
+        if self.search and self.search.retrain_steps and not self.retrains:
+            raise ValueError(
+                f"search.retrain_steps: expected method inq, which retrains, got {self.method}"
+            )
         if isinstance(self.epochs, tuple) and len(self.epochs) != portions:
             raise ValueError(
                 f"epochs: expected one number, or {portions}, one a portion; got {len(self.epochs)}"
@@ -205,13 +210,19 @@ def make_recipe(content: Mapping[str, Any], where: str, *, folder: Path | None =
     Args:
         content: the keys and values; old words raise a ``DeprecationWarning``.
         where: the file or the option that the recipe comes from, for errors.
-        folder: the folder of the recipe, where ``order: file.py:function`` is looked for first.
+        folder: the folder of the recipe, where ``order: file.py:function`` and ``bits: plan.yaml``
+            are looked for first.
 
     Raises:
         RecipeError: an unknown key, or a value that does not fit.
 
     """
-    return _validated(with_new_words(content, where), where, folder)
+    new_content = with_new_words(content, where)
+    try:
+        new_content = with_plan_file(new_content, folder or Path())
+    except OctavoError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    return _validated(new_content, where, folder)
 
 
 def recorded_recipe(content: Mapping[str, Any], where: str) -> Recipe:

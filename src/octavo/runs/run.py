@@ -15,6 +15,7 @@ from torch import nn
 from octavo._io import write_atomically
 from octavo.deploy.exporting import Exported, export_checked, load_onnx
 from octavo.deploy.forms import check_forms
+from octavo.dnq.methods import method_of
 from octavo.errors import RecipeError
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.progress import Progress, silent
@@ -174,6 +175,8 @@ def _load(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Job, nn.Mod
     check_forms(recipe.export)
     load_orders(recipe.order)
     task = load_task(recipe.task, recipe.options)
+    if recipe.search is not None:
+        method_of(recipe.search.method)  # the task's file may register it
     model, float_model = _two_models(task, recipe.task)
     if recipe.bits is not None:
         planned_layers(model, matching_plan(model, recipe.bits))

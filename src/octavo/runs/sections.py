@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, SkipValidation
 
 from octavo.activations.quantization import ActivationSettings, ScaleFit, check_fit
-from octavo.dnq.settings import METHOD, OPTIONS, TRIALS, Method
+from octavo.dnq.settings import METHOD, OPTIONS, REFINE, TRIALS
 from octavo.errors import PlanError
 from octavo.formats.width import Width, read_width, write_width
 from octavo.plan import Budget
@@ -67,11 +67,28 @@ class Search:
     """The settings of the search for a plan: see ``octavo.search``.
 
     It uses the task's calibration inputs and the seed of the recipe.
+
+    Attributes:
+        budget: the limit on the cost of the plan.
+        method: the name of a method; the task's file may register methods of its own.
+        trials: how many plans may be scored.
+        refine: the last share of the trials, which goes to refinement.
+        objective: ``divergence`` compares outputs with those in full precision; ``task`` is the
+            task's ``score``, which reads whatever data it reads.
+        retrain_steps: the steps of the recipe's own retraining after which finalists are compared;
+            None compares them without any.
+        options: the widths that a layer may get.
+        pins: the widths of layers that are given.
+        activations: the bits that the inputs of layers may get.
+
     """
 
     budget: Budget
-    method: Method = METHOD
+    method: str = METHOD
     trials: Annotated[int, Field(ge=1)] = TRIALS
+    refine: Annotated[float, Field(ge=0, lt=1)] = REFINE
+    objective: Literal["divergence", "task"] = "divergence"
+    retrain_steps: Annotated[int, Field(ge=1)] | None = None
     options: tuple[RecipeWidth, ...] = tuple(map(Width, OPTIONS))
     pins: Mapping[str, RecipeWidth] = field(default_factory=dict)
     activations: tuple[Bits, ...] | None = None

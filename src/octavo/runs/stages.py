@@ -22,7 +22,17 @@ from octavo.runs.run_folder import Json
 from octavo.runs.task import Task, load_task, model_of
 from octavo.runs.training import Retraining, retrain
 
-__all__ = ["History", "Job", "Resumable", "StagePlan", "Step", "resume", "stage_plans", "train"]
+__all__ = [
+    "History",
+    "Job",
+    "Resumable",
+    "StagePlan",
+    "Step",
+    "resume",
+    "stage_plans",
+    "teacher_of",
+    "train",
+]
 
 # The errors of reading a file that is damaged, or that has the state of another network.
 DAMAGE = (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError)
@@ -159,7 +169,7 @@ def train(step: Step, job: Job) -> History:
         FormatError: the file is damaged, or belongs to another network.
 
     """
-    teacher = _teacher(job)
+    teacher = teacher_of(job)
     done = resume(step, job.digest)
     entries = list(done.stages)
     for index in range(len(entries), len(step.stages)):
@@ -232,7 +242,7 @@ def _save(step: Step, entries: list[Json], digest: str) -> None:
     write_atomically(step.file, lambda file: torch.save(content, file))
 
 
-def _teacher(job: Job) -> nn.Module | None:
+def teacher_of(job: Job) -> nn.Module | None:
     """Return the network whose outputs retraining imitates; None if only labels count."""
     recipe = job.recipe
     if recipe.retraining.labels == 1:

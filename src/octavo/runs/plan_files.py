@@ -1,0 +1,63 @@
+"""Recipes that take their bits from the file of a plan, as ``octavo search`` writes it."""
+
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from octavo.errors import RecipeError
+from octavo.formats.width import write_width
+from octavo.plan import Plan
+
+__all__ = ["with_plan_file"]
+
+ENDINGS = (".yaml", ".yml")
+
+
+def with_plan_file(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the keys of a recipe with ``bits: plan.yaml`` replaced by the bits in that file.
+
+    The recipe that a run records then has the bits themselves, so that a plan that is edited
+    between two calls is another run. Where the plan has bits of inputs, they become the recipe's
+    ``activations``.
+
+    Args:
+        content: the keys of a recipe; it is left as it was.
+        folder: the folder of the recipe. A relative path is looked for there first, and then in the
+            working directory.
+
+    Raises:
+        RecipeError: there is no such file, or the recipe has activations of its own beside those of
+            the plan.
+        PlanError: the file is no plan; the message names the file and the key.
+
+    """
+    name = content.get("bits")
+    if not isinstance(name, str) or not name.endswith(ENDINGS):
+        return dict(content)
+    plan = Plan.load(_found(name, folder))
+    # A name is not a pattern: its brackets and stars stand for themselves.
+    bits = {glob.escape(layer): write_width(width) for layer, width in plan.items()}
+    taken = {**content, "bits": bits}
+    if plan.activations:
+        if content.get("activations") is not None:
+            raise RecipeError(
+                f"activations: expected none, because the plan {name} has bits of inputs; "
+                "leave the key out, or remove the plan's section activations"
+            )
+        taken["activations"] = {
+            "bits": {glob.escape(layer): bits for layer, bits in plan.activations.items()}
+        }
+    return taken
+
+
+def _found(name: str, folder: Path) -> Path:
+    """Return the path of a plan's file."""
+    path = Path(name).expanduser()
+    for place in (folder / path, path):
+        if place.is_file():
+            return place
+    raise RecipeError(
+        f"bits: there is no file {name}; expected the bits of every layer, bits by layer name, "
+        "or the file of a plan, such as octavo search writes it"
+    )

@@ -27,8 +27,8 @@ __all__ = ["compress"]
 
 # The options by the function that receives them. One that is left out has that function's default.
 SEARCH = (
-    "budget", "options", "method", "trials", "objective", "seed", "journal", "workers", "pins",
-    "activations", "absorb", "progress",
+    "budget", "options", "method", "trials", "refine", "objective", "seed", "journal", "workers",
+    "pins", "activations", "absorb", "progress",
 )  # fmt: skip
 START = ("fit", "per", "damp", "absorb", "progress")  # calibrate, as the start of retraining
 PTQ = (*START, "order", "sequential")  # calibrate alone
@@ -45,6 +45,7 @@ def compress(
     options: Sequence[WidthLike] | None = None,
     method: str | None = None,
     trials: int | None = None,
+    refine: float | None = None,
     objective: Callable[[nn.Module], float] | None = None,
     seed: int | None = None,
     journal: str | Path | None = None,
@@ -78,6 +79,7 @@ def compress(
         options: as all options up to ``activations``, see ``search``.
         method: the method of the search.
         trials: how many plans may be scored.
+        refine: the last share of the trials, which goes to refinement.
         objective: the objective of the search.
         seed: for ``search``, and for ``Incremental`` with ``retrain``.
         journal: the file to which the search appends its trials.

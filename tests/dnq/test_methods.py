@@ -9,14 +9,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from octavo.dnq import agent, methods, proposals
+from octavo.dnq import agent, methods
 from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import method_of, register_method
+from octavo.dnq.rivals import proposals
 from octavo.dnq.settings import METHODS
 from octavo.dnq.space import Action, Choice, Partial, Space
-from octavo.errors import PlanError
+from octavo.errors import OctavoError, PlanError
 from octavo.network.outputs import Part
 from octavo.plan import Budget
 
@@ -203,9 +204,39 @@ def test_a_method_of_ones_own_is_known_by_its_name(monkeypatch: pytest.MonkeyPat
     method_of("coarsest")(evaluator)
     assert environment.asked == [(0, 0, 0)]
     with pytest.raises(PlanError, match="method coarsest: expected a new name"):
-        register_method("coarsest", coarsest)
+        register_method("coarsest", method_of("exact"))
     with pytest.raises(PlanError, match=r"expected one of dnq, .*, coarsest, got 'coarse'"):
         method_of("coarse")
+
+
+def test_a_file_that_is_loaded_twice_registers_its_method_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+
+    def load() -> Callable[[Evaluator], None]:
+        def own(evaluator: Evaluator) -> None:
+            evaluator.objectives([evaluator.space.cheapest])
+
+        register_method("own", own)
+        return own
+
+    first, second = load(), load()
+    assert first is not second
+    assert method_of("own") is second
+
+
+@pytest.mark.parametrize(
+    ("method", "package"), [("tpe", "optuna"), ("cmaes", "optuna"), ("cmaes", "cmaes")]
+)
+def test_without_a_package_the_error_names_the_extra_before_anything_is_solved(
+    method: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    message = rf"^method {method}: needs {package}: pip install 'octavo\[search\]'$"
+    with pytest.raises(OctavoError, match=message):
+        method_of(method)
+    assert method_of("exact")
 
 
 def test_methods_import_what_they_need_when_they_are_called() -> None:

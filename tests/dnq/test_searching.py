@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.dnq import agent, proposals
+from octavo.dnq import agent
 from octavo.dnq.evaluator import Trial
+from octavo.dnq.rivals import proposals
 from octavo.dnq.searching import SearchResult, search
 from octavo.dnq.settings import METHODS
 from octavo.errors import BudgetError, FormatError, PlanError, RecipeError

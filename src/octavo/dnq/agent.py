@@ -22,9 +22,9 @@ from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.features import allowed_actions, features_of
 from octavo.dnq.policy import Policy
 from octavo.dnq.projection import project
-from octavo.dnq.proposals import proposals
 from octavo.dnq.reinforce import Reinforce, imitate, learn
 from octavo.dnq.rivals.exact import exact_choice
+from octavo.dnq.rivals.proposals import proposals
 from octavo.dnq.space import Choice
 from octavo.dnq.world_model import WorldModel, world_model_of
 

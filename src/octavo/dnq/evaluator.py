@@ -70,6 +70,10 @@ class Measures(Protocol):
 class Evaluator:
     """The counter of evaluations: it measures choices, never one twice, until they are spent.
 
+    Attributes:
+        reserve: the number of evaluations that are withheld for now: see
+            ``octavo.dnq.refinement``.
+
     Args:
         space: the layers and their actions.
         environment: measures what is new.
@@ -95,6 +99,7 @@ class Evaluator:
     ) -> None:
         self.space = space
         self.trials: list[Trial] = []
+        self.reserve = 0
         self.generator = torch.Generator().manual_seed(seed_of(seed))
         self._environment = environment
         self._journal = journal
@@ -103,15 +108,23 @@ class Evaluator:
         self._progress = progress
         self._seen: dict[Partial, float] = {}  # objectives of all choices that were counted
         self._whole: set[Choice] = set()  # choices that are trials
+        self._sensitivity: Sensitivity | None = None  # measured once
 
     @property
     def left(self) -> int:
-        """The number of choices that may still be measured."""
-        return self._evaluations - len(self._seen)
+        """The number of choices that may still be measured: 0 once only the reserve is left."""
+        return max(0, self._evaluations - self.reserve - len(self._seen))
 
     @property
     def best(self) -> Trial:
-        """The trial of the highest reward; of equals, the first."""
+        """The trial of the highest reward; of equals, the first.
+
+        Raises:
+            PlanError: there is no trial yet.
+
+        """
+        if not self.trials:
+            raise PlanError("expected the method to measure at least one plan, it measured none")
         return max(self.trials, key=lambda trial: trial.reward)
 
     def __contains__(self, choice: Choice) -> bool:
@@ -161,6 +174,8 @@ class Evaluator:
     def sensitivity(self, *, outputs: bool = False) -> Sensitivity:
         """Measure each layer alone at each of its actions, against full precision.
 
+        A second call costs no evaluations.
+
         Args:
             outputs: keep the changed outputs too, for a world model.
 
@@ -168,15 +183,16 @@ class Evaluator:
             PlanError: too few evaluations are left for that and for one choice.
 
         """
-        layers = len(self.space.names)
+        known = self._sensitivity
+        if known is None or (outputs and not known.full):
+            self._sensitivity = known = self._measured_sensitivity(outputs=outputs)
+        return known
+
+    def _measured_sensitivity(self, *, outputs: bool) -> Sensitivity:
+        """Measure what :meth:`sensitivity` returns."""
         single = single_layer_choices(self.space.actions)
-        least = len(single) + 1 + (layers > 1)
-        if self.left < least:
-            raise PlanError(
-                f"trials: expected at least {least}, for each layer alone and a plan, "
-                f"got {self.left}"
-            )
-        choices: list[Partial] = [(None,) * layers, *single.values()]
+        choices: list[Partial] = [(None,) * len(self.space.names), *single.values()]
+        self._check_left(choices)
         full = self._environment.full_outputs() if outputs else ()
         measured = self._measured(choices, keep_outputs=bool(full))
         for choice, measurement in zip(choices, measured, strict=True):
@@ -185,6 +201,19 @@ class Evaluator:
         losses = [in_full.objective - each.objective for each in alone]
         changed = {pair: each.outputs for pair, each in zip(single, alone, strict=True)}
         return Sensitivity(loss_table(self.space.actions, losses), full, changed if full else {})
+
+    def _check_left(self, single: Sequence[Partial]) -> None:
+        """Raise PlanError if too few evaluations are left for single layers and for one plan."""
+        new = [choice for choice in single if choice not in self._seen]
+        if not new:
+            return
+        least = len(new) + (len(self.space.names) > 1)  # of one layer, each action is a plan
+        if self.left < least:
+            withheld = f" ({self.reserve} are withheld for refinement)" if self.reserve else ""
+            raise PlanError(
+                f"trials: expected at least {least}, for each layer alone and a plan, "
+                f"got {self.left}{withheld}"
+            )
 
     def _measured(
         self, choices: Sequence[Partial], *, keep_outputs: bool = False
@@ -213,5 +242,4 @@ class Evaluator:
             self.reward(choice, objective),
         )
         self.trials.append(trial)
-        done = self._evaluations - self.left
-        self._progress(Event("search", done, self._evaluations, detail=trial))
+        self._progress(Event("search", len(self._seen), self._evaluations, detail=trial))

@@ -1,16 +1,18 @@
 """The methods of the search, by name: the policy, its rivals, and those that are registered."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TypeAlias
 
 from octavo.dnq.agent import dnq
 from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.rivals.evolution import evolution
 from octavo.dnq.rivals.exact import exact
 from octavo.dnq.rivals.greedy import greedy
 from octavo.dnq.rivals.optuna_methods import cmaes, tpe
 from octavo.dnq.rivals.random_search import random_search
 from octavo.dnq.rivals.uniform import uniform
-from octavo.errors import PlanError, nearest
+from octavo.errors import OctavoError, PlanError, nearest
 
 __all__ = ["SearchMethod", "method_of", "register_method"]
 
@@ -22,18 +24,22 @@ _METHODS: dict[str, SearchMethod] = {
     "greedy": greedy,
     "tpe": tpe,
     "cmaes": cmaes,
+    "evolution": evolution,
     "random": random_search,
     "uniform": uniform,
 }
+PACKAGES = {"tpe": ("optuna",), "cmaes": ("optuna", "cmaes")}  # of the extra ``search``
 
 
 def register_method(name: str, method: SearchMethod) -> None:
     """Make ``search(..., method=name)`` call a method of your own.
 
-    The best of all choices that it measures is the plan of the search.
+    The best of all choices that it measures is the plan of the search. A task's file may register
+    methods, and a recipe or the command line may name them.
 
     Args:
-        name: a name that no method has.
+        name: a name that no other method has. A function that is defined anew, in a file that is
+            loaded a second time, replaces the one of before.
         method: a function that measures choices by ``evaluator.rewards(choices)`` while
             ``evaluator.left`` says that it may; ``evaluator.space`` says what there is to choose.
 
@@ -41,7 +47,8 @@ def register_method(name: str, method: SearchMethod) -> None:
         PlanError: there is a method of that name.
 
     """
-    if name in _METHODS:
+    known = _METHODS.get(name)
+    if known is not None and _origin(known) != _origin(method):
         raise PlanError(f"method {name}: expected a new name, there is a method of that name")
     _METHODS[name] = method
 
@@ -51,9 +58,27 @@ def method_of(name: str) -> SearchMethod:
 
     Raises:
         PlanError: there is none; the message says those that there are.
+        OctavoError: the packages that the method needs are missing; the message says how to install
+            them.
 
     """
     if name not in _METHODS:
         known = ", ".join(_METHODS)
         raise PlanError(f"method: expected one of {known}, got {name!r}{nearest(name, _METHODS)}")
+    for package in PACKAGES.get(name, ()):
+        _require(package, name)
     return _METHODS[name]
+
+
+def _require(package: str, name: str) -> None:
+    """Raise OctavoError unless a package can be imported."""
+    try:
+        import_module(package)
+    except ImportError as error:
+        message = f"method {name}: needs {package}: pip install 'octavo[search]'"
+        raise OctavoError(message) from error
+
+
+def _origin(method: SearchMethod) -> tuple[str | None, str]:
+    """Return the module and the name of a method; two loads of one file have the same."""
+    return getattr(method, "__module__", None), getattr(method, "__qualname__", repr(method))

@@ -13,8 +13,9 @@ from octavo.dnq.environment import Environment, Objective
 from octavo.dnq.evaluator import Evaluator, Trial
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import method_of
+from octavo.dnq.refinement import Refinement, check_share, run_refined
 from octavo.dnq.rivals.uniform import uniform_choice
-from octavo.dnq.settings import METHOD, OPTIONS, TRIALS
+from octavo.dnq.settings import METHOD, OPTIONS, REFINE, TRIALS
 from octavo.dnq.space import Space
 from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
@@ -42,6 +43,8 @@ class SearchResult:
         uniform_objective: the objective of the uniform plan.
         trials: every plan that was measured, in the order of measuring.
         space: the layers and the actions that they could take.
+        refinement: the best trial of the method alone, and the best one after refinement; None
+            where nothing was refined.
 
     """
 
@@ -51,6 +54,7 @@ class SearchResult:
     uniform_objective: float
     trials: tuple[Trial, ...]
     space: Space
+    refinement: Refinement | None = None
 
     @property
     def pareto(self) -> tuple[Trial, ...]:
@@ -109,6 +113,7 @@ def search(
     options: Sequence[WidthLike] = OPTIONS,
     method: str = METHOD,
     trials: int = TRIALS,
+    refine: float = REFINE,
     objective: Objective | None = None,
     seed: int = 0,
     journal: str | Path | None = None,
@@ -129,6 +134,8 @@ def search(
         options: the widths that layers may get: bits, or an ``Apot``.
         method: ``dnq``, the learned policy, or a rival: see ``octavo.dnq.methods``.
         trials: how many plans may be measured, those of single layers included.
+        refine: the last share of the trials, at least 0 and less than 1. It goes to the method
+            ``evolution``, which starts from the best plan of ``method``.
         objective: a function of the model that is maximised. None: minus what the outputs lose of
             full precision, the KL divergence of logits and the relative squared error of everything
             else: see ``octavo.network.outputs``.
@@ -153,6 +160,7 @@ def search(
 
     """
     _check_settings(budget, trade_off, trials, workers)
+    check_share(refine)
     run_method = method_of(method)
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
     check_batches(len(batches))
@@ -169,11 +177,11 @@ def search(
         trade_off=trade_off or 0.0, seed=seed, progress=progress,
     )  # fmt: skip
     with cpu_by_default():  # the policy's tensors, but not those of the trials
-        run_method(evaluator)
-        return _result(evaluator)
+        refinement = run_refined(run_method, evaluator, refine)
+        return _result(evaluator, refinement)
 
 
-def _result(evaluator: Evaluator) -> SearchResult:
+def _result(evaluator: Evaluator, refinement: Refinement | None) -> SearchResult:
     """Return the best trial beside the uniform plan, which is measured whatever the method left."""
     uniform = uniform_choice(evaluator.space, evaluator.best.choice)
     uniform_objective = evaluator.reference(uniform)
@@ -185,6 +193,7 @@ def _result(evaluator: Evaluator) -> SearchResult:
         uniform_objective=uniform_objective,
         trials=tuple(evaluator.trials),
         space=evaluator.space,
+        refinement=refinement,
     )
 
 

@@ -3,13 +3,12 @@
 Nothing is imported here, so that the command line can show them without waiting for torch.
 """
 
-from typing import Literal, get_args
+__all__ = ["METHOD", "METHODS", "OBJECTIVES", "OPTIONS", "REFINE", "TRIALS"]
 
-__all__ = ["METHOD", "METHODS", "OPTIONS", "TRIALS", "Method"]
+METHODS = ("dnq", "exact", "greedy", "tpe", "cmaes", "evolution", "random", "uniform")
+OBJECTIVES = ("divergence", "task")  # of the command line and of recipes; "divergence" by default
 
-Method = Literal["dnq", "exact", "greedy", "tpe", "cmaes", "random", "uniform"]
-METHODS: tuple[str, ...] = get_args(Method)
-
-METHOD: Method = "dnq"
+METHOD = "dnq"
+REFINE = 0.0  # the last share of the trials, which goes to refinement
 TRIALS = 512  # plans that may be measured, those of single layers included
 OPTIONS = (2, 3, 4, 5)  # bits that a layer may get

@@ -8,7 +8,6 @@ import torch
 
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.projection import project
-from octavo.errors import OctavoError
 
 __all__ = ["cmaes", "tpe"]
 
@@ -18,7 +17,7 @@ PATIENCE = 200
 
 def tpe(evaluator: Evaluator) -> None:
     """Measure what the tree-structured Parzen estimator proposes."""
-    _optimize(evaluator, lambda samplers, seed: samplers.TPESampler(seed=seed), "optuna")
+    _optimize(evaluator, lambda samplers, seed: samplers.TPESampler(seed=seed))
 
 
 def cmaes(evaluator: Evaluator) -> None:
@@ -26,15 +25,13 @@ def cmaes(evaluator: Evaluator) -> None:
     _optimize(
         evaluator,
         lambda samplers, seed: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
-        "optuna",
-        "cmaes",
     )
 
 
-def _optimize(evaluator: Evaluator, sampler_of: Callable[[Any, int], Any], *packages: str) -> None:
+def _optimize(evaluator: Evaluator, sampler_of: Callable[[Any, int], Any]) -> None:
     """Measure what a sampler proposes, brought within the budget, and tell it the rewards."""
+    optuna: Any = import_module("optuna")  # only where a method needs it
     seed = int(torch.randint(1 << 31, (), generator=evaluator.generator))
-    optuna = _imported(*packages)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = sampler_of(optuna.samplers, seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -51,13 +48,3 @@ def _optimize(evaluator: Evaluator, sampler_of: Callable[[Any, int], Any], *pack
         (reward,) = evaluator.rewards([project(space, drawn, losses)])
         study.tell(proposal, reward)
         stale = stale + 1 if evaluator.left == before else 0
-
-
-def _imported(*packages: str) -> Any:
-    """Return the first of the packages; they are imported only where a method needs them."""
-    try:
-        first, *_ = [import_module(name) for name in packages]
-    except ImportError as error:
-        message = f"this method needs {error.name}: pip install 'octavo[search]'"
-        raise OctavoError(message) from error
-    return first

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.dnq.projection import project as project_in
-from octavo.dnq.proposals import proposals
+from octavo.dnq.rivals.proposals import proposals
 from octavo.dnq.space import Action, Choice, Space
 from octavo.plan import Budget
 

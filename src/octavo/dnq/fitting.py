@@ -6,7 +6,6 @@ the choice is solved, the limit is corrected by what the file is off, and the ch
 within the new limit, until the file fits.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -103,14 +102,39 @@ class FileFit:
         ``most`` bytes and the losses grow least. Where there is none, the change of one layer that
         adds most.
         """
-        rows = np.arange(len(choice))[:, None]
-        added = self.space.costs - self.space.costs[rows, np.array(choice)[:, None]]
-        lost = self.losses - self.losses[rows, np.array(choice)[:, None]]
-        changes = [
-            (layer, action)
-            for layer, action in zip(*np.nonzero(~np.isnan(added)), strict=True)
-            if action != choice[layer]
-        ]
-        best: tuple[float, tuple[tuple[int, int], ...]] | None = None
-        ...
-        return choice
+        layers, actions = np.nonzero(~np.isnan(self.space.costs))
+        now = np.array(choice)[layers]
+        added = self.space.costs[layers, actions] - self.space.costs[layers, now]  # (changes,)
+        lost = self.losses[layers, actions] - self.losses[layers, now]
+        moves = _least_lost(added, lost, least, most)
+        if moves is None and len(layers) <= PAIRS:
+            moves = _least_lost_pair(layers, added, lost, least, most)
+        if moves is None:
+            largest = int(np.where(added <= most, added, -np.inf).argmax())
+            moves = (largest,)  # a choice that stays as it is adds 0, so there is one
+        changed = list(choice)
+        for move in moves:
+            changed[layers[move]] = int(actions[move])
+        return tuple(changed)
+
+
+def _least_lost(
+    added: np.ndarray, lost: np.ndarray, least: float, most: float
+) -> tuple[int, ...] | None:
+    """Return the change that loses least of those that add from ``least`` to ``most`` bytes."""
+    fitting = (least <= added) & (added <= most)
+    if not fitting.any():
+        return None
+    return (int(np.where(fitting, lost, np.inf).argmin()),)
+
+
+def _least_lost_pair(
+    layers: np.ndarray, added: np.ndarray, lost: np.ndarray, least: float, most: float
+) -> tuple[int, ...] | None:
+    """Return the changes of two layers that together lose least of those that fit."""
+    both_added = added[:, None] + added  # (changes, changes)
+    both_lost = np.where(layers[:, None] != layers, lost[:, None] + lost, np.inf)
+    best = _least_lost(both_added.ravel(), both_lost.ravel(), least, most)
+    if best is None or np.isinf(both_lost.flat[best[0]]):
+        return None
+    return tuple(int(index) for index in divmod(best[0], len(added)))

@@ -1,0 +1,162 @@
+"""The split of the inputs of a search: some calibrate, some score trials, some decide at the end.
+
+A plan that is scored by the inputs that calibrated it looks better than it will on unseen data. The
+best of hundreds of plans looks better still on the inputs that chose it. So each task has inputs of
+its own.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.network.forward import Inputs
+from octavo.network.nested import leaves, mapped
+
+__all__ = ["LEAST_SAMPLES", "Parts", "split", "undivided"]
+
+LEAST_SAMPLES = 64  # with fewer, nothing is set aside
+STRIDE = 4  # samples are dealt in turn, so it does not matter if they are ordered by class
+CALIBRATING = (0, 1)  # index of a sample modulo STRIDE
+SCORING = (2,)
+CONFIRMING = (3,)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The inputs of a search by their task.
+
+    Attributes:
+        calibrating: the batches that candidates are quantized from.
+        scoring: the batches that trials are scored on.
+        confirming: the batches that the final choice is made on.
+        solving: the batches that finalists are solved from: those that calibrate and score.
+        held_out: number of samples that confirm and do nothing else; of batches, where they cannot
+            be divided. 0: nothing was set aside, and every part is all inputs.
+
+    """
+
+    calibrating: tuple[Inputs, ...]
+    scoring: tuple[Inputs, ...]
+    confirming: tuple[Inputs, ...]
+    solving: tuple[Inputs, ...]
+    held_out: int
+
+
+def undivided(batches: Sequence[Inputs]) -> Parts:
+    """Return parts that each have all inputs."""
+    every = tuple(batches)
+    return Parts(every, every, every, every, held_out=0)
+
+
+def split(batches: Sequence[Inputs]) -> Parts:
+    """Divide the inputs of a search by sample, or by batch.
+
+    Sample ``i``, counted along dimension 0 over all batches, calibrates where ``i mod 4`` is 0 or
+    1, scores where it is 2, and confirms where it is 3. The batches of a part are about as large as
+    those that came. Inputs that are no tensors with a common dimension 0 are divided by batch in
+    the same way. With fewer than 64 samples, or fewer than 4 such batches, every part is all
+    inputs.
+
+    """
+    sizes = [_samples(batch) for batch in batches]
+    samples = [size for size in sizes if size is not None]
+    if len(samples) < len(batches):
+        return _split_by_batch(batches)
+    if sum(samples) < LEAST_SAMPLES:
+        return undivided(batches)
+    calibrating = _dealt(batches, samples, CALIBRATING)
+    scoring = _dealt(batches, samples, SCORING)
+    confirming = _dealt(batches, samples, CONFIRMING)
+    held_out = sum(_samples(batch) or 0 for batch in confirming)
+    return Parts(calibrating, scoring, confirming, (*calibrating, *scoring), held_out)
+
+
+def _split_by_batch(batches: Sequence[Inputs]) -> Parts:
+    """Divide inputs whose batches cannot be divided."""
+    if len(batches) < STRIDE:
+        return undivided(batches)
+    calibrating, scoring, confirming = (
+        tuple(batch for index, batch in enumerate(batches) if index % STRIDE in rests)
+        for rests in (CALIBRATING, SCORING, CONFIRMING)
+    )
+    return Parts(calibrating, scoring, confirming, (*calibrating, *scoring), len(confirming))
+
+
+def _samples(batch: Inputs) -> int | None:
+    """Return the common size of dimension 0 of all tensors; None where there is none.
+
+    None and booleans, such as options of the model, go with every sample.
+    """
+    sizes = set()
+    for leaf in leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            sizes.add(len(leaf))
+        elif leaf is not None and not isinstance(leaf, bool):
+            return None
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _dealt(
+    batches: Sequence[Inputs], samples: Sequence[int], rests: Sequence[int]
+) -> tuple[Inputs, ...]:
+    """Return the samples whose index modulo STRIDE is among ``rests``, in batches again."""
+    pieces: list[Inputs] = []
+    first = 0  # index of the first sample of the batch
+    for batch, count in zip(batches, samples, strict=True):
+        rows = [row for row in range(count) if (first + row) % STRIDE in rests]
+        if rows:
+            pieces.append(_rows_of(batch, rows))
+        first += count
+    return tuple(_regrouped(pieces, max(samples)))
+
+
+def _rows_of(batch: Inputs, rows: Sequence[int] | slice) -> Inputs:
+    """Return these samples of a batch."""
+
+    def taken(leaf: Any) -> Any:
+        return leaf[rows] if isinstance(leaf, Tensor) else leaf
+
+    chosen: Inputs = mapped(batch, taken)
+    return chosen
+
+
+def _regrouped(pieces: Iterable[Inputs], most: int) -> list[Inputs]:
+    """Join neighbouring pieces that are alike, and divide them into batches of at most ``most``."""
+    alike: list[list[Inputs]] = []
+    for piece in pieces:
+        if alike and _form(alike[-1][0]) == _form(piece):
+            alike[-1].append(piece)
+        else:
+            alike.append([piece])
+    return [batch for group in alike for batch in _divided(_joined(group), most)]
+
+
+def _form(batch: Inputs) -> Any:
+    """Return all that batches have to share to be joined: containers, types, trailing shapes."""
+
+    def form(leaf: Any) -> Any:
+        return (leaf.dtype, leaf.device, leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf
+
+    return mapped(batch, form)
+
+
+def _joined(group: Sequence[Inputs]) -> Inputs:
+    """Return one batch of all samples of batches of the same form."""
+    columns = zip(*(leaves(batch) for batch in group), strict=True)
+    joined = iter(
+        [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
+    )
+    batch: Inputs = mapped(group[0], lambda _: next(joined))
+    return batch
+
+
+def _divided(batch: Inputs, most: int) -> list[Inputs]:
+    """Divide a batch into as few as possible of at most ``most`` samples, of about equal size."""
+    samples = _samples(batch) or 0
+    count = -(-samples // most)
+    ends = [samples * index // count for index in range(count + 1)]
+    return [_rows_of(batch, slice(*pair)) for pair in itertools.pairwise(ends)]

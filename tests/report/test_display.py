@@ -181,9 +181,9 @@ def test_elsewhere_a_search_is_a_line_now_and_then(pipe: Console, now: list[floa
         pipe, now, [-4, -3, -5, -2.5, -1, -2, -3, -9, -0.5], 100, 5
     )  # speed and time count from the first trial
     assert lines == [
-        "plan 5  best -1  0.2 plans/s  0:06:20 left  ▁▃▃▅█",
+        "plan 5  best -1  0.2 plans/s  0:07:55 left  ▁▃▃▅█",  # 95 plans of 5 seconds
         "best so far, bits by layer: 24",
-        "plan 9  best -0.5  0.2 plans/s  0:06:44 left  ▁▃▃▄▇▇▇▇█",
+        "plan 9  best -0.5  0.2 plans/s  0:07:35 left  ▁▃▃▄▇▇▇▇█",
         "best so far, bits by layer: 23",
     ]
 
@@ -192,7 +192,8 @@ def test_on_a_terminal_the_last_trial_stands_in_the_bar(
     terminal: Console, now: list[float]
 ) -> None:
     text = "".join(searched(terminal, now, [-4, -1, -2], 5, 2))
-    assert "plan 3  best -1  0.8 plans/s  0:00:03 left  ▁██" in text
+    assert "plan 1  best -4  ▁" in text  # one plan has no speed
+    assert "plan 3  best -1  0.5 plans/s  0:00:04 left  ▁██" in text
     assert "best so far, bits by layer: 24" in text
 
 

@@ -117,7 +117,8 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
     )  # the command's own defaults
     text = (
         "base: base.yaml\n"
-        "search: {method: random, trials: 20, options: [2, 4], pins: {conv1: 4}}\n"
+        "search: {method: random, trials: 20, options: [2, 4], pins: {conv1: 4}, refine: 0.25,\n"
+        "  objective: task, retrain_steps: 50}\n"
         "order: [relative, relative, relative, random]"
     )
     recipe = load_recipe(write("r.yaml", text), ["search.budget.average_bits=2.5"])
@@ -127,6 +128,9 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
         trials=20,
         options=(Width(2), Width(4)),
         pins={"conv1": Width(4)},
+        refine=0.25,
+        objective="task",
+        retrain_steps=50,
     )
     assert recipe.order == ("relative", "relative", "relative", "random")
     assert make_recipe(recipe.model_dump(mode="json"), "again") == recipe
@@ -364,8 +368,20 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
             "search.trials: Input should be greater than or equal to 1, got 0",
         ),
         (
-            "search: {budget: {bytes: 9}, method: dqn}",
-            "search.method: Input should be 'dnq', .*, got 'dqn'",
+            "search: {budget: {bytes: 9}, refine: 1}",
+            "search.refine: Input should be less than 1, got 1",
+        ),
+        (
+            "search: {budget: {bytes: 9}, objective: accuracy}",
+            "search.objective: Input should be 'divergence' or 'task', got 'accuracy'",
+        ),
+        (
+            "search: {budget: {bytes: 9}, retrain_steps: 0}",
+            "search.retrain_steps: Input should be greater than or equal to 1, got 0",
+        ),
+        (
+            "bits: null\nmethod: ptq\nsearch: {budget: {bytes: 9}, retrain_steps: 10}",
+            "search.retrain_steps: expected method inq, which retrains, got ptq",
         ),
         (
             "search: {budget: {bytes: 9}, options: [2, 9]}",

@@ -1,7 +1,7 @@
 """The commands that look at a task's network: ``inspect`` and ``search``."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo.cli.options import AsJson, Options, TaskName, err, out, print_written, task_options
-from octavo.dnq.settings import METHOD, METHODS, OPTIONS, TRIALS
-from octavo.errors import BudgetError, nearest
+from octavo.dnq.settings import METHOD, METHODS, OBJECTIVES, OPTIONS, REFINE, TRIALS
+from octavo.errors import BudgetError, PlanError, nearest
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from octavo.dnq.searching import SearchResult
     from octavo.inspection import Inspection
     from octavo.plan import Budget
@@ -45,7 +47,10 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The plan to write, YAML.")]
 Limit = Annotated[
     str | None,
-    typer.Option(help="The limit: average_bits=3, ratio=10, bytes=100000 or bit_ops=1e9."),
+    typer.Option(
+        help="The limit: average_bits=3, ratio=10, bytes=100000 or bit_ops=1e9. Without a limit "
+        "and a trade-off, the search covers every feasible size."
+    ),
 ]
 TradeOff = Annotated[
     float | None,
@@ -55,6 +60,21 @@ TradeOff = Annotated[
 ]
 Method = Annotated[
     str, typer.Option(help=f"The method: {', '.join(METHODS[:-1])} or {METHODS[-1]}.")
+]
+Refine = Annotated[
+    float,
+    typer.Option(
+        help="The last share of the trials, from 0 to below 1: the method evolution refines the "
+        "best plan with it."
+    ),
+]
+Objective = Annotated[
+    str,
+    typer.Option(
+        help="divergence: compare outputs with those in full precision, without labels. task: the "
+        "task's own score, on whatever data that reads: let it read validation data, because the "
+        "plan is fitted to them."
+    ),
 ]
 Trials = Annotated[int, typer.Option(min=1, help="The number of plans that may be scored.")]
 Widths = Annotated[
@@ -83,6 +103,8 @@ def search(
     trade_off: TradeOff = None,
     method: Method = METHOD,
     trials: Trials = TRIALS,
+    refine: Refine = REFINE,
+    objective: Objective = OBJECTIVES[0],
     options: Widths = DEFAULT_WIDTHS,
     pin: Pins = None,
     seed: Seed = 0,
@@ -104,6 +126,8 @@ def search(
         "trade_off": trade_off,
         "method": method,
         "trials": trials,
+        "refine": refine,
+        "objective": _objective(loaded, objective),
         "options": _values(options, "--options"),
         "pins": _pins(pin),
         "seed": seed,
@@ -113,7 +137,12 @@ def search(
     }
     result = _searched(loaded, task, settings, as_json)
     result.plan.save(output)
-    _print_plan(result, output, as_json)
+    whole_range = budget is None and trade_off is None
+    if as_json:
+        typer.echo(json.dumps(_search_figures(result, method), indent=2))
+    else:
+        _print_search(result, whole_range=whole_range)
+        print_written(output)
 
 
 def _print_inspection(inspection: "Inspection") -> None:
@@ -145,15 +174,30 @@ def _searched(
         return search_bits(model_of(task, name), task.calibration(), progress=display, **settings)
 
 
-def _print_plan(result: "SearchResult", output: Path, as_json: bool) -> None:
-    """Print the plan that was found and the file that it was written to, or the plan as JSON."""
-    from octavo.report.tables import plan_table
+def _print_search(result: "SearchResult", *, whole_range: bool) -> None:
+    """Print the plan of a search; where it covered the whole range, its front too."""
+    from octavo.report.search_tables import (
+        finalists_table,
+        front_table,
+        plan_table,
+        refinement_line,
+    )
 
-    if as_json:
-        typer.echo(json.dumps(_plan_figures(result), indent=2))
-        return
-    out.print(plan_table(result))
-    print_written(output)
+    if whole_range:
+        out.print(front_table(result))
+    out.print(plan_table(result), finalists_table(result))
+    if result.refinement is not None:
+        out.print(refinement_line(result.refinement), soft_wrap=True, markup=False)
+
+
+def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None":
+    """Return the objective of a search by its name; None for the divergence."""
+    if name not in OBJECTIVES:
+        raise PlanError(
+            f"--objective: expected one of {', '.join(OBJECTIVES)}, got {name!r}"
+            f"{nearest(name, OBJECTIVES)}"
+        )
+    return task.score if name == "task" else None
 
 
 def _budget(pair: str | None) -> "Budget | None":
@@ -186,12 +230,11 @@ def _values(text: str | None, name: str) -> Any:
     return None if text is None else yaml_value(f"[{text}]", name)
 
 
-def _plan_figures(result: "SearchResult") -> dict[str, Any]:
-    """Return the plan that was found, its objective and its cost, for JSON."""
-    from octavo.formats.width import write_widths
+def _search_figures(result: "SearchResult", method: str) -> dict[str, Any]:
+    """Return the result of a search for JSON: the plan, its cost, and what else was measured."""
+    from octavo.runs.search_figures import front_figures, search_figures
 
-    figures: dict[str, Any] = {"plan": write_widths(result.plan)}
+    figures = search_figures(result, method) | {"front": front_figures(result)}
     if result.plan.activations:
         figures["activations"] = result.plan.activations
-    scores = {"score": result.objective, "uniform_score": result.uniform_objective}
-    return figures | scores | asdict(result.plan.cost())
+    return figures | asdict(result.plan.cost())

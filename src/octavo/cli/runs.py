@@ -67,7 +67,11 @@ def quantize(
     task: TaskName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The packed file to write.")],
     bits: Annotated[
-        str, typer.Option(help="The bits of every layer: 2 to 8, or apot5 to apot8.")
+        str,
+        typer.Option(
+            help="The bits of every layer: 2 to 8, or apot5 to apot8; or the file of a plan, such "
+            "as plan.yaml."
+        ),
     ] = "3",
     method: Annotated[
         str,
@@ -81,7 +85,8 @@ def quantize(
 ) -> None:
     """Quantize a task's network with octavo's default settings and write the packed file.
 
-    Example: `octavo quantize digits --bits 4 --method ptq -o digits.safetensors`
+    Examples: `octavo quantize digits --bits 4 --method ptq -o digits.safetensors`, or
+    `--bits plan.yaml` for a plan that `octavo search` wrote.
     """
     from octavo.runs.recipe import make_recipe, override, yaml_value
     from octavo.storage.packed import Packed

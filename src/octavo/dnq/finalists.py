@@ -6,22 +6,19 @@ choice among the best few plans, made on such networks.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from octavo.activations.quantization import quantize_activations
 from octavo.dnq.divergence import Divergence
-from octavo.dnq.evaluator import Evaluator
-from octavo.dnq.fitting import FileFit
 from octavo.dnq.objective import Objective, checked_objective
-from octavo.dnq.rivals.uniform import uniform_choice
 from octavo.dnq.space import Choice
 from octavo.dnq.splitting import Parts
 from octavo.inq.incremental import Incremental
 from octavo.network.forward import Inputs
-from octavo.plan import Budget, Plan
+from octavo.plan import Plan
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.storage.packed import Packed

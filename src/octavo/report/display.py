@@ -66,8 +66,8 @@ class Display:
             self._show_step(event, event.detail)
         elif isinstance(event.detail, Trial):
             self._show_trial(event, event.detail)
-        elif event.phase == "search":
-            self._begin("PTQ of every layer at every width")
+        elif event.phase == "search" and not event.message:
+            self._begin("PTQ of every layer at every width, and each layer alone")
             self._rewards = []
         else:
             self._begin(event.message)
@@ -101,19 +101,22 @@ class Display:
     def _show_trial(self, event: Event, trial: Trial) -> None:
         """Move the bar of a search by a trial, or now and then print a line.
 
-        It has the speed, the time left, and the curve of the best reward so far.
+        It has the speed, the time left, and the curve of the best reward so far. Speed and time
+        count from the first trial: the time before went into PTQ and into plans of single layers.
         """
         self._rewards.append(trial.reward)
-        if len(self._rewards) == 1:  # the time before that went into tables of losses
+        if len(self._rewards) == 1:
             self._printed = time.monotonic()
             self._first_trial = time.monotonic()
         if trial.reward == max(self._rewards):
             self._best = _widths(trial)
         plans = len(self._rewards)
-        speed = plans / max(time.monotonic() - self._first_trial, 1e-9)
+        pace = ""
+        if plans > 1:
+            speed = (plans - 1) / max(time.monotonic() - self._first_trial, 1e-9)
+            pace = f"{speed:.1f} plans/s  {_time_left(event, speed)} left  "
         line = (
-            f"plan {plans}  best {max(self._rewards):.4g}  {speed:.1f} plans/s  "
-            f"{_time_left(event, speed)} left  {_curve(self._rewards)}\n"
+            f"plan {plans}  best {max(self._rewards):.4g}  {pace}{_curve(self._rewards)}\n"
             f"best so far, bits by layer: {self._best}"
         )
         if self._live:

@@ -7,9 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from octavo.deploy.exporting import Exported
-from octavo.dnq.searching import SearchResult
 from octavo.inspection import Inspection
-from octavo.plan import Plan
 from octavo.storage.packed import Packed
 
 __all__ = [
@@ -18,9 +16,9 @@ __all__ = [
     "inspection_table",
     "layers_table",
     "packed_rows",
-    "plan_table",
     "result_table",
     "skipped_table",
+    "titled_table",
 ]
 
 CONTROL = "control: the full-precision network, trained equally long and in the same way"
@@ -32,7 +30,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     Only a run that retrains has a column for the control.
     """
     trained = "stages" in result
-    table = _table("full precision against powers of two", CONTROL if trained else None)
+    table = titled_table("full precision against powers of two", CONTROL if trained else None)
     columns = ["full precision", "control", "quantized"]
     table.add_column("")
     for column in columns if trained else [columns[0], columns[2]]:
@@ -74,7 +72,7 @@ def bits_range(bits: Iterable[int]) -> str:
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     """Return the output errors that PTQ reached, layer by layer."""
     caption = "error of a layer's outputs on the calibration inputs, relative to the outputs"
-    table = _table("post-training quantization", caption)
+    table = titled_table("post-training quantization", caption)
     table.add_column("layer")
     for column in ("bits", "at the nearest levels", "as chosen by PTQ"):
         table.add_column(column, justify="right")
@@ -88,39 +86,10 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def plan_table(result: SearchResult) -> Table:
-    """Return the plan that a search found, beside the uniform plan of the same budget."""
-    caption = f"{len(result.trials)} plans measured; of the objective, higher is better"
-    table = _table("the plan", caption)
-    table.add_column("layer")
-    for column in ("weights", "bits", "uniform plan"):
-        table.add_column(column, justify="right")
-    plans = (result.plan, result.uniform)
-    for name in result.plan:
-        bits = [_bits(plan, name) for plan in plans]
-        table.add_row(escape(name), f"{result.plan.weights[name]:,}", *bits)
-    costs = [plan.cost() for plan in plans]
-    table.add_section()
-    table.add_row("average bits", "", *(f"{cost.average_bits:.3f}" for cost in costs))
-    table.add_row("nominal bytes", "", *(f"{cost.bytes:,}" for cost in costs))
-    if result.plan.activations:
-        table.add_row("bit operations", "", *(f"{cost.bit_ops:,}" for cost in costs))
-    reached = f"[bold]{result.objective:.5g}[/]"
-    table.add_row("objective", "", reached, f"{result.uniform_objective:.5g}")
-    return table
-
-
-def _bits(plan: Plan, name: str) -> str:
-    """Return the width of a layer; where inputs are quantized, ``3x8`` for weights and inputs."""
-    if not plan.activations:
-        return str(plan[name])
-    return f"{plan[name]}x{plan.activations.get(name, 'float')}"
-
-
 def inspection_table(inspection: Inspection) -> Table:
     """Return the layers that can be quantized."""
     quantized_inputs = any(row.activation_bits for row in inspection.rows)
-    table = _table("can be quantized")
+    table = titled_table("can be quantized")
     for column in ("layer", "kind", "shape"):
         table.add_column(column)
     for column in ("weights", "multiply-accumulates"):
@@ -148,7 +117,7 @@ def skipped_table(inspection: Inspection) -> Table:
 
     Each reason has one row, with the first of its parameters as an example.
     """
-    table = _table("stays in float")
+    table = titled_table("stays in float")
     for column in ("parameters", "weights", "why", "for example"):
         table.add_column(column)
     reasons: dict[str, list[Any]] = {}
@@ -162,7 +131,7 @@ def skipped_table(inspection: Inspection) -> Table:
     return table
 
 
-def _table(title: str, caption: str | None = None) -> Table:
+def titled_table(title: str, caption: str | None = None) -> Table:
     """Return an empty table with its title and caption on the left."""
     return Table(title=title, caption=caption, title_justify="left", caption_justify="left")
 

@@ -8,9 +8,9 @@ from torch import nn
 from octavo._seeds import seed_of, seeded
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
-from octavo.dnq.searching import SearchResult, search
+from octavo.dnq.searching import search
 from octavo.dnq.survey import survey
-from octavo.formats.width import write_width, write_widths
+from octavo.formats.width import write_width
 from octavo.inq.incremental import Incremental
 from octavo.network.forward import device_of, on_device
 from octavo.plan import Plan
@@ -19,6 +19,7 @@ from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import LayerResult, calibrate
 from octavo.runs.orders import load_orders
 from octavo.runs.run_folder import Json
+from octavo.runs.search_figures import search_figures
 from octavo.runs.sections import Activations, Search
 from octavo.runs.stages import Job, teacher_of
 from octavo.runs.steps import freeze
@@ -112,7 +113,11 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
         f"search: {result.objective:.5g}, "
         f"the uniform plan {result.uniform_objective:.5g}; bits: {widths}"
     )
-    figures = _search_figures(result, settings)
+    if result.refinement is not None:
+        before = result.refinement.before.objective
+        after = result.refinement.after.objective
+        job.note(f"search: best trial of {settings.method} {before:.5g}, refined {after:.5g}")
+    figures = search_figures(result, settings.method)
     activations = Activations(bits=result.plan.activations) if result.plan.activations else None
     return result.plan, {"search": figures} | quantize_inputs(job, model, activations)
 
@@ -138,22 +143,6 @@ def _retraining(job: Job, settings: Search) -> dict[str, Callable[[nn.Module], o
             )
 
     return {"retrain_steps": retrain_finalist}
-
-
-def _search_figures(result: SearchResult, settings: Search) -> Json:
-    """Return what ``result.json`` says about a search."""
-    figures: Json = {
-        "method": settings.method,
-        "trials": len(result.trials),
-        "plan": write_widths(result.plan),
-        "uniform": write_widths(result.uniform),
-        "score": result.objective,
-        "uniform_score": result.uniform_objective,
-    }
-    if result.refinement is not None:
-        figures["before_refinement"] = result.refinement.before.objective
-        figures["after_refinement"] = result.refinement.after.objective
-    return figures
 
 
 def quantize_by_ptq(job: Job, model: nn.Module, plan: Plan) -> Quantization:

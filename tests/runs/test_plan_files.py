@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import RecipeError
-from octavo.formats.width import Width
+from octavo.formats.width import Apot, Width
 from octavo.plan import Plan
 from octavo.runs.plan_files import with_plan_file
 from octavo.runs.recipe import load_recipe, make_recipe, recorded_recipe
@@ -28,7 +28,7 @@ def test_the_bits_are_those_of_the_file(plans: Path) -> None:
     PLAN.save(plans / "plan.yaml")
     (plans / "r.yaml").write_text("task: digits\nbits: plan.yaml\n")
     recipe = load_recipe(plans / "r.yaml")
-    assert recipe.bits == {"conv1": Width(3), "fc": Width.parse("apot6")}
+    assert recipe.bits == {"conv1": Width(3), "fc": Apot(6)}
     assert recipe.activations is None
     recorded = recipe.model_dump(mode="json")
     assert recorded["bits"] == {"conv1": 3, "fc": "apot6"}

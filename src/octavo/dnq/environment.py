@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from octavo.dnq.candidates import Candidate, quantize_all
 from octavo.dnq.divergence import Divergence, first_rows, outputs_of
+from octavo.dnq.file_sizes import FileSizes, file_sizes
 from octavo.dnq.space import Action, Choice, Partial
 from octavo.dnq.trial_network import TrialNetwork
 from octavo.errors import PlanError
@@ -132,6 +133,10 @@ class Environment:
             candidates[action].stored_bits
             for candidates, action in zip(self._candidates, choice, strict=True)
         )
+
+    def file_sizes(self) -> FileSizes:
+        """Return an estimate of the bytes that a packed file of each choice takes."""
+        return file_sizes(self._model, self._layers, self._candidates)
 
     def network(self, choice: Partial) -> nn.Module:
         """Return the network as the trial of a choice has it; everything that is not searched is

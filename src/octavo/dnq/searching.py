@@ -11,8 +11,10 @@ from torch import nn
 from octavo._deprecated import renamed_arguments, warn_renamed
 from octavo.dnq.environment import Environment, Objective
 from octavo.dnq.evaluator import Evaluator, Trial
+from octavo.dnq.file_sizes import FileSizes
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import method_of
+from octavo.dnq.prices import check_budget, within
 from octavo.dnq.rivals.uniform import uniform_choice
 from octavo.dnq.settings import METHOD, OPTIONS, TRIALS
 from octavo.dnq.space import Space
@@ -41,7 +43,8 @@ class SearchResult:
             above the plan's average).
         uniform_objective: the objective of the uniform plan.
         trials: every plan that was measured, in the order of measuring.
-        space: the layers and the actions that they could take.
+        space: the layers, the actions that they could take, and what these cost.
+        sizes: the estimated bytes of a packed file.
 
     """
 
@@ -51,6 +54,7 @@ class SearchResult:
     uniform_objective: float
     trials: tuple[Trial, ...]
     space: Space
+    sizes: FileSizes
 
     @property
     def pareto(self) -> tuple[Trial, ...]:
@@ -68,12 +72,14 @@ class SearchResult:
             BudgetError: none of them fits; the message says what they cost.
 
         """
-        fitting = [trial for trial in self.trials if budget.allows(trial.plan.cost())]
+        space = within(self.space, budget, self.sizes)
+        fitting = [trial for trial in self.trials if space.fits(trial.choice)]
         if not fitting:
-            bits = [trial.plan.cost().average_bits for trial in self.trials]
+            costs = [space.cost(trial.choice) for trial in self.trials]
             raise BudgetError(
-                f"{budget}: none of {len(bits)} trials fits; "
-                f"they have {min(bits):g} to {max(bits):g} average bits"
+                f"{budget}: none of {len(costs)} trials fits; "
+                f"they have {min(costs) / space.limit:.3g} to {max(costs) / space.limit:.3g} times "
+                "what is left for their codes"
             )
         return max(fitting, key=lambda trial: trial.objective).plan
 
@@ -156,12 +162,15 @@ def search(
     run_method = method_of(method)
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
     check_batches(len(batches))
-    space = survey(model, batches[0], options, pins or {}, budget, activations)
+    surveyed = survey(model, batches[0], options, pins or {}, activations)
+    check_budget(surveyed, budget)
     warn_if_mostly_float(model)
     environment = Environment(
-        model, space.names, batches, space.actions,
+        model, surveyed.names, batches, surveyed.actions,
         objective=objective, workers=workers, absorb=absorb,
     )  # fmt: skip
+    sizes = environment.file_sizes()
+    space = within(surveyed, budget, sizes)
     settings = _settings(model, batches, space, own_objective=objective is not None, absorb=absorb)
     known = Journal(None if journal is None else Path(journal), space.actions, settings)
     evaluator = Evaluator(
@@ -170,10 +179,10 @@ def search(
     )  # fmt: skip
     with cpu_by_default():  # the policy's tensors, but not those of the trials
         run_method(evaluator)
-        return _result(evaluator)
+        return _result(evaluator, sizes)
 
 
-def _result(evaluator: Evaluator) -> SearchResult:
+def _result(evaluator: Evaluator, sizes: FileSizes) -> SearchResult:
     """Return the best trial beside the uniform plan, which is measured whatever the method left."""
     uniform = uniform_choice(evaluator.space, evaluator.best.choice)
     uniform_objective = evaluator.reference(uniform)
@@ -185,6 +194,7 @@ def _result(evaluator: Evaluator) -> SearchResult:
         uniform_objective=uniform_objective,
         trials=tuple(evaluator.trials),
         space=evaluator.space,
+        sizes=sizes,
     )
 
 

@@ -197,8 +197,15 @@ class Plan(MutableMapping[str, Width]):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """A limit on the cost of a plan: exactly one of the least ``ratio``, or the most
-    ``average_bits``, ``bytes`` or ``bit_ops``.
+    """A limit on the cost of a plan; exactly one of the four is given.
+
+    Args:
+        ratio: the least ratio of the network's bytes in float to the bytes of its packed file, as
+            ``Packed.ratio`` has it.
+        average_bits: the most nominal bits per planned weight, on average. The file is smaller: it
+            stores codes near their entropy.
+        bytes: the most bytes of the packed file, everything in it included.
+        bit_ops: the most bit operations of one input: bits times multiply-accumulates.
 
     Raises:
         BudgetError: none or several are given, or one is not a positive number.
@@ -226,25 +233,10 @@ class Budget:
         """Return the limit as text: ``average_bits=3``."""
         return next(f"{name}={value:g}" for name, value in vars(self).items() if value is not None)
 
-    def allows(self, cost: Cost) -> bool:
-        """Tell whether ``cost`` is within the budget.
-
-        Raises:
-            BudgetError: a budget of bit operations, and a cost that does not know them.
-
-        """
-        if self.ratio is not None:
-            return cost.ratio >= self.ratio
-        if self.bit_ops is not None:
-            if cost.bit_ops is None:
-                raise BudgetError(
-                    "bit_ops: the plan knows no multiply-accumulates; "
-                    "make it by inspect(model, example)"
-                )
-            return cost.bit_ops <= self.bit_ops
-        if self.average_bits is not None:
-            return cost.average_bits <= self.average_bits
-        return self.bytes is None or cost.bytes <= self.bytes
+    @property
+    def of_file(self) -> bool:
+        """True for a limit on the packed file: ``bytes`` or ``ratio``."""
+        return self.bytes is not None or self.ratio is not None
 
 
 def matching_plan(model: nn.Module, bits: WidthLike | Mapping[str, WidthLike]) -> Plan:

@@ -30,14 +30,21 @@ class Candidate:
 
     Attributes:
         weight: the quantized weight, in the shape of the layer's own.
+        quantized: the codes and the codebook of the weight, on the CPU, as a file has them.
         stored_bits: bits that its codes take at their entropy.
         quantizer: the quantizer of the layer's inputs; None leaves them as they are.
+        norm: the batch norm of the model that can cancel a factor of the output channels, if any.
+        factor: the factor of each output channel, (channels,), that ``weight`` has and
+            ``quantized`` has not; None if there is none.
 
     """
 
     weight: Tensor
+    quantized: Quantized
     stored_bits: float
     quantizer: InputQuantizer | None = None
+    norm: nn.Module | None = None
+    factor: Tensor | None = None
 
 
 Candidates: TypeAlias = Sequence[Sequence[Candidate]]  # by layer and action
@@ -75,7 +82,7 @@ def quantize_all(
             moments[layer.name],
             layer_actions,
             quantizers.get(layer.name, {}),
-            scaled=layer.name in norms,
+            norms.get(layer.name),
         )
         for layer, layer_actions in zip(searched, actions, strict=True)
     ]
@@ -105,12 +112,11 @@ def _candidates_of(
     moments: Moments,
     actions: Sequence[Action],
     quantizers: Mapping[int, InputQuantizer],
-    *,
-    scaled: bool,
+    norm: nn.Module | None,
 ) -> list[Candidate]:
     """Return the candidates of one layer; its weights are solved once for each width."""
     widths = dict.fromkeys(action.width for action in actions)
-    solved = {width: _solved(layer, moments, width, scaled=scaled) for width in widths}
+    solved = {width: _solved(layer, moments, width, norm) for width in widths}
     candidates = []
     for action in actions:
         quantizer = None if action.input_bits is None else quantizers.get(action.input_bits)
@@ -118,12 +124,12 @@ def _candidates_of(
     return candidates
 
 
-def _solved(layer: Layer, moments: Moments, width: Width, *, scaled: bool) -> Candidate:
+def _solved(layer: Layer, moments: Moments, width: Width, norm: nn.Module | None) -> Candidate:
     """Return the candidate of one width, its inputs as they are."""
-    solution = solve(layer, moments, width, PtqSettings(), scaled=scaled)
+    solution = solve(layer, moments, width, PtqSettings(), scaled=norm is not None)
     quantized = Quantized.of(layer, solution.codebook, solution.codes.cpu())
     # The norm behind the layer stays as it is in trials, so the weight takes the factor.
     effective = rescaled(layer, quantized.weight(), solution.factor)
     weight = torch.empty_like(layer.weight, requires_grad=False).copy_(effective)
-    stored_bytes = coding.entropy_bytes(quantized.codes, width)
-    return Candidate(weight, 8 * stored_bytes)
+    stored_bits = 8 * coding.entropy_bytes(quantized.codes, width)
+    return Candidate(weight, quantized, stored_bits, norm=norm, factor=solution.factor)

@@ -21,7 +21,7 @@ class Divergence:
 
     Args:
         model: the network in full precision.
-        batches: the inputs of all trials.
+        batches: the inputs that networks are measured on.
 
     Raises:
         PlanError: the model returns nothing to compare.
@@ -29,6 +29,7 @@ class Divergence:
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Inputs]) -> None:
+        self.batches = batches
         with observing(model):
             self._full = outputs_of(model, batches)
         # The unit of each part, over all batches: its rows, or the sum of its squares.
@@ -36,6 +37,10 @@ class Divergence:
             sum(part.unit() for part in batches_of_part)
             for batches_of_part in zip(*self._full, strict=True)
         ]
+
+    def of(self, network: nn.Module) -> float:
+        """Return the objective of a network, which must be in evaluation mode."""
+        return self.objective(outputs_of(network, self.batches))
 
     def objective(self, outputs: Sequence[Sequence[Part]]) -> float:
         """Return minus the sum of what each part loses, for the parts of every batch.

@@ -1,33 +1,30 @@
 """The environment of the search: the objective of a choice, without retraining.
 
 Every (layer, action) pair is quantized once, by PTQ from full-precision inputs. A trial puts the
-chosen candidates into the network and runs the calibration inputs once. (DNQ, arXiv 1812.02375,
-published neither its environment nor its reward: this one is ours.)
+chosen candidates into the network and runs inputs once that did not calibrate them. (DNQ, arXiv
+1812.02375, published neither its environment nor its reward: this one is ours.)
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from octavo.dnq.candidates import Candidate, quantize_all
 from octavo.dnq.divergence import Divergence, first_rows, outputs_of
+from octavo.dnq.file_sizes import FileSizes, file_sizes
+from octavo.dnq.objective import Objective, checked_objective
 from octavo.dnq.space import Action, Choice, Partial
 from octavo.dnq.trial_network import TrialNetwork
-from octavo.errors import PlanError
 from octavo.network.forward import Inputs, observing
 from octavo.network.outputs import Part
 from octavo.network.thread_state import ThreadState
 
-__all__ = ["Environment", "Measurement", "Objective"]
+__all__ = ["Environment", "Measurement"]
 
 NUMBERS = 1 << 24  # the numbers that are kept from the outputs of all single layers together
-
-Objective: TypeAlias = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +51,10 @@ class Environment:
     Args:
         model: the trained network; it is left as it was.
         layers: names of the layers that are searched, in forward order.
-        inputs: calibration batches, on the model's device.
+        calibrating: the batches that candidates are quantized from, on the model's device.
         actions: the actions that each layer may take.
+        scoring: the batches that trials are scored on; None: those that calibrate. An objective of
+            the user's own does not read them.
         objective: a function of the model that is maximised. None: minus what the outputs lose of
             full precision, the KL divergence of logits (the mean over rows) and the relative
             squared error of everything else: see ``octavo.dnq.divergence``.
@@ -73,9 +72,10 @@ class Environment:
         self,
         model: nn.Module,
         layers: Sequence[str],
-        inputs: Iterable[Inputs],
+        calibrating: Iterable[Inputs],
         actions: Sequence[Sequence[Action]],
         *,
+        scoring: Iterable[Inputs] | None = None,
         objective: Objective | None = None,
         workers: int = 1,
         absorb: bool = False,
@@ -83,11 +83,13 @@ class Environment:
         self._model = model
         self._layers = tuple(layers)
         self._actions = actions
-        self._batches = list(inputs)
+        batches = list(calibrating)
         self._callers = ThreadState.current()  # trials run under these settings
-        self._candidates = quantize_all(model, layers, self._batches, actions, absorb=absorb)
+        self._candidates = quantize_all(model, layers, batches, actions, absorb=absorb)
         self._networks = [self._trial_network() for _ in range(workers)]
-        self._objective = objective or Divergence(model, self._batches)
+        self._objective = objective or Divergence(
+            model, batches if scoring is None else list(scoring)
+        )
 
     def objectives(self, choices: Sequence[Partial]) -> list[float]:
         """Return the objective of each choice; None instead of an index leaves that layer in full
@@ -133,6 +135,10 @@ class Environment:
             for candidates, action in zip(self._candidates, choice, strict=True)
         )
 
+    def file_sizes(self) -> FileSizes:
+        """Return an estimate of the bytes that a packed file of each choice takes."""
+        return file_sizes(self._model, self._layers, self._candidates)
+
     def network(self, choice: Partial) -> nn.Module:
         """Return the network as the trial of a choice has it; everything that is not searched is
         shared with the model.
@@ -146,9 +152,8 @@ class Environment:
     ) -> Measurement:
         network.put(self._chosen(choice))
         if not isinstance(self._objective, Divergence):
-            objective = float(self._objective(network.model))
-            return Measurement(self._checked(objective, choice))
-        outputs = outputs_of(network.model, self._batches)
+            return Measurement(self._checked(self._objective(network.model), choice))
+        outputs = outputs_of(network.model, self._objective.batches)
         objective = self._checked(self._objective.objective(outputs), choice)
         if not keep_outputs:
             return Measurement(objective)
@@ -159,17 +164,13 @@ class Environment:
         numbers_of_a_row = sum(map(len, self._actions)) * divergence.width
         return max(1, NUMBERS // numbers_of_a_row)
 
-    def _checked(self, objective: float, choice: Partial) -> float:
-        """Return the objective, or raise PlanError unless it is finite."""
-        if math.isfinite(objective):
-            return objective
+    def _checked(self, value: object, choice: Partial) -> float:
+        """Return the objective as a number, or raise PlanError unless it is a finite one."""
         bits = ", ".join(
             f"{name} {'float' if action is None else actions[action]}"
             for name, actions, action in zip(self._layers, self._actions, choice, strict=True)
         )
-        raise PlanError(
-            f"objective: expected a finite number, got {objective} for the plan with {bits}"
-        )
+        return checked_objective(value, bits)
 
     def _chosen(self, choice: Partial) -> list[Candidate | None]:
         return [

@@ -171,6 +171,16 @@ class Evaluator:
         """
         return self.sensitivity().losses
 
+    def reference_losses(self) -> np.ndarray:
+        """Return the same as :meth:`losses`; what is new is measured beside the search and takes no
+        evaluations.
+        """
+        if self._sensitivity is not None:
+            return self._sensitivity.losses
+        in_full, *alone = self._measured(self._single_layers())
+        losses = [in_full.objective - each.objective for each in alone]
+        return loss_table(self.space.actions, losses)
+
     def sensitivity(self, *, outputs: bool = False) -> Sensitivity:
         """Measure each layer alone at each of its actions, against full precision.
 
@@ -191,7 +201,7 @@ class Evaluator:
     def _measured_sensitivity(self, *, outputs: bool) -> Sensitivity:
         """Measure what :meth:`sensitivity` returns."""
         single = single_layer_choices(self.space.actions)
-        choices: list[Partial] = [(None,) * len(self.space.names), *single.values()]
+        choices = self._single_layers()
         self._check_left(choices)
         full = self._environment.full_outputs() if outputs else ()
         measured = self._measured(choices, keep_outputs=bool(full))
@@ -201,6 +211,11 @@ class Evaluator:
         losses = [in_full.objective - each.objective for each in alone]
         changed = {pair: each.outputs for pair, each in zip(single, alone, strict=True)}
         return Sensitivity(loss_table(self.space.actions, losses), full, changed if full else {})
+
+    def _single_layers(self) -> list[Partial]:
+        """Return full precision, then each layer alone at each of its actions."""
+        single = single_layer_choices(self.space.actions)
+        return [(None,) * len(self.space.names), *single.values()]
 
     def _check_left(self, single: Sequence[Partial]) -> None:
         """Raise PlanError if too few evaluations are left for single layers and for one plan."""

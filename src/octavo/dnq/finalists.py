@@ -6,28 +6,33 @@ choice among the best few plans, made on such networks.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import nn
 
 from octavo.activations.quantization import quantize_activations
 from octavo.dnq.divergence import Divergence
+from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.fitting import FileFit
 from octavo.dnq.objective import Objective, checked_objective
+from octavo.dnq.rivals.uniform import uniform_choice
 from octavo.dnq.space import Choice
 from octavo.dnq.splitting import Parts
 from octavo.inq.incremental import Incremental
-from octavo.network.forward import Inputs
-from octavo.plan import Plan
+from octavo.network.forward import Inputs, observing
+from octavo.plan import Budget, Plan
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.storage.packed import Packed
 
-__all__ = ["FINALISTS", "Finalist", "Shipping", "Verdict", "choose", "file_limit"]
+__all__ = ["FINALISTS", "Finalist", "RetrainSteps", "Shipping", "Verdict", "choose", "file_limit"]
 
 FINALISTS = 4  # of the best trials; the exact and the uniform plan come on top
 
-RetrainSteps = Callable[[nn.Module], object]
+RetrainSteps: TypeAlias = Callable[[nn.Module], object]
 
 
 @dataclass(frozen=True)
@@ -137,3 +142,111 @@ class Shipping:
             if not stage.last:
                 retrain_steps(network)
         incremental.finish()
+
+
+def choose(evaluator: Evaluator, shipping: Shipping, exact: Choice, most: int | None) -> Verdict:
+    """Choose among the best trials, the exact and the uniform plan by the networks that ship.
+
+    Args:
+        evaluator: its trials, and their space.
+        shipping: solves and measures.
+        exact: the choice of the exact solution.
+        most: the most bytes of the file that ``calibrate`` writes from all inputs; None where the
+            budget is no limit on the file.
+
+    Raises:
+        BudgetError: no file that was tried is within the budget.
+        PlanError: the objective of a network is no finite number.
+
+    """
+    return _FinalChoice(evaluator, shipping).verdict(exact, most)
+
+
+def file_limit(budget: Budget | None, float_bytes: int) -> int | None:
+    """Return the most bytes of the file that a budget allows; None if it does not limit the file.
+
+    Args:
+        budget: the budget.
+        float_bytes: bytes of the network's tensors in float, as ``Packed.float_bytes``.
+
+    """
+    if budget is None or not budget.of_file:
+        return None
+    if budget.bytes is not None:
+        return math.floor(budget.bytes)
+    return math.floor(float_bytes / (budget.ratio or 1))
+
+
+class _FinalChoice:
+    """The final choice: each choice of actions is solved once for each purpose."""
+
+    def __init__(self, evaluator: Evaluator, shipping: Shipping) -> None:
+        self._evaluator = evaluator
+        self._space = evaluator.space
+        self._shipping = shipping
+        self._finalists: dict[Choice, Finalist] = {}
+        self._file_bytes: dict[Choice, int] = {}
+
+    def verdict(self, exact: Choice, most: int | None) -> Verdict:
+        """Return the best finalist, beside the uniform and the exact plan."""
+        like = self._evaluator.best.choice
+        best_trials = self._best_trials()
+        if most is None:
+            uniform = uniform_choice(self._space, like)
+            settled = [*best_trials, exact, uniform]
+        else:
+            losses = self._evaluator.reference_losses()
+            fit = FileFit(self._space, losses, self.file_bytes, most)
+            uniform = fit.uniform()
+            exact = fit(exact)
+            settled = self._fitted(fit, best_trials, [exact, uniform])
+        finalists = sorted(map(self.finalist, dict.fromkeys(settled)), key=_highest_first)
+        return Verdict(finalists[0], self.finalist(uniform), self.finalist(exact), tuple(finalists))
+
+    def _best_trials(self) -> list[Choice]:
+        """Return the choices of the highest rewards within the budget; of equals, the first."""
+        fitting = [each for each in self._evaluator.trials if self._space.fits(each.choice)]
+        best = sorted(fitting, key=lambda trial: -trial.reward)
+        return [trial.choice for trial in best[:FINALISTS]]
+
+    def _fitted(
+        self, fit: FileFit, best_trials: Sequence[Choice], settled: Sequence[Choice]
+    ) -> list[Choice]:
+        """Return choices whose files fit: the settled ones, and those trials fitted to the file
+        that promise to be better, the most promising first.
+        """
+        uniform = settled[-1]
+        waiting = sorted(map(self.finalist, [*best_trials, uniform]), key=_highest_first)
+        fitted = list[Choice]()
+        for finalist in waiting:
+            so_far = max(self.finalist(choice).reward for choice in (*fitted, *settled))
+            if finalist.reward < so_far:
+                break
+            fitted.append(fit(finalist.choice))
+        return [*fitted, *settled]
+
+    def finalist(self, choice: Choice) -> Finalist:
+        """Solve and measure a choice."""
+        if choice not in self._finalists:
+            plan = self._space.plan(choice)
+            final, file_bytes = self._shipping.measured(plan)
+            self._finalists[choice] = Finalist(
+                plan,
+                choice,
+                self._evaluator.reference(choice),
+                final,
+                self._evaluator.reward(choice, final),
+                file_bytes,
+            )
+        return self._finalists[choice]
+
+    def file_bytes(self, choice: Choice) -> int:
+        """Return the bytes of the file that ``calibrate`` writes from all inputs."""
+        if choice not in self._file_bytes:
+            plan = self._space.plan(choice)
+            self._file_bytes[choice] = self._shipping.packed(plan).file_bytes
+        return self._file_bytes[choice]
+
+
+def _highest_first(finalist: Finalist) -> float:
+    return -finalist.reward

@@ -12,9 +12,10 @@ from octavo.dnq.rivals.greedy import greedy
 from octavo.dnq.rivals.optuna_methods import cmaes, tpe
 from octavo.dnq.rivals.random_search import random_search
 from octavo.dnq.rivals.uniform import uniform
+from octavo.dnq.settings import METHODS
 from octavo.errors import OctavoError, PlanError, nearest
 
-__all__ = ["SearchMethod", "method_of", "register_method"]
+__all__ = ["SearchMethod", "measures_layers", "method_of", "register_method"]
 
 SearchMethod: TypeAlias = Callable[[Evaluator], None]
 
@@ -51,6 +52,11 @@ def register_method(name: str, method: SearchMethod) -> None:
     if known is not None and _origin(known) != _origin(method):
         raise PlanError(f"method {name}: expected a new name, there is a method of that name")
     _METHODS[name] = method
+
+
+def measures_layers(name: str) -> bool:
+    """Tell if a method of octavo's own measures each layer alone before anything else."""
+    return name in METHODS and name not in ("random", "uniform")
 
 
 def method_of(name: str) -> SearchMethod:

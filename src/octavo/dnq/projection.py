@@ -1,11 +1,12 @@
 """Projection: a choice is brought within the budget, and what the budget leaves is filled up.
 
 Both are greedy walks. A step changes one layer to a neighbouring action; its rate is what the layer
-alone loses by it for each unit of price. The walk takes the step of the lowest rate, again and
+alone loses by it for each unit of cost. The walk takes the step of the lowest rate, again and
 again.
 """
 
 import heapq
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -30,7 +31,7 @@ def project(space: Space, choice: Choice, losses: np.ndarray, *, keep: int | Non
     walk = _Walk(space, choice, losses)
     walk.down(keep)
     walk.down(None)
-    if space.budget is not None:
+    if space.limit < math.inf:
         walk.up(keep)
     return tuple(walk.choice)
 
@@ -63,7 +64,7 @@ class _Walk:
             rate, layer, step = heapq.heappop(offers)
             if rate >= 0:
                 continue
-            if step.price <= self._room:
+            if step.cost <= self._room:
                 self._take(layer, step)
             self._push(offers, layer, UP)  # where this step no longer fits, another one may
 
@@ -82,9 +83,9 @@ class _Walk:
         best: tuple[float, float] | None = None
         best_step: Step | None = None
         for step in self._space.steps[layer][now, direction]:
-            if direction == UP and step.price > self._room:
+            if direction == UP and step.cost > self._room:
                 continue
-            rate = (losses[step.action] - losses[now]) / max(abs(step.price), 1e-9)
+            rate = (losses[step.action] - losses[now]) / max(abs(step.cost), 1e-9)
             if best is None or (rate, losses[step.action]) < best:
                 best = (rate, losses[step.action])
                 best_step = step
@@ -93,4 +94,4 @@ class _Walk:
 
     def _take(self, layer: int, step: Step) -> None:
         self.choice[layer] = step.action
-        self._room -= step.price
+        self._room -= step.cost

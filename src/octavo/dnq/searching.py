@@ -2,21 +2,28 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from octavo._deprecated import renamed_arguments, warn_renamed
-from octavo.dnq.environment import Environment, Objective
+from octavo.dnq.enumeration import all_choices
+from octavo.dnq.environment import Environment
 from octavo.dnq.evaluator import Evaluator, Trial
+from octavo.dnq.file_sizes import FileSizes
+from octavo.dnq.finalists import Finalist, RetrainSteps, Shipping, Verdict, choose, file_limit
 from octavo.dnq.journal import Journal
-from octavo.dnq.methods import method_of
+from octavo.dnq.methods import SearchMethod, measures_layers, method_of
+from octavo.dnq.objective import Objective
+from octavo.dnq.prices import check_budget, within
 from octavo.dnq.refinement import Refinement, check_share, run_refined
-from octavo.dnq.rivals.uniform import uniform_choice
+from octavo.dnq.rivals.exact import exact_choice
 from octavo.dnq.settings import METHOD, OPTIONS, REFINE, TRIALS
-from octavo.dnq.space import Space
+from octavo.dnq.space import Choice, Space
+from octavo.dnq.splitting import Parts, split, undivided
 from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import WidthLike
@@ -35,14 +42,28 @@ __all__ = ["SearchResult", "search"]
 class SearchResult:
     """The result of a search.
 
+    All objectives but those of trials are final measures: those of the network that ships, solved
+    as ``calibrate`` does (and retrained, given ``retrain_steps``), on inputs that neither
+    calibrated it nor scored trials.
+
     Attributes:
         plan: the best plan within the budget, or by the trade-off; it can be edited by hand.
-        objective: its objective, higher is better.
+        objective: its objective, higher is better. It is never below those of the uniform and the
+            exact plan; under a trade-off its reward is not.
         uniform: the uniform plan that the same budget allows (without one: of the most bits not
-            above the plan's average).
+            above those of the best trial).
         uniform_objective: the objective of the uniform plan.
+        exact: the exact solution of the additive model, which a programme finds as if losses of
+            single layers added up; where all plans were measured, the best trial.
+        exact_objective: the objective of the exact plan.
+        finalists: the plans of which the best was chosen, the best first.
+        held_out: number of samples that were set aside for the final choice; of batches, where the
+            inputs cannot be divided by sample. 0: there were too few, or the objective is the
+            user's own, which reads none; all inputs calibrate, score and confirm.
         trials: every plan that was measured, in the order of measuring.
-        space: the layers and the actions that they could take.
+        space: the layers, the actions that they could take, and what these cost.
+        sizes: the estimated bytes of a packed file.
+        losses: what each layer alone loses at each action, (layers, actions), where it is known.
         refinement: the best trial of the method alone, and the best one after refinement; None
             where nothing was refined.
 
@@ -52,8 +73,14 @@ class SearchResult:
     objective: float
     uniform: Plan
     uniform_objective: float
+    exact: Plan
+    exact_objective: float
+    finalists: tuple[Finalist, ...]
+    held_out: int
     trials: tuple[Trial, ...]
     space: Space
+    sizes: FileSizes
+    losses: np.ndarray | None = field(default=None, compare=False)
     refinement: Refinement | None = None
 
     @property
@@ -72,12 +99,14 @@ class SearchResult:
             BudgetError: none of them fits; the message says what they cost.
 
         """
-        fitting = [trial for trial in self.trials if budget.allows(trial.plan.cost())]
+        space = within(self.space, budget, self.sizes)
+        fitting = [trial for trial in self.trials if space.fits(trial.choice)]
         if not fitting:
-            bits = [trial.plan.cost().average_bits for trial in self.trials]
+            costs = [space.cost(trial.choice) for trial in self.trials]
             raise BudgetError(
-                f"{budget}: none of {len(bits)} trials fits; "
-                f"they have {min(bits):g} to {max(bits):g} average bits"
+                f"{budget}: none of {len(costs)} trials fits; "
+                f"they have {min(costs) / space.limit:.3g} to {max(costs) / space.limit:.3g} times "
+                "what is left for their codes"
             )
         return max(fitting, key=lambda trial: trial.objective).plan
 
@@ -96,10 +125,12 @@ class SearchResult:
     def __repr__(self) -> str:
         average = self.plan.cost().average_bits
         uniform_average = self.uniform.cost().average_bits
+        held_out = f"{self.held_out} inputs held out" if self.held_out else "no inputs held out"
         return (
             f"SearchResult({len(self.plan)} layers, {average:.3g} average bits, "
             f"objective {self.objective:.5g}; uniform: {uniform_average:.3g} average bits, "
-            f"objective {self.uniform_objective:.5g}; {len(self.trials)} trials)"
+            f"objective {self.uniform_objective:.5g}; exact: objective {self.exact_objective:.5g}; "
+            f"{held_out}; {len(self.trials)} trials)"
         )
 
 
@@ -122,18 +153,26 @@ def search(
     absorb: bool = PtqSettings.absorb,
     progress: Progress = silent,
     activations: Sequence[int] | None = None,
+    retrain_steps: RetrainSteps | None = None,
 ) -> SearchResult:
-    """Choose the bits of each layer; the model is left as it was, and nothing is retrained.
+    """Choose the bits of each layer; the model is left as it was.
+
+    Half of the inputs calibrate the candidates, a quarter scores trials, and a quarter decides
+    among the best few plans, solved as ``calibrate`` does: see ``octavo.dnq.splitting``. With fewer
+    than 64 samples nothing is set aside. Where no more plans than ``trials`` are within the
+    budget, all of them are measured whatever the method.
 
     Args:
         model: the trained network.
         inputs: calibration batches, as for ``calibrate``.
-        budget: what the plan may cost at most; or
+        budget: what the plan may cost at most. ``bytes`` and ``ratio`` hold for the file that
+            ``calibrate(model, result.plan, inputs)`` writes. Or
         trade_off: what a doubling of the compression ratio is worth, in units of the objective.
             Exactly one of the two is given.
         options: the widths that layers may get: bits, or an ``Apot``.
         method: ``dnq``, the learned policy, or a rival: see ``octavo.dnq.methods``.
-        trials: how many plans may be measured, those of single layers included.
+        trials: how many plans may be measured, those of single layers included. The exact and
+            the uniform plan are measured beside the search where the method has not done so.
         refine: the last share of the trials, at least 0 and less than 1. It goes to the method
             ``evolution``, which starts from the best plan of ``method``.
         objective: a function of the model that is maximised. None: minus what the outputs lose of
@@ -150,12 +189,17 @@ def search(
             searched for together with those of the weights, under a budget of ``bit_ops``. The
             result's plan has them as ``activations``, for ``quantize_activations``; inputs that
             cannot be quantized stay in float and count 32 bits. None: all stay as they are.
+        retrain_steps: a function that trains the network that it is given for a few steps. With it
+            the finalists go through ``Incremental`` from their calibration, and are compared after
+            that; it is called after each portion but the last. None: they are compared as
+            ``calibrate`` solves them.
 
     Raises:
         BudgetError: no plan can meet the budget; the message has the feasible range. Or
             ``activations`` without ``bit_ops``.
-        PlanError: nothing to search, an unknown pin or method, inputs that are quantized already,
-            or inputs that do not fit.
+        PlanError: nothing to search, an unknown pin or method, too few trials to measure each layer
+            alone, inputs that are quantized already, inputs that do not fit, or an objective that
+            is no finite number.
         RecipeError: the journal is that of another search.
 
     """
@@ -164,35 +208,71 @@ def search(
     run_method = method_of(method)
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
     check_batches(len(batches))
-    space = survey(model, batches[0], options, pins or {}, budget, activations)
+    surveyed = survey(model, batches[0], options, pins or {}, activations)
+    check_budget(surveyed, budget)
+    _check_trials(surveyed, method, trials, refine)
     warn_if_mostly_float(model)
+    parts = split(batches) if objective is None else undivided(batches)
     environment = Environment(
-        model, space.names, batches, space.actions,
+        model, surveyed.names, parts.calibrating, surveyed.actions, scoring=parts.scoring,
         objective=objective, workers=workers, absorb=absorb,
     )  # fmt: skip
+    sizes = environment.file_sizes()
+    space = within(surveyed, budget, sizes)
     settings = _settings(model, batches, space, own_objective=objective is not None, absorb=absorb)
+    settings["held_out"] = parts.held_out
     known = Journal(None if journal is None else Path(journal), space.actions, settings)
     evaluator = Evaluator(
         space, environment, known, trials,
         trade_off=trade_off or 0.0, seed=seed, progress=progress,
     )  # fmt: skip
     with cpu_by_default():  # the policy's tensors, but not those of the trials
-        refinement = run_refined(run_method, evaluator, refine)
-        return _result(evaluator, refinement)
+        exact, refinement = _measure(evaluator, run_method, refine)
+    shipping = Shipping(
+        model, batches, parts,
+        objective=objective, absorb=absorb, retrain_steps=retrain_steps,
+    )  # fmt: skip
+    verdict = choose(evaluator, shipping, exact, file_limit(budget, sizes.float_bytes))
+    return _result(evaluator, verdict, parts, sizes, refinement)
 
 
-def _result(evaluator: Evaluator, refinement: Refinement | None) -> SearchResult:
-    """Return the best trial beside the uniform plan, which is measured whatever the method left."""
-    uniform = uniform_choice(evaluator.space, evaluator.best.choice)
-    uniform_objective = evaluator.reference(uniform)
-    best = evaluator.best
+def _measure(
+    evaluator: Evaluator, method: SearchMethod, refine: float
+) -> tuple[Choice, Refinement | None]:
+    """Measure all plans within the budget if the trials suffice for that, else those of the method;
+    return the exact solution, and what refinement added.
+    """
+    every = all_choices(evaluator.space, evaluator.left)
+    if every is not None:
+        evaluator.rewards(every)
+        return evaluator.best.choice, None
+    refinement = run_refined(method, evaluator, refine)
+    return exact_choice(evaluator, evaluator.reference_losses()), refinement
+
+
+def _result(
+    evaluator: Evaluator,
+    verdict: Verdict,
+    parts: Parts,
+    sizes: FileSizes,
+    refinement: Refinement | None,
+) -> SearchResult:
+    """Return the best finalist beside the uniform and the exact plan."""
+    budget = evaluator.space.budget
+    of_file = budget is not None and budget.of_file
     return SearchResult(
-        plan=best.plan,
-        objective=best.objective,
-        uniform=evaluator.space.plan(uniform),
-        uniform_objective=uniform_objective,
+        plan=verdict.best.plan,
+        objective=verdict.best.final,
+        uniform=verdict.uniform.plan,
+        uniform_objective=verdict.uniform.final,
+        exact=verdict.exact.plan,
+        exact_objective=verdict.exact.final,
+        finalists=verdict.finalists,
+        held_out=parts.held_out,
         trials=tuple(evaluator.trials),
         space=evaluator.space,
+        sizes=sizes,
+        losses=evaluator.reference_losses() if of_file else None,
         refinement=refinement,
     )
 
@@ -231,3 +311,18 @@ def _check_settings(
         raise BudgetError(f"trade_off: expected a positive number, got {trade_off!r}")
     if trials < 1 or workers < 1:
         raise PlanError(f"expected at least 1 trial and 1 worker, got {trials} and {workers}")
+
+
+def _check_trials(space: Space, method: str, trials: int, refine: float) -> None:
+    """Raise PlanError if the trials are too few for a method that measures each layer alone."""
+    if math.prod(map(len, space.actions)) <= trials or not (refine or measures_layers(method)):
+        return
+    layers = len(space.names)
+    least = sum(map(len, space.actions)) + 1 + (layers > 1)
+    left = trials - round(refine * trials)
+    if left < least:
+        withheld = f" without the {trials - left} of refinement" if refine else ""
+        raise PlanError(
+            f"trials: expected at least {least}{withheld}, as each of {layers} layers is measured "
+            f"alone at each of its actions, got {left}"
+        )

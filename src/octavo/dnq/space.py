@@ -1,28 +1,29 @@
 """The space of a search: the layers, the actions that each may take, and what they cost.
 
-A choice is a tuple with one index into each layer's actions, layers in forward order. Every budget
-is linear in the factors of the chosen actions: each layer has a price for one unit of factor.
+A choice is a tuple with one index into each layer's actions, layers in forward order. The cost of a
+choice is the sum of what its actions cost; a budget is a limit for that sum.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Self, TypeAlias
 
 import numpy as np
 
-from octavo.errors import BudgetError, PlanError, nearest
+from octavo.errors import PlanError, nearest
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_width
 from octavo.plan import Budget, Plan
 
-__all__ = ["DOWN", "UP", "Action", "Choice", "Partial", "Space", "Step", "layer_widths"]
+__all__ = ["DOWN", "UP", "Action", "Choice", "Partial", "Space", "Step", "factor_costs", "layer_widths"]
 
 Choice: TypeAlias = tuple[int, ...]
 Partial: TypeAlias = tuple[int | None, ...]  # None: that layer stays in full precision
 
 DOWN = -1
 UP = 1
+TOLERANCE = 1e-12  # share of the limit by which rounding may exceed it
 
 
 @dataclass(frozen=True)
@@ -81,30 +82,34 @@ class Action:
         return write_width(self.width) if self.input_bits is None else str(self)
 
 
+def _no_costs() -> np.ndarray:
+    return np.empty((0, 0))
+
+
 class Step(NamedTuple):
-    """A change of one layer to a neighbouring action, and what it adds to the price."""
+    """A change of one layer to a neighbouring action, and what it adds to the cost."""
 
     action: int
-    price: float
+    cost: float
 
 
 @dataclass(frozen=True)
 class Space:
-    """The layers in forward order, and the actions that each may take.
+    """The layers in forward order, the actions that each may take, and what these may cost.
+
+    A survey makes a space without a budget; ``octavo.dnq.prices.within`` gives it one.
 
     Attributes:
         names: names of the layers.
         actions: the actions of each layer by rising factor; a single one where it is pinned.
         weights: number of weights of each layer.
         macs: multiply-accumulates of each layer for one input.
-        budget: what a choice may cost; None allows every choice.
         traits: other numbers that tell the layers apart, (layers, any).
-        prices: price of one unit of factor in each layer, (layers,).
-        limit: the most that the sum of prices times factors may be.
-        steps: for each layer, by action and direction, the steps to neighbouring actions.
-
-    Raises:
-        BudgetError: no choice is within the budget; the message has the feasible range.
+        budget: the budget that ``costs`` and ``limit`` express; None allows every choice.
+        costs: cost of each action in the budget's unit, (layers, actions), NaN where a layer has
+            fewer actions; by default the nominal bits of its weights (times those of its inputs,
+            where they count).
+        limit: the most that the costs of a choice may add up to.
 
     """
 
@@ -112,39 +117,37 @@ class Space:
     actions: tuple[tuple[Action, ...], ...]
     weights: tuple[int, ...]
     macs: tuple[int, ...]
-    budget: Budget | None = None
     traits: tuple[tuple[float, ...], ...] = ()
-    prices: np.ndarray = field(init=False, compare=False)
-    limit: float = field(init=False)
-    steps: tuple[dict[tuple[int, int], tuple[Step, ...]], ...] = field(
-        init=False, repr=False, compare=False
-    )
+    budget: Budget | None = None
+    costs: np.ndarray = field(default_factory=_no_costs, compare=False, repr=False)
+    limit: float = math.inf
 
     def __post_init__(self) -> None:
-        prices, limit = _prices_and_limit(self.budget, self.weights, self.macs)
-        steps = tuple(map(_steps, self.actions, prices.tolist()))
-        object.__setattr__(self, "prices", prices)
-        object.__setattr__(self, "limit", limit)
-        object.__setattr__(self, "steps", steps)
-        if not self.fits(self.cheapest):
-            raise BudgetError(self._feasible())
+        if not self.costs.size:
+            object.__setattr__(self, "costs", factor_costs(self.actions, self.weights))
 
-    @property
+    @cached_property
+    def steps(self) -> tuple[dict[tuple[int, int], tuple[Step, ...]], ...]:
+        """For each layer, by action and direction, the steps to neighbouring actions."""
+        return tuple(map(_steps, self.actions, self.costs.tolist()))
+
+    @cached_property
     def cheapest(self) -> Choice:
-        """The choice of each layer's first action, which costs least."""
-        return (0,) * len(self.names)
+        """The choice of each layer's action of least cost; of equals, the first."""
+        return tuple(np.nanargmin(self.costs, 1).tolist())
 
-    @property
+    @cached_property
     def dearest(self) -> Choice:
-        """The choice of each layer's last action, which costs most."""
-        return tuple(len(actions) - 1 for actions in self.actions)
+        """The choice of each layer's action of highest cost; of equals, the last."""
+        last = self.costs.shape[1] - 1
+        return tuple((last - np.nanargmax(self.costs[:, ::-1], 1)).tolist())
 
     def chosen(self, choice: Choice) -> tuple[Action, ...]:
         """Return the action of each layer."""
         return tuple(actions[index] for actions, index in zip(self.actions, choice, strict=True))
 
     def plan(self, choice: Choice) -> Plan:
-        """Return the choice as a plan, which knows its cost."""
+        """Return the choice as a plan, which knows its nominal cost."""
         actions = dict(zip(self.names, self.chosen(choice), strict=True))
         return Plan(
             {name: action.width for name, action in actions.items()},
@@ -157,29 +160,17 @@ class Space:
             },
         )
 
-    def price(self, choice: Choice) -> float:
-        """Return what the choice costs, in the budget's terms."""
-        factors = [action.factor for action in self.chosen(choice)]
-        return float(self.prices @ np.array(factors, float))
+    def cost(self, choice: Choice) -> float:
+        """Return what the choice costs, in the budget's unit."""
+        return float(self.costs[range(len(choice)), choice].sum())
 
     def room(self, choice: Choice) -> float:
-        """Return what the budget leaves beyond the choice's price; negative if it is too dear."""
-        return self.limit * (1 + 1e-12) - self.price(choice)
+        """Return what the limit leaves beyond the choice's cost; negative if it is too dear."""
+        return self.limit * (1 + TOLERANCE) - self.cost(choice)
 
     def fits(self, choice: Choice) -> bool:
-        """Return whether the choice is within the budget."""
+        """Return whether the choice is within the limit."""
         return self.room(choice) >= 0
-
-    def _feasible(self) -> str:
-        low = self.plan(self.cheapest).cost()
-        high = self.plan(self.dearest).cost()
-        return (
-            f"{self.budget}: no plan within the options costs so little; feasible: "
-            f"{low.average_bits:.3g} to {high.average_bits:.3g} average bits, "
-            f"{low.bytes:,} to {high.bytes:,} bytes, "
-            f"a ratio of {high.ratio:.2f} to {low.ratio:.2f}, "
-            f"{low.bit_ops:,} to {high.bit_ops:,} bit operations"
-        )
 
 
 def layer_widths(
@@ -201,49 +192,50 @@ def layer_widths(
     return tuple((pinned[name],) if name in pinned else ascending for name in names)
 
 
-def _prices_and_limit(
-    budget: Budget | None, weights: Sequence[int], macs: Sequence[int]
-) -> tuple[np.ndarray, float]:
-    """Return the budget as prices of one unit of factor in each layer, and their limit."""
-    by_weights = np.array(weights, float)
-    if budget is None:
-        return by_weights, math.inf
-    if budget.bit_ops is not None:
-        return np.array(macs, float), float(budget.bit_ops)
-    if budget.bytes is not None:
-        return by_weights, 8.0 * budget.bytes
-    average = budget.average_bits if budget.average_bits is not None else 32 / (budget.ratio or 1)
-    return by_weights, average * float(by_weights.sum())
+def factor_costs(actions: Sequence[Sequence[Action]], counts: Sequence[int]) -> np.ndarray:
+    """Return the factor of each action times its layer's count, (layers, actions), NaN where a
+    layer has fewer actions.
+    """
+    costs = np.full((len(actions), max(map(len, actions))), np.nan)
+    for layer, count in enumerate(counts):
+        factors = [action.factor for action in actions[layer]]
+        costs[layer, : len(factors)] = np.array(factors, float) * count
+    return costs
 
 
-def _steps(actions: Sequence[Action], price: float) -> dict[tuple[int, int], tuple[Step, ...]]:
+def _steps(
+    actions: Sequence[Action], costs: Sequence[float]
+) -> dict[tuple[int, int], tuple[Step, ...]]:
     """Return the steps of a layer by action and direction: none at the end, several where
     neighbours cost the same.
 
-    An action with bits of inputs has, besides the nearest of all, the nearest in each of its two
-    parts while the other part stays.
+    A step goes to the next action by rising or falling cost. If that has another codebook, there is
+    a step to the next of the same codebook too, so that an action which costs more and is worse
+    does not end a walk. An action with bits of inputs has the nearest in each of its two parts,
+    while the other part stays.
     """
+    # Actions of a layer without multiply-accumulates cost the same: then the factor decides.
+    heights = [(costs[index], action.factor) for index, action in enumerate(actions)]
     steps = {}
-    for now, direction in itertools.product(range(len(actions)), (DOWN, UP)):
-        here = actions[now]
-        further = [
-            index
-            for index, action in enumerate(actions)
-            if (action.factor - here.factor) * direction > 0
-        ]
-        to = _nearest(actions, now, further)
-        if here.input_bits is not None:
-            same_width = [i for i in further if actions[i].width == here.width]
-            same_inputs = [i for i in further if actions[i].input_bits == here.input_bits]
-            to = _nearest(actions, now, same_width) + _nearest(actions, now, same_inputs)
-        steps[now, direction] = tuple(
-            Step(index, price * (actions[index].factor - here.factor)) for index in to
-        )
+    for now, here in enumerate(actions):
+        above = [index for index, height in enumerate(heights) if height > heights[now]]
+        below = [index for index, height in enumerate(heights) if height < heights[now]]
+        for direction, further, nearest_of in ((DOWN, below, max), (UP, above, min)):
+            to: list[int] = []
+            for group in _groups(actions, here, further):
+                nearest_height = nearest_of((heights[index] for index in group), default=None)
+                to += [index for index in group if heights[index] == nearest_height]
+            steps[now, direction] = tuple(
+                Step(index, costs[index] - costs[now]) for index in dict.fromkeys(to)
+            )
     return steps
 
 
-def _nearest(actions: Sequence[Action], now: int, others: Sequence[int]) -> list[int]:
-    """Return those of the other actions whose factor is nearest to that of ``now``."""
-    distance = {index: abs(actions[index].factor - actions[now].factor) for index in others}
-    least = min(distance.values(), default=0)
-    return [index for index in others if distance[index] == least]
+def _groups(actions: Sequence[Action], here: Action, further: Sequence[int]) -> list[list[int]]:
+    """Return the groups of the ``further`` actions such that a step goes to the nearest of each."""
+    if here.input_bits is None:
+        same_book = [i for i in further if actions[i].width.codebook == here.width.codebook]
+        return [list(further), same_book]
+    same_width = [i for i in further if actions[i].width == here.width]
+    same_inputs = [i for i in further if actions[i].input_bits == here.input_bits]
+    return [same_width, same_inputs]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from octavo.activations.quantizer import input_quantizers, quantized_already
 from octavo.dnq.space import Action, Space, layer_widths
-from octavo.errors import BudgetError, PlanError
+from octavo.errors import PlanError
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits
 from octavo.network.forward import Inputs, call, hooked, naming_errors, observing
 from octavo.network.layers import (
@@ -18,7 +18,6 @@ from octavo.network.layers import (
     find_layers,
 )
 from octavo.network.macs import count_macs
-from octavo.plan import Budget
 
 __all__ = ["survey"]
 
@@ -28,7 +27,6 @@ def survey(
     batch: Inputs,
     options: Sequence[WidthLike],
     pins: Mapping[str, WidthLike],
-    budget: Budget | None = None,
     activations: Sequence[int] | None = None,
 ) -> Space:
     """Return the space of a network's plans.
@@ -38,21 +36,14 @@ def survey(
         batch: inputs that it is called with, on its device.
         options: the widths that layers may get.
         pins: layers whose width is given.
-        budget: what a plan may cost.
         activations: the bits that the inputs of layers may get, where they can be quantized; None:
             they stay as they are.
 
     Raises:
         PlanError: no layer that inputs reach, options that are no bits, an unknown pin, or no
             inputs to quantize.
-        BudgetError: no plan is within the budget, or it is not one of ``bit_ops`` where there are
-            ``activations``.
 
     """
-    if activations is not None and (budget is None or budget.bit_ops is None):
-        raise BudgetError(
-            f"activations: expected a budget of bit_ops, which counts them, got {budget or 'none'}"
-        )
     layers, macs = _in_forward_order(model, batch)
     names = tuple(layer.name for layer in layers)
     widths = layer_widths(names, options, pins)
@@ -64,7 +55,6 @@ def survey(
         tuple(map(_actions, widths, input_bits)),
         tuple(layer.weight.numel() for layer in layers),
         tuple(macs[name] for name in names),
-        budget,
         _traits(layers),
     )
 

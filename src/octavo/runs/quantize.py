@@ -8,6 +8,7 @@ from torch import nn
 from octavo._seeds import seed_of, seeded
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
+from octavo.dnq.prices import check_budget
 from octavo.dnq.searching import search
 from octavo.dnq.survey import survey
 from octavo.formats.width import write_width
@@ -77,7 +78,8 @@ def check_search(job: Job, model: nn.Module) -> None:
     if settings is None or batch is None:
         return
     batch = on_device(batch, device_of(model))
-    survey(model, batch, settings.options, settings.pins, settings.budget, settings.activations)
+    space = survey(model, batch, settings.options, settings.pins, settings.activations)
+    check_budget(space, settings.budget)
 
 
 def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]:

@@ -2,6 +2,8 @@
 added up.
 """
 
+import math
+
 import numpy as np
 
 from octavo.dnq.evaluator import Evaluator
@@ -11,7 +13,7 @@ from octavo.errors import OctavoError
 
 __all__ = ["exact", "exact_choice", "summed_loss"]
 
-BUDGETS = 24  # tried under a trade-off
+LIMITS = 24  # tried under a trade-off
 
 
 def exact(evaluator: Evaluator) -> None:
@@ -21,7 +23,7 @@ def exact(evaluator: Evaluator) -> None:
 
 def exact_choice(evaluator: Evaluator, losses: np.ndarray) -> Choice:
     """Return the choice of least total loss within the budget; under a trade-off, that of the best
-    total reward over a range of budgets.
+    total reward over a range of limits.
 
     Args:
         evaluator: its space and its trade-off.
@@ -29,9 +31,9 @@ def exact_choice(evaluator: Evaluator, losses: np.ndarray) -> Choice:
 
     """
     space = evaluator.space
-    if space.budget is not None:
+    if space.limit < math.inf:
         return _least_loss(space, losses, space.limit)
-    limits = np.linspace(space.price(space.cheapest), space.price(space.dearest), BUDGETS)
+    limits = np.linspace(space.cost(space.cheapest), space.cost(space.dearest), LIMITS)
     choices = [_least_loss(space, losses, float(limit)) for limit in limits]
     return max(choices, key=lambda choice: evaluator.reward(choice, -summed_loss(losses, choice)))
 
@@ -42,27 +44,26 @@ def summed_loss(losses: np.ndarray, choice: Choice) -> float:
 
 
 def _least_loss(space: Space, losses: np.ndarray, limit: float) -> Choice:
-    """Solve the integer programme by HiGHS: one action a layer, the sum of their prices within
+    """Solve the integer programme by HiGHS: one action a layer, the sum of their costs within
     ``limit``.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     pairs = [(layer, action) for layer in range(len(losses)) for action in _indices(space, layer)]
     loss = np.array([losses[pair] for pair in pairs])  # (pairs,)
-    price = np.array(
-        [space.prices[layer] * space.actions[layer][action].factor for layer, action in pairs]
-    )
+    cost = np.array([space.costs[pair] for pair in pairs])  # (pairs,)
     one_action_each = np.array(
         [[float(layer == row) for layer, _ in pairs] for row in range(len(space.names))]
     )  # (layers, pairs)
-    # The solver's tolerances are absolute, so both the loss and the price are in units of 1.
+    # The solver's tolerances are absolute, so both the loss and the cost are in units of 1.
+    unit = max(limit, 1.0)
     solution = milp(
         loss / max(float(np.abs(loss).max()), 1e-30),
         integrality=np.ones(len(pairs), int),
         bounds=Bounds(0, 1),
         constraints=[
             LinearConstraint(one_action_each, 1, 1),
-            LinearConstraint(price[None] / limit, -np.inf, 1),
+            LinearConstraint(cost[None] / unit, -np.inf, limit / unit),
         ],
         options={"presolve": False},  # it may print to standard output
     )

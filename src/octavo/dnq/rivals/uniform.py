@@ -22,20 +22,27 @@ def uniform_choice(space: Space, like: Choice | None = None) -> Choice:
     """Return the dearest uniform choice within the budget, pins kept; without a budget, the dearest
     that costs no more than ``like``.
 
-    A layer that does not have an action gets the nearest below it. Where both codebooks have an
-    action of as many bits, it is the one of sums of two powers.
+    A layer that does not have an action gets the nearest below it. Of two that cost
+    the same, it is the one of more bits; of as many, the one of sums of two powers.
     """
-    most = math.inf if like is None or space.budget is not None else space.price(like)
+    most = math.inf if like is None or space.limit < math.inf else space.cost(like)
     everywhere = {action for actions in space.actions for action in actions}
     input_bits = {action.input_bits for action in everywhere} - {None, FLOAT}
     if input_bits:  # the same width everywhere, and the same bits of all inputs not in float
         widths = {action.width for action in everywhere}
         everywhere = {Action(width, bits) for width in widths for bits in input_bits}
-    for action in sorted(everywhere, key=lambda action: action.size, reverse=True):
-        choice = tuple(_at_most(actions, action) for actions in space.actions)
-        if space.fits(choice) and space.price(choice) <= most:
-            return choice
-    return space.cheapest
+    choices = {
+        action: tuple(_at_most(actions, action) for actions in space.actions)
+        for action in everywhere
+    }
+    fitting = [
+        action
+        for action, choice in choices.items()
+        if space.fits(choice) and space.cost(choice) <= most
+    ]
+    if not fitting:
+        return space.cheapest
+    return choices[max(fitting, key=lambda action: (space.cost(choices[action]), action.size))]
 
 
 def _at_most(actions: Sequence[Action], most: Action) -> int:

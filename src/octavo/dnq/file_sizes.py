@@ -1,0 +1,110 @@
+"""The bytes of a packed file as an estimate that is linear in the choice of actions.
+
+The file has one stream of codes for each width, and a stream comes near the order-0 entropy of its
+codes. So the estimate gives each candidate its entropy, times what a stream of all layers at its
+width takes per byte of entropy. Everything else in the file is nearly the same for each choice.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from octavo.dnq.candidates import Candidate, Candidates
+from octavo.formats.width import Width
+from octavo.network.layers import find_layers
+from octavo.ptq.absorption import absorb_factor
+from octavo.storage.coding import grouped as coding
+from octavo.storage.packed import Packed, pack
+
+__all__ = ["FileSizes", "file_sizes"]
+
+PLANS = 2  # mixed plans whose networks are packed, to measure what files have beside codes
+LEAST = 1e-6  # bytes that a weight counts beside its entropy, as a stream of one code is not empty
+
+
+@dataclass(frozen=True, eq=False)
+class FileSizes:
+    """The estimated bytes of a packed file.
+
+    Attributes:
+        codes: bytes that the codes of each action take, (layers, actions), NaN where a layer has
+            fewer actions.
+        rest: bytes of everything else: floats, manifest, exponents and header.
+        float_bytes: bytes of the network's tensors in float, as ``Packed.float_bytes``.
+
+    """
+
+    codes: np.ndarray
+    rest: float
+    float_bytes: int
+
+
+def file_sizes(model: nn.Module, layers: Sequence[str], candidates: Candidates) -> FileSizes:
+    """Estimate the bytes of the packed file of each choice.
+
+    Args:
+        model: the trained network; it is left as it was.
+        layers: names of the layers, in the order of the candidates.
+        candidates: the candidates of each layer.
+
+    Raises:
+        PlanError: the model's state dict holds something that no packed file can hold.
+
+    """
+    codes = np.full((len(candidates), max(map(len, candidates))), np.nan)
+    widths = {_width(candidate) for row in candidates for candidate in row}
+    for width in widths:
+        _price(codes, candidates, width)
+    rests = []
+    for first in range(PLANS):
+        choice = [(layer + first) % len(row) for layer, row in enumerate(candidates)]
+        chosen = [row[action] for row, action in zip(candidates, choice, strict=True)]
+        packed = _packed(model, layers, chosen)
+        rests.append(packed.file_bytes - codes[range(len(choice)), choice].sum())
+    return FileSizes(codes, float(np.mean(rests)), packed.float_bytes)
+
+
+def _width(candidate: Candidate) -> Width:
+    return candidate.quantized.codebook.width
+
+
+def _price(codes: np.ndarray, candidates: Candidates, width: Width) -> None:
+    """Fill in the bytes of all actions of one width: each has its share, by entropy, of the stream
+    that has every layer at this width.
+    """
+    places = [
+        (layer, action)
+        for layer, row in enumerate(candidates)
+        for action, candidate in enumerate(row)
+        if _width(candidate) == width
+    ]
+    of_layer = {layer: candidates[layer][action] for layer, action in places}
+    stream = torch.cat([each.quantized.codes.reshape(-1) for each in of_layer.values()])
+    entropy = {
+        layer: each.stored_bits / 8 + LEAST * each.weight.numel()
+        for layer, each in of_layer.items()
+    }
+    rate = len(coding.encode_codes(stream, width)) / sum(entropy.values())
+    for layer, action in places:
+        codes[layer, action] = rate * entropy[layer]
+
+
+def _packed(model: nn.Module, layers: Sequence[str], chosen: Sequence[Candidate]) -> Packed:
+    """Pack the network with these candidates, as ``calibrate`` would."""
+    copies = dict[int, Any]()  # the copy of each object, by its id
+    network = copy.deepcopy(model, copies)
+    candidate_of = dict(zip(layers, chosen, strict=True))
+    quantized = {}
+    for layer in find_layers(network)[0]:  # in the order in which calibrate packs them
+        candidate = candidate_of.get(layer.name)
+        if candidate is None:
+            continue
+        quantized[layer.name] = candidate.quantized
+        if candidate.norm is not None and candidate.factor is not None:
+            absorb_factor(layer, copies[id(candidate.norm)], candidate.factor)
+    return pack(network, quantized)

@@ -52,7 +52,9 @@ def finalists_table(result: SearchResult) -> Table:
 
 def _caption(result: SearchResult) -> str:
     """Return what was measured, and on which inputs."""
-    measured = f"{len(result.trials)} plans measured; of objectives, higher is better. "
+    count = len(result.trials)
+    plans = f"all {count} plans within the limit" if result.enumerated else f"{count} plans"
+    measured = f"{plans} measured; of objectives, higher is better. "
     if result.held_out:
         return f"{measured}Final objectives: on {result.held_out} inputs that nothing else used"
     return f"{measured}Too few inputs to set some aside: final objectives are on all of them"

@@ -22,6 +22,7 @@ def search_figures(result: SearchResult, method: str) -> Json:
     figures: Json = {
         "method": method,
         "trials": len(result.trials),
+        "enumerated": result.enumerated,
         "held_out": result.held_out,
         "plan": write_widths(result.plan),
         "score": result.objective,

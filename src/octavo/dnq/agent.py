@@ -1,158 +1,112 @@
-"""The method ``dnq``: a recurrent policy, trained by policy gradient (arXiv 1812.02375).
+"""The method ``dnq``: a policy learns the bits of each layer by policy gradient (arXiv 1812.02375).
 
-The paper's public record says what is learned and how, and nothing of the architecture, the
-features, the reward or the quantizer's formula: all of these are our reconstruction. The policy
-starts by imitating the exact solution of the additive model, unless it is asked not to, and goes on
-learning in the world model, which costs no evaluations. Then it learns from choices that are
-measured: of those near its samples and near the best so far, the ones that the world model,
-corrected by everything measured, estimates to be the best.
+The paper's public record says what is learned and how, and nothing of the architecture, the reward
+or the quantizer's formula: all of these are our reconstruction. What is measured are the policy's
+own samples, and the gradient is that of their rewards. Between measurements the policy practises in
+a world model, which every measurement corrects (Dyna; Sutton, 1991). Practice costs no evaluations.
 """
 
-import functools
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from octavo._seeds import seeded
 from octavo.dnq.evaluator import Evaluator
-from octavo.dnq.features import allowed_actions, features_of
 from octavo.dnq.policy import Policy
-from octavo.dnq.projection import project
-from octavo.dnq.reinforce import Reinforce, imitate, learn
-from octavo.dnq.rivals.exact import exact_choice
-from octavo.dnq.rivals.proposals import proposals
+from octavo.dnq.reinforce import Learner, Reinforce
 from octavo.dnq.space import Choice
 from octavo.dnq.world_model import WorldModel, world_model_of
 
 __all__ = ["dnq"]
 
-IMAGINED = 6000  # choices that are estimated before the first of the policy's is measured
-# Choices that are measured of each round of proposals: near ones are estimated well, far ones may
-# be better.
-MEASURED = 2
+GROUPS = 8  # budgets that a step of practice draws, where the search has none of its own
 
 
 def dnq(evaluator: Evaluator, *, warm: bool = True, settings: Reinforce | None = None) -> None:
-    """Measure choices near what the policy samples until the evaluations are spent.
+    """Measure what the policy samples, and let it learn, until the evaluations are spent.
 
     Args:
         evaluator: measures and counts; it knows the space.
-        warm: begin by imitating the exact solution of the additive model, then learn in the world
-            model; else the world model only says what to measure.
+        warm: begin near the exact solution of the additive model; else with a uniform policy.
         settings: settings of the policy gradient.
 
     """
     settings = settings or Reinforce()
     sensitivity = evaluator.sensitivity(outputs=True)
-    losses = sensitivity.losses
-    policy = _new_policy(evaluator, losses)
-    world_model = world_model_of(evaluator.space.actions, sensitivity)
-    measured = _Measured(evaluator, losses, world_model)
-    if warm:
-        start = exact_choice(evaluator, losses)
-        measured.objectives([start])
-        imitate(policy, start, settings)
-        _train(policy, settings, evaluator, losses, _Imagined(evaluator, world_model))
-    _train(policy, settings, evaluator, losses, measured)
-
-
-class _Rewards(Protocol):
-    """The rewards that the policy learns from: measured or imagined ones."""
-
-    @property
-    def left(self) -> int:
-        """The number of new choices that may still be tried."""
-
-    def rewards(self, choices: Sequence[Choice]) -> tuple[Sequence[Choice], list[float]]:
-        """Return the choices that were tried for the sampled ones, with their rewards."""
-
-
-class _Imagined:
-    """The rewards of choices as the world model estimates them, up to IMAGINED choices."""
-
-    def __init__(self, evaluator: Evaluator, world_model: WorldModel) -> None:
-        self._evaluator = evaluator
-        self._world_model = world_model
-        self.left = IMAGINED
-
-    def rewards(self, choices: Sequence[Choice]) -> tuple[Sequence[Choice], list[float]]:
-        """Return the choices with their estimated rewards."""
-        self.left = max(0, self.left - len(choices))
-        return choices, _estimated(self._evaluator, self._world_model, choices)
-
-
-class _Measured:
-    """The measured rewards of choices near the sampled ones and near the best so far. Only
-    those choices are measured that the world model estimates to be the best.
-    """
-
-    def __init__(self, evaluator: Evaluator, losses: np.ndarray, world_model: WorldModel) -> None:
-        self._evaluator = evaluator
-        self._losses = losses
-        self._world_model = world_model
-
-    @property
-    def left(self) -> int:
-        """The number of choices that may still be measured."""
-        return self._evaluator.left
-
-    def rewards(self, choices: Sequence[Choice]) -> tuple[Sequence[Choice], list[float]]:
-        """Return the choices that were measured, with their rewards; the best estimated ones where
-        none is new.
-        """
-        evaluator = self._evaluator
-        space = evaluator.space
-        start = [*choices, evaluator.best.choice] if evaluator.trials else choices
-        within = functools.partial(project, space, losses=self._losses)
-        estimated = functools.partial(_estimated, evaluator, self._world_model)
-        tried: list[Choice] = []
-        for proposed in proposals(space, within, estimated, start, evaluator.generator):
-            new = [each for each in proposed if each not in tried and each not in evaluator]
-            tried += new[:MEASURED]
-        tried = tried or proposed[:MEASURED]
-        objectives = self.objectives(tried)
-        return tried, [evaluator.reward(*pair) for pair in zip(tried, objectives, strict=True)]
-
-    def objectives(self, choices: Sequence[Choice]) -> list[float]:
-        """Measure objectives, from which the world model learns."""
-        new = [choice not in self._evaluator for choice in choices]
-        objectives = self._evaluator.objectives(choices)
-        learned = [at for at, each in enumerate(objectives) if new[at] and each > -math.inf]
-        self._world_model.learn([choices[at] for at in learned], [objectives[at] for at in learned])
-        return objectives
-
-
-def _new_policy(evaluator: Evaluator, losses: np.ndarray) -> Policy:
-    """Return an untrained policy; its weights are drawn from the evaluator's seed."""
     space = evaluator.space
-    with seeded(evaluator.generator.initial_seed()):
-        return Policy(features_of(space, losses), allowed_actions(space))
+    policy = Policy(space.costs, space.limit)
+    agent = _Agent(evaluator, policy, world_model_of(space.actions, sensitivity), settings)
+    if warm:
+        policy.begin_from(sensitivity.losses, agent.limits(GROUPS), settings.entropy[0])
+    agent.practise(settings.before)
+    agent.search()
 
 
-def _estimated(
-    evaluator: Evaluator, world_model: WorldModel, choices: Sequence[Choice]
-) -> list[float]:
-    """Return the rewards of choices as the world model estimates them."""
-    objectives = world_model.objectives(choices).tolist()
-    return [evaluator.reward(*pair) for pair in zip(choices, objectives, strict=True)]
+class _Agent:
+    """The policy, its learner, and the two worlds that it acts in."""
+
+    def __init__(
+        self, evaluator: Evaluator, policy: Policy, world_model: WorldModel, settings: Reinforce
+    ) -> None:
+        self._evaluator = evaluator
+        self._policy = policy
+        self._world_model = world_model
+        self._settings = settings
+        self._learner = Learner(policy, settings)
+        self._total = evaluator.left
+
+    def limits(self, count: int) -> Tensor:
+        """Return the limits that a step is taken under, (budgets,): the search's own."""
+        return torch.tensor([self._evaluator.space.limit], dtype=torch.float64)
+
+    def practise(self, steps: int) -> None:
+        """Learn from samples whose rewards the world model estimates."""
+        for _ in range(steps):
+            limits = self.limits(GROUPS)
+            count = self._settings.imagined // len(limits)
+            sampled = self._sampled(limits, count)
+            objectives = self._world_model.objectives(_choices(sampled)).tolist()
+            self._learn(limits, sampled, objectives)
+
+    def search(self) -> None:
+        """Measure samples and learn from them, then practise, until the evaluations are spent or
+        the policy samples nothing new any more.
+        """
+        stale = 0
+        while self._evaluator.left and stale < self._settings.patience:
+            before = self._evaluator.left
+            self._measure()
+            self.practise(self._settings.practice)
+            stale = stale + 1 if self._evaluator.left == before else 0
+
+    def _measure(self) -> None:
+        """Measure a batch of samples; the policy and the world model learn from it."""
+        limits = self.limits(1)
+        sampled = self._sampled(limits, self._settings.batch)
+        choices = _choices(sampled)
+        new = [choice for choice in dict.fromkeys(choices) if choice not in self._evaluator]
+        objectives = self._evaluator.objectives(choices)
+        known = dict(zip(choices, objectives, strict=True))
+        measured = [choice for choice in new if known[choice] > -math.inf]
+        self._world_model.learn(measured, [known[choice] for choice in measured])
+        if min(objectives) > -math.inf:
+            self._learn(limits, sampled, objectives)
+
+    def _sampled(self, limits: Tensor, count: int) -> Tensor:
+        """Return choices that the policy samples, (budgets, count, layers)."""
+        with torch.no_grad():
+            return self._policy(limits).sample(count, self._evaluator.generator)
+
+    def _learn(self, limits: Tensor, sampled: Tensor, objectives: Sequence[float]) -> None:
+        """Take a step of the policy gradient."""
+        pairs = zip(_choices(sampled), objectives, strict=True)
+        rewards = [self._evaluator.reward(*pair) for pair in pairs]
+        progress = 1 - self._evaluator.left / max(self._total, 1)
+        reward = torch.tensor(rewards, dtype=torch.float64).view(sampled.shape[:2])
+        self._learner.step(limits, sampled, reward, progress)
 
 
-def _train(
-    policy: Policy,
-    settings: Reinforce,
-    evaluator: Evaluator,
-    losses: np.ndarray,
-    rewards: _Rewards,
-) -> None:
-    """Train the policy by these rewards, its samples brought within the budget."""
-
-    def reward_of(sampled: Tensor) -> tuple[Tensor, Tensor]:
-        within = [project(evaluator.space, tuple(row), losses) for row in sampled.tolist()]
-        tried, reward = rewards.rewards(within)
-        return torch.tensor(list(tried)), torch.tensor(reward, dtype=torch.float64)
-
-    learn(policy, settings, evaluator.generator, reward_of, left=lambda: rewards.left)
+def _choices(sampled: Tensor) -> list[Choice]:
+    """Return a batch of choices as tuples."""
+    return [tuple(choice) for choice in sampled.flatten(0, 1).tolist()]

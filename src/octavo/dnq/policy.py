@@ -1,49 +1,64 @@
-"""The policy: a recurrent network that gives each layer its action (DNQ, arXiv 1812.02375; its
-architecture is our choice).
+"""The policy of DNQ (arXiv 1812.02375; its architecture is our choice).
 
-A bidirectional LSTM reads the layers in forward order and answers with a categorical distribution
-over each layer's actions.
+It reads the losses of single layers, what each action costs, and the budget, and gives a
+distribution over the choices within that budget: see ``octavo.dnq.distribution``. It learns a logit
+for each layer and action, and how that logit changes with the budget.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from octavo.dnq.distribution import Ledger, WithinBudget
+
 __all__ = ["Policy"]
 
-HIDDEN = 32
-FORBIDDEN = -1e9  # the logit of an action that a layer does not have
+BISECTIONS = 40
 
 
 class Policy(nn.Module):
-    """A distribution over choices; layers are independent of each other.
+    """A distribution over choices under any budget.
 
     Args:
-        features: what is known of each layer, (layers, features).
-        allowed: bool, (layers, actions): the actions that each layer has.
+        costs: what each action costs, (layers, actions), NaN where a layer has fewer.
+        limit: the highest limit on the sum of costs; infinite where there is none.
+
+    Attributes:
+        logits: of each action under the highest limit, (layers, actions).
+        slopes: what a lower limit subtracts from them, (layers, actions): all of it at a limit that
+            leaves the cheapest choice alone.
 
     """
 
-    features: Tensor
-    allowed: Tensor
-
-    def __init__(self, features: Tensor, allowed: Tensor) -> None:
+    def __init__(self, costs: np.ndarray, limit: float) -> None:
         super().__init__()
-        mean = features.mean(0)
-        deviation = features.std(0, correction=0)
-        self.register_buffer("features", (features - mean) / deviation.clamp(min=1e-6))
-        self.register_buffer("allowed", allowed)
-        self.recurrent = nn.LSTM(features.shape[1], HIDDEN, bidirectional=True)
-        self.head = nn.Linear(2 * HIDDEN + features.shape[1], allowed.shape[1])
-        self.bias = nn.Parameter(torch.zeros(allowed.shape))  # what features do not tell of a layer
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.ledger = Ledger(costs, limit)
+        self.logits = nn.Parameter(torch.zeros(costs.shape, dtype=torch.float64))
+        self.slopes = nn.Parameter(torch.zeros(costs.shape, dtype=torch.float64))
 
-    def forward(self) -> Tensor:
-        """Return log probabilities of the actions, (layers, actions).
+    def forward(self, limits: Tensor) -> WithinBudget:
+        """Return the distribution over choices under each of several limits."""
+        rooms = self.ledger.rooms(limits)
+        lower = 1 - rooms / max(self.ledger.most, 1)  # (budgets,): 0 at the highest limit
+        logits = self.logits - lower[:, None, None] * self.slopes
+        return WithinBudget(self.ledger, logits, rooms)
 
-        Before any training they are uniform over the actions that are allowed.
+    def begin_from(self, losses: np.ndarray, limits: Tensor, entropy: float) -> None:
+        """Prefer the actions by which single layers lose least: ``logits = -losses / temperature``.
+
+        At temperature 0 the most probable choice under any budget would be the exact solution of
+        the additive model. The temperature is the one at which the mean entropy under ``limits`` is
+        ``entropy``, in nats, or is nearest to it.
         """
-        hidden, _ = self.recurrent(self.features)  # (layers, 2 * HIDDEN)
-        logits = self.head(torch.cat([hidden, self.features], 1)) + self.bias
-        log_probabilities: Tensor = logits.masked_fill(~self.allowed, FORBIDDEN).log_softmax(1)
-        return log_probabilities
+        known = torch.from_numpy(np.nan_to_num(losses))
+        unit = max(float(known.abs().max()), 1e-30)
+        low = -20.0  # of the logarithm of the temperature, in units of the largest loss
+        high = 5.0
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            with torch.no_grad():
+                self.logits.copy_(-known / (unit * np.exp(middle)))
+            if float(self(limits).entropy().mean()) < entropy:
+                low = middle
+            else:
+                high = middle

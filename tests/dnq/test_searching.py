@@ -239,17 +239,18 @@ def test_another_budget_picks_from_the_trials() -> None:
         fitting = [t for t in result.trials if average_of(t.plan) <= average]
         assert plan == max(fitting, key=lambda trial: trial.objective).plan
         assert isinstance(plan, Plan)
-    least = min(trial.plan.cost().average_bits for trial in result.trials)
     with pytest.raises(
         BudgetError,
-        match=rf"none of {len(result.trials)} trials fits.*{least:g} to \d.*average bits",
+        match=rf"none of {len(result.trials)} trials fits; they cost [\d,.]+ to [\d,.]+",
     ) as error:
-        result.at(Budget(bytes=3))
+        result.at(Budget(average_bits=2.00001))
     assert "\n" not in str(error.value)
+    with pytest.raises(BudgetError, match="no plan within the options costs so little"):
+        result.at(Budget(bytes=3))
 
 
 def test_a_budget_that_nothing_meets_says_what_is_feasible() -> None:
-    with pytest.raises(BudgetError, match=r"feasible: 2 to 5 average bits, 30 to 75 bytes"):
+    with pytest.raises(BudgetError, match=r"feasible: 2 to 5 average bits, a file of about "):
         found(budget=Budget(bytes=29))
     with pytest.raises(BudgetError, match=r"feasible: 3\.01 to 5\.5"):
         found(budget=Budget(average_bits=3), pins={"last": 8})

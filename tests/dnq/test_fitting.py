@@ -89,7 +89,7 @@ def test_a_budget_that_no_file_meets_says_the_smallest() -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(
-    st.lists(st.integers(8, 40), min_size=3, max_size=6),
+    st.lists(st.integers(16, 64), min_size=3, max_size=6),
     st.floats(0.1, 0.9),
     st.booleans(),
     st.sampled_from(["exact", "random"]),

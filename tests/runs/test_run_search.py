@@ -52,7 +52,7 @@ def test_a_run_searches_for_its_bits(
     plan = Plan.load(folder / "plan.yaml")
     assert plan == Packed.load(folder / "packed.safetensors").plan
     assert plan.cost().average_bits == pytest.approx(result["nominal_bits"])
-    assert Budget(average_bits=3).allows(plan.cost())
+    assert plan.cost().average_bits <= 3
     assert watcher.searches == [12]
     assert watcher.notes[1].startswith("search: ")
     settings: dict[str, Any] = {

@@ -1,11 +1,19 @@
 """inspect and search: what they print and write."""
 
 import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from octavo.dnq.searching import SearchResult
+from octavo.dnq.searching import search as search_bits
 from octavo.formats.width import Apot
-from octavo.plan import Plan
+from octavo.plan import Budget, Plan
+from octavo.ptq.calibration import calibrate
+from octavo.runs.task import load_task
 from octavo.storage.packed import Packed
 
 
@@ -21,6 +29,84 @@ def test_search_writes_a_plan_within_the_budget_and_shows_it(octavo: Callable[..
     assert "written: plan.yaml" in said.out
     as_json = octavo(*words, "-o", "x", "--json")
     assert json.loads(as_json.out)["plan"] == dict(plan)
+
+
+def test_a_plan_that_search_wrote_is_what_quantize_quantizes(octavo: Callable[..., Any]) -> None:
+    words = ["search", "tiny.py:Tiny", "--budget", "average_bits=4", "--trials", "20"]
+    assert octavo(*words, "--pin", "2=5", "-o", "found/plan.yaml").status == 0
+    words = ["quantize", "tiny.py:Tiny", "--bits", "found/plan.yaml", "--method", "ptq"]
+    said = octavo(*words, "-o", "net.safetensors")
+    assert (said.status, said.err) == (0, "")
+    assert Packed.load("net.safetensors").plan == Plan.load("found/plan.yaml")
+    Path("r.yaml").write_text("task: tiny.py:Tiny\nbits: found/plan.yaml\nmethod: ptq\n")
+    assert octavo("run", "r.yaml").status == 0
+    assert Packed.load("runs/r/packed.safetensors").plan == Plan.load("found/plan.yaml")
+    words[3] = "found/plans.yaml"
+    refused = octavo(*words, "-o", "net.safetensors")
+    assert refused.status == 2
+    assert "bits: there is no file found/plans.yaml" in refused.err
+
+
+def test_a_plan_with_bits_of_inputs_is_quantized_as_it_says(octavo: Callable[..., Any]) -> None:
+    Plan({"0": 3, "2": 4}, activations={"2": 8}).save("both.yaml")
+    words = ["quantize", "tiny.py:Tiny", "--bits", "both.yaml", "--method", "ptq"]
+    assert octavo(*words, "-o", "net.safetensors").status == 0
+    packed = Packed.load("net.safetensors")
+    assert packed.plan == {"0": 3, "2": 4}
+    assert {name: form.bits for name, form in packed.activations.items()} == {"2": 8}
+
+
+WIDE = ["--options", "2,3,4,5,6,7,8", "--trials", "24", "--budget", "average_bits=6"]
+
+
+def test_search_refines_and_says_what_that_added(octavo: Callable[..., Any]) -> None:
+    words = ["search", "tiny.py:Tiny", *WIDE, "--method", "random", "--refine", "0.2"]
+    said = octavo(*words, "-o", "plan.yaml")
+    assert (said.status, said.err) == (0, "")
+    assert "best trial of the method alone: -" in said.out
+    assert "the finalists, solved as they ship" in said.out
+    assert "the trade-off" not in said.out
+    shown = json.loads(octavo(*words, "-o", "plan.yaml", "--json").out)
+    assert shown["refinement"]["added"] >= 0
+    assert shown["method"] == "random"
+    assert shown["score"] >= max(shown["uniform_score"], shown["exact_score"])
+    assert shown["front"]
+    assert "refine: expected a share" in octavo(*words[:-1], "1", "-o", "plan.yaml").err
+
+
+def test_search_maximizes_the_tasks_own_score(octavo: Callable[..., Any]) -> None:
+    words = ["search", "tiny.py:Tiny", *WIDE, "--method", "exact", "-o", "plan.yaml", "--json"]
+    own = json.loads(octavo(*words, "--objective", "task").out)
+    load_task("tiny.py:Tiny")
+    task: Any = sys.modules["octavo_task_tiny"].Tiny()
+    model = task.model()
+    calibrate(model, own["plan"], task.calibration()).apply(model)
+    assert own["score"] == pytest.approx(task.score(model))
+    assert own["held_out"] == 0  # the task's score reads its own data
+    assert own["score"] < json.loads(octavo(*words).out)["score"] < 0
+    said = octavo(*words, "--objective", "tasks")
+    assert said.status == 2
+    assert "expected one of divergence, task, got 'tasks' (the nearest is 'task')" in said.err
+
+
+def test_search_without_a_limit_prints_the_front(
+    octavo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = dict[str, Any]()
+
+    def limited(*args: Any, **options: Any) -> SearchResult:
+        asked.update(options)
+        limit = Budget(average_bits=6)
+        return search_bits(*args, **options | {"budget": limit, "objective": None})
+
+    monkeypatch.setattr("octavo.dnq.searching.search", limited)
+    words = ["search", "tiny.py:Tiny", *WIDE[:-2], "--method", "random", "-o", "plan.yaml"]
+    said = octavo(*words)
+    assert (said.status, said.err) == (0, "")
+    assert (asked["budget"], asked["trade_off"], asked["objective"]) == (None, None, None)
+    assert "the trade-off" in said.out
+    assert "bytes are estimated" in said.out
+    assert Plan.load("plan.yaml")
 
 
 def test_search_takes_bits_of_inputs(octavo: Callable[..., Any]) -> None:

@@ -192,9 +192,14 @@ def test_on_a_terminal_the_last_trial_stands_in_the_bar(
     terminal: Console, now: list[float]
 ) -> None:
     text = "".join(searched(terminal, now, [-4, -1, -2], 5, 2))
-    assert "plan 1  best -4  ▁" in text  # one plan has no speed
     assert "plan 3  best -1  0.5 plans/s  0:00:04 left  ▁██" in text
     assert "best so far, bits by layer: 24" in text
+
+
+def test_a_single_plan_has_no_speed_and_says_nothing_of_the_time_left(
+    terminal: Console, now: list[float]
+) -> None:
+    assert "plan 1  best -4  ▁" in "".join(searched(terminal, now, [-4], 5, 2))
 
 
 def test_a_plan_more_than_was_asked_for_takes_no_time_back(

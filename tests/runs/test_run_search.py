@@ -1,6 +1,8 @@
 """Runs that search for their bits."""
 
+import copy
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,15 @@ from tests.runs.tiny import (
     timeless,
 )
 
+from octavo.dnq import methods
 from octavo.dnq.evaluator import Trial
 from octavo.dnq.reinforce import Reinforce
-from octavo.dnq.searching import search
+from octavo.dnq.searching import SearchResult, search
 from octavo.errors import BudgetError, PlanError, RecipeError
 from octavo.plan import Budget, Plan
 from octavo.progress import Event
 from octavo.runs.run import run
+from octavo.runs.search_figures import search_figures
 from octavo.storage.packed import Packed
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -64,12 +68,9 @@ def test_a_run_searches_for_its_bits(
     found = search(task.model(), task.calibration(), **settings)
     assert tuple(watcher.trials) == found.trials
     assert plan == found.plan
-    assert result["search"] == {
-        "plan": dict(plan),
-        "score": found.objective,
-        "uniform": {"0": 3, "3": 3},
-        "uniform_score": found.uniform_objective,
-    }
+    assert result["search"] == search_figures(found, method)
+    assert result["search"]["plan"] == dict(plan)
+    assert result["search"]["method"] == method
     assert result["search"]["score"] >= result["search"]["uniform_score"]
     assert json.loads((folder / "result.json").read_text()) == result
     again = Watcher()
@@ -143,7 +144,7 @@ def test_a_search_for_the_bits_of_inputs_too(method: str, folder: Path) -> None:
 
 def test_every_setting_reaches_the_search(folder: Path) -> None:
     wanted = {
-        "budget": {"ratio": 7},
+        "budget": {"average_bits": 4.5},
         "method": "random",
         "trials": 5,
         "options": [2, 3, 6],
@@ -159,6 +160,65 @@ def test_every_setting_reaches_the_search(folder: Path) -> None:
     few = {"budget": {"average_bits": 3}, "trials": 9}
     with pytest.raises(PlanError, match=r"^trials: expected at least 10, .* got 9$"):
         run(searching(search=few), folder.with_name("few"))
+
+
+def test_the_new_settings_reach_the_search(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The objective is the task's, refinement has its share, and finalists are retrained alike."""
+    seen = dict[str, Any]()
+
+    def noted(*args: Any, **options: Any) -> SearchResult:
+        seen.update(options)
+        return search(*args, **options)
+
+    monkeypatch.setattr("octavo.runs.quantize.search", noted)
+    wanted = {"budget": {"average_bits": 6}, "options": [2, 3, 4, 5, 6, 7, 8], "method": "random"}
+    wanted |= {"trials": 20, "refine": 0.2, "objective": "task", "retrain_steps": 3}
+    watcher = Watcher()
+    result = run(searching(search=wanted), folder, watcher)["search"]
+    assert (seen["refine"], seen["objective"].__name__) == (0.2, "score")
+    retrained = [event for event in watcher.steps if event.message == "finalist"]
+    times = 3 * len(result["finalists"])  # after each of four portions but the last
+    assert [event.done for event in retrained] == [1, 2, 3] * times
+    assert {event.total for event in retrained} == {3}
+    assert result["refinement"]["added"] >= 0
+    assert result["refinement"]["after_trial_score"] == max(
+        trial.objective for trial in watcher.trials[: 20 - 15]
+    )
+    task = Tiny()
+    whole = task.model()
+    one, two = copy.deepcopy(whole), copy.deepcopy(whole)
+    for network in (one, two):
+        seen["retrain_steps"](network)
+    assert torch.equal(one[0].weight, two[0].weight)  # the same batches
+    assert not torch.equal(one[0].weight, whole[0].weight)
+    assert result["score"] >= max(result["uniform_score"], result["exact_score"])
+
+
+def test_a_method_of_a_tasks_file_can_be_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from octavo.dnq.methods import register_method\n"
+        "from tests.runs.tiny import Tiny\n"
+        "def coarsest(evaluator):\n"
+        "    evaluator.rewards([evaluator.space.cheapest])\n"
+        "register_method('coarsest', coarsest)\n"
+    )
+    wanted = {"budget": {"average_bits": 3}, "method": "coarsest", "trials": 3}
+    mine = searching(search=wanted, task=f"{file}:Tiny", teacher={"shift": 0.5})
+    result = run(mine, folder)["search"]
+    assert (result["method"], result["enumerated"]) == ("coarsest", False)
+    assert {"0": 2, "3": 2} in [finalist["plan"] for finalist in result["finalists"]]
+
+
+def test_an_unknown_method_is_refused_before_anything_is_computed(folder: Path) -> None:
+    with pytest.raises(PlanError, match=r"method: expected one of .*'dqn' \(the nearest is 'dnq'"):
+        run(searching("dqn", warmup=1), folder)
+    assert files(folder.parent) == {}
+    assert Tiny.losses == 0
 
 
 def test_a_run_with_a_search_that_was_cut_off_in_retraining_ends_as_if_it_had_not_been(
@@ -183,15 +243,16 @@ def test_a_run_that_was_cut_off_in_its_search_goes_on_from_the_journal(folder: P
         if isinstance(event.detail, Trial):
             raise Cut
 
-    whole = run(searching("exact"), folder.with_name("whole"))
+    wanted = {"budget": {"average_bits": 6}, "options": [2, 3, 4, 5, 6, 7, 8]}
+    wanted |= {"method": "evolution", "trials": 24, "refine": 0.25}
+    whole = run(searching(search=wanted), folder.with_name("whole"))
     with pytest.raises(Cut):
-        run(searching("exact"), folder, cut)
+        run(searching(search=wanted), folder, cut)
     assert set(files(folder)) == {"search.jsonl"}
     begun = (folder / "search.jsonl").read_text()
-    assert (
-        len(begun.splitlines()) == 11
-    )  # the settings, full precision, each layer alone at four options, a plan
-    assert timeless(run(searching("exact"), folder)) == timeless(whole)
+    # The settings, full precision, each layer alone at seven options, a plan.
+    assert len(begun.splitlines()) == 1 + 1 + 14 + 1
+    assert timeless(run(searching(search=wanted), folder)) == timeless(whole)
     assert (folder / "search.jsonl").read_text().startswith(begun)
     for name in ("search.jsonl", "plan.yaml", "packed.safetensors"):
         assert files(folder)[name] == files(folder.with_name("whole"))[name]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class SearchResult:
         losses: what each layer alone loses at each action, (layers, actions), where it is known.
         refinement: the best trial of the method alone, and the best one after refinement; None
             where nothing was refined.
+        enumerated: True if there were so few plans within the budget that all of them were
+            measured, whatever the method.
 
     """
 
@@ -82,6 +84,7 @@ class SearchResult:
     sizes: FileSizes
     losses: np.ndarray | None = field(default=None, compare=False)
     refinement: Refinement | None = None
+    enumerated: bool = False
 
     @property
     def pareto(self) -> tuple[Trial, ...]:
@@ -226,22 +229,23 @@ def search(
         trade_off=trade_off or 0.0, seed=seed, progress=progress,
     )  # fmt: skip
     with cpu_by_default():  # the policy's tensors, but not those of the trials
-        exact, refinement = _measure(evaluator, run_method, refine)
+        every = all_choices(space, evaluator.left)
+        exact, refinement = _measure(evaluator, every, run_method, refine)
     shipping = Shipping(
         model, batches, parts,
         objective=objective, absorb=absorb, retrain_steps=retrain_steps,
     )  # fmt: skip
     verdict = choose(evaluator, shipping, exact, file_limit(budget, sizes.float_bytes))
-    return _result(evaluator, verdict, parts, sizes, refinement)
+    result = _result(evaluator, verdict, parts, sizes, refinement)
+    return replace(result, enumerated=every is not None)
 
 
 def _measure(
-    evaluator: Evaluator, method: SearchMethod, refine: float
+    evaluator: Evaluator, every: Sequence[Choice] | None, method: SearchMethod, refine: float
 ) -> tuple[Choice, Refinement | None]:
-    """Measure all plans within the budget if the trials suffice for that, else those of the method;
-    return the exact solution, and what refinement added.
+    """Measure all plans within the budget where they are given, else those of the method; return
+    the exact solution, and what refinement added.
     """
-    every = all_choices(evaluator.space, evaluator.left)
     if every is not None:
         evaluator.rewards(every)
         return evaluator.best.choice, None

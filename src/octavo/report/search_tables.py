@@ -45,14 +45,16 @@ def finalists_table(result: SearchResult) -> Table:
             f"{finalist.plan.cost().average_bits:.3f}",
             f"{finalist.file_bytes:,}",
             f"{finalist.objective:.5g}",
-            f"[bold]{final}[/]" if finalist.plan == result.plan else final,
+            f"[bold]{final}[/]" if _same(finalist.plan, result.plan) else final,
         )
     return table
 
 
 def _caption(result: SearchResult) -> str:
     """Return what was measured, and on which inputs."""
-    measured = f"{len(result.trials)} plans measured; of objectives, higher is better. "
+    count = len(result.trials)
+    plans = f"all {count} plans within the limit" if result.enumerated else f"{count} plans"
+    measured = f"{plans} measured; of objectives, higher is better. "
     if result.held_out:
         return f"{measured}Final objectives: on {result.held_out} inputs that nothing else used"
     return f"{measured}Too few inputs to set some aside: final objectives are on all of them"
@@ -60,17 +62,14 @@ def _caption(result: SearchResult) -> str:
 
 def _titles(result: SearchResult, finalist: Finalist) -> list[str]:
     """Return the names of a finalist: one plan may have several."""
-    named = {
-        "the plan": result.plan,
-        "uniform": result.uniform,
-        "exact": result.exact,
-        "the method alone": result.refinement and result.refinement.before.plan,
-    }
+    named = {"the plan": result.plan, "uniform": result.uniform, "exact": result.exact}
+    if result.refinement is not None:
+        named["the method alone"] = result.refinement.before.plan
     return [title for title, plan in named.items() if _same(plan, finalist.plan)]
 
 
-def _same(plan: Plan | None, other: Plan) -> bool:
-    return plan is not None and plan == other and plan.activations == other.activations
+def _same(plan: Plan, other: Plan) -> bool:
+    return plan == other and plan.activations == other.activations
 
 
 def front_table(result: SearchResult) -> Table:

@@ -22,6 +22,7 @@ def search_figures(result: SearchResult, method: str) -> Json:
     figures: Json = {
         "method": method,
         "trials": len(result.trials),
+        "enumerated": result.enumerated,
         "held_out": result.held_out,
         "plan": write_widths(result.plan),
         "score": result.objective,
@@ -55,7 +56,7 @@ def front_figures(result: SearchResult) -> list[Json]:
 def estimated_bytes(result: SearchResult, trial: Trial) -> int:
     """Return the estimated bytes of the packed file of a trial's plan."""
     sizes = result.sizes
-    codes = sum(sizes.codes[pair] for pair in enumerate(trial.choice))
+    codes = sum(float(sizes.codes[pair]) for pair in enumerate(trial.choice))
     return round(sizes.rest + codes)
 
 

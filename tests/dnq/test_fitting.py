@@ -112,7 +112,12 @@ def test_the_file_of_a_random_model_is_within_the_budget(
     result = search(model, inputs, budget=budget, method=method, trials=40)
     packed = calibrate(model, result.plan, inputs)
     assert packed.file_bytes <= most
-    assert packed.file_bytes >= 0.97 * most or coarse(model)
+    for name, width in result.plan.items():
+        if (
+            packed.file_bytes < 0.97 * most and width < 5
+        ):  # then a bit more in any layer is too much
+            wider = {**result.plan, name: int(width) + 1}
+            assert calibrate(model, wider, inputs).file_bytes > 0.995 * most
     assert result.objective >= max(result.uniform_objective, result.exact_objective)
     for plan in (result.uniform, result.exact):
         assert calibrate(model, plan, inputs).file_bytes <= most
@@ -124,9 +129,3 @@ def named(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def float_bytes(model: nn.Module) -> int:
     return sum(4 * parameter.numel() for parameter in model.parameters())
-
-
-def coarse(model: nn.Module) -> bool:
-    """A bit more or less in the largest layer is more than 3 % of the file."""
-    largest = max(parameter.numel() for parameter in model.parameters())
-    return largest / 8 > 0.03 * 2 * sum(p.numel() for p in model.parameters()) / 8

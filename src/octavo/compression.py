@@ -123,11 +123,9 @@ def compress(
     if plan.activations:
         model = copy.deepcopy(model)
         quantize_activations(model, batches, plan.activations)
-    options = _picked(arguments, PTQ if retrain is None else START)
-    plan, packed = _fitted(result, lambda plan: calibrate(model, plan, batches, **options))
-    if retrain is None:
-        return packed
-    return _retrained(model, plan, packed, retrain, arguments)
+    of_ptq = _picked(arguments, PTQ if retrain is None else START)
+    plan, packed = _fitted(result, lambda plan: calibrate(model, plan, batches, **of_ptq))
+    return packed if retrain is None else _retrained(model, plan, packed, retrain, arguments)
 
 
 def _fitted(result: SearchResult, solve: Callable[[Plan], Packed]) -> tuple[Plan, Packed]:

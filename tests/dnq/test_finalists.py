@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -207,17 +208,15 @@ def test_the_same_whatever_the_number_of_workers() -> None:
 def test_the_candidates_scores_and_final_measures_have_inputs_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Changed confirming inputs change final measures alone, scoring inputs no candidate."""
+    """Confirming inputs change final measures alone."""
     result = found()
     changed: list[Sequence[Any]] = []
 
     def split_otherwise(inputs: Sequence[Any]) -> Any:
         parts = split(inputs)
-        changed.append(parts.confirming)
-        return type(parts)(
-            parts.calibrating, parts.scoring, [2 * x for x in parts.confirming],  # type: ignore[arg-type]
-            parts.solving, parts.held_out,
-        )  # fmt: skip
+        confirming: list[Any] = list(parts.confirming)
+        changed.append(confirming)
+        return replace(parts, confirming=tuple(2 * x for x in confirming))
 
     monkeypatch.setattr(searching, "split", split_otherwise)
     other = found()

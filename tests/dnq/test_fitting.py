@@ -13,6 +13,7 @@ from octavo.dnq.fitting import SLACK, FileFit
 from octavo.dnq.searching import search
 from octavo.dnq.space import Action, Choice, Space
 from octavo.errors import BudgetError
+from octavo.formats.width import WidthLike
 from octavo.plan import Budget
 from octavo.ptq.calibration import calibrate
 
@@ -116,7 +117,7 @@ def test_the_file_of_a_random_model_is_within_the_budget(
         if (
             packed.file_bytes < 0.97 * most and width < 5
         ):  # then a bit more in any layer is too much
-            wider = {**result.plan, name: int(width) + 1}
+            wider: dict[str, WidthLike] = {**result.plan, name: int(width) + 1}
             assert calibrate(model, wider, inputs).file_bytes > 0.995 * most
     assert result.objective >= max(result.uniform_objective, result.exact_objective)
     for plan in (result.uniform, result.exact):

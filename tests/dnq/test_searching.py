@@ -262,15 +262,17 @@ def test_another_budget_picks_from_the_trials() -> None:
         assert plan == max(fitting, key=lambda trial: trial.objective).plan
         assert isinstance(plan, Plan)
     few = found(method="uniform", trials=1)
-    with pytest.raises(BudgetError, match="none of 2 trials fits") as error:
+    with pytest.raises(
+        BudgetError, match=r"none of 2 trials fits; they cost [\d,.]+ to [\d,.]+"
+    ) as error:
         few.at(Budget(average_bits=2.2))
     assert "\n" not in str(error.value)
+    with pytest.raises(BudgetError, match="no plan within the options costs so little"):
+        result.at(Budget(bytes=3))
 
 
 def test_a_budget_that_nothing_meets_says_what_is_feasible() -> None:
-    with pytest.raises(
-        BudgetError, match=r"feasible: 2 to 5 average bits, a file of about 9\d\d to 1,0\d\d bytes"
-    ):
+    with pytest.raises(BudgetError, match=r"feasible: 2 to 5 average bits, a file of about "):
         found(budget=Budget(bytes=29))
     with pytest.raises(BudgetError, match=r"feasible: 3\.01 to 5\.5"):
         found(budget=Budget(average_bits=3), pins={"last": 8})

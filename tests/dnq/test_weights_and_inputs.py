@@ -17,6 +17,7 @@ from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats, input_quantizers
 from octavo.compression import compress
 from octavo.dnq.environment import Environment
+from octavo.dnq.prices import within
 from octavo.dnq.rivals.exact import summed_loss
 from octavo.dnq.searching import SearchResult, search
 from octavo.dnq.sensitivity import loss_table, single_layer_choices
@@ -132,7 +133,6 @@ def test_each_layer_gets_the_bits_of_inputs_that_it_can_have() -> None:
         torch.zeros(2, 3, dtype=torch.int64),
         (2, 3),
         {"one": 5},
-        Budget(bit_ops=10**9),
         (8, 4),
     )
     plain = ["2x32", "3x32"]
@@ -158,11 +158,12 @@ def test_what_a_plan_costs_by_hand() -> None:
     assert repr(Plan({"a": 3}, activations={"a": 4})) == "Plan({'a': 3}, activations={'a': 4})"
 
 
-def test_prices_are_those_of_the_plan() -> None:
+def test_costs_are_those_of_the_plan() -> None:
     model, batch = words(), torch.zeros(2, 3, dtype=torch.int64)
-    space = survey(model, batch, (2, 3), {}, Budget(bit_ops=10**9), (4, 8))
+    surveyed = survey(model, batch, (2, 3), {}, (4, 8))
+    space = within(surveyed, Budget(bit_ops=10**9))
     for choice in itertools.islice(every_choice(space.actions), 64):
-        assert space.price(choice) == space.plan(choice).cost().bit_ops
+        assert space.cost(choice) == space.plan(choice).cost().bit_ops
 
 
 @pytest.mark.parametrize("wrong", [{"a": 1}, {"a": 9}, {"a": "x"}, {"a": None}])

@@ -107,9 +107,8 @@ class SearchResult:
         if not fitting:
             costs = [space.cost(trial.choice) for trial in self.trials]
             raise BudgetError(
-                f"{budget}: none of {len(costs)} trials fits; "
-                f"they have {min(costs) / space.limit:.3g} to {max(costs) / space.limit:.3g} times "
-                "what is left for their codes"
+                f"{budget}: none of {len(costs)} trials fits; they cost {min(costs):,.0f} to "
+                f"{max(costs):,.0f}, and the limit is {space.limit:,.0f}"
             )
         return max(fitting, key=lambda trial: trial.objective).plan
 

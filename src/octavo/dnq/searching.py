@@ -255,27 +255,43 @@ def _searched(
         trade_off=request.trade_off or 0.0, seed=request.seed, progress=request.progress,
     )  # fmt: skip
     with cpu_by_default():  # the policy's tensors, but not those of the trials
-        exact, refinement = _measure(evaluator, method_of(request.method), request.refine)
+        measured = _measure(evaluator, method_of(request.method), request.refine)
     shipping = Shipping(
         model, batches, parts,
         objective=objective, absorb=request.absorb, retrain_steps=request.retrain_steps,
     )  # fmt: skip
     most = file_limit(request.budget, sizes.float_bytes)
-    verdict = choose(evaluator, shipping, exact, most)
-    return _result(evaluator, verdict, parts, sizes, refinement)
+    verdict = choose(evaluator, shipping, measured.exact, most)
+    return _result(evaluator, verdict, parts, sizes, measured)
 
 
-def _measure(
-    evaluator: Evaluator, every: Sequence[Choice] | None, method: SearchMethod, refine: float
-) -> tuple[Choice, Refinement | None]:
-    """Measure all plans within the budget where they are given, else those of the method; return
-    the exact solution, and what refinement added.
+@dataclass(frozen=True)
+class _Measured:
+    """The outcome of the trials.
+
+    Attributes:
+        exact: the exact solution of the additive model; the best trial where all were measured.
+        enumerated: True if all plans within the budget were measured.
+        refinement: the gain of refinement, if any was asked for.
+
     """
+
+    exact: Choice
+    enumerated: bool = False
+    refinement: Refinement | None = None
+
+
+def _measure(evaluator: Evaluator, method: SearchMethod, refine: float) -> _Measured:
+    """Measure all plans within the budget if the trials suffice for that, else those of the
+    method.
+    """
+    every = all_choices(evaluator.space, evaluator.left)
     if every is not None:
         evaluator.rewards(every)
-        return evaluator.best.choice, None
+        return _Measured(evaluator.best.choice, enumerated=True)
     refinement = run_refined(method, evaluator, refine)
-    return exact_choice(evaluator, evaluator.reference_losses()), refinement
+    exact = exact_choice(evaluator, evaluator.reference_losses())
+    return _Measured(exact, refinement=refinement)
 
 
 def _result(
@@ -283,7 +299,7 @@ def _result(
     verdict: Verdict,
     parts: Parts,
     sizes: FileSizes,
-    refinement: Refinement | None,
+    measured: _Measured,
 ) -> SearchResult:
     """Return the best finalist beside the uniform and the exact plan."""
     budget = evaluator.space.budget
@@ -301,7 +317,8 @@ def _result(
         space=evaluator.space,
         sizes=sizes,
         losses=evaluator.reference_losses() if of_file else None,
-        refinement=refinement,
+        refinement=measured.refinement,
+        enumerated=measured.enumerated,
     )
 
 

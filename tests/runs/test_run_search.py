@@ -143,7 +143,7 @@ def test_a_search_for_the_bits_of_inputs_too(method: str, folder: Path) -> None:
 
 def test_every_setting_reaches_the_search(folder: Path) -> None:
     wanted = {
-        "budget": {"ratio": 7},
+        "budget": {"average_bits": 32 / 7},
         "method": "random",
         "trials": 5,
         "options": [2, 3, 6],

@@ -47,9 +47,7 @@ def scored(task: Cifar10, plan: Plan) -> dict[str, Any]:
 
 def uniform(task: Cifar10, weights: int, inputs: int) -> Plan:
     model = task.model()
-    space = survey(
-        model, next(iter(task.calibration())), (weights,), {}, Budget(bit_ops=10**18), (inputs,)
-    )
+    space = survey(model, next(iter(task.calibration())), (weights,), {}, (inputs,))
     return space.plan(space.cheapest)
 
 

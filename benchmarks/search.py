@@ -11,7 +11,6 @@ benchmarks/results/search-resnet20.json or -resnet56.json.
 
 import argparse
 import copy
-import dataclasses
 import functools
 import json
 import time
@@ -27,6 +26,7 @@ from octavo.dnq.environment import Environment
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import SearchMethod, method_of
+from octavo.dnq.prices import within
 from octavo.dnq.settings import METHODS as NAMES
 from octavo.dnq.space import Choice
 from octavo.dnq.survey import survey
@@ -90,7 +90,7 @@ class Setting:
         """Return the best plan of a method, and its accuracy on the test images before any
         retraining.
         """
-        space = dataclasses.replace(self.space, budget=Budget(average_bits=average))
+        space = within(self.space, Budget(average_bits=average))
         journal = copy.deepcopy(self.journal)
         evaluator = Evaluator(space, self.environment, journal, TRIALS, seed=seed)
         started = time.monotonic()

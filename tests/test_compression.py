@@ -111,8 +111,8 @@ def received(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
 
 
 SEARCH = {
-    "options", "method", "trials", "objective", "seed", "journal", "workers", "pins", "activations",
-    "absorb", "progress",
+    "options", "method", "trials", "refine", "objective", "seed", "journal", "workers", "pins",
+    "activations", "retrain_steps", "absorb", "progress",
 }  # fmt: skip
 START = {"fit", "per", "damp", "absorb", "progress"}
 PTQ = START | {"order", "sequential"}
@@ -217,3 +217,56 @@ def test_a_pruned_network_keeps_its_zeros() -> None:
             bool((layer.weight()[zero] == 0).all())
             for layer, zero in zip(packed.layers.values(), zeros, strict=True)
         )
+
+
+def wide_net() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 8)
+    )
+
+
+def wide_batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(24, 24, generator=generator) for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"per": "tensor"},
+        {"fit": "max"},
+        {"order": "distance"},
+        {"sequential": False},
+        {"damp": 3.0, "fit": "max", "order": "magnitude"},
+    ],
+)
+def test_the_budget_holds_for_the_file_whatever_the_options_of_ptq(options: Any) -> None:
+    above = 0
+    for budget in (Budget(bytes=4600), Budget(bytes=3400), Budget(ratio=5.5)):
+        given: dict[str, Any] = {"budget": budget, "method": "exact"}
+        packed = compress(wide_net(), wide_batches(), **given, **options)
+        assert packed.file_bytes <= (budget.bytes or packed.float_bytes / 5.5)
+        plan = search(wide_net(), wide_batches(), **given).plan
+        size = calibrate(wide_net(), plan, wide_batches(), **options).file_bytes
+        above += size > (budget.bytes or packed.float_bytes / 5.5)
+    assert not above or options  # what search fits is fitted for the defaults of calibrate
+
+
+def test_with_retraining_the_budget_holds_for_the_calibration() -> None:
+    seen: list[int] = []
+    solve = compression.calibrate
+
+    def calibrated(*args: Any, **options: Any) -> Packed:
+        packed = solve(*args, **options)
+        seen.append(packed.file_bytes)
+        return packed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "calibrate", calibrated)
+        budget = Budget(bytes=3400)
+        compress(
+            wide_net(), wide_batches(), budget=budget, retrain=nudge, method="exact", fit="max"
+        )
+    assert seen[-1] <= 3400

@@ -11,7 +11,7 @@ import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from typer.testing import CliRunner
 
 from octavo.activations.quantizer import input_formats
 from octavo.cli import app
+from octavo.plan import Budget
 from octavo.runs.recipe import Recipe, load_recipe, make_recipe
 from octavo.runs.recipes import RECIPES
+from octavo.runs.sections import Search
 from octavo.runs.task import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -221,6 +223,11 @@ def test_the_page_of_recipes_shows_every_key_with_its_default() -> None:
     assert set(content) == set(Recipe.model_fields)
     for section in ("retraining", "ptq"):
         assert set(content[section]) == set(vars(getattr(shown, section)))
+    (comment,) = re.findall(r"^search: null +# instead of bits: (.*)$", block.text, re.MULTILINE)
+    search = yaml.safe_load(comment)
+    assert set(search) == {field.name for field in fields(Search)}
+    section = make_recipe({"task": "digits", "search": search}, "docs/recipes.md").search
+    assert section == Search(budget=Budget(average_bits=3))
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "docs/recipes.md"], ids=lambda page: page.name)

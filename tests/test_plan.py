@@ -345,27 +345,11 @@ def test_a_limit_that_is_no_positive_number(name: str, limit: Any) -> None:
     assert str(caught.value) == f"{name}: expected a positive number, got {limit!r}"
 
 
-@pytest.mark.parametrize(
-    ("budget", "allowed"),
-    [
-        (Budget(ratio=8), True),
-        (Budget(ratio=8.01), False),
-        (Budget(average_bits=4), True),
-        (Budget(average_bits=3.99), False),
-        (Budget(bytes=500), True),
-        (Budget(bytes=499), False),
-        (Budget(bit_ops=77), True),
-        (Budget(bit_ops=76), False),
-    ],
-)
-def test_what_a_budget_allows(budget: Budget, allowed: bool) -> None:
-    assert budget.allows(Cost(average_bits=4.0, ratio=8.0, bytes=500, bit_ops=77)) is allowed
-
-
-def test_a_budget_of_operations_needs_operations() -> None:
-    with pytest.raises(BudgetError, match=r"^bit_ops: the plan knows no multiply-accumulates"):
-        Budget(bit_ops=1).allows(Cost(4.0, 8.0, 500, None))
-    assert Budget(bytes=500).allows(Cost(4.0, 8.0, 500, None))
+def test_a_budget_knows_whether_it_bounds_the_file() -> None:
+    assert Budget(ratio=8).of_file
+    assert Budget(bytes=500).of_file
+    assert not Budget(average_bits=4).of_file
+    assert not Budget(bit_ops=77).of_file
 
 
 # Patterns to bits, and the layers behind the names.

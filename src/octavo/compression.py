@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from octavo._deprecated import renamed_arguments
 from octavo.activations.quantization import quantize_activations
-from octavo.dnq.searching import search
+from octavo.dnq.finalists import RetrainSteps, file_limit
+from octavo.dnq.fitting import FileFit
+from octavo.dnq.searching import SearchResult, search
+from octavo.dnq.space import Choice
 from octavo.errors import PlanError
 from octavo.formats.codebook import Fit, Per
 from octavo.formats.width import WidthLike
@@ -28,7 +31,7 @@ __all__ = ["compress"]
 # The options by the function that receives them. One that is left out has that function's default.
 SEARCH = (
     "budget", "options", "method", "trials", "refine", "objective", "seed", "journal", "workers",
-    "pins", "activations", "absorb", "progress",
+    "pins", "activations", "retrain_steps", "absorb", "progress",
 )  # fmt: skip
 START = ("fit", "per", "damp", "absorb", "progress")  # calibrate, as the start of retraining
 PTQ = (*START, "order", "sequential")  # calibrate alone
@@ -52,6 +55,7 @@ def compress(
     workers: int | None = None,
     pins: Mapping[str, WidthLike] | None = None,
     activations: Sequence[int] | None = None,
+    retrain_steps: RetrainSteps | None = None,
     order: PtqOrder | FreezeOrder | Sequence[FreezeOrder] | None = None,
     fit: Fit | None = None,
     per: Per | None = None,
@@ -70,13 +74,17 @@ def compress(
     portion by portion (INQ), starting from the network that ``calibrate`` returned. ``model`` is
     not changed. An option that is left out has the default of the function that receives it.
 
+    A budget of ``bytes`` or ``ratio`` holds for the file that is returned, whatever the options of
+    ``calibrate``. With ``retrain`` it holds for the file of the calibration that retraining starts
+    from: retraining moves weights, and the file of its end may be some per cent larger or smaller.
+
     Args:
         model: the trained network.
         inputs: unlabelled batches that the model is called with, as for ``calibrate``.
-        budget: the limit on the cost of the plan.
+        budget: the limit on the cost of the plan, or on the packed file.
         retrain: trains the network that it is given, a copy of ``model``, for a while. It is called
             after each portion but the last.
-        options: as all options up to ``activations``, see ``search``.
+        options: as all options up to ``retrain_steps``, see ``search``.
         method: the method of the search.
         trials: how many plans may be scored.
         refine: the last share of the trials, which goes to refinement.
@@ -86,6 +94,8 @@ def compress(
         workers: how many plans are scored at a time.
         pins: the layers whose bits are given.
         activations: the bits that layer inputs may get.
+        retrain_steps: trains a network for a few steps; the search compares its finalists after
+            that.
         order: which weights freeze first. Without ``retrain`` see ``calibrate``, else
             ``Incremental``.
         fit: how the largest exponent is chosen, for ``calibrate`` and ``Incremental``.
@@ -108,25 +118,44 @@ def compress(
     arguments = {name: value for name, value in locals().items() if value is not None}
     _check_effect(arguments)
     batches = list(batches_of(inputs))
-    plan = search(model, batches, **_picked(arguments, SEARCH)).plan
+    result = search(model, batches, **_picked(arguments, SEARCH))
+    plan = result.plan
     if plan.activations:
         model = copy.deepcopy(model)
         quantize_activations(model, batches, plan.activations)
-    if retrain is None:
-        return calibrate(model, plan, batches, **_picked(arguments, PTQ))
-    return _retrained(model, plan, batches, retrain, arguments)
+    of_ptq = _picked(arguments, PTQ if retrain is None else START)
+    plan, packed = _fitted(result, lambda plan: calibrate(model, plan, batches, **of_ptq))
+    return packed if retrain is None else _retrained(model, plan, packed, retrain, arguments)
+
+
+def _fitted(result: SearchResult, solve: Callable[[Plan], Packed]) -> tuple[Plan, Packed]:
+    """Return the plan of a search and its packed network; where the options of ``calibrate`` make
+    its file too large for the budget, another plan that they fit in.
+    """
+    packed = solve(result.plan)
+    most = file_limit(result.space.budget, packed.float_bytes)
+    if most is None or packed.file_bytes <= most or result.losses is None:
+        return result.plan, packed
+
+    def file_bytes(choice: Choice) -> int:
+        return solve(result.space.plan(choice)).file_bytes
+
+    fit = FileFit(result.space, result.losses, file_bytes, most)
+    best = result.finalists[0]
+    plan = result.space.plan(fit(best.choice))
+    return plan, solve(plan)
 
 
 def _retrained(
     model: nn.Module,
     plan: Plan,
-    batches: Sequence[Inputs],
+    packed: Packed,
     retrain: Callable[[nn.Module], object],
     arguments: Mapping[str, Any],
 ) -> Packed:
     """Run INQ over ``retrain`` on a copy of the model that starts from its PTQ."""
     quantized = copy.deepcopy(model)
-    calibrate(model, plan, batches, **_picked(arguments, START)).apply(quantized)
+    packed.apply(quantized)
     settings = {"masks": find_kept(model, plan)} | _picked(arguments, INQ)
     incremental = Incremental(quantized, plan, **settings)
     for stage in incremental:

@@ -12,6 +12,7 @@ from octavo.dnq.agent import dnq
 from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
+from octavo.dnq.prices import within
 from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.rivals.exact import exact
 from octavo.dnq.rivals.random_search import random_search
@@ -74,7 +75,7 @@ class Synthetic:
 def evaluator_of(environment: Synthetic, evaluations: int, seed: int) -> Evaluator:
     options = (ACTIONS,) * LAYERS
     macs = (1,) * LAYERS
-    space = Space(tuple("abcdefgh"), options, WEIGHTS, macs, Budget(average_bits=3))
+    space = within(Space(tuple("abcdefgh"), options, WEIGHTS, macs), Budget(average_bits=3))
     return Evaluator(space, environment, Journal(None, options, {}), evaluations, seed=seed)
 
 

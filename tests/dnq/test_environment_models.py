@@ -209,7 +209,7 @@ def test_objectives_are_those_of_each_candidate_alone(
         ]
         return -float(sum(losses)) / (3 * 4 * 6)
 
-    space = survey(model, batches[0], (2, 3), {}, None)
+    space = survey(model, batches[0], (2, 3), {})
     layers = len(space.names)
     alone = [
         tuple(action if at == layer else None for at in range(layers))

@@ -14,6 +14,7 @@ from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import method_of, register_method
+from octavo.dnq.prices import within
 from octavo.dnq.rivals import proposals
 from octavo.dnq.settings import METHODS
 from octavo.dnq.space import Action, Choice, Partial, Space
@@ -64,7 +65,9 @@ def additive(losses: np.ndarray) -> Callable[[Partial], float]:
 def space_of(budget: Budget | None, layers: int = 3, pins: dict[int, int] | None = None) -> Space:
     pinned = {at: (Action.parse(bits),) for at, bits in (pins or {}).items()}
     options = tuple(pinned.get(at, ACTIONS) for at in range(layers))
-    return Space(tuple("abcdefgh"[:layers]), options, WEIGHTS[:layers], MACS[:layers], budget)
+    return within(
+        Space(tuple("abcdefgh"[:layers]), options, WEIGHTS[:layers], MACS[:layers]), budget
+    )
 
 
 def evaluator_of(
@@ -85,13 +88,13 @@ def brute(space: Space, losses: np.ndarray, trade_off: float = 0.0) -> tuple[flo
     best = (-math.inf, tuple[int, ...]())
     for choice in itertools.product(*(range(len(some)) for some in space.actions)):
         cost = space.plan(choice).cost()
-        if space.budget is None or space.budget.allows(cost):
+        if space.fits(choice):
             reward = 1.5 - additive(losses)(choice) + trade_off * math.log2(cost.ratio)
             best = max(best, (reward, choice))
     return best
 
 
-ALL_BUDGETS = [Budget(average_bits=2.5), Budget(ratio=8.5), Budget(bit_ops=2000)]
+ALL_BUDGETS = [Budget(average_bits=2.5), Budget(average_bits=32 / 8.5), Budget(bit_ops=2000)]
 
 
 @pytest.mark.parametrize("budget", ALL_BUDGETS)

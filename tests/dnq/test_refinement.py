@@ -9,6 +9,7 @@ from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import method_of
+from octavo.dnq.prices import within
 from octavo.dnq.refinement import check_share, run_refined
 from octavo.dnq.space import Action, Choice, Partial, Space
 from octavo.errors import PlanError
@@ -18,7 +19,9 @@ from octavo.plan import Budget
 LAYERS = 6
 ACTIONS = (tuple(map(Action.parse, (2, 3, 4, 5))),) * LAYERS
 SINGLE = 1 + 4 * LAYERS  # trials of full precision and of single layers
-SPACE = Space(tuple("abcdef"), ACTIONS, (10,) * LAYERS, (1,) * LAYERS, Budget(average_bits=3))
+SPACE = within(
+    Space(tuple("abcdef"), ACTIONS, (10,) * LAYERS, (1,) * LAYERS), Budget(average_bits=3)
+)
 
 
 class Additive:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.dnq import agent
+from octavo.dnq import agent, searching
 from octavo.dnq.evaluator import Trial
+from octavo.dnq.finalists import Shipping
 from octavo.dnq.rivals import proposals
 from octavo.dnq.searching import SearchResult, search
 from octavo.dnq.settings import METHODS
@@ -70,6 +71,10 @@ def same(one: SearchResult, other: SearchResult) -> bool:
     )  # fmt: skip
 
 
+def len_of(model: nn.Module) -> float:
+    return float(len(list(model.parameters())))
+
+
 def average_of(plan: Plan) -> float:
     """Average bits by hand; the layers have 54, 45 and 20 weights."""
     weights = {"first": 54, "middle": 45, "last": 20}
@@ -81,6 +86,13 @@ def _brief_practice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy practises less and looks at fewer neighbours: enough for three layers."""
     monkeypatch.setattr(agent, "IMAGINED", 160)
     monkeypatch.setattr(proposals, "CHILDREN", 32)
+
+
+@pytest.fixture(autouse=True)
+def _a_large_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The methods are run although the trials suffice to measure all plans of three layers:
+    ``test_enumeration.py`` has the small spaces."""
+    monkeypatch.setattr(searching, "all_choices", lambda *_: None)
 
 
 class KilledError(Exception):
@@ -112,9 +124,9 @@ def test_the_plan_names_the_layers_that_inputs_reach_in_forward_order_and_is_wit
     assert result.plan.macs == {"first": 54, "middle": 45, "last": 20}
     assert average_of(result.plan) <= 3.2
     assert set(result.plan.values()) <= {2, 3, 4, 5}
-    assert (result.plan, result.objective) in [
-        (trial.plan, trial.objective) for trial in result.trials
-    ]
+    best = result.finalists[0]
+    assert (result.plan, result.objective) == (best.plan, best.final)
+    assert best.objective in [t.objective for t in result.trials if t.plan == result.plan]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -122,9 +134,12 @@ def test_the_uniform_plan_stands_beside_the_result(method: str) -> None:
     result = found(method=method, trials=14)
     assert dict(result.uniform) == {"first": 3, "middle": 3, "last": 3}
     alone = found(method="uniform", trials=1)
-    assert dict(alone.plan) == dict(alone.uniform) == dict(result.uniform)
-    assert alone.objective == alone.uniform_objective == result.uniform_objective
-    assert len(alone.trials) == 1
+    assert dict(alone.uniform) == dict(result.uniform)
+    assert alone.uniform_objective == result.uniform_objective
+    assert dict(alone.exact) == dict(result.exact)  # by losses measured beside the search
+    assert alone.exact_objective == result.exact_objective
+    assert [trial.plan for trial in alone.trials] == [alone.uniform, alone.exact]
+    assert alone.objective == max(alone.uniform_objective, alone.exact_objective)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -155,8 +170,11 @@ def test_the_same_seed_gives_the_same_plan_with_any_number_of_workers(method: st
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_is_scored_twice_nor_more_than_was_asked(method: str) -> None:
+def test_nothing_is_scored_twice_nor_more_than_was_asked(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scored = []
+    monkeypatch.setattr(Shipping, "measured", lambda *_: (0.0, 0))  # the final measure apart
 
     def objective(model: nn.Module) -> float:
         weights = [model.get_parameter(f"{name}.weight") for name in ("first", "middle", "last")]
@@ -167,7 +185,10 @@ def test_nothing_is_scored_twice_nor_more_than_was_asked(method: str) -> None:
 
     seen: list[Event] = []
     result = found(method=method, trials=22, objective=objective, progress=seen.append)
-    assert len(scored) == len(set(scored)) <= 22 + 1  # the uniform plan
+    beside = 2  # the uniform and the exact plan
+    if method in ("random", "uniform"):  # and what the exact solution needs of single layers
+        beside += 3 * 4 + 1
+    assert len(scored) == len(set(scored)) <= 22 + beside
     assert tuple(event.detail for event in seen) == result.trials
     assert len({trial.choice for trial in result.trials}) == len(result.trials)
 
@@ -240,17 +261,18 @@ def test_another_budget_picks_from_the_trials() -> None:
         fitting = [t for t in result.trials if average_of(t.plan) <= average]
         assert plan == max(fitting, key=lambda trial: trial.objective).plan
         assert isinstance(plan, Plan)
-    least = min(trial.plan.cost().average_bits for trial in result.trials)
+    few = found(method="uniform", trials=1)
     with pytest.raises(
-        BudgetError,
-        match=rf"none of {len(result.trials)} trials fits.*{least:g} to \d.*average bits",
+        BudgetError, match=r"none of 2 trials fits; they cost [\d,.]+ to [\d,.]+"
     ) as error:
-        result.at(Budget(bytes=3))
+        few.at(Budget(average_bits=2.2))
     assert "\n" not in str(error.value)
+    with pytest.raises(BudgetError, match="no plan within the options costs so little"):
+        result.at(Budget(bytes=3))
 
 
 def test_a_budget_that_nothing_meets_says_what_is_feasible() -> None:
-    with pytest.raises(BudgetError, match=r"feasible: 2 to 5 average bits, 30 to 75 bytes"):
+    with pytest.raises(BudgetError, match=r"feasible: 2 to 5 average bits, a file of about "):
         found(budget=Budget(bytes=29))
     with pytest.raises(BudgetError, match=r"feasible: 3\.01 to 5\.5"):
         found(budget=Budget(average_bits=3), pins={"last": 8})
@@ -305,9 +327,10 @@ def test_a_journal_changes_nothing_and_answers_for_everything(tmp_path: Path) ->
     assert len(calls) == 2 * once
     assert same(found(objective=objective, journal=path), without)
     assert same(found(objective=objective, journal=str(path), workers=3), without)
-    assert len(calls) == 2 * once
+    finals = len(without.finalists)  # these are solved and measured anew
+    assert len(calls) == 2 * once + 2 * finals
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert len(lines) == 1 + once
+    assert len(lines) == 1 + once - finals
     assert {(tuple(line["bits"]), line["score"]) for line in lines[1:]} >= {
         (tuple(map(int, t.plan.values())), t.objective) for t in without.trials
     }
@@ -425,7 +448,18 @@ def test_a_result_says_what_it_is_in_one_line() -> None:
     assert "\n" not in text
     assert text.startswith("SearchResult(3 layers, ")
     assert f"objective {result.objective:.5g}; uniform: 3 average bits" in text
+    assert f"; exact: objective {result.exact_objective:.5g}; no inputs held out; " in text
     assert text.endswith(f"{len(result.trials)} trials)")
+    assert result.held_out == 0
+
+
+def test_a_result_says_how_many_inputs_decided() -> None:
+    inputs = torch.randn(80, 6, generator=torch.Generator().manual_seed(1))
+    result = search(net(), list(inputs.split(30)), budget=BUDGET, method="exact")
+    assert result.held_out == 20
+    assert "; 20 inputs held out; " in repr(result)
+    own = search(net(), list(inputs.split(30)), budget=BUDGET, method="exact", objective=len_of)
+    assert own.held_out == 0
 
 
 def test_old_spellings_warn_and_work() -> None:

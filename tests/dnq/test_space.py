@@ -1,19 +1,20 @@
-"""The space of a search: actions, and budgets that are kept to the last weight."""
+"""The space of a search: actions, steps between them, and what choices cost."""
 
 import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octavo.dnq.prices import within
 from octavo.dnq.space import DOWN, UP, Action, Space, layer_widths
-from octavo.errors import BudgetError, PlanError
+from octavo.errors import PlanError
 from octavo.formats.width import FLOAT, Apot, Width, WidthLike, read_width
 from octavo.plan import Budget
 
-BUDGETS = ("average_bits", "ratio", "bytes", "bit_ops")
 WIDTHS = [*map(Width, range(2, 9)), *map(Apot, range(5, 9))]
 ALL = [Action(width, bits) for width in WIDTHS for bits in (None, *range(2, 9), FLOAT)]
 
@@ -98,10 +99,10 @@ def test_a_plan_takes_no_action_for_bits() -> None:
 
 
 def texts_of_steps(some: tuple[Action, ...], action: int, direction: int) -> list[str]:
-    space = Space(("a",), (some,), (10,), (1,), Budget(average_bits=8))
+    space = within(Space(("a",), (some,), (10,), (1,)), Budget(average_bits=8))
     steps = space.steps[0][action, direction]
     for step in steps:
-        assert step.price == 10 * (some[step.action].factor - some[action].factor)
+        assert step.cost == 10 * (some[step.action].factor - some[action].factor)
     return [str(some[step.action]) for step in steps]
 
 
@@ -116,47 +117,70 @@ def test_steps_go_to_every_neighbour_of_the_next_factor() -> None:
 
 def test_steps_of_both_parts_change_one_of_them() -> None:
     some = tuple(Action.parse(text) for text in ("2x4", "3x4", "2x8", "3x8"))
-    space = Space(("a",), (some,), (10,), (1,), Budget(bit_ops=99))
+    space = within(Space(("a",), (some,), (10,), (1,)), Budget(bit_ops=99))
     to = [[str(some[step.action]) for step in space.steps[0][now, UP]] for now in range(4)]
     assert to == [["2x8", "3x4"], ["3x8"], ["3x8"], []]
 
 
-# Budgets.
+def test_steps_go_by_cost_where_the_order_of_costs_is_another() -> None:
+    some = actions(4, 5, "apot5", 6, "apot6")
+    costs = np.array([[40.0, 50.0, 52.0, 51.0, 60.0]])
+    space = Space(("a",), (some,), (10,), (1,), costs=costs)
+
+    def to(now: int, direction: int) -> list[tuple[str, float]]:
+        return [(str(some[at]), cost) for at, cost in space.steps[0][now, direction]]
+
+    assert to(0, UP) == [("5", 10)]
+    assert to(1, UP) == [("6", 1)]
+    assert to(3, UP) == [("apot5", 1)]
+    assert to(3, DOWN) == [("5", -1)]
+    assert to(2, UP) == [("apot6", 8)]
+    # The next by cost is of the other codebook, so there is a step to the next of the same too.
+    assert to(4, DOWN) == [("apot5", -8)]
+    assert to(2, DOWN) == [("6", -1)]
 
 
-@pytest.mark.parametrize("kind", BUDGETS)
-def test_each_budget_allows_exactly_what_a_plan_of_that_cost_is_allowed(kind: str) -> None:
-    names = ("a", "b", "c")
-    weights = (97, 5, 40)
-    macs = (7, 300, 11)
-    options = (actions(2, 3, 4, 5),) * 3
-    choices = list(itertools.product(range(4), repeat=3))
-    for choice in choices:
-        cost = Space(names, options, weights, macs).plan(choice).cost()
-        budget = Budget(**{kind: getattr(cost, kind)})
-        space = Space(names, options, weights, macs, budget)
-        for other in choices:
-            assert space.fits(other) == budget.allows(space.plan(other).cost())
+def test_a_layer_that_costs_nothing_still_has_steps_by_its_bits() -> None:
+    space = within(Space(("a", "b"), TWO, (10, 10), (0, 1)), Budget(bit_ops=5))
+    assert space.steps[0][1, UP] == ((2, 0.0),)
+    assert (space.cheapest, space.dearest) == ((0, 0), (3, 3))
 
 
-@pytest.mark.parametrize(
-    ("budget", "given", "feasible"),
-    [
-        (Budget(average_bits=1.9), "1.9", " 2 to 5 average bits"),
-        (Budget(ratio=16.1), "16.1", " 6.40 to 16.00"),
-        (Budget(bytes=25), "25", " 26 to 64 bytes"),
-        (Budget(bit_ops=2001), "2001", " 2,002 to 5,005 bit operations"),
-    ],
-)
-def test_a_budget_that_nothing_meets_says_what_is_feasible(
-    budget: Budget, given: str, feasible: str
-) -> None:
-    with pytest.raises(BudgetError) as error:
-        Space(("a", "b"), TWO, (97, 5), (1000, 1), budget)
-    message = str(error.value)
-    assert "\n" not in message
-    assert given in message
-    assert feasible in message
+# Costs.
+
+
+@st.composite
+def priced(draw: st.DrawFn) -> Space:
+    """A space of up to 4 layers with up to 4 actions each, of any costs, and any limit."""
+    counts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    costs = np.full((len(counts), max(counts)), np.nan)
+    for layer, count in enumerate(counts):
+        costs[layer, :count] = draw(st.lists(st.integers(0, 9), min_size=count, max_size=count))
+    ones = (1,) * len(counts)
+    names = tuple(f"layer{i}" for i in range(len(counts)))
+    options = tuple(actions(2, 3, 4, 5)[:count] for count in counts)
+    limit = draw(st.integers(0, 40) | st.just(math.inf))
+    return Space(names, options, ones, ones, costs=costs, limit=float(limit))
+
+
+@given(priced())
+@settings(max_examples=60, deadline=None)
+def test_costs_and_limits_are_those_of_brute_force(space: Space) -> None:
+    every = list(itertools.product(*(range(len(own)) for own in space.actions)))
+    sums = {choice: sum(map(float, space.costs[range(len(choice)), choice])) for choice in every}
+    for choice, total in sums.items():
+        assert space.cost(choice) == total
+        assert space.fits(choice) == (total <= space.limit)
+        assert space.room(choice) == pytest.approx(space.limit - total, abs=1e-9)
+    assert sums[space.cheapest] == min(sums.values())
+    assert sums[space.dearest] == max(sums.values())
+
+
+def test_a_space_without_budget_costs_nominal_bits_and_allows_everything() -> None:
+    space = Space(("a", "b"), (actions(2, 3), actions(5)), (97, 5), (1000, 1))
+    assert np.array_equal(space.costs, [[194, 291], [25, np.nan]], equal_nan=True)
+    assert space.limit == math.inf
+    assert space.fits(space.dearest)
 
 
 def test_a_plan_of_a_choice_knows_what_it_costs() -> None:
@@ -172,7 +196,9 @@ def test_a_plan_has_the_bits_of_inputs_that_are_quantized() -> None:
         (Action(Width(2), FLOAT), Action(Width(3), FLOAT)),
         (Action(Width(3), 4), Action(Width(3), 8)),
     )
-    plan = Space(("a", "b"), options, (97, 5), (1000, 1), Budget(bit_ops=10**9)).plan((1, 1))
+    plan = within(Space(("a", "b"), options, (97, 5), (1000, 1)), Budget(bit_ops=10**9)).plan(
+        (1, 1)
+    )
     assert plan == {"a": 3, "b": 3}
     assert plan.activations == {"b": 8}
 

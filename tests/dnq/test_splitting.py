@@ -51,7 +51,7 @@ def test_every_sample_is_in_exactly_one_part_and_batches_are_about_as_large(
 
 def test_inputs_ordered_by_class_have_every_class_in_every_part() -> None:
     classes = torch.arange(10).repeat_interleave(40)[:, None]
-    parts = split(list(classes.split(50)))
+    parts: Any = split(list(classes.split(50)))
     for part, share in ((parts.calibrating, 20), (parts.scoring, 10), (parts.confirming, 10)):
         assert torch.bincount(torch.cat(part)[:, 0]).tolist() == [share] * 10
 
@@ -88,7 +88,7 @@ def test_tuples_and_dicts_keep_their_form_and_their_samples_stay_together() -> N
 def test_samples_of_other_shapes_and_types_are_not_joined() -> None:
     wide = [torch.zeros(16, 3), torch.zeros(16, 3)]
     batches = [*wide, torch.zeros(16, 5), torch.zeros(16, 5).double(), *wide]
-    parts = split(batches)
+    parts: Any = split(batches)
     forms = [(batch.dtype, batch.shape[1]) for batch in parts.calibrating if len(batch) == 16]
     assert forms == [(torch.float32, 3)] * 2
     assert sum(len(batch) for batch in parts.calibrating if batch.shape[1] == 5) == 16

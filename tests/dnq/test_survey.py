@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo import Budget, PlanError
+from octavo import PlanError
 from octavo.dnq.survey import survey
 
 
@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 
 def test_layers_come_as_inputs_reach_them_with_their_counts_and_traits() -> None:
-    space = survey(Net(), torch.zeros(5, 2, 4, 4), (2, 3), {"up": 4}, Budget(average_bits=4))
+    space = survey(Net(), torch.zeros(5, 2, 4, 4), (2, 3), {"up": 4})
     assert space.names == ("stem", "up", "head")
     texts = [[str(action) for action in actions] for actions in space.actions]
     assert texts == [["2", "3"], ["4"], ["2", "3"]]

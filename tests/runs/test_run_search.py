@@ -171,7 +171,7 @@ def test_the_new_settings_reach_the_search(folder: Path, monkeypatch: pytest.Mon
         return search(*args, **options)
 
     monkeypatch.setattr("octavo.runs.quantize.search", noted)
-    wanted = {"budget": {"average_bits": 4}, "options": [2, 3, 4, 5, 6, 7, 8], "method": "random"}
+    wanted = {"budget": {"average_bits": 6}, "options": [2, 3, 4, 5, 6, 7, 8], "method": "random"}
     wanted |= {"trials": 20, "refine": 0.2, "objective": "task", "retrain_steps": 3}
     watcher = Watcher()
     result = run(searching(search=wanted), folder, watcher)["search"]

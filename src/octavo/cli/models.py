@@ -32,9 +32,9 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
     from torch import Tensor
 
     from octavo.inspection import inspect as inspect_model
-    from octavo.runs.task import load_task, model_of
+    from octavo.runs.task import model_of
 
-    loaded = load_task(task, task_options(option))
+    loaded = _task(task, option)
     batch = next(iter(loaded.calibration()), None)
     example = batch[:1] if isinstance(batch, Tensor) else batch  # the cost of a single input
     inspection = inspect_model(model_of(loaded, task), example)
@@ -118,9 +118,7 @@ def search(
 
     Example: `octavo search digits --budget average_bits=3 --pin conv1=5 -o plan.yaml`
     """
-    from octavo.runs.task import load_task
-
-    loaded = load_task(task, task_options(option))
+    loaded = _task(task, option)
     settings = {
         "budget": _budget(budget),
         "trade_off": trade_off,
@@ -137,12 +135,18 @@ def search(
     }
     result = _searched(loaded, task, settings, as_json)
     result.plan.save(output)
-    whole_range = budget is None and trade_off is None
     if as_json:
         typer.echo(json.dumps(_search_figures(result, method), indent=2))
-    else:
-        _print_search(result, whole_range=whole_range)
-        print_written(output)
+        return
+    _print_search(result, whole_range=budget is None and trade_off is None)
+    print_written(output)
+
+
+def _task(name: str, option: list[str] | None) -> "Task":
+    """Load a task with the options of the command line."""
+    from octavo.runs.task import load_task
+
+    return load_task(name, task_options(option))
 
 
 def _print_inspection(inspection: "Inspection") -> None:

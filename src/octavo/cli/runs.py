@@ -85,8 +85,9 @@ def quantize(
 ) -> None:
     """Quantize a task's network with octavo's default settings and write the packed file.
 
-    Examples: `octavo quantize digits --bits 4 --method ptq -o digits.safetensors`, or
-    `--bits plan.yaml` for a plan that `octavo search` wrote.
+    `--bits plan.yaml` takes the plan that `octavo search` wrote.
+
+    Example: `octavo quantize digits --bits 4 --method ptq -o digits.safetensors`
     """
     from octavo.runs.recipe import make_recipe, override, yaml_value
     from octavo.storage.packed import Packed

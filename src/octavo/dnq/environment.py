@@ -126,7 +126,7 @@ class Environment:
         """
         if not isinstance(self._objective, Divergence):
             return ()
-        return self._objective.first_parts(self._kept_rows(self._objective))
+        return self._objective.first_parts(_kept_rows(self._actions, self._objective))
 
     def stored_bits(self, choice: Choice) -> float:
         """Return the bits that the codes of a choice take at their entropy."""
@@ -157,12 +157,9 @@ class Environment:
         objective = self._checked(self._objective.objective(outputs), choice)
         if not keep_outputs:
             return Measurement(objective)
-        return Measurement(objective, first_rows(outputs, self._kept_rows(self._objective)))
-
-    def _kept_rows(self, divergence: Divergence) -> int:
-        """Return how many rows of the outputs are kept, so that those of all single layers fit."""
-        numbers_of_a_row = sum(map(len, self._actions)) * divergence.width
-        return max(1, NUMBERS // numbers_of_a_row)
+        return Measurement(
+            objective, first_rows(outputs, _kept_rows(self._actions, self._objective))
+        )
 
     def _checked(self, value: object, choice: Partial) -> float:
         """Return the objective as a number, or raise PlanError unless it is a finite one."""
@@ -185,6 +182,12 @@ class Environment:
             if any(candidate.quantizer is not None for candidate in candidates)
         ]
         return TrialNetwork(self._model, self._layers, rounded)
+
+
+def _kept_rows(actions: Sequence[Sequence[Action]], divergence: Divergence) -> int:
+    """Return how many rows of the outputs are kept, so that those of all single layers fit."""
+    numbers_of_a_row = sum(map(len, actions)) * divergence.width
+    return max(1, NUMBERS // numbers_of_a_row)
 
 
 def _in_threads(work: Callable[[int], None], workers: int) -> None:

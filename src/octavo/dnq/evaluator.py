@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +15,8 @@ from octavo._seeds import seed_of
 from octavo.dnq.environment import Measurement
 from octavo.dnq.journal import Journal
 from octavo.dnq.reward import reward_of
-from octavo.dnq.sensitivity import Sensitivity, loss_table, single_layer_choices
-from octavo.dnq.space import Choice, Partial, Space
+from octavo.dnq.sensitivity import Sensitivity, full_and_single, loss_table, single_layer_choices
+from octavo.dnq.space import Action, Choice, Partial, Space
 from octavo.errors import PlanError
 from octavo.network.outputs import Part
 from octavo.plan import Plan
@@ -102,7 +103,7 @@ class Evaluator:
         self.reserve = 0
         self.generator = torch.Generator().manual_seed(seed_of(seed))
         self._environment = environment
-        self._journal = journal
+        self._measure = partial(_measured, environment, journal)
         self._evaluations = evaluations
         self._trade_off = trade_off
         self._progress = progress
@@ -148,7 +149,7 @@ class Evaluator:
         """
         new = [choice for choice in dict.fromkeys(choices) if choice not in self._seen]
         new = new[: self.left]
-        for choice, measurement in zip(new, self._measured(new), strict=True):
+        for choice, measurement in zip(new, self._measure(new), strict=True):
             self._seen[choice] = measurement.objective
         objectives = [self._seen.get(choice, -math.inf) for choice in choices]
         for choice, objective in zip(choices, objectives, strict=True):
@@ -158,7 +159,7 @@ class Evaluator:
 
     def reference(self, choice: Choice) -> float:
         """Measure a choice beside the search: it is a trial, but takes no evaluation."""
-        (measurement,) = self._measured([choice])
+        (measurement,) = self._measure([choice])
         self._note(choice, measurement.objective)
         return measurement.objective
 
@@ -177,9 +178,8 @@ class Evaluator:
         """
         if self._sensitivity is not None:
             return self._sensitivity.losses
-        in_full, *alone = self._measured(self._single_layers())
-        losses = [in_full.objective - each.objective for each in alone]
-        return loss_table(self.space.actions, losses)
+        actions = self.space.actions
+        return _losses(actions, self._measure(full_and_single(actions)))
 
     def sensitivity(self, *, outputs: bool = False) -> Sensitivity:
         """Measure each layer alone at each of its actions, against full precision.
@@ -194,55 +194,21 @@ class Evaluator:
 
         """
         known = self._sensitivity
-        if known is None or (outputs and not known.full):
-            self._sensitivity = known = self._measured_sensitivity(outputs=outputs)
-        return known
-
-    def _measured_sensitivity(self, *, outputs: bool) -> Sensitivity:
-        """Measure what :meth:`sensitivity` returns."""
-        single = single_layer_choices(self.space.actions)
-        choices = self._single_layers()
-        self._check_left(choices)
+        if known is not None and (known.full or not outputs):
+            return known
+        actions = self.space.actions
+        choices = full_and_single(actions)
+        _check_left(self, [choice for choice in choices if choice not in self._seen])
         full = self._environment.full_outputs() if outputs else ()
-        measured = self._measured(choices, keep_outputs=bool(full))
+        measured = self._measure(choices, keep_outputs=bool(full))
         for choice, measurement in zip(choices, measured, strict=True):
             self._seen[choice] = measurement.objective
-        in_full, *alone = measured
-        losses = [in_full.objective - each.objective for each in alone]
-        changed = {pair: each.outputs for pair, each in zip(single, alone, strict=True)}
-        return Sensitivity(loss_table(self.space.actions, losses), full, changed if full else {})
-
-    def _single_layers(self) -> list[Partial]:
-        """Return full precision, then each layer alone at each of its actions."""
-        single = single_layer_choices(self.space.actions)
-        return [(None,) * len(self.space.names), *single.values()]
-
-    def _check_left(self, single: Sequence[Partial]) -> None:
-        """Raise PlanError if too few evaluations are left for single layers and for one plan."""
-        new = [choice for choice in single if choice not in self._seen]
-        if not new:
-            return
-        least = len(new) + (len(self.space.names) > 1)  # of one layer, each action is a plan
-        if self.left < least:
-            withheld = f" ({self.reserve} are withheld for refinement)" if self.reserve else ""
-            raise PlanError(
-                f"trials: expected at least {least}, for each layer alone and a plan, "
-                f"got {self.left}{withheld}"
-            )
-
-    def _measured(
-        self, choices: Sequence[Partial], *, keep_outputs: bool = False
-    ) -> list[Measurement]:
-        """Return measurements, from the journal where it knows them and no outputs are wanted."""
-        needed = [choice for choice in choices if keep_outputs or choice not in self._journal]
-        outputs: dict[Partial, tuple[Tensor, ...]] = {}
-        for first in range(0, len(needed), NOTED):
-            share = needed[first : first + NOTED]
-            measured = self._environment.measure(share, keep_outputs=keep_outputs)
-            self._journal.add(share, [measurement.objective for measurement in measured])
-            for choice, measurement in zip(share, measured, strict=True):
-                outputs[choice] = measurement.outputs
-        return [Measurement(self._journal[choice], outputs.get(choice, ())) for choice in choices]
+        changed = {}
+        if full:
+            alone = zip(single_layer_choices(actions), measured[1:], strict=True)
+            changed = {pair: measurement.outputs for pair, measurement in alone}
+        self._sensitivity = Sensitivity(_losses(actions, measured), full, changed)
+        return self._sensitivity
 
     def _note(self, choice: Choice, objective: float) -> None:
         """Add the choice to the trials unless it is one, and report it."""
@@ -258,3 +224,43 @@ class Evaluator:
         )
         self.trials.append(trial)
         self._progress(Event("search", len(self._seen), self._evaluations, detail=trial))
+
+
+def _losses(actions: Sequence[Sequence[Action]], measured: Sequence[Measurement]) -> np.ndarray:
+    """Return what each layer alone loses, (layers, actions).
+
+    ``measured`` are the measurements of full precision and of each layer alone.
+    """
+    in_full, *alone = [measurement.objective for measurement in measured]
+    return loss_table(actions, [in_full - objective for objective in alone])
+
+
+def _check_left(evaluator: Evaluator, new: Sequence[Partial]) -> None:
+    """Raise PlanError if too few evaluations are left for ``new`` single layers and a plan."""
+    least = len(new) + (len(evaluator.space.names) > 1)  # of one layer, each action is a plan
+    if new and evaluator.left < least:
+        reserve = evaluator.reserve
+        withheld = f" ({reserve} are withheld for refinement)" if reserve else ""
+        raise PlanError(
+            f"trials: expected at least {least}, for each layer alone and a plan, "
+            f"got {evaluator.left}{withheld}"
+        )
+
+
+def _measured(
+    environment: Measures,
+    journal: Journal,
+    choices: Sequence[Partial],
+    *,
+    keep_outputs: bool = False,
+) -> list[Measurement]:
+    """Return measurements, from the journal where it knows them and no outputs are wanted."""
+    needed = [choice for choice in choices if keep_outputs or choice not in journal]
+    outputs: dict[Partial, tuple[Tensor, ...]] = {}
+    for first in range(0, len(needed), NOTED):
+        share = needed[first : first + NOTED]
+        measured = environment.measure(share, keep_outputs=keep_outputs)
+        journal.add(share, [measurement.objective for measurement in measured])
+        for choice, measurement in zip(share, measured, strict=True):
+            outputs[choice] = measurement.outputs
+    return [Measurement(journal[choice], outputs.get(choice, ())) for choice in choices]

@@ -6,6 +6,7 @@ width takes per byte of entropy. Everything else in the file is nearly the same 
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from octavo.dnq.candidates import Candidate, Candidates
+from octavo.dnq.space import Choice
 from octavo.formats.width import Width
 from octavo.network.layers import find_layers
 from octavo.ptq.absorption import absorb_factor
@@ -23,7 +25,7 @@ from octavo.storage.packed import Packed, pack
 
 __all__ = ["FileSizes", "file_sizes"]
 
-PLANS = 2  # mixed plans whose networks are packed, to measure what files have beside codes
+PLANS = 8  # the most uniform and mixed plans, each, that are packed to measure the rest
 LEAST = 1e-6  # bytes that a weight counts beside its entropy, as a stream of one code is not empty
 
 
@@ -36,12 +38,14 @@ class FileSizes:
             fewer actions.
         rest: bytes of everything else: floats, manifest, exponents and header.
         float_bytes: bytes of the network's tensors in float, as ``Packed.float_bytes``.
+        least: bytes of the file with the cheapest candidates, which was really packed.
 
     """
 
     codes: np.ndarray
     rest: float
     float_bytes: int
+    least: float = math.inf
 
 
 def file_sizes(model: nn.Module, layers: Sequence[str], candidates: Candidates) -> FileSizes:
@@ -57,16 +61,28 @@ def file_sizes(model: nn.Module, layers: Sequence[str], candidates: Candidates) 
 
     """
     codes = np.full((len(candidates), max(map(len, candidates))), np.nan)
-    widths = {_width(candidate) for row in candidates for candidate in row}
-    for width in widths:
+    for width in {_width(candidate) for row in candidates for candidate in row}:
         _price(codes, candidates, width)
+    cheapest = tuple(np.nanargmin(codes, 1).tolist())
+    smallest = _packed(model, layers, candidates, cheapest)
     rests = []
-    for first in range(PLANS):
-        choice = [(layer + first) % len(row) for layer, row in enumerate(candidates)]
-        chosen = [row[action] for row, action in zip(candidates, choice, strict=True)]
-        packed = _packed(model, layers, chosen)
+    for choice in _sample(candidates):
+        packed = _packed(model, layers, candidates, choice)
         rests.append(packed.file_bytes - codes[range(len(choice)), choice].sum())
-    return FileSizes(codes, float(np.mean(rests)), packed.float_bytes)
+    return FileSizes(codes, float(np.mean(rests)), smallest.float_bytes, smallest.file_bytes)
+
+
+def _sample(candidates: Candidates) -> list[Choice]:
+    """Return choices with the same action everywhere, and as many with all actions mixed: the more
+    widths a plan has, the more streams has its file.
+    """
+    counts = [len(row) for row in candidates]
+    firsts = range(min(max(counts), PLANS))
+    uniform = [tuple(min(first, count - 1) for count in counts) for first in firsts]
+    mixed = [
+        tuple((layer + first) % count for layer, count in enumerate(counts)) for first in firsts
+    ]
+    return uniform + mixed
 
 
 def _width(candidate: Candidate) -> Width:
@@ -94,8 +110,11 @@ def _price(codes: np.ndarray, candidates: Candidates, width: Width) -> None:
         codes[layer, action] = rate * entropy[layer]
 
 
-def _packed(model: nn.Module, layers: Sequence[str], chosen: Sequence[Candidate]) -> Packed:
-    """Pack the network with these candidates, as ``calibrate`` would."""
+def _packed(
+    model: nn.Module, layers: Sequence[str], candidates: Candidates, choice: Choice
+) -> Packed:
+    """Pack the network with the candidates of a choice, as ``calibrate`` would."""
+    chosen = [row[action] for row, action in zip(candidates, choice, strict=True)]
     copies = dict[int, Any]()  # the copy of each object, by its id
     network = copy.deepcopy(model, copies)
     candidate_of = dict(zip(layers, chosen, strict=True))

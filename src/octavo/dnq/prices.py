@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 
 from octavo.dnq.file_sizes import FileSizes
-from octavo.dnq.space import Choice, Space, factor_costs
+from octavo.dnq.space import Space, factor_costs
 from octavo.errors import BudgetError
 from octavo.plan import Budget
 
 __all__ = ["check_budget", "within"]
+
+
+NEAR = 0.99  # a file of other codes may be as much smaller than the one that was packed
 
 
 def within(space: Space, budget: Budget | None, sizes: FileSizes | None = None) -> Space:
@@ -52,8 +55,7 @@ def check_budget(space: Space, budget: Budget | None) -> None:
 
 
 def _check_inputs_count(space: Space, budget: Budget | None) -> None:
-    """Raise BudgetError where bits of inputs are searched for, and the budget does not count them.
-    """
+    """Raise BudgetError where bits of inputs are searched for and no budget counts them."""
     searched = any(action.input_bits is not None for row in space.actions for action in row)
     if searched and (budget is None or budget.bit_ops is None):
         raise BudgetError(
@@ -74,7 +76,11 @@ def _costs_and_limit(
     if sizes is None:
         raise BudgetError(f"{budget}: expected the sizes of the packed file, got none")
     most = budget.bytes if budget.bytes is not None else sizes.float_bytes / (budget.ratio or 1)
-    return sizes.codes, most - sizes.rest
+    limit = most - sizes.rest
+    if most >= NEAR * sizes.least:  # nearly the smallest file: only the real one tells
+        cheapest, _ = _range(sizes.codes)
+        limit = max(limit, cheapest)
+    return sizes.codes, limit
 
 
 def _feasible(space: Space, sizes: FileSizes | None) -> str:
@@ -86,6 +92,7 @@ def _feasible(space: Space, sizes: FileSizes | None) -> str:
     parts = [f"{low / weights:.3g} to {high / weights:.3g} average bits"]
     if sizes is not None:
         low, high = (each + sizes.rest for each in _range(sizes.codes))
+        low = min(low, sizes.least)
         parts += [
             f"a file of about {low:,.0f} to {high:,.0f} bytes",
             f"a ratio of about {sizes.float_bytes / high:.2f} to {sizes.float_bytes / low:.2f}",

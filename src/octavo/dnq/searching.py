@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,8 @@ class SearchResult:
         if not fitting:
             costs = [space.cost(trial.choice) for trial in self.trials]
             raise BudgetError(
-                f"{budget}: none of {len(costs)} trials fits; "
-                f"they have {min(costs) / space.limit:.3g} to {max(costs) / space.limit:.3g} times "
-                "what is left for their codes"
+                f"{budget}: none of {len(costs)} trials fits; they cost {min(costs):,.0f} to "
+                f"{max(costs):,.0f}, and the limit is {space.limit:,.0f}"
             )
         return max(fitting, key=lambda trial: trial.objective).plan
 
@@ -206,52 +205,94 @@ def search(
         RecipeError: the journal is that of another search.
 
     """
-    _check_settings(budget, trade_off, trials, workers)
-    check_share(refine)
-    run_method = method_of(method)
+    request = _Request(
+        budget, trade_off, method, trials, refine, objective, seed, journal, workers, absorb,
+        progress, retrain_steps,
+    )  # fmt: skip
+    _check_request(request)
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
     check_batches(len(batches))
-    surveyed = survey(model, batches[0], options, pins or {}, activations)
-    check_budget(surveyed, budget)
-    _check_trials(surveyed, method, trials, refine)
+    space = survey(model, batches[0], options, pins or {}, activations)
+    check_budget(space, budget)
+    _check_trials(space, method, trials, refine)
     warn_if_mostly_float(model)
+    return _searched(model, batches, space, request)
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """The arguments of a search that do not shape its space, as ``search`` documents them."""
+
+    budget: Budget | None
+    trade_off: float | None
+    method: str
+    trials: int
+    refine: float
+    objective: Objective | None
+    seed: int
+    journal: str | Path | None
+    workers: int
+    absorb: bool
+    progress: Progress
+    retrain_steps: RetrainSteps | None
+
+
+def _searched(
+    model: nn.Module, batches: Sequence[Inputs], surveyed: Space, request: _Request
+) -> SearchResult:
+    """Search a space: quantize the candidates, measure plans, and choose among the finalists."""
+    objective = request.objective
     parts = split(batches) if objective is None else undivided(batches)
     environment = Environment(
         model, surveyed.names, parts.calibrating, surveyed.actions, scoring=parts.scoring,
-        objective=objective, workers=workers, absorb=absorb,
+        objective=objective, workers=request.workers, absorb=request.absorb,
     )  # fmt: skip
     sizes = environment.file_sizes()
-    space = within(surveyed, budget, sizes)
-    settings = _settings(model, batches, space, own_objective=objective is not None, absorb=absorb)
-    settings["held_out"] = parts.held_out
-    known = Journal(None if journal is None else Path(journal), space.actions, settings)
+    space = within(surveyed, request.budget, sizes)
+    settings = _settings(model, batches, space, parts, request)
+    path = None if request.journal is None else Path(request.journal)
     evaluator = Evaluator(
-        space, environment, known, trials,
-        trade_off=trade_off or 0.0, seed=seed, progress=progress,
+        space, environment, Journal(path, space.actions, settings), request.trials,
+        trade_off=request.trade_off or 0.0, seed=request.seed, progress=request.progress,
     )  # fmt: skip
     with cpu_by_default():  # the policy's tensors, but not those of the trials
-        every = all_choices(space, evaluator.left)
-        exact, refinement = _measure(evaluator, every, run_method, refine)
+        measured = _measure(evaluator, method_of(request.method), request.refine)
     shipping = Shipping(
         model, batches, parts,
-        objective=objective, absorb=absorb, retrain_steps=retrain_steps,
+        objective=objective, absorb=request.absorb, retrain_steps=request.retrain_steps,
     )  # fmt: skip
-    verdict = choose(evaluator, shipping, exact, file_limit(budget, sizes.float_bytes))
-    result = _result(evaluator, verdict, parts, sizes, refinement)
-    return replace(result, enumerated=every is not None)
+    most = file_limit(request.budget, sizes.float_bytes)
+    verdict = choose(evaluator, shipping, measured.exact, most)
+    return _result(evaluator, verdict, parts, sizes, measured)
 
 
-def _measure(
-    evaluator: Evaluator, every: Sequence[Choice] | None, method: SearchMethod, refine: float
-) -> tuple[Choice, Refinement | None]:
-    """Measure all plans within the budget where they are given, else those of the method; return
-    the exact solution, and what refinement added.
+@dataclass(frozen=True)
+class _Measured:
+    """The outcome of the trials.
+
+    Attributes:
+        exact: the exact solution of the additive model; the best trial where all were measured.
+        enumerated: True if all plans within the budget were measured.
+        refinement: the gain of refinement, if any was asked for.
+
     """
+
+    exact: Choice
+    enumerated: bool = False
+    refinement: Refinement | None = None
+
+
+def _measure(evaluator: Evaluator, method: SearchMethod, refine: float) -> _Measured:
+    """Measure all plans within the budget if the trials suffice for that, else those of the
+    method.
+    """
+    every = all_choices(evaluator.space, evaluator.left)
     if every is not None:
         evaluator.rewards(every)
-        return evaluator.best.choice, None
+        return _Measured(evaluator.best.choice, enumerated=True)
     refinement = run_refined(method, evaluator, refine)
-    return exact_choice(evaluator, evaluator.reference_losses()), refinement
+    exact = exact_choice(evaluator, evaluator.reference_losses())
+    return _Measured(exact, refinement=refinement)
 
 
 def _result(
@@ -259,7 +300,7 @@ def _result(
     verdict: Verdict,
     parts: Parts,
     sizes: FileSizes,
-    refinement: Refinement | None,
+    measured: _Measured,
 ) -> SearchResult:
     """Return the best finalist beside the uniform and the exact plan."""
     budget = evaluator.space.budget
@@ -277,34 +318,32 @@ def _result(
         space=evaluator.space,
         sizes=sizes,
         losses=evaluator.reference_losses() if of_file else None,
-        refinement=refinement,
+        refinement=measured.refinement,
+        enumerated=measured.enumerated,
     )
 
 
 def _settings(
-    model: nn.Module,
-    batches: Sequence[Inputs],
-    space: Space,
-    *,
-    own_objective: bool,
-    absorb: bool,
+    model: nn.Module, batches: Sequence[Inputs], space: Space, parts: Parts, request: _Request
 ) -> dict[str, Any]:
     """Return what the objectives depend on, as the first line of a journal has it."""
     settings: dict[str, Any] = {
         "layers": dict(zip(space.names, space.weights, strict=True)),
         "options": [[action.written() for action in actions] for actions in space.actions],
-        "own_score": own_objective,
+        "own_score": request.objective is not None,
         "weights": digest(model.state_dict()),
         "inputs": digest(batches),
+        "held_out": parts.held_out,
     }
-    if absorb:
+    if request.absorb:
         settings["absorb"] = True
     return settings
 
 
-def _check_settings(
-    budget: Budget | None, trade_off: float | None, trials: int, workers: int
-) -> None:
+def _check_request(request: _Request) -> None:
+    """Raise unless the settings fit together, before the inputs are read."""
+    budget = request.budget
+    trade_off = request.trade_off
     if (budget is None) == (trade_off is None):
         raise BudgetError(
             f"expected exactly one of budget and trade_off, got {budget} and {trade_off}"
@@ -313,8 +352,12 @@ def _check_settings(
         raise BudgetError(f"budget: expected one such as Budget(average_bits=3), got {budget!r}")
     if trade_off is not None and not 0 < trade_off < math.inf:
         raise BudgetError(f"trade_off: expected a positive number, got {trade_off!r}")
-    if trials < 1 or workers < 1:
-        raise PlanError(f"expected at least 1 trial and 1 worker, got {trials} and {workers}")
+    if request.trials < 1 or request.workers < 1:
+        raise PlanError(
+            f"expected at least 1 trial and 1 worker, got {request.trials} and {request.workers}"
+        )
+    check_share(request.refine)
+    method_of(request.method)  # raises where there is none
 
 
 def _check_trials(space: Space, method: str, trials: int, refine: float) -> None:

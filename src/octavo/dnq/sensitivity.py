@@ -9,7 +9,7 @@ from torch import Tensor
 from octavo.dnq.space import Action, Partial
 from octavo.network.outputs import Part
 
-__all__ = ["Sensitivity", "loss_table", "single_layer_choices"]
+__all__ = ["Sensitivity", "full_and_single", "loss_table", "single_layer_choices"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,11 @@ def single_layer_choices(actions: Sequence[Sequence[Action]]) -> dict[tuple[int,
         for layer in layers
         for action in range(len(actions[layer]))
     }
+
+
+def full_and_single(actions: Sequence[Sequence[Action]]) -> list[Partial]:
+    """Return the choice of full precision, and then those of :func:`single_layer_choices`."""
+    return [(None,) * len(actions), *single_layer_choices(actions).values()]
 
 
 def loss_table(actions: Sequence[Sequence[Action]], losses: Sequence[float]) -> np.ndarray:

@@ -16,7 +16,17 @@ from octavo.errors import PlanError, nearest
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_width
 from octavo.plan import Budget, Plan
 
-__all__ = ["DOWN", "UP", "Action", "Choice", "Partial", "Space", "Step", "factor_costs", "layer_widths"]
+__all__ = [
+    "DOWN",
+    "UP",
+    "Action",
+    "Choice",
+    "Partial",
+    "Space",
+    "Step",
+    "factor_costs",
+    "layer_widths",
+]
 
 Choice: TypeAlias = tuple[int, ...]
 Partial: TypeAlias = tuple[int | None, ...]  # None: that layer stays in full precision

@@ -45,7 +45,7 @@ def finalists_table(result: SearchResult) -> Table:
             f"{finalist.plan.cost().average_bits:.3f}",
             f"{finalist.file_bytes:,}",
             f"{finalist.objective:.5g}",
-            f"[bold]{final}[/]" if finalist.plan == result.plan else final,
+            f"[bold]{final}[/]" if _same(finalist.plan, result.plan) else final,
         )
     return table
 
@@ -62,17 +62,14 @@ def _caption(result: SearchResult) -> str:
 
 def _titles(result: SearchResult, finalist: Finalist) -> list[str]:
     """Return the names of a finalist: one plan may have several."""
-    named = {
-        "the plan": result.plan,
-        "uniform": result.uniform,
-        "exact": result.exact,
-        "the method alone": result.refinement and result.refinement.before.plan,
-    }
+    named = {"the plan": result.plan, "uniform": result.uniform, "exact": result.exact}
+    if result.refinement is not None:
+        named["the method alone"] = result.refinement.before.plan
     return [title for title, plan in named.items() if _same(plan, finalist.plan)]
 
 
-def _same(plan: Plan | None, other: Plan) -> bool:
-    return plan is not None and plan == other and plan.activations == other.activations
+def _same(plan: Plan, other: Plan) -> bool:
+    return plan == other and plan.activations == other.activations
 
 
 def front_table(result: SearchResult) -> Table:

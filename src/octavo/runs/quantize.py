@@ -107,7 +107,7 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
         seed=job.recipe.seed,
         journal=job.folder / "search.jsonl",
         progress=job.progress,
-        **_retraining(job, settings),
+        retrain_steps=_retraining(job, settings.retrain_steps),
     )
     result.plan.save(job.folder / "plan.yaml")
     widths = ", ".join(f"{name} {width}" for name, width in result.plan.items())
@@ -124,15 +124,16 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
     return result.plan, {"search": figures} | quantize_inputs(job, model, activations)
 
 
-def _retraining(job: Job, settings: Search) -> dict[str, Callable[[nn.Module], object]]:
-    """Return the option of a search that retrains finalists as the recipe retrains; it may be none.
+def _retraining(job: Job, steps: int | None) -> Callable[[nn.Module], object] | None:
+    """Return the function that retrains a finalist for so many steps as the recipe retrains; None
+    where there are no steps.
 
-    Every finalist sees the same batches.
+    Every call has the same batches.
     """
-    if settings.retrain_steps is None:
-        return {}
+    if steps is None:
+        return None
     teacher = teacher_of(job)
-    epochs = settings.retrain_steps / step_count(job.task, 1)
+    epochs = steps / step_count(job.task, 1)
     seed = seed_of(job.recipe.seed, FINALISTS)
 
     def progress(event: Event) -> None:
@@ -144,7 +145,7 @@ def _retraining(job: Job, settings: Search) -> dict[str, Callable[[nn.Module], o
                 network, job.task, epochs, job.recipe.retraining, teacher=teacher, progress=progress
             )
 
-    return {"retrain_steps": retrain_finalist}
+    return retrain_finalist
 
 
 def quantize_by_ptq(job: Job, model: nn.Module, plan: Plan) -> Quantization:

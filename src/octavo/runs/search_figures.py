@@ -56,7 +56,7 @@ def front_figures(result: SearchResult) -> list[Json]:
 def estimated_bytes(result: SearchResult, trial: Trial) -> int:
     """Return the estimated bytes of the packed file of a trial's plan."""
     sizes = result.sizes
-    codes = sum(sizes.codes[pair] for pair in enumerate(trial.choice))
+    codes = sum(float(sizes.codes[pair]) for pair in enumerate(trial.choice))
     return round(sizes.rest + codes)
 
 

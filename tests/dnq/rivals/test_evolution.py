@@ -9,6 +9,7 @@ import pytest
 from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
+from octavo.dnq.prices import within
 from octavo.dnq.rivals import proposals
 from octavo.dnq.rivals.evolution import evolution, evolve
 from octavo.dnq.rivals.exact import exact, exact_choice
@@ -20,7 +21,9 @@ from octavo.plan import Budget
 
 LAYERS = 8
 ACTIONS = (tuple(map(Action.parse, (2, 3, 4, 5))),) * LAYERS
-SPACE = Space(tuple("abcdefgh"), ACTIONS, (100,) * LAYERS, (1,) * LAYERS, Budget(average_bits=3))
+SPACE = within(
+    Space(tuple("abcdefgh"), ACTIONS, (100,) * LAYERS, (1,) * LAYERS), Budget(average_bits=3)
+)
 
 
 class Cancelling:
@@ -88,7 +91,7 @@ def test_it_starts_from_what_it_is_given_and_learns_from_every_trial() -> None:
 def test_a_space_without_anything_new_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposals, "CHILDREN", 32)
     actions = ACTIONS[:2]
-    space = Space(("a", "b"), actions, (10, 10), (1, 1), Budget(average_bits=3))
+    space = within(Space(("a", "b"), actions, (10, 10), (1, 1)), Budget(average_bits=3))
     environment = Cancelling(0)
     evaluator = Evaluator(space, environment, Journal(None, actions, {}), 1000)
     evolution(evaluator)

@@ -9,6 +9,7 @@ import pytest
 from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
+from octavo.dnq.prices import within
 from octavo.dnq.rivals.exact import exact, exact_choice, summed_loss
 from octavo.dnq.space import Action, Choice, Partial, Space
 from octavo.network.outputs import Part
@@ -67,7 +68,7 @@ def test_the_solution_is_that_of_brute_force(seed: int, spread: float) -> None:
     losses = losses_of(5, seed, spread)
     for average in (2.3, 3.1, 4.4):
         budget = Budget(average_bits=average)
-        space = Space(tuple("abcde"), (ACTIONS,) * 5, weights, (1,) * 5, budget)
+        space = within(Space(tuple("abcde"), (ACTIONS,) * 5, weights, (1,) * 5), budget)
         found = exact_choice(evaluator_of(space, Additive(losses)), losses)
         least = min(summed_loss(losses, choice) for choice in every(space))
         assert space.fits(found)
@@ -80,7 +81,7 @@ def test_the_solution_is_that_of_brute_force_for_weights_and_inputs(limit: int) 
     actions = tuple(sorted(map(Action.parse, texts), key=lambda action: action.size))
     losses = np.random.default_rng(limit).random((3, len(actions)))
     budget = Budget(bit_ops=limit)
-    space = Space(("a", "b", "c"), (actions,) * 3, (9, 9, 9), (1, 2, 1), budget)
+    space = within(Space(("a", "b", "c"), (actions,) * 3, (9, 9, 9), (1, 2, 1)), budget)
     found = exact_choice(evaluator_of(space, Additive(losses)), losses)
     least = min(summed_loss(losses, choice) for choice in every(space))
     assert space.fits(found)
@@ -90,7 +91,7 @@ def test_the_solution_is_that_of_brute_force_for_weights_and_inputs(limit: int) 
 def test_it_keeps_pins_and_measures_one_whole_choice() -> None:
     options = (ACTIONS, (Action.parse(8),), ACTIONS)
     weights = (100, 37, 260)
-    space = Space(("a", "b", "c"), options, weights, (1, 1, 1), Budget(average_bits=3))
+    space = within(Space(("a", "b", "c"), options, weights, (1, 1, 1)), Budget(average_bits=3))
     losses = losses_of(3, 0, 0)
     environment = Additive(losses)
     evaluator = evaluator_of(space, environment)

@@ -7,6 +7,7 @@ import numpy as np
 from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
+from octavo.dnq.prices import within
 from octavo.dnq.rivals.greedy import greedy
 from octavo.dnq.space import Action, Choice, Partial, Space
 from octavo.network.outputs import Part
@@ -37,7 +38,7 @@ class InCompany:
 
 def test_it_mends_what_the_additive_model_gets_wrong() -> None:
     budget = Budget(average_bits=3)
-    space = Space(("a", "b", "c"), ACTIONS, (100, 37, 260), (9, 400, 31), budget)
+    space = within(Space(("a", "b", "c"), ACTIONS, (100, 37, 260), (9, 400, 31)), budget)
     evaluator = Evaluator(space, InCompany(), Journal(None, ACTIONS, {}), 100)
     greedy(evaluator)
     assert evaluator.trials[0].choice[0] == 0

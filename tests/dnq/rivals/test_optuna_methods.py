@@ -8,6 +8,7 @@ import pytest
 from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
+from octavo.dnq.prices import within
 from octavo.dnq.rivals.optuna_methods import cmaes, tpe
 from octavo.dnq.space import Action, Choice, Partial, Space
 from octavo.network.outputs import Part
@@ -35,7 +36,7 @@ class Bits:
 def test_every_proposal_fits_and_a_small_space_ends_the_search(
     method: Callable[[Evaluator], None],
 ) -> None:
-    space = Space(("a", "b"), ACTIONS, (10, 10), (1, 1), Budget(average_bits=3))
+    space = within(Space(("a", "b"), ACTIONS, (10, 10), (1, 1)), Budget(average_bits=3))
     evaluator = Evaluator(space, Bits(), Journal(None, ACTIONS, {}), 100)
     method(evaluator)
     fitting = [c for c in itertools.product(range(3), repeat=2) if space.fits(c)]

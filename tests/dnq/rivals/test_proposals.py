@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.dnq.prices import within
 from octavo.dnq.projection import project as project_in
 from octavo.dnq.rivals.proposals import proposals
 from octavo.dnq.space import Action, Choice, Space
@@ -15,11 +16,8 @@ from octavo.plan import Budget
 
 LAYERS = 12
 ACTIONS = tuple(map(Action.parse, (2, 3, 4, 5)))
-SPACE = Space(
-    tuple("abcdefghijkl"),
-    (ACTIONS,) * 11 + (ACTIONS[2:3],),
-    (10,) * LAYERS,
-    (1,) * LAYERS,
+SPACE = within(
+    Space(tuple("abcdefghijkl"), (ACTIONS,) * 11 + (ACTIONS[2:3],), (10,) * LAYERS, (1,) * LAYERS),
     Budget(average_bits=3),
 )
 START = (1,) * 10 + (0, 0)
@@ -105,7 +103,7 @@ def test_no_choice_is_estimated_twice() -> None:
 
 
 def test_a_single_layer_without_a_choice() -> None:
-    space = Space(("a",), (ACTIONS[2:3],), (10,), (1,), None)
+    space = Space(("a",), (ACTIONS[2:3],), (10,), (1,))
     generator = torch.Generator().manual_seed(0)
     for found in proposals(
         space, lambda choice: choice, lambda choices: [0.0] * len(choices), [(0,)], generator

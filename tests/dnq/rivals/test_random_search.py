@@ -10,6 +10,7 @@ import torch
 from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
+from octavo.dnq.prices import within
 from octavo.dnq.rivals import random_search as module
 from octavo.dnq.rivals.random_search import random_search
 from octavo.dnq.space import Action, Choice, Partial, Space
@@ -34,7 +35,7 @@ class Flat:
 
 def space_of(texts: tuple[int | str, ...], budget: Budget) -> Space:
     actions = tuple(map(Action.parse, texts))
-    return Space(("a", "b", "c"), (actions,) * 3, (10, 10, 10), (1, 1, 1), budget)
+    return within(Space(("a", "b", "c"), (actions,) * 3, (10, 10, 10), (1, 1, 1)), budget)
 
 
 def test_it_draws_every_choice_of_a_small_space_that_no_step_betters() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from octavo.activations.quantizer import remove_quantizers
     from octavo.compression import compress
     from octavo.deploy.exporting import export
-    from octavo.dnq.searching import SearchResult, search
+    from octavo.dnq.search_result import SearchResult, search
     from octavo.dnq.settings import METHODS
     from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
     from octavo.formats.width import Apot, Width

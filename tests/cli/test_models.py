@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from octavo.dnq.searching import SearchResult
+from octavo.dnq.search_result import SearchResult
 from octavo.dnq.searching import search as search_bits
 from octavo.formats.width import Apot
 from octavo.plan import Budget, Plan

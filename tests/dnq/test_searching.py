@@ -14,7 +14,7 @@ from octavo.dnq import agent, searching
 from octavo.dnq.evaluator import Trial
 from octavo.dnq.finalists import Shipping
 from octavo.dnq.rivals import proposals
-from octavo.dnq.searching import SearchResult, search
+from octavo.dnq.search_result import SearchResult, search
 from octavo.dnq.settings import METHODS
 from octavo.errors import BudgetError, FormatError, PlanError, RecipeError
 from octavo.plan import Budget, Plan

@@ -20,7 +20,7 @@ from octavo.dnq import searching
 from octavo.dnq.environment import Environment
 from octavo.dnq.prices import within
 from octavo.dnq.rivals.exact import summed_loss
-from octavo.dnq.searching import SearchResult, search
+from octavo.dnq.search_result import SearchResult, search
 from octavo.dnq.sensitivity import loss_table, single_layer_choices
 from octavo.dnq.settings import METHODS
 from octavo.dnq.space import Action, Choice, Partial

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo.dnq import agent
-from octavo.dnq.searching import SearchResult, search
+from octavo.dnq.search_result import SearchResult, search
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers

@@ -24,7 +24,7 @@ from tests.runs.tiny import (
 from octavo.dnq import methods
 from octavo.dnq.evaluator import Trial
 from octavo.dnq.reinforce import Reinforce
-from octavo.dnq.searching import SearchResult, search
+from octavo.dnq.search_result import SearchResult, search
 from octavo.errors import BudgetError, PlanError, RecipeError
 from octavo.plan import Budget, Plan
 from octavo.progress import Event

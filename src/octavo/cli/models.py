@@ -15,7 +15,7 @@ from octavo.errors import BudgetError, PlanError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
-    from octavo.dnq.searching import SearchResult
+    from octavo.dnq.search_result import SearchResult
     from octavo.inspection import Inspection
     from octavo.plan import Budget
     from octavo.runs.task import Task

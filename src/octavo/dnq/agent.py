@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from octavo.dnq.distribution import WithinBudget
 from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.front import Estimate
 from octavo.dnq.policy import Policy
 from octavo.dnq.reinforce import Learner, Reinforce
 from octavo.dnq.space import Choice
@@ -20,10 +22,13 @@ from octavo.dnq.world_model import WorldModel, world_model_of
 
 __all__ = ["dnq"]
 
-GROUPS = 8  # budgets that a step of practice draws, where the search has none of its own
+BUDGETS = 8  # drawn anew for each step of practice, where the search has none of its own
+PROPOSED = 64  # budgets for which the trained policy proposes a plan
 
 
-def dnq(evaluator: Evaluator, *, warm: bool = True, settings: Reinforce | None = None) -> None:
+def dnq(
+    evaluator: Evaluator, *, warm: bool = True, settings: Reinforce | None = None
+) -> tuple[Estimate, ...]:
     """Measure what the policy samples, and let it learn, until the evaluations are spent.
 
     Args:
@@ -31,41 +36,70 @@ def dnq(evaluator: Evaluator, *, warm: bool = True, settings: Reinforce | None =
         warm: begin near the exact solution of the additive model; else with a uniform policy.
         settings: settings of the policy gradient.
 
+    Returns:
+        What the trained policy proposes for budgets over the whole feasible range, each with the
+        objective that the world model estimates.
+
     """
     settings = settings or Reinforce()
     sensitivity = evaluator.sensitivity(outputs=True)
     space = evaluator.space
-    policy = Policy(space.costs, space.limit)
-    agent = _Agent(evaluator, policy, world_model_of(space.actions, sensitivity), settings)
+    ranged = evaluator.ranged
+    limit = space.cost(space.dearest) if ranged else space.limit
+    policy = Policy(space.costs, limit)
+    world_model = world_model_of(space.actions, sensitivity)
+    agent = _Agent(evaluator, policy, world_model, settings, ranged=ranged)
     if warm:
-        policy.begin_from(sensitivity.losses, agent.limits(GROUPS), settings.entropy[0])
+        policy.begin_from(sensitivity.losses, agent.limits(BUDGETS), settings.entropy[0])
     agent.practise(settings.before)
     agent.search()
+    return agent.proposals() if ranged else agent.widened().proposals()
 
 
 class _Agent:
-    """The policy, its learner, and the two worlds that it acts in."""
+    """The policy, its learner, and the two worlds that it acts in.
+
+    Args:
+        evaluator: measures and counts.
+        policy: the policy that learns.
+        world_model: estimates objectives, and learns from those that are measured.
+        settings: settings of the policy gradient.
+        ranged: draw a budget for each batch from the whole feasible range; else take the search's.
+
+    """
 
     def __init__(
-        self, evaluator: Evaluator, policy: Policy, world_model: WorldModel, settings: Reinforce
+        self,
+        evaluator: Evaluator,
+        policy: Policy,
+        world_model: WorldModel,
+        settings: Reinforce,
+        *,
+        ranged: bool,
     ) -> None:
         self._evaluator = evaluator
         self._policy = policy
         self._world_model = world_model
         self._settings = settings
+        self._ranged = ranged
         self._learner = Learner(policy, settings)
         self._total = evaluator.left
 
     def limits(self, count: int) -> Tensor:
-        """Return the limits that a step is taken under, (budgets,): the search's own."""
-        return torch.tensor([self._evaluator.space.limit], dtype=torch.float64)
+        """Return the limits of a step: ``count`` that are drawn, or the search's own."""
+        space = self._evaluator.space
+        if not self._ranged:
+            return torch.tensor([space.limit], dtype=torch.float64)
+        low = space.cost(space.cheapest)
+        high = space.cost(space.dearest)
+        drawn = torch.rand(count, generator=self._evaluator.generator, dtype=torch.float64)
+        return low + (high - low) * drawn
 
     def practise(self, steps: int) -> None:
         """Learn from samples whose rewards the world model estimates."""
         for _ in range(steps):
-            limits = self.limits(GROUPS)
-            count = self._settings.imagined // len(limits)
-            sampled = self._sampled(limits, count)
+            limits = self.limits(BUDGETS)
+            sampled = self._sampled(limits, self._settings.imagined // len(limits))
             objectives = self._world_model.objectives(_choices(sampled)).tolist()
             self._learn(limits, sampled, objectives)
 
@@ -79,6 +113,26 @@ class _Agent:
             self._measure()
             self.practise(self._settings.practice)
             stale = stale + 1 if self._evaluator.left == before else 0
+
+    def widened(self) -> "_Agent":
+        """Return an agent whose policy, after some practice, answers for any budget."""
+        space = self._evaluator.space
+        policy = Policy(space.costs, space.cost(space.dearest))
+        with torch.no_grad():
+            policy.logits.copy_(self._policy.logits)
+        agent = _Agent(self._evaluator, policy, self._world_model, self._settings, ranged=True)
+        agent.practise(self._settings.after)
+        return agent
+
+    def proposals(self) -> tuple[Estimate, ...]:
+        """Return the most probable choice for each of many budgets, by rising cost."""
+        space = self._evaluator.space
+        low = space.cost(space.cheapest)
+        limits = torch.linspace(low, space.cost(space.dearest), PROPOSED, dtype=torch.float64)
+        modes = torch.cat([self._policy(some).mode() for some in limits.split(BUDGETS)])
+        choices = list(dict.fromkeys(_choices(modes.unsqueeze(0))))
+        objectives = self._world_model.objectives(choices).tolist()
+        return tuple(map(Estimate, choices, objectives))
 
     def _measure(self) -> None:
         """Measure a batch of samples; the policy and the world model learn from it."""
@@ -96,14 +150,15 @@ class _Agent:
     def _sampled(self, limits: Tensor, count: int) -> Tensor:
         """Return choices that the policy samples, (budgets, count, layers)."""
         with torch.no_grad():
-            return self._policy(limits).sample(count, self._evaluator.generator)
+            within: WithinBudget = self._policy(limits)
+        return within.sample(count, self._evaluator.generator)
 
     def _learn(self, limits: Tensor, sampled: Tensor, objectives: Sequence[float]) -> None:
         """Take a step of the policy gradient."""
         pairs = zip(_choices(sampled), objectives, strict=True)
         rewards = [self._evaluator.reward(*pair) for pair in pairs]
-        progress = 1 - self._evaluator.left / max(self._total, 1)
         reward = torch.tensor(rewards, dtype=torch.float64).view(sampled.shape[:2])
+        progress = 1 - self._evaluator.left / max(self._total, 1)
         self._learner.step(limits, sampled, reward, progress)
 
 

@@ -10,14 +10,19 @@ from octavo.errors import PlanError
 from octavo.network.forward import Inputs, call, observing
 from octavo.network.outputs import Part, alike, described, parts_of
 
-__all__ = ["Divergence", "first_rows", "outputs_of"]
+__all__ = ["TEMPERATURE", "Divergence", "first_rows", "outputs_of"]
+
+# Outputs are compared at this temperature, as in distillation. A network is nearly certain about
+# most of its inputs: at temperature 1 a few rows make up most of the divergence, and what is best
+# on some hundred inputs is not best on others (benchmarks/objective.py).
+TEMPERATURE = 4.0
 
 
 class Divergence:
     """The divergence of outputs from those of the network in full precision.
 
-    Class logits lose the mean KL divergence of their rows, everything else its relative squared
-    error; several parts are summed: see ``octavo.network.outputs``.
+    Class logits lose the mean KL divergence of their rows at TEMPERATURE, everything else its
+    relative squared error; several parts are summed: see ``octavo.network.outputs``.
 
     Args:
         model: the network in full precision.
@@ -92,7 +97,7 @@ def first_rows(outputs: Sequence[Sequence[Part]], rows: int) -> tuple[Tensor, ..
 
 
 def _parts(outputs: Any, batch: Inputs) -> list[Part]:
-    parts = parts_of(outputs, batch)
+    parts = parts_of(outputs, batch, temperature=TEMPERATURE)
     if not parts:
         raise PlanError(
             "expected the model to return floating-point tensors, got "

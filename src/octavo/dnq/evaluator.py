@@ -1,10 +1,11 @@
 """The evaluator: it measures and counts choices, for the policy and for every rival alike."""
 
+import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ class Evaluator:
 
     @property
     def best(self) -> Trial:
-        """The trial of the highest reward; of equals, the first.
+        """The trial of the highest reward within the limit; of equals, the first.
 
         Raises:
             PlanError: there is no trial yet.
@@ -126,7 +127,23 @@ class Evaluator:
         """
         if not self.trials:
             raise PlanError("expected the method to measure at least one plan, it measured none")
-        return max(self.trials, key=lambda trial: trial.reward)
+        fitting = [trial for trial in self.trials if self.space.fits(trial.choice)]
+        return max(fitting or self.trials, key=lambda trial: trial.reward)
+
+    @property
+    def ranged(self) -> bool:
+        """True if the search has neither a budget nor a trade-off: it covers all budgets."""
+        return math.isinf(self.space.limit) and not self._trade_off
+
+    def under(self, limit: float, evaluations: int) -> Self:
+        """Return an evaluator under a limit of its own, which may measure so many choices at most.
+
+        Both share all measurements, trials and the count of evaluations.
+        """
+        other = copy.copy(self)
+        other.space = replace(self.space, limit=limit)
+        other.reserve = self.reserve + max(0, self.left - evaluations)
+        return other
 
     def __contains__(self, choice: Choice) -> bool:
         """Return whether the choice is among the trials."""

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from octavo.dnq.agent import dnq
 from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.front import Estimate
 from octavo.dnq.rivals.evolution import evolution
 from octavo.dnq.rivals.exact import exact
 from octavo.dnq.rivals.greedy import greedy
@@ -17,7 +18,8 @@ from octavo.errors import OctavoError, PlanError, nearest
 
 __all__ = ["SearchMethod", "measures_layers", "method_of", "register_method"]
 
-SearchMethod: TypeAlias = Callable[[Evaluator], None]
+# A method may return what it proposes for other budgets than the search's own.
+SearchMethod: TypeAlias = Callable[[Evaluator], tuple[Estimate, ...] | None]
 
 _METHODS: dict[str, SearchMethod] = {
     "dnq": dnq,

@@ -10,7 +10,7 @@ from octavo.dnq.space import Space, factor_costs
 from octavo.errors import BudgetError
 from octavo.plan import Budget
 
-__all__ = ["check_budget", "within"]
+__all__ = ["check_budget", "in_bytes", "within"]
 
 
 NEAR = 0.99  # a file of other codes may be as much smaller than the one that was packed
@@ -45,6 +45,13 @@ def within(space: Space, budget: Budget | None, sizes: FileSizes | None = None) 
     return priced
 
 
+def in_bytes(space: Space, sizes: FileSizes) -> Space:
+    """Return the space priced in bytes of the file; as it is where bits of inputs are searched."""
+    if _searches_inputs(space):
+        return space
+    return within(space, None, sizes)
+
+
 def check_budget(space: Space, budget: Budget | None) -> None:
     """Raise BudgetError for a budget that no choice meets, as far as that is known before anything
     is quantized: a budget for the file is not refused here.
@@ -56,11 +63,14 @@ def check_budget(space: Space, budget: Budget | None) -> None:
 
 def _check_inputs_count(space: Space, budget: Budget | None) -> None:
     """Raise BudgetError where bits of inputs are searched for and no budget counts them."""
-    searched = any(action.input_bits is not None for row in space.actions for action in row)
-    if searched and (budget is None or budget.bit_ops is None):
+    if _searches_inputs(space) and (budget is None or budget.bit_ops is None):
         raise BudgetError(
             f"activations: expected a budget of bit_ops, which counts them, got {budget or 'none'}"
         )
+
+
+def _searches_inputs(space: Space) -> bool:
+    return any(action.input_bits is not None for row in space.actions for action in row)
 
 
 def _costs_and_limit(

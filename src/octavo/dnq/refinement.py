@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from octavo.dnq.agent import dnq
 from octavo.dnq.evaluator import Evaluator, Trial
+from octavo.dnq.front import Estimate
 from octavo.dnq.methods import SearchMethod
 from octavo.dnq.rivals.evolution import evolve
 from octavo.errors import PlanError
 
-__all__ = ["Refinement", "check_share", "run_refined"]
+__all__ = ["Outcome", "Refinement", "check_share", "run_refined"]
+
+RANGE = 9  # budgets under which a method other than the policy is run, where all are covered
 
 
 @dataclass(frozen=True)
@@ -38,28 +44,64 @@ def check_share(share: float) -> None:
         )
 
 
-def run_refined(method: SearchMethod, evaluator: Evaluator, share: float) -> Refinement | None:
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a method, beside the trials that the evaluator has.
+
+    Attributes:
+        refinement: the gain that refinement brought; None where nothing was refined.
+        estimates: what a learned policy proposes for other budgets.
+
+    """
+
+    refinement: Refinement | None = None
+    estimates: tuple[Estimate, ...] = ()
+
+
+def run_refined(method: SearchMethod, evaluator: Evaluator, share: float) -> Outcome:
     """Run a method on all but the last ``share`` of the trials, and refine its best plan by the
     rest.
 
     The trials of single layers count to the method. Trials that the method leaves go to refinement.
+    In a search without budget and trade-off, the policy draws a budget for each batch; any other
+    method, and refinement, has an equal share of the trials under each of RANGE budgets.
 
     Args:
         method: measures plans by the evaluator.
         evaluator: measures and counts.
-        share: at least 0 and less than 1; 0 runs the method alone, and returns None.
+        share: at least 0 and less than 1; 0 runs the method alone.
 
     Raises:
         PlanError: too few trials are left for each layer alone and for one plan of the method.
 
     """
     if not share:
-        method(evaluator)
-        return None
+        return Outcome(estimates=_run(method, evaluator))
     evaluator.reserve = round(share * evaluator.left)
     evaluator.sensitivity(outputs=True)  # the world model of the refinement begins from it
-    method(evaluator)
+    estimates = _run(method, evaluator)
     before = evaluator.best
     evaluator.reserve = 0
-    evolve(evaluator, before.choice)
-    return Refinement(before, evaluator.best)
+    _under_each(lambda under: evolve(under, under.best.choice), evaluator)
+    return Outcome(Refinement(before, evaluator.best), estimates)
+
+
+def _run(method: SearchMethod, evaluator: Evaluator) -> tuple[Estimate, ...]:
+    """Run a method and return what it proposes for other budgets."""
+    if method is not dnq and evaluator.ranged:
+        evaluator.sensitivity(outputs=True)
+        _under_each(method, evaluator)
+        return ()
+    return method(evaluator) or ()
+
+
+def _under_each(run: SearchMethod, evaluator: Evaluator) -> None:
+    """Run a method: under each of RANGE budgets where the search covers all of them."""
+    if not evaluator.ranged:
+        run(evaluator)
+        return
+    space = evaluator.space
+    low = space.cost(space.cheapest)
+    limits = np.linspace(low, space.cost(space.dearest), RANGE + 2)[1:-1]
+    for done, limit in enumerate(limits.tolist()):
+        run(evaluator.under(limit, evaluator.left // (RANGE - done)))

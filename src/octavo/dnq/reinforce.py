@@ -8,7 +8,6 @@ on.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +29,8 @@ class Reinforce:
         batch: episodes that are measured between two steps.
         practice: steps in the world model after each measured batch; 0 switches practice off.
         before: steps in the world model before anything is measured.
+        after: steps in the world model under budgets of the whole range, after a search with a
+            budget of its own.
         imagined: episodes of a step in the world model.
         patience: how many batches in a row may propose nothing new before learning ends.
 
@@ -40,6 +41,7 @@ class Reinforce:
     batch: int = 4
     practice: int = 5
     before: int = 100
+    after: int = 50
     imagined: int = 64
     patience: int = 100
 

@@ -2,25 +2,26 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from octavo._deprecated import renamed_arguments, warn_renamed
+from octavo._deprecated import renamed_arguments
+from octavo.dnq.divergence import TEMPERATURE
 from octavo.dnq.enumeration import all_choices
 from octavo.dnq.environment import Environment
-from octavo.dnq.evaluator import Evaluator, Trial
-from octavo.dnq.file_sizes import FileSizes
-from octavo.dnq.finalists import Finalist, RetrainSteps, Shipping, Verdict, choose, file_limit
+from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.finalists import RetrainSteps, Shipping, choose, file_limit
+from octavo.dnq.front import front_of, knee_of
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import SearchMethod, measures_layers, method_of
 from octavo.dnq.objective import Objective
 from octavo.dnq.prices import check_budget, within
-from octavo.dnq.refinement import Refinement, check_share, run_refined
+from octavo.dnq.refinement import Outcome, check_share, run_refined
 from octavo.dnq.rivals.exact import exact_choice
+from octavo.dnq.search_result import SearchResult
 from octavo.dnq.settings import METHOD, OPTIONS, REFINE, TRIALS
 from octavo.dnq.space import Choice, Space
 from octavo.dnq.splitting import Parts, split, undivided
@@ -30,110 +31,12 @@ from octavo.formats.width import WidthLike
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.forward import Inputs, batches_of, check_batches, device_of, on_device
 from octavo.network.thread_state import cpu_by_default
-from octavo.plan import Budget, Plan
+from octavo.plan import Budget
 from octavo.progress import Progress, silent
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.digest import digest
 
-__all__ = ["SearchResult", "search"]
-
-
-@dataclass(frozen=True, repr=False)
-class SearchResult:
-    """The result of a search.
-
-    All objectives but those of trials are final measures: those of the network that ships, solved
-    as ``calibrate`` does (and retrained, given ``retrain_steps``), on inputs that neither
-    calibrated it nor scored trials.
-
-    Attributes:
-        plan: the best plan within the budget, or by the trade-off; it can be edited by hand.
-        objective: its objective, higher is better. It is never below those of the uniform and the
-            exact plan; under a trade-off its reward is not.
-        uniform: the uniform plan that the same budget allows (without one: of the most bits not
-            above those of the best trial).
-        uniform_objective: the objective of the uniform plan.
-        exact: the exact solution of the additive model, which a programme finds as if losses of
-            single layers added up; where all plans were measured, the best trial.
-        exact_objective: the objective of the exact plan.
-        finalists: the plans of which the best was chosen, the best first.
-        held_out: number of samples that were set aside for the final choice; of batches, where the
-            inputs cannot be divided by sample. 0: there were too few, or the objective is the
-            user's own, which reads none; all inputs calibrate, score and confirm.
-        trials: every plan that was measured, in the order of measuring.
-        space: the layers, the actions that they could take, and what these cost.
-        sizes: the estimated bytes of a packed file.
-        losses: what each layer alone loses at each action, (layers, actions), where it is known.
-        refinement: the best trial of the method alone, and the best one after refinement; None
-            where nothing was refined.
-        enumerated: True if there were so few plans within the budget that all of them were
-            measured, whatever the method.
-
-    """
-
-    plan: Plan
-    objective: float
-    uniform: Plan
-    uniform_objective: float
-    exact: Plan
-    exact_objective: float
-    finalists: tuple[Finalist, ...]
-    held_out: int
-    trials: tuple[Trial, ...]
-    space: Space
-    sizes: FileSizes
-    losses: np.ndarray | None = field(default=None, compare=False)
-    refinement: Refinement | None = None
-    enumerated: bool = False
-
-    @property
-    def pareto(self) -> tuple[Trial, ...]:
-        """The trials that no other beats in both objective and stored bits, by stored bits."""
-        front: list[Trial] = []
-        for trial in sorted(self.trials, key=lambda trial: (trial.stored_bits, -trial.objective)):
-            if not front or trial.objective > front[-1].objective:
-                front.append(trial)
-        return tuple(front)
-
-    def at(self, budget: Budget) -> Plan:
-        """Return the best plan within another budget of those that were measured.
-
-        Raises:
-            BudgetError: none of them fits; the message says what they cost.
-
-        """
-        space = within(self.space, budget, self.sizes)
-        fitting = [trial for trial in self.trials if space.fits(trial.choice)]
-        if not fitting:
-            costs = [space.cost(trial.choice) for trial in self.trials]
-            raise BudgetError(
-                f"{budget}: none of {len(costs)} trials fits; they cost {min(costs):,.0f} to "
-                f"{max(costs):,.0f}, and the limit is {space.limit:,.0f}"
-            )
-        return max(fitting, key=lambda trial: trial.objective).plan
-
-    @property
-    def score(self) -> float:
-        """The objective, by its old name."""
-        warn_renamed("SearchResult.score", "SearchResult.objective")
-        return self.objective
-
-    @property
-    def uniform_score(self) -> float:
-        """The objective of the uniform plan, by its old name."""
-        warn_renamed("SearchResult.uniform_score", "SearchResult.uniform_objective")
-        return self.uniform_objective
-
-    def __repr__(self) -> str:
-        average = self.plan.cost().average_bits
-        uniform_average = self.uniform.cost().average_bits
-        held_out = f"{self.held_out} inputs held out" if self.held_out else "no inputs held out"
-        return (
-            f"SearchResult({len(self.plan)} layers, {average:.3g} average bits, "
-            f"objective {self.objective:.5g}; uniform: {uniform_average:.3g} average bits, "
-            f"objective {self.uniform_objective:.5g}; exact: objective {self.exact_objective:.5g}; "
-            f"{held_out}; {len(self.trials)} trials)"
-        )
+__all__ = ["search"]
 
 
 @renamed_arguments(score="objective", observe="progress")
@@ -170,7 +73,8 @@ def search(
         budget: what the plan may cost at most. ``bytes`` and ``ratio`` hold for the file that
             ``calibrate(model, result.plan, inputs)`` writes. Or
         trade_off: what a doubling of the compression ratio is worth, in units of the objective.
-            Exactly one of the two is given.
+            Without either, the search covers the whole feasible range: ``result.at(budget)`` has a
+            plan for any budget, and ``result.plan`` is at the knee of the front.
         options: the widths that layers may get: bits, or an ``Apot``.
         method: ``dnq``, the learned policy, or a rival: see ``octavo.dnq.methods``.
         trials: how many plans may be measured, those of single layers included. The exact and
@@ -256,55 +160,16 @@ def _searched(
         trade_off=request.trade_off or 0.0, seed=request.seed, progress=request.progress,
     )  # fmt: skip
     with cpu_by_default():  # the policy's tensors, but not those of the trials
-        measured = _measure(evaluator, method_of(request.method), request.refine)
+        every = all_choices(space, evaluator.left)
+        outcome = _measure(evaluator, every, method_of(request.method), request.refine)
+        chosen = _at_knee(evaluator)
+        exact = _exact(chosen, enumerated=every is not None)
     shipping = Shipping(
         model, batches, parts,
         objective=objective, absorb=request.absorb, retrain_steps=request.retrain_steps,
     )  # fmt: skip
     most = file_limit(request.budget, sizes.float_bytes)
-    verdict = choose(evaluator, shipping, measured.exact, most)
-    return _result(evaluator, verdict, parts, sizes, measured)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """The outcome of the trials.
-
-    Attributes:
-        exact: the exact solution of the additive model; the best trial where all were measured.
-        enumerated: True if all plans within the budget were measured.
-        refinement: the gain of refinement, if any was asked for.
-
-    """
-
-    exact: Choice
-    enumerated: bool = False
-    refinement: Refinement | None = None
-
-
-def _measure(evaluator: Evaluator, method: SearchMethod, refine: float) -> _Measured:
-    """Measure all plans within the budget if the trials suffice for that, else those of the
-    method.
-    """
-    every = all_choices(evaluator.space, evaluator.left)
-    if every is not None:
-        evaluator.rewards(every)
-        return _Measured(evaluator.best.choice, enumerated=True)
-    refinement = run_refined(method, evaluator, refine)
-    exact = exact_choice(evaluator, evaluator.reference_losses())
-    return _Measured(exact, refinement=refinement)
-
-
-def _result(
-    evaluator: Evaluator,
-    verdict: Verdict,
-    parts: Parts,
-    sizes: FileSizes,
-    measured: _Measured,
-) -> SearchResult:
-    """Return the best finalist beside the uniform and the exact plan."""
-    budget = evaluator.space.budget
-    of_file = budget is not None and budget.of_file
+    verdict = choose(chosen, shipping, exact, most)
     return SearchResult(
         plan=verdict.best.plan,
         objective=verdict.best.final,
@@ -315,12 +180,40 @@ def _result(
         finalists=verdict.finalists,
         held_out=parts.held_out,
         trials=tuple(evaluator.trials),
-        space=evaluator.space,
+        space=space,
         sizes=sizes,
-        losses=evaluator.reference_losses() if of_file else None,
-        refinement=measured.refinement,
-        enumerated=measured.enumerated,
+        shipping=shipping,
+        losses=chosen.reference_losses() if most is not None else None,
+        refinement=outcome.refinement,
+        estimates=outcome.estimates,
+        enumerated=every is not None,
     )
+
+
+def _measure(
+    evaluator: Evaluator, every: Sequence[Choice] | None, method: SearchMethod, refine: float
+) -> Outcome:
+    """Measure all choices within the budget where they are given, else those of the method."""
+    if every is None:
+        return run_refined(method, evaluator, refine)
+    evaluator.rewards(every)
+    return Outcome()
+
+
+def _at_knee(evaluator: Evaluator) -> Evaluator:
+    """Return the evaluator, where it covers all budgets under that of the front's knee."""
+    if not evaluator.ranged:
+        return evaluator
+    space = evaluator.space
+    knee = knee_of(front_of(evaluator.trials, space), space)
+    return evaluator.under(space.cost(knee.choice), evaluator.left)
+
+
+def _exact(evaluator: Evaluator, *, enumerated: bool) -> Choice:
+    """Return the exact solution of the additive model; the best trial where all are measured."""
+    if enumerated:
+        return evaluator.best.choice
+    return exact_choice(evaluator, evaluator.reference_losses())
 
 
 def _settings(
@@ -334,6 +227,7 @@ def _settings(
         "weights": digest(model.state_dict()),
         "inputs": digest(batches),
         "held_out": parts.held_out,
+        "temperature": TEMPERATURE,
     }
     if request.absorb:
         settings["absorb"] = True
@@ -344,10 +238,8 @@ def _check_request(request: _Request) -> None:
     """Raise unless the settings fit together, before the inputs are read."""
     budget = request.budget
     trade_off = request.trade_off
-    if (budget is None) == (trade_off is None):
-        raise BudgetError(
-            f"expected exactly one of budget and trade_off, got {budget} and {trade_off}"
-        )
+    if budget is not None and trade_off is not None:
+        raise BudgetError(f"expected one of budget and trade_off, got {budget} and {trade_off}")
     if budget is not None and not isinstance(budget, Budget):
         raise BudgetError(f"budget: expected one such as Budget(average_bits=3), got {budget!r}")
     if trade_off is not None and not 0 < trade_off < math.inf:

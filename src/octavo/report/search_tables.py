@@ -5,7 +5,7 @@ from rich.table import Table
 
 from octavo.dnq.finalists import Finalist
 from octavo.dnq.refinement import Refinement
-from octavo.dnq.searching import SearchResult
+from octavo.dnq.search_result import SearchResult
 from octavo.plan import Plan
 from octavo.report.tables import titled_table
 from octavo.runs.search_figures import front_figures

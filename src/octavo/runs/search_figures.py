@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 from octavo.dnq.evaluator import Trial
 from octavo.dnq.finalists import Finalist
 from octavo.dnq.refinement import Refinement
-from octavo.dnq.searching import SearchResult
+from octavo.dnq.search_result import SearchResult
 from octavo.formats.width import write_widths
 
 __all__ = ["estimated_bytes", "front_figures", "search_figures"]

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from octavo._deprecated import renamed_arguments, warn_renamed
+from octavo.dnq.enumeration import all_choices
 from octavo.dnq.environment import Environment
 from octavo.dnq.evaluator import Evaluator, Trial
 from octavo.dnq.file_sizes import FileSizes

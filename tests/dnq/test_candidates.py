@@ -67,7 +67,7 @@ def test_a_candidate_ahead_of_a_batch_norm_keeps_the_norm_and_the_factor_that_it
     (first,), (last,) = quantize_all(model, ("0", "2"), inputs, options, absorb=True)
     assert first.norm is model[1]
     assert first.factor is not None
-    by_channel = first.factor.view(6, 1, 1, 1)
+    by_channel = first.factor.float().view(6, 1, 1, 1)
     assert torch.allclose(first.weight, first.quantized.weight() * by_channel)
     assert (last.norm, last.factor) == (None, None)
 

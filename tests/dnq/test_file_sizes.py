@@ -95,3 +95,16 @@ def test_codes_that_are_all_the_same_have_a_price() -> None:
     assert (sizes.codes > 0).all()
     packed = calibrate(model, {"0": 2, "2": 2}, [torch.randn(64, 40)])
     assert estimated(sizes, (0, 0)) == pytest.approx(packed.file_bytes, abs=200)
+
+
+def test_what_absorbing_does_to_the_floats_is_counted() -> None:
+    """Running statistics that were never updated compress to nothing, but not once they have taken
+    the factors of their channels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 256, 3), nn.BatchNorm2d(256), nn.Conv2d(256, 4, 1)).eval()
+    options = (tuple(map(Action.parse, (2, 3))),) * 2
+    for absorb in (False, True):
+        environment = Environment(model, ("0", "2"), images(0), options, absorb=absorb)
+        packed = calibrate(model, {"0": 3, "2": 3}, images(0), absorb=absorb)
+        found = estimated(environment.file_sizes(), (1, 1))
+        assert found == pytest.approx(packed.file_bytes, rel=0.02)

@@ -178,7 +178,7 @@ def test_costs_and_limits_are_those_of_brute_force(space: Space) -> None:
 
 def test_a_space_without_budget_costs_nominal_bits_and_allows_everything() -> None:
     space = Space(("a", "b"), (actions(2, 3), actions(5)), (97, 5), (1000, 1))
-    assert np.array_equal(space.costs, [[194, 291], [25, np.nan]], equal_nan=True)
+    assert np.array_equal(space.costs, np.array([[194, 291], [25, np.nan]]), equal_nan=True)
     assert space.limit == math.inf
     assert space.fits(space.dearest)
 

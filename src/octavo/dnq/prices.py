@@ -12,7 +12,6 @@ from octavo.plan import Budget
 
 __all__ = ["check_budget", "within"]
 
-
 NEAR = 0.99  # a file of other codes may be as much smaller than the one that was packed
 
 

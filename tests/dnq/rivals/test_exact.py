@@ -1,6 +1,7 @@
 """The exact rival: against brute force over every choice."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.file_sizes import FileSizes
 from octavo.dnq.journal import Journal
 from octavo.dnq.prices import within
 from octavo.dnq.rivals.exact import exact, exact_choice, summed_loss
@@ -86,6 +88,25 @@ def test_the_solution_is_that_of_brute_force_for_weights_and_inputs(limit: int) 
     least = min(summed_loss(losses, choice) for choice in every(space))
     assert space.fits(found)
     assert summed_loss(losses, found) == pytest.approx(least)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_solution_is_that_of_brute_force_for_the_bytes_of_a_file(seed: int) -> None:
+    """Costs that are no multiples of the weights, and need not rise with the bits."""
+    drawn = np.random.default_rng(seed)
+    codes = drawn.uniform(10, 1000, (4, 1)) * drawn.uniform(0.5, 3, (4, 4))
+    sizes = FileSizes(codes, 321.5, 10**5)
+    least = 321.5 + float(codes.min(1).sum())
+    most = 321.5 + float(codes.max(1).sum())
+    losses = losses_of(4, seed, 1)
+    plain = Space(tuple("abcd"), (ACTIONS,) * 4, (10,) * 4, (1,) * 4)
+    for share in (0.05, 0.4, 0.8):
+        budget = Budget(bytes=math.ceil(least + share * (most - least)))
+        space = within(plain, budget, sizes)
+        found = exact_choice(evaluator_of(space, Additive(losses)), losses)
+        assert space.fits(found)
+        best = min(summed_loss(losses, choice) for choice in every(space))
+        assert summed_loss(losses, found) == pytest.approx(best)
 
 
 def test_it_keeps_pins_and_measures_one_whole_choice() -> None:

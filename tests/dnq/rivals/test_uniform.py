@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.file_sizes import FileSizes
 from octavo.dnq.journal import Journal
 from octavo.dnq.prices import within
 from octavo.dnq.rivals.uniform import uniform, uniform_choice
@@ -67,6 +69,15 @@ def test_uniform_is_the_most_that_the_budget_allows(
     environment = Noting()
     uniform(Evaluator(space, environment, Journal(None, space.actions, {}), 100))
     assert environment.asked == [choice]  # and nothing else is measured
+
+
+def test_under_a_budget_of_the_file_it_is_the_dearest_in_bytes() -> None:
+    """The file takes less for 5 bits than for 4, where the codes of 5 are more of the same."""
+    codes = np.outer([10, 4, 26], [2.0, 3.0, 5.0, 4.5])
+    free = Space(NAMES, (ACTIONS,) * 3, (100, 37, 260), (9, 400, 31))
+    for most, expected in ((280, "4"), (279, "5"), (259, "3"), (199, "2")):
+        space = within(free, Budget(bytes=most), FileSizes(codes, 80.0, 10**4))
+        assert texts(space, uniform_choice(space)) == [expected] * 3
 
 
 def test_without_a_budget_the_uniform_choice_costs_no_more_than_another() -> None:

@@ -22,8 +22,8 @@ def uniform_choice(space: Space, like: Choice | None = None) -> Choice:
     """Return the dearest uniform choice within the budget, pins kept; without a budget, the dearest
     that costs no more than ``like``.
 
-    A layer that does not have an action gets the nearest below it. Of two that cost
-    the same, it is the one of more bits; of as many, the one of sums of two powers.
+    A layer that does not have an action gets the nearest below it. Of two choices that cost the
+    same, it is the one of more bits, and of as many bits the one of sums of two powers.
     """
     most = math.inf if like is None or space.limit < math.inf else space.cost(like)
     everywhere = {action for actions in space.actions for action in actions}

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from octavo.activations.quantizer import remove_quantizers
     from octavo.compression import compress
     from octavo.deploy.exporting import export
-    from octavo.dnq.search_result import SearchResult, search
+    from octavo.dnq.search_result import SearchResult
+    from octavo.dnq.searching import search
     from octavo.dnq.settings import METHODS
     from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
     from octavo.formats.width import Apot, Width
@@ -47,7 +48,7 @@ else:
         "Packed": "octavo.storage.packed",
         "Plan": "octavo.plan",
         "PowerOfTwo": "octavo.formats.powers_of_two",
-        "SearchResult": "octavo.dnq.searching",
+        "SearchResult": "octavo.dnq.search_result",
         "Stage": "octavo.inq.stage",
         "Surgery": "octavo.pruning.surgery",
         "Task": "octavo.runs.task",

@@ -11,7 +11,8 @@ from octavo._deprecated import renamed_arguments
 from octavo.activations.quantization import quantize_activations
 from octavo.dnq.finalists import RetrainSteps, file_limit
 from octavo.dnq.fitting import FileFit
-from octavo.dnq.search_result import SearchResult, search
+from octavo.dnq.search_result import SearchResult
+from octavo.dnq.searching import search
 from octavo.dnq.space import Choice
 from octavo.errors import PlanError
 from octavo.formats.codebook import Fit, Per

@@ -56,10 +56,7 @@ class FileFit:
             room = self.most - tried[choice]
             if 0 <= room <= SLACK * self.most:
                 return choice
-            if room >= 0:
-                margin = 0.0
-            else:
-                margin = max(2 * margin, LEAST_MARGIN * self.most)
+            margin = 0.0 if room >= 0 else max(2 * margin, LEAST_MARGIN * self.most)
             choice = self._changed(choice, room - margin)
             if choice in tried and (room >= 0 or choice == self.space.cheapest):
                 break

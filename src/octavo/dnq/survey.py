@@ -1,5 +1,6 @@
 """The survey of a network: the layers that inputs reach, in forward order, and the
-actions that each may take."""
+actions that each may take.
+"""
 
 from collections.abc import Mapping, Sequence
 

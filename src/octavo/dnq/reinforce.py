@@ -24,15 +24,16 @@ class Reinforce:
 
     Attributes:
         learning_rate: learning rate of Adam; 0 switches learning off.
-        entropy: target of the policy's entropy in nats, at the start and at the end; a uniform
-            policy's is the limit.
+        entropy: target of the policy's entropy in nats, at the start and at the end. Where even a
+            uniform policy has less, the bonus only grows to its limit.
         batch: episodes that are measured between two steps.
         practice: steps in the world model after each measured batch; 0 switches practice off.
         before: steps in the world model before anything is measured.
         after: steps in the world model under budgets of the whole range, after a search with a
             budget of its own.
         imagined: episodes of a step in the world model.
-        patience: how many batches in a row may propose nothing new before learning ends.
+        patience: number of measured batches in a row without a new choice, after which learning
+            ends.
 
     """
 
@@ -55,9 +56,9 @@ class Learner:
 
     """
 
-    WEIGHT = 0.3  # of the entropy bonus at the start
-    GAIN = 0.001  # of its logarithm, for each nat that the entropy of an episode is off
-    LEAST = 1e-3
+    WEIGHT = 0.3  # weight of the entropy bonus at the start
+    GAIN = 0.001  # change of the weight's logarithm, for each episode and each nat off the target
+    LEAST = 1e-3  # limits of the weight
     MOST = 10.0
 
     def __init__(self, policy: Policy, settings: Reinforce) -> None:
@@ -70,8 +71,8 @@ class Learner:
         """Raise the probability of choices by their advantage.
 
         Args:
-            limits: of the budgets, (budgets,).
-            choices: sampled by the policy under each budget, (budgets, count, layers).
+            limits: the limit of each budget, (budgets,).
+            choices: choices that the policy sampled under each budget, (budgets, count, layers).
             rewards: their rewards, (budgets, count).
             progress: share of the search that is over, from 0 to 1.
 
@@ -94,9 +95,9 @@ def surrogate(log_probability: Tensor, rewards: Tensor, entropy_weight: float) -
     is the entropy.
 
     Args:
-        log_probability: of the sampled choices, (budgets, count).
+        log_probability: log probabilities of the sampled choices, (budgets, count).
         rewards: their rewards, (budgets, count).
-        entropy_weight: weight of the entropy.
+        entropy_weight: weight of the entropy bonus.
 
     """
     deviation = rewards.std(1, keepdim=True) if rewards.shape[1] > 1 else torch.ones(1, 1)

@@ -1,6 +1,4 @@
-"""The survey of a network: the layers that inputs reach, in forward order, and the
-actions that each may take.
-"""
+"""The survey of a network: its layers in forward order, and the actions that each may take."""
 
 from collections.abc import Mapping, Sequence
 

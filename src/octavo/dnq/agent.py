@@ -1,9 +1,10 @@
 """The method ``dnq``: a policy learns the bits of each layer by policy gradient (arXiv 1812.02375).
 
-The paper's public record says what is learned and how, and nothing of the architecture, the reward
-or the quantizer's formula: all of these are our reconstruction. What is measured are the policy's
-own samples, and the gradient is that of their rewards. Between measurements the policy practises in
-a world model, which every measurement corrects (Dyna; Sutton, 1991). Practice costs no evaluations.
+The paper's public record says what is learned and how. It says nothing of the architecture, the
+reward or the quantizer's formula, so all of these are our reconstruction. The policy's own samples
+are measured, and the gradient is that of their rewards. Between measurements the policy practises
+in a world model, which every measurement corrects (Dyna; Sutton, 1991). Practice costs no
+evaluations.
 """
 
 import math
@@ -37,8 +38,8 @@ def dnq(
         settings: settings of the policy gradient.
 
     Returns:
-        What the trained policy proposes for budgets over the whole feasible range, each with the
-        objective that the world model estimates.
+        The choices that the trained policy proposes for budgets over the whole feasible range,
+        each with the objective that the world model estimates.
 
     """
     settings = settings or Reinforce()
@@ -64,7 +65,8 @@ class _Agent:
         policy: the policy that learns.
         world_model: estimates objectives, and learns from those that are measured.
         settings: settings of the policy gradient.
-        ranged: draw a budget for each batch from the whole feasible range; else take the search's.
+        ranged: draw the budgets of each step from the whole feasible range; else take the budget
+            of the search.
 
     """
 

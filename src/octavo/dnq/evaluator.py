@@ -136,9 +136,9 @@ class Evaluator:
         return math.isinf(self.space.limit) and not self.trade_off
 
     def under(self, limit: float, evaluations: int) -> Self:
-        """Return an evaluator under a limit of its own, which may measure so many choices at most.
+        """Return an evaluator under another limit that may measure at most ``evaluations`` choices.
 
-        Both share all measurements, trials and the count of evaluations.
+        Both share all measurements and trials, and the count of evaluations.
         """
         other = copy.copy(self)
         other.space = replace(self.space, limit=limit)

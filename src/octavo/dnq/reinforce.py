@@ -3,9 +3,8 @@
 An episode is one choice, so its return is its reward. The baseline of a choice is the mean reward
 of the others in its batch, and rewards are in units of the deviation that earlier batches had. Both
 are independent of the choice, so the gradient is unbiased. An entropy bonus keeps the policy from
-settling early. Its weight is set by the entropy itself (as in soft actor-critic, Haarnoja et
-al., 2018): it rises while the entropy is below its target, and the target falls as the search goes
-on.
+settling early. Its weight is set by the entropy itself (as in soft actor-critic, Haarnoja et al.,
+2018): it rises while the entropy is below its target, and the target falls as the search goes on.
 """
 
 import math
@@ -25,15 +24,16 @@ class Reinforce:
 
     Attributes:
         learning_rate: learning rate of Adam; 0 switches learning off.
-        entropy: target of the policy's entropy in nats, at the start and at the end; a uniform
-            policy's is the limit.
+        entropy: target of the policy's entropy in nats, at the start and at the end. Where even a
+            uniform policy has less, the bonus only grows to its limit.
         batch: episodes that are measured between two steps.
         practice: steps in the world model after each measured batch; 0 switches practice off.
         before: steps in the world model before anything is measured.
         after: steps in the world model under budgets of the whole range, after a search with a
             budget of its own.
         imagined: episodes of a step in the world model.
-        patience: how many batches in a row may propose nothing new before learning ends.
+        patience: number of measured batches in a row without a new choice, after which learning
+            ends.
 
     """
 
@@ -57,9 +57,9 @@ class Learner:
     """
 
     KEPT = 0.9  # share of the deviation so far that a batch keeps
-    WEIGHT = 0.3  # of the entropy bonus at the start
-    GAIN = 0.001  # of its logarithm, for each nat that the entropy of an episode is off
-    LEAST = 1e-3
+    WEIGHT = 0.3  # weight of the entropy bonus at the start
+    GAIN = 0.001  # change of the weight's logarithm, for each episode and each nat off the target
+    LEAST = 1e-3  # limits of the weight
     MOST = 10.0
 
     def __init__(self, policy: Policy, settings: Reinforce) -> None:
@@ -70,12 +70,13 @@ class Learner:
         self._deviation: float | None = None
 
     def step(self, limits: Tensor, choices: Tensor, rewards: Tensor, progress: float) -> None:
-        """Raise the probability of choices by their advantage. The first batch only says in which
-        unit rewards are.
+        """Raise the probability of choices by their advantage.
+
+        The first batch changes no probability: its deviation is the unit of the next one's rewards.
 
         Args:
-            limits: of the budgets, (budgets,).
-            choices: sampled by the policy under each budget, (budgets, count, layers).
+            limits: the limit of each budget, (budgets,).
+            choices: choices that the policy sampled under each budget, (budgets, count, layers).
             rewards: their rewards, (budgets, count).
             progress: share of the search that is over, from 0 to 1.
 
@@ -92,7 +93,7 @@ class Learner:
         self._balance(-float(log_probability.detach().mean()), rewards.numel(), progress)
 
     def _balance(self, entropy: float, episodes: int, progress: float) -> None:
-        """Change the weight of the entropy bonus by what the entropy is off its target."""
+        """Raise the weight of the entropy bonus if the entropy is below its target, else lower it."""
         first, last = self._settings.entropy
         missing = first + (last - first) * progress - entropy
         changed = self._weight * math.exp(self.GAIN * episodes * missing)
@@ -106,9 +107,10 @@ def surrogate(log_probability: Tensor, rewards: Tensor, entropy_weight: float) -
     ``- entropy_weight * log p``, whose expectation is the entropy.
 
     Args:
-        log_probability: of the sampled choices, (budgets, count), at least two under each budget.
+        log_probability: log probabilities of the sampled choices, (budgets, count); at least two
+            choices under each budget.
         rewards: their rewards, (budgets, count).
-        entropy_weight: weight of the entropy.
+        entropy_weight: weight of the entropy bonus.
 
     """
     total = rewards - entropy_weight * log_probability.detach()

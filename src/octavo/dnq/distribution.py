@@ -26,6 +26,7 @@ __all__ = ["Ledger", "WithinBudget"]
 UNITS = 1000  # the least number of units in which a budget is counted
 # Costs are rounded up, on average by half a unit a layer: 2.5 % of the range at most.
 UNITS_PER_LAYER = 20
+ROUNDING = 1e-9  # of a unit: a quotient may be so far from a whole number by rounding alone
 IMPOSSIBLE = -1e30
 
 
@@ -51,11 +52,19 @@ class Ledger:
         beyond = np.nan_to_num(costs - cheapest)
         self._cheapest = float(cheapest.sum())
         dearest = float(beyond.max(1).sum())
-        room = min(limit - self._cheapest, dearest)
-        self.most = max(UNITS, UNITS_PER_LAYER * len(costs)) if math.isfinite(limit) else 0
-        self._unit = max(room, 1e-12) / max(self.most, 1)
+        self._dearest = self._cheapest + dearest
+        room = max(min(limit - self._cheapest, dearest), 1e-12)
         self.allowed = torch.from_numpy(~np.isnan(costs))
-        units = np.ceil(beyond / self._unit - 1e-9) if self.most else np.zeros_like(beyond)
+        if math.isfinite(limit):
+            parts = max(UNITS, UNITS_PER_LAYER * len(costs))
+            self._unit = room / parts
+            units = np.ceil(beyond / self._unit - ROUNDING).clip(max=parts + 1)
+            # A limit that allows every choice has to allow the dearest one rounded up, too.
+            self.most = int(units.max(1).sum()) if limit >= self._dearest else parts
+        else:
+            self._unit = room
+            units = np.zeros_like(beyond)
+            self.most = 0
         self.units = torch.from_numpy(units.astype(np.int64))
         steps = np.diff(np.sort(units, 1))
         self.step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1.0
@@ -66,8 +75,8 @@ class Ledger:
 
     def rooms(self, limits: Tensor) -> Tensor:
         """Return the units that limits leave beyond the cheapest choice, int64."""
-        units = ((limits - self._cheapest) / self._unit + 1e-9).floor()
-        return units.clamp(0, self.most).long()
+        units = ((limits - self._cheapest) / self._unit + ROUNDING).floor().clamp(0, self.most)
+        return units.masked_fill(limits >= self._dearest, self.most).long()
 
 
 class WithinBudget:
@@ -122,7 +131,7 @@ class WithinBudget:
         own = self._logits.unsqueeze(1).expand(-1, choices.shape[1], -1, -1)
         summed = own.gather(3, choices.unsqueeze(3)).squeeze(3).sum(2)
         unspent = self._rooms.unsqueeze(1) - self._ledger.units[layers, choices].sum(2)
-        log_probability = summed - unspent / self._ledger.step - self._total().unsqueeze(1)
+        log_probability = summed - unspent.double() / self._ledger.step - self._total().unsqueeze(1)
         return log_probability.masked_fill(unspent < 0, -torch.inf)
 
     def mode(self) -> Tensor:

@@ -19,7 +19,7 @@ from octavo.dnq.front import Estimate
 from octavo.dnq.policy import Policy
 from octavo.dnq.reinforce import Learner, Reinforce
 from octavo.dnq.space import Choice
-from octavo.dnq.world_model import WorldModel, world_model_of
+from octavo.dnq.world_model import LEAST, WorldModel, world_model_of
 
 __all__ = ["dnq"]
 
@@ -156,9 +156,15 @@ class _Agent:
         return within.sample(count, self._evaluator.generator)
 
     def _learn(self, limits: Tensor, sampled: Tensor, objectives: Sequence[float]) -> None:
-        """Take a step of the policy gradient."""
+        """Take a step of the policy gradient.
+
+        Divergences of different budgets differ by orders of magnitude, so under a budget it is the
+        logarithm of a divergence that the policy lowers.
+        """
         pairs = zip(_choices(sampled), objectives, strict=True)
         rewards = [self._evaluator.reward(*pair) for pair in pairs]
+        if self._world_model.divergence and not self._evaluator.trade_off:
+            rewards = [-math.log(max(-reward, LEAST)) for reward in rewards]
         reward = torch.tensor(rewards, dtype=torch.float64).view(sampled.shape[:2])
         progress = 1 - self._evaluator.left / max(self._total, 1)
         self._learner.step(limits, sampled, reward, progress)

@@ -1,8 +1,9 @@
 """REINFORCE (Williams, 1992): the policy gradient, from choices that the policy sampled itself.
 
 An episode is one choice, so its return is its reward. The baseline of a choice is the mean reward
-of the others in its batch, so that the gradient stays unbiased. An entropy bonus keeps the policy
-from settling early. Its weight is set by the entropy itself (as in soft actor-critic, Haarnoja et
+of the others in its batch, and rewards are in units of the deviation that earlier batches had. Both
+are independent of the choice, so the gradient is unbiased. An entropy bonus keeps the policy from
+settling early. Its weight is set by the entropy itself (as in soft actor-critic, Haarnoja et
 al., 2018): it rises while the entropy is below its target, and the target falls as the search goes
 on.
 """
@@ -56,6 +57,7 @@ class Learner:
 
     """
 
+    KEPT = 0.9  # share of the deviation so far that a batch keeps
     WEIGHT = 0.3  # weight of the entropy bonus at the start
     GAIN = 0.001  # change of the weight's logarithm, for each episode and each nat off the target
     LEAST = 1e-3  # limits of the weight
@@ -66,9 +68,11 @@ class Learner:
         self._settings = settings
         self._optimizer = torch.optim.Adam(policy.parameters(), settings.learning_rate)
         self._weight = self.WEIGHT
+        self._deviation: float | None = None
 
     def step(self, limits: Tensor, choices: Tensor, rewards: Tensor, progress: float) -> None:
-        """Raise the probability of choices by their advantage.
+        """Raise the probability of choices by their advantage. The first batch only says in which
+        unit rewards are.
 
         Args:
             limits: the limit of each budget, (budgets,).
@@ -77,32 +81,39 @@ class Learner:
             progress: share of the search that is over, from 0 to 1.
 
         """
+        deviation = max(float(rewards.std(1).mean()), 1e-12)
+        if self._deviation is None:
+            self._deviation = deviation
+            return
         log_probability = self._policy(limits).log_probability(choices)
         self._optimizer.zero_grad()
-        (-surrogate(log_probability, rewards, self._weight)).backward()
+        (-surrogate(log_probability, rewards / self._deviation, self._weight)).backward()
         self._optimizer.step()
+        self._deviation = self.KEPT * self._deviation + (1 - self.KEPT) * deviation
+        self._balance(-float(log_probability.detach().mean()), rewards.numel(), progress)
+
+    def _balance(self, entropy: float, episodes: int, progress: float) -> None:
+        """Change the weight of the entropy bonus by what the entropy is off its target."""
         first, last = self._settings.entropy
-        missing = first + (last - first) * progress + float(log_probability.detach().mean())
-        changed = self._weight * math.exp(self.GAIN * rewards.numel() * missing)
+        missing = first + (last - first) * progress - entropy
+        changed = self._weight * math.exp(self.GAIN * episodes * missing)
         self._weight = min(max(changed, self.LEAST), self.MOST)
 
 
 def surrogate(log_probability: Tensor, rewards: Tensor, entropy_weight: float) -> Tensor:
     """Return the function whose gradient the policy climbs, a scalar.
 
-    It is the mean of advantage times log probability. Rewards are in units of their deviation in a
-    batch. The entropy bonus is part of the reward, ``- entropy_weight * log p``, whose expectation
-    is the entropy.
+    It is the mean of advantage times log probability. The entropy bonus is part of the reward,
+    ``- entropy_weight * log p``, whose expectation is the entropy.
 
     Args:
-        log_probability: log probabilities of the sampled choices, (budgets, count).
+        log_probability: log probabilities of the sampled choices, (budgets, count); at least two
+            choices under each budget.
         rewards: their rewards, (budgets, count).
         entropy_weight: weight of the entropy bonus.
 
     """
-    deviation = rewards.std(1, keepdim=True) if rewards.shape[1] > 1 else torch.ones(1, 1)
-    surprise = -log_probability.detach()
-    total = rewards / deviation.clamp(min=1e-12) + entropy_weight * surprise
-    others = max(rewards.shape[1] - 1, 1)
-    baseline = (total.sum(1, keepdim=True) - total) / others
+    total = rewards - entropy_weight * log_probability.detach()
+    others = rewards.shape[1] - 1
+    baseline = (total.sum(1, keepdim=True) - total) / others  # (budgets, count)
     return ((total - baseline) * log_probability).mean()

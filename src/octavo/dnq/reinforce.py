@@ -3,9 +3,8 @@
 An episode is one choice, so its return is its reward. The baseline of a choice is the mean reward
 of the others in its batch, and rewards are in units of the deviation that earlier batches had. Both
 are independent of the choice, so the gradient is unbiased. An entropy bonus keeps the policy from
-settling early. Its weight is set by the entropy itself (as in soft actor-critic, Haarnoja et
-al., 2018): it rises while the entropy is below its target, and the target falls as the search goes
-on.
+settling early. Its weight is set by the entropy itself (as in soft actor-critic, Haarnoja et al.,
+2018): it rises while the entropy is below its target, and the target falls as the search goes on.
 """
 
 import math
@@ -71,8 +70,9 @@ class Learner:
         self._deviation: float | None = None
 
     def step(self, limits: Tensor, choices: Tensor, rewards: Tensor, progress: float) -> None:
-        """Raise the probability of choices by their advantage. The first batch only says in which
-        unit rewards are.
+        """Raise the probability of choices by their advantage.
+
+        The first batch changes no probability: its deviation is the unit of the next one's rewards.
 
         Args:
             limits: the limit of each budget, (budgets,).
@@ -93,7 +93,7 @@ class Learner:
         self._balance(-float(log_probability.detach().mean()), rewards.numel(), progress)
 
     def _balance(self, entropy: float, episodes: int, progress: float) -> None:
-        """Change the weight of the entropy bonus by what the entropy is off its target."""
+        """Raise the weight of the entropy bonus if the entropy is below its target, else lower it."""
         first, last = self._settings.entropy
         missing = first + (last - first) * progress - entropy
         changed = self._weight * math.exp(self.GAIN * episodes * missing)

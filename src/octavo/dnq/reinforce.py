@@ -93,7 +93,9 @@ class Learner:
         self._balance(-float(log_probability.detach().mean()), rewards.numel(), progress)
 
     def _balance(self, entropy: float, episodes: int, progress: float) -> None:
-        """Raise the weight of the entropy bonus if the entropy is below its target, else lower it."""
+        """Raise the weight of the entropy bonus while the entropy is below its target, else lower
+        it.
+        """
         first, last = self._settings.entropy
         missing = first + (last - first) * progress - entropy
         changed = self._weight * math.exp(self.GAIN * episodes * missing)

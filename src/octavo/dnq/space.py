@@ -46,7 +46,7 @@ class Action:
             a search for the bits of weights alone, which does not count inputs.
 
     Raises:
-        PlanError: bits of inputs that there are not.
+        PlanError: ``input_bits`` is none of these.
 
     """
 

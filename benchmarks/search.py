@@ -1,171 +1,265 @@
-"""Every way of choosing bits, with the same number of trials.
+"""Every way to choose bits, under the same file sizes and with the same number of trials.
 
-    python benchmarks/search.py --depth 20              # and 56; hours
-    python benchmarks/search.py --depth 20 --retrain    # adds the accuracy after a short retraining
+    python benchmarks/search.py --depth 20              # about 3 hours of one core
+    python benchmarks/search.py --depth 56              # about 2 hours
+    python benchmarks/search.py --depth 20 --bytes 70000 --seeds 0 --methods dnq evolution
 
-Budgets of 2.5, 3.0 and 3.5 average bits, 512 plans each, 3 seeds (1 where nothing is drawn), 512
-unlabelled training images, 256 for ResNet-56. The plans of single layers are scored once for all
-rows, and counted in each. Rows are written as they come, and skipped if they are there. Writes
-benchmarks/results/search-resnet20.json or -resnet56.json.
+ResNet-20 under three file sizes with 1,024 unlabelled training images; ResNet-56 under the size of
+the file of uniform 3 bits with 512. The images are divided as ``search`` divides them, 512 trials
+are counted, and ways that draw have 3 seeds. Each row has the objective of its best trial; that
+objective on 512 training images that no search has seen; and the network that ``calibrate`` then
+writes from the images of the search: its file, its divergence on the unseen images, and its
+accuracy on the 10,000 test images. Nothing is retrained.
+
+All rows share one environment, and what one of them has measured no other measures again: each
+still counts all of its trials. So the seconds of a row are those of the method alone; a trial takes
+``trial_s``. With ``--journal FILE`` the measurements outlive the process. Rows are written as they
+come, and skipped if they are there; several processes may work on different rows. Writes
+benchmarks/results/search-resnet20.json or search-resnet56.json.
 """
 
 import argparse
-import copy
 import functools
+import itertools
 import json
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from octavo import Budget, Incremental
+from octavo import Budget, Plan, calibrate
 from octavo.dnq.agent import dnq
-from octavo.dnq.environment import Environment
+from octavo.dnq.divergence import TEMPERATURE, Divergence
+from octavo.dnq.environment import Environment, Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import SearchMethod, method_of
 from octavo.dnq.prices import within
-from octavo.dnq.settings import METHODS as NAMES
-from octavo.dnq.space import Choice
+from octavo.dnq.refinement import run_refined
+from octavo.dnq.reinforce import Reinforce
+from octavo.dnq.space import Choice, Partial
+from octavo.dnq.splitting import split
 from octavo.dnq.survey import survey
+from octavo.network.outputs import Part
 from octavo.runs.run import environment
 from octavo.runs.run_folder import write_json
 from octavo.runs.tasks.cifar10 import Cifar10
-from octavo.runs.training import Retraining, retrain
+from octavo.storage.digest import digest
 
 RESULTS = Path(__file__).parent / "results"
-IMAGES = {20: 512, 56: 256}
+IMAGES = {20: 1024, 56: 512}
+UNSEEN = 512
 BATCH = 32
 TRIALS = 512
-BUDGETS = (3.0, 2.5, 3.5)
-METHODS: dict[str, SearchMethod] = {name: method_of(name) for name in NAMES}
-METHODS["dnq, cold"] = functools.partial(dnq, warm=False)
-DRAWS = ("dnq", "dnq, cold", "random", "tpe", "cmaes")
-PORTIONS = (0.5, 0.75, 0.9, 1.0)
-EPOCHS = 0.05  # of the short retraining: after each portion
-SETTINGS = Retraining(learning_rate=0.005, temperature=4.0, bfloat16=True)
+OPTIONS = (2, 3, 4, 5)
+BYTES = {20: (70_000, 79_300, 90_000), 56: ()}  # none: the file of uniform 3 bits
+SEEDS = (0, 1, 2)
+REFINE = 0.25
+REFINED = ", refined"
 Row = dict[str, Any]
 
+LEARNING_OFF = functools.partial(dnq, settings=Reinforce(learning_rate=0.0))
+OWN: dict[str, SearchMethod] = {"dnq, learning off": LEARNING_OFF}
+ALONE = (
+    "dnq", "dnq, learning off", "evolution", "exact", "greedy", "uniform", "cmaes", "random",
+)  # fmt: skip
+# Optuna's TPE comes last: its sampler takes longer than the trials.
+ORDER = (
+    *ALONE, *(name + REFINED for name in ("dnq", "exact", "greedy", "cmaes", "random")),
+    "tpe", "tpe" + REFINED,
+)  # fmt: skip
+DRAWS_NOTHING = ("exact", "greedy", "uniform")
 
-def task_of(depth: int, images: int) -> Cifar10:
-    return Cifar10(
-        depth,
-        f"~/.cache/octavo/resnet{depth}-cifar10.safetensors",
-        calibration_size=images,
-        batch=BATCH,
-    )
+
+def named(name: str) -> tuple[SearchMethod, float]:
+    """Return a method and its share of refinement, by the name of its rows."""
+    plain = name.removesuffix(REFINED)
+    share = 0.0 if plain == name else REFINE
+    return OWN.get(plain) or method_of(plain), share
 
 
-def missing(rows: list[Row], seeds: list[int]) -> Iterator[tuple[float, str, int]]:
-    """Yield the rows that have not been run. A method that draws nothing has one seed, and the
-    policy without a warm start one budget.
-    """
-    done = {(row["budget"], row["method"], row["seed"]) for row in rows}
-    for seed in seeds:
-        for budget in BUDGETS:
-            for method in METHODS:
-                wanted = (method in DRAWS or seed == 0) and (method != "dnq, cold" or budget == 3.0)
-                if wanted and (budget, method, seed) not in done:
-                    yield budget, method, seed
+def wanted(
+    limits: Sequence[int], methods: Sequence[str], seeds: Sequence[int]
+) -> list[tuple[int, str, int]]:
+    """Return the limit, method and seed of each row, in the order of running; TPE comes last."""
+    each = itertools.product(seeds, limits, methods)
+    rows = [
+        (limit, name, seed) for seed, limit, name in each if seed == 0 or name not in DRAWS_NOTHING
+    ]
+    return sorted(rows, key=lambda row: row[1].startswith("tpe"))
+
+
+def is_there(path: Path, limit: int, name: str, seed: int) -> bool:
+    """Return whether a row was written, by this process or another."""
+    rows = read(path)["rows"]
+    return (limit, name, seed) in {(row["limit"], row["method"], row["seed"]) for row in rows}
+
+
+class Shared:
+    """The environment of all rows: it keeps what single layers change, and takes the time."""
+
+    def __init__(self, inner: Environment) -> None:
+        self.seconds: list[float] = []  # of each trial
+        self._inner = inner
+        self._kept: dict[Partial, Measurement] = {}
+
+    def measure(
+        self, choices: Sequence[Partial], *, keep_outputs: bool = False
+    ) -> list[Measurement]:
+        """Measure choices; those whose outputs are wanted only once."""
+        new = [choice for choice in choices if not keep_outputs or choice not in self._kept]
+        started = time.monotonic()
+        measured = self._inner.measure(new, keep_outputs=keep_outputs)
+        if new:
+            self.seconds += [(time.monotonic() - started) / len(new)] * len(new)
+        if not keep_outputs:
+            return measured
+        self._kept |= zip(new, measured, strict=True)
+        return [self._kept[choice] for choice in choices]
+
+    def full_outputs(self) -> tuple[Part, ...]:
+        """Return the first outputs in full precision."""
+        return self._inner.full_outputs()
+
+    def stored_bits(self, choice: Choice) -> float:
+        """Return the bits that the codes of a choice take."""
+        return self._inner.stored_bits(choice)
 
 
 class Setting:
-    """A network, its environment, and the journal that all rows share."""
+    """A network, the images, the environment, and the journal that all rows share."""
 
-    def __init__(self, depth: int, images: int) -> None:
-        started = time.monotonic()
-        self.task = task_of(depth, images)
+    def __init__(self, depth: int, images: int, journal: Path | None = None) -> None:
+        self.task = Cifar10(
+            depth,
+            f"~/.cache/octavo/resnet{depth}-cifar10.safetensors",
+            calibration_size=images + UNSEEN,
+            batch=BATCH,
+        )
         self.model = self.task.model()
-        batches = list(self.task.calibration())
-        self.space = survey(self.model, batches[0], (2, 3, 4, 5), {})
-        self.environment = Environment(self.model, self.space.names, batches, self.space.actions)
-        self.journal = Journal(None, self.space.actions, {})
-        self.quantized_s = time.monotonic() - started
-        Evaluator(self.space, self.environment, self.journal, TRIALS).losses()
-        self.single_s = time.monotonic() - started - self.quantized_s
+        every = torch.cat(list(self.task.calibration()))
+        self.batches = every[:images].split(BATCH)
+        parts = split(self.batches)
+        self.space = survey(self.model, self.batches[0], OPTIONS, {})
+        self.environment = Environment(
+            self.model, self.space.names, parts.calibrating, self.space.actions,
+            scoring=parts.scoring,
+        )  # fmt: skip
+        self.shared = Shared(self.environment)
+        self.sizes = self.environment.file_sizes()
+        self._unseen = Divergence(self.model, every[images:].split(BATCH))
+        about = {
+            "weights": digest(self.model.state_dict()),
+            "inputs": digest(list(self.batches)),
+            "temperature": TEMPERATURE,
+        }
+        self.journal = Journal(journal, self.space.actions, about)
 
-    def search(self, average: float, method: str, seed: int) -> Row:
-        """Return the best plan of a method, and its accuracy on the test images before any
-        retraining.
-        """
-        space = within(self.space, Budget(average_bits=average))
-        journal = copy.deepcopy(self.journal)
-        evaluator = Evaluator(space, self.environment, journal, TRIALS, seed=seed)
+    def evaluator(self, budget: Budget | None, seed: int, trials: int = TRIALS) -> Evaluator:
+        """Return an evaluator that has counted nothing yet."""
+        space = within(self.space, budget, self.sizes)
+        return Evaluator(space, self.shared, self.journal, trials, seed=seed)
+
+    def search(self, limit: int, method: SearchMethod, share: float, seed: int) -> Row:
+        """Return the best trial of a method under a file size."""
+        evaluator = self.evaluator(Budget(bytes=limit), seed)
+        known = len(self.shared.seconds)
         started = time.monotonic()
-        METHODS[method](evaluator)
-        seconds = time.monotonic() - started
+        refinement = run_refined(method, evaluator, share).refinement
+        seconds = time.monotonic() - started - sum(self.shared.seconds[known:])
         best = evaluator.best
-        return {
-            "budget": average,
-            "method": method,
-            "seed": seed,
-            "score": best.objective,
+        row = {
+            "objective": best.objective,
+            "unseen": self.unseen(self.environment.network(best.choice)),
+            "share_of_limit": evaluator.space.cost(best.choice) / evaluator.space.limit,
+            "choice": self.bits(best.choice),
             "counted": TRIALS - evaluator.left,
             "seconds": round(seconds, 1),
-            "stored_bits": round(best.stored_bits / sum(space.weights), 3),
-            "accuracy": self.task.score(self.environment.network(best.choice)),
-            "choice": [action.width.bits for action in space.chosen(best.choice)],
+        }
+        return row if refinement is None else row | {"method_alone": refinement.before.objective}
+
+    @torch.no_grad()
+    def unseen(self, network: nn.Module) -> float:
+        """Return the objective of a network on images that no search has seen."""
+        return self._unseen.of(network)
+
+    def solved(self, plan: Plan) -> Row:
+        """Return what ``calibrate`` makes of a plan from the images of the search."""
+        network = self.task.model()
+        packed = calibrate(self.model, plan, self.batches)
+        packed.apply(network)
+        return {
+            "file_bytes": packed.file_bytes,
+            "solved_unseen": self.unseen(network.eval()),
+            "accuracy": self.task.score(network),
         }
 
-    def choice(self, bits: Sequence[int]) -> Choice:
-        """Return the choice that a row of results has as the bits of each layer."""
-        return tuple(
-            [action.width.bits for action in actions].index(wanted)
-            for actions, wanted in zip(self.space.actions, bits, strict=True)
-        )
+    def bits(self, choice: Choice) -> str:
+        """Return the bits of all layers, one digit each."""
+        return "".join(f"{action.width.bits}" for action in self.space.chosen(choice))
 
-    def retrained(self, choice: Choice, seed: int) -> float:
-        """Return the test accuracy after INQ from the trial's weights, imitating the full-precision
-        network.
-        """
-        model = self.task.model()
-        teacher = self.task.model().requires_grad_(False)
-        model.load_state_dict(self.environment.network(choice).state_dict())
-        torch.manual_seed(seed)
-        for _ in Incremental(model, self.space.plan(choice), portions=PORTIONS, seed=seed):
-            retrain(model, self.task, EPOCHS, SETTINGS, teacher=teacher)
-        return self.task.score(model.eval())
+    def choice(self, bits: str) -> Choice:
+        """Return the choice that a row has as bits."""
+        return tuple(OPTIONS.index(int(digit)) for digit in bits)
+
+
+def uniform_plans(setting: Setting, path: Path) -> Row:
+    """Return what the uniform plans of 2, 3 and 4 bits give, which the rows are compared with."""
+    known: Row = read(path).get("uniform", {})
+    for bits in ("2", "3", "4"):
+        if bits not in known:
+            known[bits] = setting.solved(Plan.uniform(setting.model, int(bits)))
+            print("uniform", bits, known[bits], flush=True)
+    return known
+
+
+def read(path: Path) -> Row:
+    """Return the result so far; another process may have added to it."""
+    if not path.exists():
+        return {"rows": []}
+    result: Row = json.loads(path.read_text())
+    return result
+
+
+def add(path: Path, setting: Setting, row: Row) -> None:
+    """Solve the plan of a row, unless another row has the same one, and write the row."""
+    alike = [each for each in read(path)["rows"] if each["choice"] == row["choice"]]
+    keys = ("file_bytes", "solved_unseen", "accuracy")
+    if alike:
+        row |= {key: alike[0][key] for key in keys}
+    else:
+        row |= setting.solved(setting.space.plan(setting.choice(row["choice"])))
+    result = read(path)
+    result["rows"].append(row)
+    result["environment"] = environment()
+    if setting.shared.seconds:
+        result["trial_s"] = round(statistics.median(setting.shared.seconds), 4)
+    write_json(path, result)
+    print(row, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--depth", type=int, default=20)
-    parser.add_argument("--retrain", action="store_true")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--depth", type=int, choices=sorted(IMAGES), default=20)
+    parser.add_argument("--bytes", type=int, nargs="*")
+    parser.add_argument("--methods", nargs="*", default=ORDER)
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--journal", type=Path)
     asked = parser.parse_args()
     path = RESULTS / f"search-resnet{asked.depth}.json"
-    result = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    setting = Setting(asked.depth, IMAGES[asked.depth])
-    result |= {
-        "environment": environment(),
-        "images": IMAGES[asked.depth],
-        "trials": TRIALS,
-        "layers": setting.space.names,
-    }
-    result |= {
-        "quantized_s": round(setting.quantized_s, 1),
-        "single_layers_s": round(setting.single_s, 1),
-    }
-    for budget, method, seed in missing(result["rows"], asked.seeds):
-        result["rows"].append(setting.search(budget, method, seed))
-        print(
-            {key: value for key, value in result["rows"][-1].items() if key != "choice"}, flush=True
-        )
-        write_json(path, result)
-    for row in result["rows"] if asked.retrain else ():
-        if "retrained" not in row and row["seed"] in asked.seeds:
-            row["retrained"] = setting.retrained(setting.choice(row["choice"]), row["seed"])
-            print(
-                row["budget"],
-                row["method"],
-                row["seed"],
-                row["accuracy"],
-                row["retrained"],
-                flush=True,
-            )
-            write_json(path, result)
+    setting = Setting(asked.depth, IMAGES[asked.depth], asked.journal)
+    uniform = uniform_plans(setting, path)
+    about = {"images": IMAGES[asked.depth], "unseen": UNSEEN, "trials": TRIALS, "refine": REFINE}
+    write_json(path, read(path) | about | {"layers": setting.space.names, "uniform": uniform})
+    limits = asked.bytes or BYTES[asked.depth] or [uniform["3"]["file_bytes"]]
+    for limit, name, seed in wanted(limits, asked.methods, asked.seeds):
+        if not is_there(path, limit, name, seed):
+            row = {"limit": limit, "method": name, "seed": seed}
+            add(path, setting, row | setting.search(limit, *named(name), seed))
 
 
 if __name__ == "__main__":

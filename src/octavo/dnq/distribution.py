@@ -7,11 +7,12 @@ condition that the whole choice fits:
 
     p(choice) = exp(sum of logits - unspent / step) / Z(budget)
 
-where ``step`` is the median step between actions: what is left of the budget could have been spent.
+where ``step`` is the median cost of a step between actions: a choice that leaves much of the budget
+unspent is less probable.
 
 ``Z`` is a sum over all choices that fit. A dynamic programme over what is left of the budget
-computes it, as the forward algorithm does for a hidden Markov model. (DNQ, arXiv 1812.02375, says
-nothing of the kind: this is ours.)
+computes it, as the forward algorithm does for a hidden Markov model. (This is ours: DNQ's public
+record, arXiv 1812.02375, does not say how its policy keeps to a budget.)
 """
 
 import math
@@ -23,7 +24,8 @@ from torch import Tensor
 __all__ = ["Ledger", "WithinBudget"]
 
 UNITS = 1000  # the least number of units in which a budget is counted
-UNITS_PER_LAYER = 20  # costs are rounded up, half a unit a layer: at most 2.5 % of the budget
+# Costs are rounded up, on average by half a unit a layer: 2.5 % of the range at most.
+UNITS_PER_LAYER = 20
 ROUNDING = 1e-9  # of a unit: a quotient may be so far from a whole number by rounding alone
 IMPOSSIBLE = -1e30
 
@@ -38,10 +40,10 @@ class Ledger:
     Attributes:
         allowed: the actions that each layer has, bool, (layers, actions).
         units: units that each action costs beyond the cheapest of its layer, (layers, actions).
-        step: the median of what the next dearer action costs more, in units.
+        step: the median cost of a step from one action to the next dearer one, in units.
         most: units that the highest limit leaves beyond the cheapest choice.
         after: units left after an action, by what was left before, (layers, most + 1, actions).
-        possible: where that is not negative and the layer has the action.
+        possible: true where the layer has the action and it costs no more than what was left.
 
     """
 

@@ -170,7 +170,9 @@ def test_what_is_left_of_a_budget_counts_in_steps_between_actions() -> None:
     costs = np.array([[1.0, 2.0], [1.0, 2.0]])
     ledger = Ledger(costs, 4.0)
     within = WithinBudget(
-        ledger, torch.zeros(1, 2, 2, dtype=torch.float64), ledger.rooms(torch.tensor([4.0], dtype=torch.float64))
+        ledger,
+        torch.zeros(1, 2, 2, dtype=torch.float64),
+        ledger.rooms(torch.tensor([4.0], dtype=torch.float64)),
     )
     cheap, middle, dear = within.log_probability(torch.tensor([[[0, 0], [0, 1], [1, 1]]]))[0].exp()
     assert float(middle / cheap) == pytest.approx(math.e)
@@ -190,8 +192,6 @@ def test_the_log_probability_has_the_gradient_of_the_enumeration() -> None:
         for sign in (1, -1):
             changed = logits[0].clone()
             changed[layer, action] += sign * step
-            moved.append(
-                math.log(probabilities_of(ledger, COSTS, changed, int(rooms[0]))[choice])
-            )
+            moved.append(math.log(probabilities_of(ledger, COSTS, changed, int(rooms[0]))[choice]))
         slope = (moved[0] - moved[1]) / (2 * step)
         assert float(own.grad[0, layer, action]) == pytest.approx(slope, abs=1e-7)

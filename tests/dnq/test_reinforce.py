@@ -18,7 +18,7 @@ from octavo.dnq.space import Choice
 
 COSTS = np.array([[1.0, 2, 3], [2, 4, math.nan], [1, 3, 5]])
 LIMITS = torch.tensor([9.05, 7.05], dtype=torch.float64)
-CHOICES = tuple(itertools.product(range(3), range(2), range(3)))
+CHOICES: tuple[Choice, ...] = tuple(itertools.product(range(3), range(2), range(3)))
 
 
 def small(seed: int = 0) -> Policy:
@@ -121,9 +121,7 @@ def test_the_bonus_is_the_gradient_of_the_entropy() -> None:
     log_p = enumerated(policy(LIMITS))
     plogp = log_p.exp() * log_p.clamp(min=-1e9)
     expected = gradient_of(policy, -0.7 * plogp.sum(1).mean())
-    computed = gradient_of(
-        policy, expected_surrogate(policy, reward, 2, scaled=True, entropy=0.7)
-    )
+    computed = gradient_of(policy, expected_surrogate(policy, reward, 2, scaled=True, entropy=0.7))
     assert max(map(abs, expected)) > 0.05
     assert computed == pytest.approx(expected, rel=1e-3, abs=1e-3)
 

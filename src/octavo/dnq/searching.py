@@ -241,7 +241,9 @@ def _check_request(request: _Request) -> None:
     budget = request.budget
     trade_off = request.trade_off
     if budget is not None and trade_off is not None:
-        raise BudgetError(f"expected one of budget and trade_off, got {budget} and {trade_off}")
+        raise BudgetError(
+            f"expected one of budget and trade_off, got both: {budget} and {trade_off}"
+        )
     if budget is not None and not isinstance(budget, Budget):
         raise BudgetError(f"budget: expected one such as Budget(average_bits=3), got {budget!r}")
     if trade_off is not None and not 0 < trade_off < math.inf:

@@ -1,0 +1,139 @@
+"""The reason why trials compare outputs at temperature 4.
+
+    python benchmarks/objective.py                      # about 10 minutes of one core
+
+ResNet-20 on CIFAR-10. The exact solution of the additive model and 23 plans that a policy draws
+around it, all in about 70,000 bytes. Each is measured as trials are: the candidates are calibrated
+on 512 unlabelled training images, and 256 or 512 others are scored by the divergence at several
+temperatures and by the squared error of logits. Each plan is also solved sequentially, as
+``calibrate`` does, and run on 3,072 more training images: its divergence at temperature 1, and how
+often its class is that of full precision. A measure is good if its ranks are those of the solved
+networks (Spearman's correlation). Rows are written as they come, and skipped if they are there.
+Writes benchmarks/results/objective.json.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from octavo import Budget, calibrate
+from octavo.dnq.environment import Environment
+from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.journal import Journal
+from octavo.dnq.policy import Policy
+from octavo.dnq.prices import within
+from octavo.dnq.reinforce import Reinforce
+from octavo.dnq.space import Choice, Space
+from octavo.dnq.survey import survey
+from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
+from octavo.runs.tasks.cifar10 import Cifar10
+
+RESULT = Path(__file__).parent / "results" / "objective.json"
+CALIBRATING = 512
+SCORING = (256, 512)
+OTHERS = 3072
+BATCH = 32
+BYTES = 70_000
+PLANS = 24
+TEMPERATURES = (1, 2, 4, 8)
+Row = dict[str, Any]
+
+
+@torch.no_grad()
+def logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits, float64, (images, classes)."""
+    return torch.cat([network(batch) for batch in images.split(64)]).double()
+
+
+def divergence(own: Tensor, full: Tensor, temperature: float) -> float:
+    """Return the mean KL divergence of the rows from full precision."""
+    logs = [F.log_softmax(some / temperature, 1) for some in (own, full)]
+    return float(F.kl_div(*logs, reduction="batchmean", log_target=True))
+
+
+def scores(own: Tensor, full: Tensor) -> dict[str, float]:
+    """Return every measure of a trial on the first images of each count."""
+    measured = {}
+    for count in SCORING:
+        first = (own[:count], full[:count])
+        for temperature in TEMPERATURES:
+            measured[f"temperature {temperature}, {count}"] = divergence(*first, temperature)
+        error = first[0] - first[1]
+        error = error - error.mean(1, keepdim=True)  # a shift of all logits changes no probability
+        measured[f"squared error, {count}"] = float(error.square().mean())
+    return measured
+
+
+def plans(space: Space, trials: Environment) -> list[Choice]:
+    """Return the most probable choice of a policy that begins from the additive model, and others
+    that it samples.
+    """
+    evaluator = Evaluator(space, trials, Journal(None, space.actions, {}), 1000)
+    policy = Policy(space.costs, space.limit)
+    limits = torch.tensor([space.limit], dtype=torch.float64)
+    policy.begin_from(evaluator.losses(), limits, Reinforce().entropy[0])
+    with torch.no_grad():
+        distribution = policy(limits)
+    drawn = distribution.sample(4 * PLANS, evaluator.generator)[0].tolist()
+    chosen = [distribution.mode()[0].tolist(), *drawn]
+    return list(dict.fromkeys(map(tuple, chosen)))[:PLANS]
+
+
+def correlations(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """Return how well each measure ranks the plans by what the solved networks lose."""
+    divergences = [row["divergence"] for row in rows]
+    disagreements = [-row["agreement"] for row in rows]
+    by_measure = {}
+    for name in rows[0]["scores"]:
+        measured = [row["scores"][name] for row in rows]
+        by_measure[name] = {
+            "divergence": float(spearmanr(measured, divergences)[0]),
+            "disagreement": float(spearmanr(measured, disagreements)[0]),
+        }
+    return by_measure
+
+
+def main() -> None:
+    size = CALIBRATING + SCORING[-1] + OTHERS
+    weights = "~/.cache/octavo/resnet20-cifar10.safetensors"
+    task = Cifar10(20, weights, calibration_size=size, batch=BATCH)
+    model = task.model()
+    parts = (CALIBRATING, SCORING[-1], OTHERS)
+    calibrating, scoring, others = torch.cat(list(task.calibration())).split(parts)
+    inputs = calibrating.split(BATCH)
+    surveyed = survey(model, inputs[0], (2, 3, 4, 5), {})
+    trials = Environment(
+        model, surveyed.names, inputs, surveyed.actions, scoring=scoring[: SCORING[0]].split(BATCH)
+    )
+    space = within(surveyed, Budget(bytes=BYTES), trials.file_sizes())
+    full = [logits(model, images) for images in (scoring, others)]
+    result: Row = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
+    result |= {"environment": environment(), "calibrating": CALIBRATING, "others": OTHERS}
+    for choice in plans(space, trials)[len(result["rows"]) :]:
+        plan = space.plan(choice)
+        packed = calibrate(model, plan, inputs)
+        network = task.model()
+        packed.apply(network)
+        own = logits(network.eval(), others)
+        row = {
+            "bits": [width.bits for width in plan.values()],
+            "file_bytes": packed.file_bytes,
+            "scores": scores(logits(trials.network(choice), scoring), full[0]),
+            "divergence": divergence(own, full[1], 1),
+            "agreement": 100 * float((own.argmax(1) == full[1].argmax(1)).double().mean()),
+        }
+        result["rows"].append(row)
+        print(row, flush=True)
+        if len(result["rows"]) > 1:
+            result["correlations"] = correlations(result["rows"])
+        write_json(RESULT, result)
+
+
+if __name__ == "__main__":
+    main()

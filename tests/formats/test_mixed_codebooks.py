@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo.dnq import agent
-from octavo.dnq.search_result import SearchResult, search
+from octavo.dnq.search_result import SearchResult
+from octavo.dnq.searching import search
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
@@ -276,6 +276,10 @@ def test_a_recipe_with_a_width_that_is_none(content: dict[str, Any], place: str)
 TASK = """
 import torch
 from test_mixed_codebooks import images, net
+from octavo.dnq.reinforce import Reinforce
+from functools import partial
+
+BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
 
 class Task:
     def model(self): return net()
@@ -331,7 +335,7 @@ def found(**changes: Any) -> SearchResult:
 def test_every_method_chooses_among_both_grids(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "IMAGINED", 160)  # the policy practises less
+    monkeypatch.setattr("octavo.dnq.agent.Reinforce", BRIEF)
     result = found(method=method)
     assert set(result.plan.values()) <= {4, 5, Apot(5), Apot(6)}
     assert result.plan.cost().average_bits <= 5.2

@@ -7,7 +7,8 @@ from tests.report.test_tables import cells
 from tests.runs.tiny import Tiny
 
 from octavo.dnq.refinement import Refinement
-from octavo.dnq.search_result import SearchResult, search
+from octavo.dnq.search_result import SearchResult
+from octavo.dnq.searching import search
 from octavo.plan import Budget
 from octavo.report.search_tables import (
     finalists_table,

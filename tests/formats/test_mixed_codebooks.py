@@ -5,6 +5,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.search_result import SearchResult
 from octavo.dnq.searching import search
 from octavo.errors import PlanError, RecipeError
@@ -31,6 +33,7 @@ from octavo.runs.run import run
 from octavo.runs.sections import Search
 from octavo.storage.packed import Packed
 
+BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
 MIXED: dict[str, WidthLike] = {"conv": Apot(6), "up": 3, "fc": Apot(8)}
 
 
@@ -276,10 +279,6 @@ def test_a_recipe_with_a_width_that_is_none(content: dict[str, Any], place: str)
 TASK = """
 import torch
 from test_mixed_codebooks import images, net
-from octavo.dnq.reinforce import Reinforce
-from functools import partial
-
-BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
 
 class Task:
     def model(self): return net()

@@ -147,7 +147,7 @@ def test_a_trade_off_and_a_registered_method_still_work() -> None:
     )
     register_method("dearest", _dearest)
     result = found(method="dearest")
-    assert result.at(Budget(average_bits=5)) == result.space.plan(result.space.dearest)
+    assert result.space.dearest in [trial.choice for trial in result.trials]
 
 
 def _dearest(evaluator: Any) -> None:

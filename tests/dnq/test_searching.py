@@ -225,7 +225,7 @@ def test_a_higher_trade_off_gives_fewer_bits_and_maximises_the_reward() -> None:
         return objective + trade_off * math.log2(32 / average_of(plan))
 
     bits = []
-    for trade_off in (1e-6, 0.05, 1e3):
+    for trade_off in (1e-6, 0.003, 1e3):
         result = found(trade_off=trade_off)
         bits.append(result.plan.cost().average_bits)
         others = [trial for trial in result.trials if trial.plan != result.uniform]
@@ -239,26 +239,6 @@ def test_a_higher_trade_off_gives_fewer_bits_and_maximises_the_reward() -> None:
 # Other budgets.
 
 
-def test_no_trial_of_the_pareto_front_is_beaten_and_every_other_one_is() -> None:
-    result = found(method="random", trade_off=0.1, trials=50)
-    front = result.pareto
-    assert len(front) > 3
-
-    def beaten(trial: Trial) -> bool:
-        return any(
-            other.objective >= trial.objective
-            and other.stored_bits <= trial.stored_bits
-            and (other.objective, other.stored_bits) != (trial.objective, trial.stored_bits)
-            for other in result.trials
-        )
-
-    assert not any(beaten(trial) for trial in front)
-    points = {(trial.objective, trial.stored_bits) for trial in front}
-    others = [t for t in result.trials if (t.objective, t.stored_bits) not in points]
-    assert all(map(beaten, others))
-    assert [trial.stored_bits for trial in front] == sorted(trial.stored_bits for trial in front)
-
-
 def test_another_budget_picks_from_the_trials() -> None:
     result = found(method="random", trade_off=0.1, trials=50)
     for average in (2.5, 3.0, 4.2):
@@ -268,7 +248,7 @@ def test_another_budget_picks_from_the_trials() -> None:
         assert isinstance(plan, Plan)
     few = found(method="uniform", trials=1)
     with pytest.raises(
-        BudgetError, match=r"none of 2 trials fits; they cost [\d,.]+ to [\d,.]+"
+        BudgetError, match=r"none of 2 plans of this search fits; they take [\d.]+ to [\d.]+ times"
     ) as error:
         few.at(Budget(average_bits=2.2))
     assert "\n" not in str(error.value)
@@ -396,10 +376,9 @@ def test_a_journal_that_is_damaged_is_refused_by_the_line(tmp_path: Path) -> Non
 # What is refused.
 
 
-@pytest.mark.parametrize("changes", [{"budget": None}, {"budget": BUDGET, "trade_off": 0.1}])
-def test_exactly_one_of_budget_and_trade_off_is_wanted(changes: dict[str, Any]) -> None:
-    with pytest.raises(BudgetError, match="exactly one of budget and trade_off"):
-        search(net(), batches(), **changes)
+def test_a_budget_and_a_trade_off_exclude_each_other() -> None:
+    with pytest.raises(BudgetError, match="expected one of budget and trade_off, got both"):
+        search(net(), batches(), budget=BUDGET, trade_off=0.1)
 
 
 def test_a_budget_that_is_a_bare_number_is_refused() -> None:

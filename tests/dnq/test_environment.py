@@ -310,7 +310,7 @@ def test_rows_that_are_padding_do_not_count() -> None:
     weights = Environment(model, ("last",), inputs, ONE).network((0,))
     with torch.no_grad():
         full, own = (net(x)["logits"][~padding] for net in (model, weights))
-    assert masked == pytest.approx(-kl(full, own), rel=1e-4)
+    assert masked == pytest.approx(-kl(full, own), rel=1e-3)
     assert none == 0.0
 
 

@@ -60,7 +60,7 @@ def test_it_is_exact_where_outputs_add_up() -> None:
     real = environment(model, batches)
     estimates = output_sum_of(real).objectives(EVERY)
     assert torch.allclose(estimates, torch.tensor(real.objectives(EVERY)), atol=1e-5)
-    assert float(estimates.std()) > 1e-3
+    assert float(estimates.std()) > 1e-4
 
 
 def test_many_choices_are_estimated_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,8 +135,7 @@ def test_the_code_of_a_page_runs(
 
 @pytest.fixture(autouse=True)
 def less_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNQ's policy practises less, and the network of the task ``digits`` is trained less."""
-    monkeypatch.setattr("octavo.dnq.agent.IMAGINED", 64)
+    """The network of the task ``digits`` is trained less."""
     monkeypatch.setattr("octavo.runs.tasks.digits.EPOCHS", 1)
 
 

@@ -82,7 +82,7 @@ def compress(
     Args:
         model: the trained network.
         inputs: unlabelled batches that the model is called with, as for ``calibrate``.
-        budget: the limit on the cost of the plan, or on the packed file.
+        budget: the limit on the packed file (``bytes``, ``ratio``) or on the cost of the plan.
         retrain: trains the network that it is given, a copy of ``model``, for a while. It is called
             after each portion but the last.
         options: as all options up to ``retrain_steps``, see ``search``.
@@ -130,8 +130,8 @@ def compress(
 
 
 def _fitted(result: SearchResult, solve: Callable[[Plan], Packed]) -> tuple[Plan, Packed]:
-    """Return the plan of a search and its packed network; where the options of ``calibrate`` make
-    its file too large for the budget, another plan that they fit in.
+    """Return the plan of a search and its packed network. If the options of ``calibrate`` make its
+    file too large for the budget, the plan is changed until the file fits.
     """
     packed = solve(result.plan)
     most = file_limit(result.space.budget, packed.float_bytes)

@@ -169,8 +169,8 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
             "quantize: order: expected one of magnitude, ",
         ),
         (
-            ["search", "tiny.py:Tiny", "-o", "x"],
-            "expected exactly one of budget and trade_off, got None and None",
+            ["search", "tiny.py:Tiny", "-o", "x", "--budget", "ratio=9", "--trade-off", "1"],
+            "expected one of budget and trade_off, got both: ratio=9 and 1.0",
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "bits=3"],

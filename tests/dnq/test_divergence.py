@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.dnq.divergence import Divergence, first_rows, outputs_of
+from octavo.dnq.divergence import TEMPERATURE, Divergence, first_rows, outputs_of
 from octavo.errors import PlanError
 
 
@@ -26,8 +26,8 @@ BATCHES = [torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.tensor([[2.0, 2.0]])]
 
 
 def kl(row: list[float], other: list[float]) -> float:
-    p = torch.tensor(row).double().softmax(0)
-    q = torch.tensor(other).double().softmax(0)
+    p = (torch.tensor(row).double() / TEMPERATURE).softmax(0)
+    q = (torch.tensor(other).double() / TEMPERATURE).softmax(0)
     return float((p * (p / q).log()).sum())
 
 

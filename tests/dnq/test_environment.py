@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from octavo.dnq.divergence import TEMPERATURE
 from octavo.dnq.environment import Environment
 from octavo.dnq.output_sum import OutputSum
 from octavo.dnq.space import Action, Partial
@@ -99,7 +100,8 @@ def divergence(model: nn.Module, other: nn.Module, inputs: Sequence[Tensor]) -> 
 
 def kl(full: Tensor, own: Tensor) -> float:
     rows = []
-    for one, other in zip(full.double(), own.double(), strict=True):
+    rescaled = (full.double() / TEMPERATURE, own.double() / TEMPERATURE)
+    for one, other in zip(*rescaled, strict=True):
         p, q = one.exp() / one.exp().sum(), other.exp() / other.exp().sum()
         rows.append(
             sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True))
@@ -412,7 +414,7 @@ def test_outputs_are_kept_on_request_only() -> None:
     with torch.no_grad():
         own = environment.network(CHOICES[0])
         logits = torch.cat([own(batch) for batch in batches(4, 2)])
-    assert torch.allclose(kept.outputs[0], logits.log_softmax(1), atol=1e-6)
+    assert torch.allclose(kept.outputs[0], (logits / TEMPERATURE).log_softmax(1), atol=1e-6)
     assert full.rows.shape == kept.outputs[0].shape == (6, 5)
 
 

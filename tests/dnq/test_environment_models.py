@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo import Budget, search
+from octavo.dnq.divergence import TEMPERATURE
 from octavo.dnq.environment import Environment
 from octavo.dnq.survey import survey
 from octavo.network.forward import observing
@@ -200,11 +201,16 @@ def test_objectives_are_those_of_each_candidate_alone(
     forwards = [vars(module).get("forward") for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with observing(model):
-        reference = [F.log_softmax(model(batch), -1) for batch in batches]
+        reference = [F.log_softmax(model(batch) / TEMPERATURE, -1) for batch in batches]
 
     def negative_divergence(candidate: nn.Module) -> float:
         losses = [
-            F.kl_div(F.log_softmax(candidate(batch), -1), own, reduction="sum", log_target=True)
+            F.kl_div(
+                F.log_softmax(candidate(batch) / TEMPERATURE, -1),
+                own,
+                reduction="sum",
+                log_target=True,
+            )
             for batch, own in zip(batches, reference, strict=True)
         ]
         return -float(sum(losses)) / (3 * 4 * 6)

@@ -17,7 +17,8 @@ from octavo.dnq.divergence import Divergence
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.finalists import FINALISTS, file_limit
 from octavo.dnq.methods import register_method
-from octavo.dnq.search_result import SearchResult, search
+from octavo.dnq.search_result import SearchResult
+from octavo.dnq.searching import search
 from octavo.dnq.splitting import split
 from octavo.errors import PlanError
 from octavo.inq.incremental import Incremental

@@ -5,16 +5,18 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 
-from octavo.dnq import agent, methods
+from octavo.dnq import methods
 from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import method_of, register_method
 from octavo.dnq.prices import within
+from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.rivals import proposals
 from octavo.dnq.settings import METHODS
 from octavo.dnq.space import Action, Choice, Partial, Space
@@ -22,11 +24,13 @@ from octavo.errors import OctavoError, PlanError
 from octavo.network.outputs import Part
 from octavo.plan import Budget
 
+BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
+
 
 @pytest.fixture(autouse=True)
 def _brief_practice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy practises less and looks at fewer neighbours: enough for three layers."""
-    monkeypatch.setattr(agent, "IMAGINED", 160)
+    monkeypatch.setattr("octavo.dnq.agent.Reinforce", BRIEF)
     monkeypatch.setattr(proposals, "CHILDREN", 32)
 
 

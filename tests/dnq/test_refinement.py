@@ -58,7 +58,7 @@ def test_the_method_has_all_but_the_last_share() -> None:
         assert evaluator.objectives([SPACE.cheapest]) in ([-math.inf], [-21.0])
 
     evaluator = evaluator_of(100)
-    refinement = run_refined(method, evaluator, 0.25)
+    refinement = run_refined(method, evaluator, 0.25).refinement
     assert left == [75 - SINGLE]
     assert evaluator.left == 0
     assert refinement is not None
@@ -72,7 +72,7 @@ def test_the_method_has_all_but_the_last_share() -> None:
 
 def test_what_a_method_leaves_goes_to_the_refinement() -> None:
     evaluator = evaluator_of(60)
-    refinement = run_refined(method_of("uniform"), evaluator, 0.1)
+    refinement = run_refined(method_of("uniform"), evaluator, 0.1).refinement
     assert evaluator.left == 0
     assert len(evaluator.trials) == 60 - SINGLE
     assert refinement is not None
@@ -83,7 +83,7 @@ def test_what_a_method_leaves_goes_to_the_refinement() -> None:
 @pytest.mark.parametrize("method", ["dnq", "exact", "greedy", "tpe", "evolution", "random"])
 def test_every_method_can_be_refined_and_is_never_worse_for_it(method: str) -> None:
     evaluator = evaluator_of(70)
-    refinement = run_refined(method_of(method), evaluator, 0.4)
+    refinement = run_refined(method_of(method), evaluator, 0.4).refinement
     assert refinement is not None
     assert refinement.added >= 0
     assert len(evaluator.trials) <= 70 - SINGLE
@@ -91,7 +91,7 @@ def test_every_method_can_be_refined_and_is_never_worse_for_it(method: str) -> N
 
 def test_without_a_share_the_method_is_alone() -> None:
     evaluator = evaluator_of(60)
-    assert run_refined(method_of("uniform"), evaluator, 0.0) is None
+    assert run_refined(method_of("uniform"), evaluator, 0.0).refinement is None
     assert (len(evaluator.trials), evaluator.left) == (1, 59)
 
 

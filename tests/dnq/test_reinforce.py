@@ -1,277 +1,187 @@
-"""The policy gradient: its slope by hand, and what keeps it from settling early."""
+"""The policy gradient against the enumerated gradient of the expected reward."""
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from octavo.dnq import reinforce
+from octavo.dnq.distribution import WithinBudget
 from octavo.dnq.policy import Policy
-from octavo.dnq.reinforce import Reinforce, imitate, learn, surrogate
+from octavo.dnq.reinforce import Learner, Reinforce, surrogate
+from octavo.dnq.space import Choice
 
-ALLOWED = torch.arange(4) < torch.tensor([[4], [1], [2], [3]])
+# Three layers, 3 * 2 * 3 choices; the lower budget allows 9 of them, the higher one 14.
 
-
-def policy_of(allowed: Tensor = ALLOWED, seed: int = 0) -> Policy:
-    torch.manual_seed(seed)
-    return Policy(torch.randn(len(allowed), 3), allowed)
-
-
-# The gradient: two layers of 3 and 2 options, so that every sample can be enumerated.
-
-TWO = torch.tensor([[True, True, True], [True, True, False]])
-SAMPLES = [(a, b) for a in range(3) for b in range(2)]
+COSTS = np.array([[1.0, 2, 3], [2, 4, math.nan], [1, 3, 5]])
+LIMITS = torch.tensor([9.05, 7.05], dtype=torch.float64)
+CHOICES: tuple[Choice, ...] = tuple(itertools.product(range(3), range(2), range(3)))
 
 
 def small(seed: int = 0) -> Policy:
-    """A policy that is not uniform, in double precision."""
-    policy = policy_of(TWO, seed).double()
+    """A policy that is not even."""
+    policy = Policy(COSTS, float(LIMITS.max()))
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.add_(
-                0.3
-                * torch.randn(
-                    parameter.shape, generator=torch.Generator().manual_seed(seed + 1)
-                ).double()
-            )
+            parameter.copy_(torch.randn(3, 3, generator=generator, dtype=torch.float64))
     return policy
 
 
-def chances(policy: Policy) -> dict[tuple[int, int], float]:
+def rewards_of(seed: int) -> dict[Choice, float]:
+    drawn = np.random.default_rng(seed).normal(size=len(CHOICES))
+    return dict(zip(CHOICES, drawn.tolist(), strict=True))
+
+
+def enumerated(within: WithinBudget) -> Tensor:
+    """The log probabilities of all choices, (budgets, choices)."""
+    return within.log_probability(torch.tensor(CHOICES).expand(len(LIMITS), -1, -1))
+
+
+def gradient_of(policy: Policy, value: Tensor) -> list[float]:
+    gradients = torch.autograd.grad(value, list(policy.parameters()))
+    return [float(number) for gradient in gradients for number in gradient.flatten()]
+
+
+def expected_reward(policy: Policy, reward: dict[Choice, float]) -> Tensor:
+    """The mean over the budgets, as a function of the policy's parameters."""
+    probability = enumerated(policy(LIMITS)).exp()
+    rewards = torch.tensor([reward[choice] for choice in CHOICES], dtype=torch.float64)
+    return (probability @ rewards).mean()
+
+
+def batches_of(policy: Policy, size: int) -> Iterator[tuple[int, float, list[Choice]]]:
+    """The batches that each budget can give: the budget, the probability, the choices."""
     with torch.no_grad():
-        p = policy().exp()
-    return {(a, b): float(p[0, a] * p[1, b]) for a, b in SAMPLES}
+        probability = enumerated(policy(LIMITS)).exp()
+    for budget, row in enumerate(probability.tolist()):
+        possible = [(p, choice) for p, choice in zip(row, CHOICES, strict=True) if p]
+        assert sum(p for p, _ in possible) == pytest.approx(1)
+        for batch in itertools.product(possible, repeat=size):
+            yield budget, math.prod(p for p, _ in batch), [choice for _, choice in batch]
 
 
-def expected(policy: Policy, reward: dict[tuple[int, int], float]) -> float:
-    return sum(p * reward[sample] for sample, p in chances(policy).items())
+def expected_surrogate(
+    policy: Policy, reward: dict[Choice, float], size: int, *, scaled: bool, entropy: float = 0.0
+) -> Tensor:
+    """The mean of the surrogate over all batches, which are detached as the learner's are.
+
+    Args:
+        scaled: leave the rewards in units of their deviation in a batch; else each batch is
+            multiplied by its deviation again.
+    """
+    log_p = enumerated(policy(LIMITS))
+    at = {choice: index for index, choice in enumerate(CHOICES)}
+    total = torch.zeros((), dtype=torch.float64)
+    for budget, probability, batch in batches_of(policy, size):
+        rewards = torch.tensor([[reward[choice] for choice in batch]], dtype=torch.float64)
+        own = log_p[budget, [at[choice] for choice in batch]].unsqueeze(0)
+        unit = 1.0 if scaled else float(rewards.std().clamp(min=1e-12))
+        total = total + probability * unit * surrogate(own, rewards, entropy)
+    return total / len(LIMITS)
 
 
-def by_finite_differences(
-    policy: Policy, value: Callable[[], float], step: float = 1e-5
-) -> list[float]:
-    """The slope of ``value`` in some of each parameter's numbers."""
-    slopes = []
-    for parameter in policy.parameters():
-        numbers = parameter.data.view(-1)
-        for at in range(0, len(numbers), max(1, len(numbers) // 4)):
-            before = float(numbers[at])
-            numbers[at] = before + step
-            above = value()
-            numbers[at] = before - step
-            slopes.append((above - value()) / (2 * step))
-            numbers[at] = before
-    return slopes
+@pytest.mark.parametrize(("size", "seed"), [(2, 0), (2, 1), (3, 2)])
+def test_the_policy_gradient_is_that_of_the_expected_reward(size: int, seed: int) -> None:
+    """Over all batches under two budgets. The deviation of a batch, by which rewards are divided,
+    is multiplied back."""
+    policy = small(seed)
+    reward = rewards_of(seed)
+    expected = gradient_of(policy, expected_reward(policy, reward))
+    assert max(map(abs, expected)) > 0.05
+    computed = gradient_of(policy, expected_surrogate(policy, reward, size, scaled=False))
+    assert computed == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def by_autograd(policy: Policy, value: Tensor) -> list[float]:
-    slopes: list[float] = []
-    for gradient in torch.autograd.grad(value, list(policy.parameters())):
-        flat = gradient.flatten()
-        slopes += [float(flat[at]) for at in range(0, len(flat), max(1, len(flat) // 4))]
-    return slopes
-
-
-@pytest.mark.parametrize("size", [2, 3])
-def test_the_policy_gradient_is_the_slope_of_the_expected_reward(size: int) -> None:
-    """Over all batches, each by its chance; a batch's own deviation, by which it is divided, is
-    multiplied back."""
-    policy, drawn = small(), np.random.default_rng(0)
-    reward = {sample: float(drawn.normal()) for sample in SAMPLES}
-    p, log_p, total = chances(policy), policy(), torch.zeros((), dtype=torch.float64)
-    for batch in itertools.product(SAMPLES, repeat=size):
-        rewards = torch.tensor([reward[sample] for sample in batch], dtype=torch.float64)
-        chance = math.prod(p[sample] for sample in batch)
-        total = total + chance * rewards.std().clamp(min=1e-9) * surrogate(
-            log_p, torch.tensor(batch), rewards, 0.0
-        )
-    slopes = by_finite_differences(policy, lambda: expected(policy, reward))
-    assert max(map(abs, slopes)) > 0.01
-    assert by_autograd(policy, total) == pytest.approx(slopes, rel=1e-5, abs=1e-8)
-
-
-def test_dividing_by_the_deviation_keeps_the_direction_where_it_is_the_same_in_all_batches() -> (
-    None
-):
-    """Rewards of 0 and 5 in pairs: their deviation is 5 / sqrt 2, or the pair teaches nothing."""
-    policy = small(1)
-    reward = {sample: 5.0 * (sum(sample) % 2) for sample in SAMPLES}
-    p, log_p, total = chances(policy), policy(), torch.zeros((), dtype=torch.float64)
-    for batch in itertools.product(SAMPLES, repeat=2):
-        rewards = torch.tensor([reward[sample] for sample in batch], dtype=torch.float64)
-        total = total + p[batch[0]] * p[batch[1]] * surrogate(
-            log_p, torch.tensor(batch), rewards, 0.0
-        )
-    slopes = by_finite_differences(policy, lambda: expected(policy, reward) * math.sqrt(2) / 5)
-    assert by_autograd(policy, total) == pytest.approx(slopes, rel=1e-5, abs=1e-8)
-
-
-def test_the_bonus_is_the_slope_of_the_entropy() -> None:
-    def entropy() -> float:
-        with torch.no_grad():
-            rows = policy().exp().tolist()
-        return float(sum(-q * math.log(q) for row in rows for q in row if q) / 2)
-
-    policy = small(2)
-    alike = torch.ones(3, dtype=torch.float64)
-    value = surrogate(policy(), torch.tensor([(0, 0), (1, 1), (2, 0)]), alike, 0.7)
-    slopes = by_finite_differences(policy, lambda: 0.7 * entropy())
-    assert max(map(abs, slopes)) > 0.01
-    assert by_autograd(policy, value) == pytest.approx(slopes, rel=1e-5, abs=1e-8)
-
-
-def test_one_sample_alone_teaches_nothing_but_the_bonus() -> None:
+def test_one_sample_alone_has_no_baseline_and_the_same_mean() -> None:
     policy = small(3)
-    value = surrogate(policy(), torch.tensor([(1, 1)]), torch.tensor([7.0]), 0.0)
-    slopes = by_autograd(policy, value)
-    assert slopes == pytest.approx([0.0] * len(slopes))
+    reward = rewards_of(3)
+    expected = gradient_of(policy, expected_reward(policy, reward))
+    computed = gradient_of(policy, expected_surrogate(policy, reward, 1, scaled=True))
+    assert computed == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-# Imitation, and learning.
+def test_dividing_by_the_deviation_keeps_the_direction_where_batches_have_the_same_one() -> None:
+    """Rewards of 0 and 5 in pairs: their deviation is 5 / sqrt 2, or the pair teaches nothing."""
+    policy = small(4)
+    reward = {choice: 5.0 * (sum(choice) % 2) for choice in CHOICES}
+    unit = 5 / math.sqrt(2)
+    expected = gradient_of(policy, expected_reward(policy, reward) / unit)
+    computed = gradient_of(policy, expected_surrogate(policy, reward, 2, scaled=True))
+    assert max(map(abs, expected)) > 0.05
+    assert computed == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
-def test_imitation_reaches_about_the_confidence_and_shares_out_the_rest(confidence: float) -> None:
-    policy, indices = policy_of(), (3, 0, 1, 0)
-    imitate(policy, indices, Reinforce(confidence=confidence))
-    p = policy().exp().detach()
-    for row, allowed, wanted in zip(p, ALLOWED, indices, strict=True):
-        rest = [at for at in allowed.nonzero().flatten().tolist() if at != wanted]
-        assert float(row[wanted]) == pytest.approx(confidence if rest else 1.0, abs=0.02)
-        assert [float(row[at]) for at in rest] == pytest.approx(
-            [(1 - confidence) / max(1, len(rest))] * len(rest), abs=0.02
-        )
+def test_the_bonus_is_the_gradient_of_the_entropy() -> None:
+    policy = small(5)
+    reward = dict.fromkeys(CHOICES, 0.5)
+    log_p = enumerated(policy(LIMITS))
+    plogp = log_p.exp() * log_p.clamp(min=-1e9)
+    expected = gradient_of(policy, -0.7 * plogp.sum(1).mean())
+    computed = gradient_of(policy, expected_surrogate(policy, reward, 2, scaled=True, entropy=0.7))
+    assert max(map(abs, expected)) > 0.05
+    assert computed == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
-def test_learning_raises_what_pays_until_the_evaluations_are_spent() -> None:
-    policy, left, entropies = policy_of(TWO), [400], list[float]()
-
-    def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
-        assert sampled.shape == (8, 2)
-        left[0] -= min(left[0], 8)
-        with torch.no_grad():
-            entropies.append(float(-(policy() * policy().exp()).sum()))
-        return sampled, (sampled == torch.tensor([1, 0])).float().sum(1)
-
-    learn(
-        policy,
-        Reinforce(learning_rate=0.05),
-        torch.Generator().manual_seed(0),
-        rewards,
-        lambda: left[0],
-    )
-    assert left == [0]
-    assert len(entropies) == 50
-    assert entropies[0] > 1.7
-    assert entropies[-1] < 0.7
-    p = policy().exp().detach()
-    assert float(p[0, 1] * p[1, 0]) > 0.9
-    assert float(p[1, 2]) == 0.0
+def test_rewards_that_are_all_alike_teach_nothing() -> None:
+    policy = small(6)
+    log_probability = policy(LIMITS).log_probability(torch.tensor([[[0, 0, 0], [1, 0, 0]]] * 2))
+    value = surrogate(log_probability, torch.full((2, 2), 0.917, dtype=torch.float64), 0.0)
+    gradient = gradient_of(policy, value)
+    assert gradient == [0.0] * len(gradient)
 
 
-def test_learning_ends_where_nothing_new_is_proposed() -> None:
-    calls = []
+# The learner.
 
-    def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
-        calls.append(len(sampled))
-        return sampled, torch.zeros(len(sampled))
-
-    learn(
-        policy_of(TWO),
-        Reinforce(patience=7),
-        torch.Generator().manual_seed(0),
-        rewards,
-        lambda: 100,
-    )
-    assert calls == [8] * 7
+NEAR = torch.tensor([7.05], dtype=torch.float64)
 
 
-def test_what_could_not_be_scored_any_more_is_not_learned_from() -> None:
-    policy, left = policy_of(TWO), [3]
+def learned(
+    settings: Reinforce, steps: int, *, sign: float = 1.0, limit: float = float(NEAR)
+) -> tuple[Policy, list[float]]:
+    """A policy after so many steps towards the choice (1, 0, 1), and its entropies."""
+    policy = Policy(COSTS, limit)
+    learner = Learner(policy, settings)
+    generator = torch.Generator().manual_seed(0)
+    entropies = []
+    for step in range(steps):
+        choices = policy(NEAR).sample(settings.batch, generator)
+        rewards = sign * (choices == torch.tensor([1, 0, 1])).double().sum(2)
+        learner.step(NEAR, choices, rewards, step / steps)
+        entropies.append(float(policy(NEAR).entropy()))
+    return policy, entropies
 
-    def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
-        left[0] = 0
-        return sampled, torch.tensor([1.0, 2.0, 3.0] + [-math.inf] * 5)
 
-    learn(policy, Reinforce(), torch.Generator().manual_seed(0), rewards, lambda: left[0])
-    assert all(bool(parameter.isfinite().all()) for parameter in policy.parameters())
-
-
-def collapsed(allowed: Tensor) -> Policy:
-    """A policy that is certain of the first option of every layer."""
-    policy = policy_of(allowed)
+def probability_of_the_best(policy: Policy) -> float:
     with torch.no_grad():
-        policy.bias[:, 0] = 1e4
-    return policy
+        return float(policy(NEAR).log_probability(torch.tensor([[[1, 0, 1]]])).exp())
 
 
-@pytest.mark.parametrize("explore", [0.0, 0.5, 1.5, 4.0, 100.0])
-def test_exploring_mixes_in_even_probabilities_of_what_is_allowed(explore: float) -> None:
-    mixed = reinforce._exploring(collapsed(ALLOWED), explore).exp().detach()
-    assert mixed.sum(1).tolist() == pytest.approx([1.0] * 4)
-    assert float(mixed[~ALLOWED].max()) < 1e-29
-    share = min(explore / 4, 1)
-    for row, allowed in zip(mixed, ALLOWED, strict=True):
-        count = int(allowed.sum())
-        assert row[:count].tolist() == pytest.approx(
-            [1 - share + share / count] + [share / count] * (count - 1)
-        )
+def test_learning_raises_what_pays() -> None:
+    settings = Reinforce(entropy=(2.0, 0.1), learning_rate=0.05)
+    policy, _ = learned(settings, 200)
+    assert probability_of_the_best(Policy(COSTS, float(NEAR))) < 0.35
+    assert probability_of_the_best(policy) > 0.8
+    flipped, _ = learned(settings, 200, sign=-1.0)
+    assert probability_of_the_best(flipped) < 0.05
 
 
-def spent(settings: Reinforce, evaluations: int) -> int:
-    """How many choices a policy tries that has collapsed on the best of 4,096."""
-    seen = set[tuple[int, ...]]()
-
-    def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
-        seen.update([tuple(row) for row in sampled.tolist()])
-        return sampled, -sampled.sum(1).float()
-
-    policy = collapsed(torch.ones(6, 4, dtype=torch.bool))
-    learn(
-        policy,
-        settings,
-        torch.Generator().manual_seed(0),
-        rewards,
-        lambda: max(0, evaluations - len(seen)),
-    )
-    return len(seen)
+def test_a_learning_rate_of_nothing_changes_nothing() -> None:
+    policy, entropies = learned(Reinforce(learning_rate=0.0), 20)
+    assert not any(bool(parameter.any()) for parameter in policy.parameters())
+    assert len(set(entropies)) == 1
 
 
-def test_a_collapsed_policy_spends_its_evaluations_all_the_same() -> None:
-    assert spent(Reinforce(), 300) >= 300
-    assert spent(Reinforce(explore=0.01), 50) >= 50  # the less comes of it, the more it explores
-    assert spent(Reinforce(explore=0.0, patience=5), 300) == 1
-
-
-def test_the_best_choice_so_far_takes_part_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    batches, sampled_rows, left = list[tuple[Tensor, Tensor]](), list[list[int]](), [200]
-
-    def climbed(log_probabilities: Tensor, tried: Tensor, reward: Tensor, entropy: float) -> Tensor:
-        batches.append((tried, reward))
-        return surrogate(log_probabilities, tried, reward, entropy)
-
-    def rewards(sampled: Tensor) -> tuple[Tensor, Tensor]:
-        sampled_rows.extend(sampled.tolist())
-        left[0] -= 8
-        return sampled, worth[tuple(sampled.T)]
-
-    monkeypatch.setattr(reinforce, "surrogate", climbed)
-    worth = torch.rand(4, 4, 4, 4, generator=torch.Generator().manual_seed(1))
-    learn(
-        policy_of(torch.ones(4, 4, dtype=torch.bool)),
-        Reinforce(),
-        torch.Generator().manual_seed(0),
-        rewards,
-        lambda: left[0],
-    )
-    assert [len(tried) for tried, _ in batches] == [8] + 24 * [9]
-    for count, (tried, reward) in enumerate(batches, 1):
-        best = max(sampled_rows[: 8 * count], key=lambda row: float(worth[tuple(row)]))
-        assert best in tried.tolist()
-        assert torch.equal(reward, worth[tuple(tried.T)])
-    firsts = [tuple(tried[0].tolist()) for tried, _ in batches[1:]]
-    assert 1 < len(set(firsts)) < len(firsts)  # it changes, and is kept
+def test_the_entropy_follows_its_target() -> None:
+    """The same rewards, and targets that are high, falling and low."""
+    ends = []
+    for target in ((2.8, 2.8), (2.8, 0.3), (0.3, 0.3)):
+        _, entropies = learned(Reinforce(entropy=target), 600, limit=math.inf)
+        assert all(map(math.isfinite, entropies))
+        ends.append(sum(entropies[-100:]) / 100)
+    assert ends[0] > ends[1] + 0.3
+    assert ends[1] > ends[2] + 0.05
+    assert ends[2] < 1

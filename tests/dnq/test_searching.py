@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.dnq import agent, searching
+from octavo.dnq import searching
 from octavo.dnq.evaluator import Trial
 from octavo.dnq.finalists import Shipping
+from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.rivals import proposals
-from octavo.dnq.search_result import SearchResult, search
+from octavo.dnq.search_result import SearchResult
+from octavo.dnq.searching import search
 from octavo.dnq.settings import METHODS
 from octavo.errors import BudgetError, FormatError, PlanError, RecipeError
 from octavo.plan import Budget, Plan
 from octavo.progress import Event
+
+BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
 
 BUDGET = Budget(average_bits=3.2)
 
@@ -84,7 +89,7 @@ def average_of(plan: Plan) -> float:
 @pytest.fixture(autouse=True)
 def _brief_practice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy practises less and looks at fewer neighbours: enough for three layers."""
-    monkeypatch.setattr(agent, "IMAGINED", 160)
+    monkeypatch.setattr("octavo.dnq.agent.Reinforce", BRIEF)
     monkeypatch.setattr(proposals, "CHILDREN", 32)
 
 

@@ -17,10 +17,12 @@ from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats, input_quantizers
 from octavo.compression import compress
 from octavo.dnq import searching
+from octavo.dnq.divergence import TEMPERATURE
 from octavo.dnq.environment import Environment
 from octavo.dnq.prices import within
 from octavo.dnq.rivals.exact import summed_loss
-from octavo.dnq.search_result import SearchResult, search
+from octavo.dnq.search_result import SearchResult
+from octavo.dnq.searching import search
 from octavo.dnq.sensitivity import loss_table, single_layer_choices
 from octavo.dnq.settings import METHODS
 from octavo.dnq.space import Action, Choice, Partial
@@ -119,7 +121,7 @@ def score(model: nn.Module) -> float:
     """Minus the mean divergence from full precision."""
     with torch.no_grad():
         own, full = (
-            torch.cat([each(batch) for batch in batches()]).double().log_softmax(1)
+            (torch.cat([each(batch) for batch in batches()]).double() / TEMPERATURE).log_softmax(1)
             for each in (model, net())
         )
     return -float((full.exp() * (full - own)).sum(1).mean())

@@ -5,6 +5,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo.dnq import agent
-from octavo.dnq.search_result import SearchResult, search
+from octavo.dnq.reinforce import Reinforce
+from octavo.dnq.search_result import SearchResult
+from octavo.dnq.searching import search
 from octavo.errors import PlanError, RecipeError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.sums_of_powers import AdditivePowers
@@ -31,6 +33,7 @@ from octavo.runs.run import run
 from octavo.runs.sections import Search
 from octavo.storage.packed import Packed
 
+BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
 MIXED: dict[str, WidthLike] = {"conv": Apot(6), "up": 3, "fc": Apot(8)}
 
 
@@ -331,7 +334,7 @@ def found(**changes: Any) -> SearchResult:
 def test_every_method_chooses_among_both_grids(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "IMAGINED", 160)  # the policy practises less
+    monkeypatch.setattr("octavo.dnq.agent.Reinforce", BRIEF)
     result = found(method=method)
     assert set(result.plan.values()) <= {4, 5, Apot(5), Apot(6)}
     assert result.plan.cost().average_bits <= 5.2

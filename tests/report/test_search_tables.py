@@ -7,7 +7,8 @@ from tests.report.test_tables import cells
 from tests.runs.tiny import Tiny
 
 from octavo.dnq.refinement import Refinement
-from octavo.dnq.search_result import SearchResult, search
+from octavo.dnq.search_result import SearchResult
+from octavo.dnq.searching import search
 from octavo.plan import Budget
 from octavo.report.search_tables import (
     finalists_table,
@@ -67,7 +68,8 @@ def test_the_caption_says_what_was_set_aside_and_if_all_plans_were_measured(
     count = len(result.trials)
     assert caption(replace(result, held_out=0)) == (
         f"{count} plans measured; of objectives, higher is better. "
-        "Too few inputs to set some aside: final objectives are on all of them"
+        "No inputs were set aside for the final objectives: there were too few, "
+        "or the objective reads data of its own"
     )
     assert caption(replace(result, held_out=16, enumerated=True)) == (
         f"all {count} plans within the limit measured; of objectives, higher is better. "

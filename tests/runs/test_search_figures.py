@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from tests.runs.tiny import Tiny
 
-from octavo.dnq.search_result import SearchResult, search
+from octavo.dnq.search_result import SearchResult
+from octavo.dnq.searching import search
 from octavo.plan import Budget
 from octavo.runs.search_figures import estimated_bytes, front_figures, search_figures
 

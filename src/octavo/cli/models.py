@@ -48,8 +48,8 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="The plan to write,
 Limit = Annotated[
     str | None,
     typer.Option(
-        help="The limit: average_bits=3, ratio=10, bytes=100000 or bit_ops=1e9. Without a limit "
-        "and a trade-off, the search covers every feasible size."
+        help="The limit: bytes=100000 or ratio=10 of the packed file, average_bits=3 (nominal), or "
+        "bit_ops=1e9. Without a limit and a trade-off, the search covers every feasible size."
     ),
 ]
 TradeOff = Annotated[
@@ -64,8 +64,8 @@ Method = Annotated[
 Refine = Annotated[
     float,
     typer.Option(
-        help="The last share of the trials, from 0 to below 1: the method evolution refines the "
-        "best plan with it."
+        help="The share of the trials, from 0 to below 1, with which the method evolution refines "
+        "the best plan in the end."
     ),
 ]
 Objective = Annotated[

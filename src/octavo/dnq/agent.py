@@ -1,9 +1,10 @@
 """The method ``dnq``: a policy learns the bits of each layer by policy gradient (arXiv 1812.02375).
 
-The paper's public record says what is learned and how, and nothing of the architecture, the reward
-or the quantizer's formula: all of these are our reconstruction. What is measured are the policy's
-own samples, and the gradient is that of their rewards. Between measurements the policy practises in
-a world model, which every measurement corrects (Dyna; Sutton, 1991). Practice costs no evaluations.
+The paper's public record says what is learned and how. It says nothing of the architecture, the
+reward or the quantizer's formula, so all of these are our reconstruction. The policy's own samples
+are measured, and the gradient is that of their rewards. Between measurements the policy practises
+in a world model, which every measurement corrects (Dyna; Sutton, 1991). Practice costs no
+evaluations.
 """
 
 import math
@@ -18,7 +19,7 @@ from octavo.dnq.front import Estimate
 from octavo.dnq.policy import Policy
 from octavo.dnq.reinforce import Learner, Reinforce
 from octavo.dnq.space import Choice
-from octavo.dnq.world_model import WorldModel, world_model_of
+from octavo.dnq.world_model import LEAST, WorldModel, world_model_of
 
 __all__ = ["dnq"]
 
@@ -37,8 +38,8 @@ def dnq(
         settings: settings of the policy gradient.
 
     Returns:
-        What the trained policy proposes for budgets over the whole feasible range, each with the
-        objective that the world model estimates.
+        The choices that the trained policy proposes for budgets over the whole feasible range,
+        each with the objective that the world model estimates.
 
     """
     settings = settings or Reinforce()
@@ -64,7 +65,8 @@ class _Agent:
         policy: the policy that learns.
         world_model: estimates objectives, and learns from those that are measured.
         settings: settings of the policy gradient.
-        ranged: draw a budget for each batch from the whole feasible range; else take the search's.
+        ranged: draw the budgets of each step from the whole feasible range; else take the budget
+            of the search.
 
     """
 
@@ -154,9 +156,15 @@ class _Agent:
         return within.sample(count, self._evaluator.generator)
 
     def _learn(self, limits: Tensor, sampled: Tensor, objectives: Sequence[float]) -> None:
-        """Take a step of the policy gradient."""
+        """Take a step of the policy gradient.
+
+        Divergences of different budgets differ by orders of magnitude, so under a budget it is the
+        logarithm of a divergence that the policy lowers.
+        """
         pairs = zip(_choices(sampled), objectives, strict=True)
         rewards = [self._evaluator.reward(*pair) for pair in pairs]
+        if self._world_model.divergence and not self._evaluator.trade_off:
+            rewards = [-math.log(max(-reward, LEAST)) for reward in rewards]
         reward = torch.tensor(rewards, dtype=torch.float64).view(sampled.shape[:2])
         progress = 1 - self._evaluator.left / max(self._total, 1)
         self._learner.step(limits, sampled, reward, progress)

@@ -26,7 +26,7 @@ __all__ = ["Candidate", "Candidates", "quantize_all"]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One layer as one action leaves it.
+    """One layer, quantized by one of its actions.
 
     Attributes:
         weight: the quantized weight, in the shape of the layer's own.

@@ -7,11 +7,12 @@ condition that the whole choice fits:
 
     p(choice) = exp(sum of logits - unspent / step) / Z(budget)
 
-where ``step`` is the median step between actions: what is left of the budget could have been spent.
+where ``step`` is the median cost of a step between actions: a choice that leaves much of the budget
+unspent is less probable.
 
 ``Z`` is a sum over all choices that fit. A dynamic programme over what is left of the budget
-computes it, as the forward algorithm does for a hidden Markov model. (DNQ, arXiv 1812.02375, says
-nothing of the kind: this is ours.)
+computes it, as the forward algorithm does for a hidden Markov model. (This is ours: DNQ's public
+record, arXiv 1812.02375, does not say how its policy keeps to a budget.)
 """
 
 import math
@@ -23,7 +24,9 @@ from torch import Tensor
 __all__ = ["Ledger", "WithinBudget"]
 
 UNITS = 1000  # the least number of units in which a budget is counted
-UNITS_PER_LAYER = 20  # costs are rounded up, half a unit a layer: at most 2.5 % of the budget
+# Costs are rounded up, on average by half a unit a layer: 2.5 % of the range at most.
+UNITS_PER_LAYER = 20
+ROUNDING = 1e-9  # of a unit: a quotient may be so far from a whole number by rounding alone
 IMPOSSIBLE = -1e30
 
 
@@ -37,10 +40,10 @@ class Ledger:
     Attributes:
         allowed: the actions that each layer has, bool, (layers, actions).
         units: units that each action costs beyond the cheapest of its layer, (layers, actions).
-        step: the median of what the next dearer action costs more, in units.
+        step: the median cost of a step from one action to the next dearer one, in units.
         most: units that the highest limit leaves beyond the cheapest choice.
         after: units left after an action, by what was left before, (layers, most + 1, actions).
-        possible: where that is not negative and the layer has the action.
+        possible: true where the layer has the action and it costs no more than what was left.
 
     """
 
@@ -49,11 +52,19 @@ class Ledger:
         beyond = np.nan_to_num(costs - cheapest)
         self._cheapest = float(cheapest.sum())
         dearest = float(beyond.max(1).sum())
-        room = min(limit - self._cheapest, dearest)
-        self.most = max(UNITS, UNITS_PER_LAYER * len(costs)) if math.isfinite(limit) else 0
-        self._unit = max(room, 1e-12) / max(self.most, 1)
+        self._dearest = self._cheapest + dearest
+        room = max(min(limit - self._cheapest, dearest), 1e-12)
         self.allowed = torch.from_numpy(~np.isnan(costs))
-        units = np.ceil(beyond / self._unit - 1e-9) if self.most else np.zeros_like(beyond)
+        if math.isfinite(limit):
+            parts = max(UNITS, UNITS_PER_LAYER * len(costs))
+            self._unit = room / parts
+            units = np.ceil(beyond / self._unit - ROUNDING).clip(max=parts + 1)
+            # A limit that allows every choice has to allow the dearest one rounded up, too.
+            self.most = int(units.max(1).sum()) if limit >= self._dearest else parts
+        else:
+            self._unit = room
+            units = np.zeros_like(beyond)
+            self.most = 0
         self.units = torch.from_numpy(units.astype(np.int64))
         steps = np.diff(np.sort(units, 1))
         self.step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1.0
@@ -64,8 +75,8 @@ class Ledger:
 
     def rooms(self, limits: Tensor) -> Tensor:
         """Return the units that limits leave beyond the cheapest choice, int64."""
-        units = ((limits - self._cheapest) / self._unit + 1e-9).floor()
-        return units.clamp(0, self.most).long()
+        units = ((limits - self._cheapest) / self._unit + ROUNDING).floor().clamp(0, self.most)
+        return units.masked_fill(limits >= self._dearest, self.most).long()
 
 
 class WithinBudget:
@@ -120,7 +131,7 @@ class WithinBudget:
         own = self._logits.unsqueeze(1).expand(-1, choices.shape[1], -1, -1)
         summed = own.gather(3, choices.unsqueeze(3)).squeeze(3).sum(2)
         unspent = self._rooms.unsqueeze(1) - self._ledger.units[layers, choices].sum(2)
-        log_probability = summed - unspent / self._ledger.step - self._total().unsqueeze(1)
+        log_probability = summed - unspent.double() / self._ledger.step - self._total().unsqueeze(1)
         return log_probability.masked_fill(unspent < 0, -torch.inf)
 
     def mode(self) -> Tensor:

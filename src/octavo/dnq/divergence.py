@@ -13,16 +13,16 @@ from octavo.network.outputs import Part, alike, described, parts_of
 __all__ = ["TEMPERATURE", "Divergence", "first_rows", "outputs_of"]
 
 # Outputs are compared at this temperature, as in distillation. A network is nearly certain about
-# most of its inputs: at temperature 1 a few rows make up most of the divergence, and what is best
-# on some hundred inputs is not best on others (benchmarks/objective.py).
+# most of its inputs: at temperature 1 a few rows make up most of the divergence, and the plan that
+# is best on some hundred inputs is not the best on others (benchmarks/objective.py).
 TEMPERATURE = 4.0
 
 
 class Divergence:
     """The divergence of outputs from those of the network in full precision.
 
-    Class logits lose the mean KL divergence of their rows at TEMPERATURE, everything else its
-    relative squared error; several parts are summed: see ``octavo.network.outputs``.
+    For class logits it is the KL divergence at TEMPERATURE, the mean over rows; for everything else
+    the relative squared error. Several parts are summed: see ``octavo.network.outputs``.
 
     Args:
         model: the network in full precision.

@@ -12,9 +12,9 @@ SLACK = 1e-9  # share of the limit that rounding of sums may take while choices 
 def all_choices(space: Space, most: int) -> list[Choice] | None:
     """Return all choices within the budget; None where there are more than ``most``.
 
-    The list grows layer by layer. A beginning is kept if the cheapest actions of the other layers
-    can complete it. So no layer has more beginnings than there are choices, and the list stops to
-    grow as soon as it is too long.
+    The list grows layer by layer. The beginning of a choice is kept if the cheapest actions of the
+    other layers complete it within the budget. So there are never more beginnings than choices, and
+    the work ends as soon as the list is too long.
     """
     cheapest = np.nanmin(space.costs, axis=1)  # (layers,)
     rest = np.append(cheapest[::-1].cumsum()[::-1], 0.0)  # the least that layers from here on cost

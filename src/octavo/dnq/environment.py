@@ -1,7 +1,7 @@
 """The environment of the search: the objective of a choice, without retraining.
 
 Every (layer, action) pair is quantized once, by PTQ from full-precision inputs. A trial puts the
-chosen candidates into the network and runs inputs once that did not calibrate them. (DNQ, arXiv
+chosen candidates into the network, and runs those inputs once that score trials. (DNQ, arXiv
 1812.02375, published neither its environment nor its reward: this one is ours.)
 """
 
@@ -56,8 +56,7 @@ class Environment:
         scoring: the batches that trials are scored on; None: those that calibrate. An objective of
             the user's own does not read them.
         objective: a function of the model that is maximised. None: minus what the outputs lose of
-            full precision, the KL divergence of logits (the mean over rows) and the relative
-            squared error of everything else: see ``octavo.dnq.divergence``.
+            full precision: see ``octavo.dnq.divergence``.
         absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
         workers: how many choices are measured at a time, each by a copy of the model that shares
             all its weights.

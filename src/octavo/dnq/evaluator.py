@@ -106,7 +106,7 @@ class Evaluator:
         self._environment = environment
         self._measure = partial(_measured, environment, journal)
         self._evaluations = evaluations
-        self._trade_off = trade_off
+        self.trade_off = trade_off
         self._progress = progress
         self._seen: dict[Partial, float] = {}  # objectives of all choices that were counted
         self._whole: set[Choice] = set()  # choices that are trials
@@ -133,12 +133,12 @@ class Evaluator:
     @property
     def ranged(self) -> bool:
         """True if the search has neither a budget nor a trade-off: it covers all budgets."""
-        return math.isinf(self.space.limit) and not self._trade_off
+        return math.isinf(self.space.limit) and not self.trade_off
 
     def under(self, limit: float, evaluations: int) -> Self:
-        """Return an evaluator under a limit of its own, which may measure so many choices at most.
+        """Return an evaluator under another limit that may measure at most ``evaluations`` choices.
 
-        Both share all measurements, trials and the count of evaluations.
+        Both share all measurements and trials, and the count of evaluations.
         """
         other = copy.copy(self)
         other.space = replace(self.space, limit=limit)
@@ -151,9 +151,9 @@ class Evaluator:
 
     def reward(self, choice: Choice, objective: float) -> float:
         """Return the reward of a choice with this objective: see ``octavo.dnq.reward``."""
-        if not self._trade_off:  # thousands of estimates need no plan to be made for each of them
+        if not self.trade_off:  # thousands of estimates need no plan to be made for each of them
             return objective
-        return reward_of(objective, self.space.plan(choice), self._trade_off)
+        return reward_of(objective, self.space.plan(choice), self.trade_off)
 
     def rewards(self, choices: Sequence[Choice]) -> list[float]:
         """Measure choices, and return their rewards."""

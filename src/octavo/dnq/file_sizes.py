@@ -25,8 +25,8 @@ from octavo.storage.packed import Packed, pack
 
 __all__ = ["FileSizes", "file_sizes"]
 
-PLANS = 8  # the most uniform and mixed plans, each, that are packed to measure the rest
-LEAST = 1e-6  # bytes that a weight counts beside its entropy, as a stream of one code is not empty
+PLANS = 8  # at most so many uniform plans, and as many mixed ones, are packed to measure the rest
+LEAST = 1e-6  # bytes of a weight beside its entropy: a stream of equal codes takes bytes as well
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +53,8 @@ def file_sizes(model: nn.Module, layers: Sequence[str], candidates: Candidates) 
 
     Args:
         model: the trained network; it is left as it was.
-        layers: names of the layers, in the order of the candidates.
-        candidates: the candidates of each layer.
+        layers: names of the layers.
+        candidates: the candidates of each layer, in the order of ``layers``.
 
     Raises:
         PlanError: the model's state dict holds something that no packed file can hold.
@@ -73,8 +73,8 @@ def file_sizes(model: nn.Module, layers: Sequence[str], candidates: Candidates) 
 
 
 def _sample(candidates: Candidates) -> list[Choice]:
-    """Return choices with the same action everywhere, and as many with all actions mixed: the more
-    widths a plan has, the more streams has its file.
+    """Return choices with the same action everywhere, and as many with all actions mixed: a file
+    has one stream for each width, so mixed plans have more streams.
     """
     counts = [len(row) for row in candidates]
     firsts = range(min(max(counts), PLANS))

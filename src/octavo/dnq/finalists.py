@@ -45,7 +45,8 @@ class Finalist:
         objective: the objective of its trial, higher is better.
         final: the objective of the network that ships, on inputs that neither calibrated it nor
             scored trials.
-        reward: what the final choice maximises: ``final``, or under a trade-off the reward of it.
+        reward: the number that the final choice maximises: ``final``, or under a trade-off the
+            reward that it gives.
         file_bytes: bytes of the packed file of that network, before any retraining.
 
     """
@@ -82,7 +83,7 @@ class Shipping:
     Args:
         model: the trained network; it is left as it was.
         batches: all inputs of the search.
-        parts: the same inputs by their task.
+        parts: the same inputs, divided by what they are for.
         objective: the user's own objective, or None for minus the divergence from full precision.
         absorb: as ``calibrate`` takes it.
         retrain_steps: trains the network that it is given for a few steps. It is called after each
@@ -212,8 +213,11 @@ class _FinalChoice:
     def _fitted(
         self, fit: FileFit, best_trials: Sequence[Choice], settled: Sequence[Choice]
     ) -> list[Choice]:
-        """Return choices whose files fit: the settled ones, and those trials fitted to the file
-        that promise to be better, the most promising first.
+        """Return choices whose files fit: the best trials, changed until they fit, and the settled
+        ones.
+
+        Changing a choice takes several solutions. So it is left out where the choice as it is does
+        worse than one that fits already.
         """
         uniform = settled[-1]
         waiting = sorted(map(self.finalist, [*best_trials, uniform]), key=_highest_first)

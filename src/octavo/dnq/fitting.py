@@ -1,9 +1,9 @@
-"""Fitting: a choice is changed until its real file is within the budget and uses it up.
+"""Fitting: a choice is changed until its real file is within the budget and nearly fills it.
 
-The search counts what the codes of candidates take. The network that ships is solved
-sequentially, and its codes are others: the file differs from the estimate by some per mille. So
-the choice is solved, the limit is corrected by what the file is off, and the choice is brought
-within the new limit, until the file fits.
+The search estimates a file from the codes of candidates. The network that ships is solved
+sequentially and has other codes, so that its file differs from the estimate by some per mille. So
+the choice is solved, the limit is corrected by the difference, and the choice is brought within the
+new limit, until the file fits.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from octavo.errors import BudgetError
 __all__ = ["SLACK", "FileFit"]
 
 SLACK = 0.03  # share of the budget that a file may leave unused
-ROUNDS = 16  # of solving and correcting; 12 doublings of the margin reach the cheapest choice
+ROUNDS = 16  # rounds of solving and correcting; 12 doublings of the margin reach the whole budget
 LEAST_MARGIN = 1 / 1024  # of the budget: the first margin after a file that was too large
 PAIRS = 1000  # changes of single layers, up to which changes of two layers are tried as well
 
 
 @dataclass(frozen=True, eq=False)
 class FileFit:
-    """A function of a choice that changes it until its file is within the budget, at most
-    ``SLACK`` below it where the options allow.
+    """A function that changes a choice until its file is within the budget, and at most ``SLACK``
+    below it where the options allow.
 
     Attributes:
         space: a space whose costs are bytes of the file.
@@ -85,7 +85,7 @@ class FileFit:
         return max(fitting, key=fitting.__getitem__)
 
     def _changed(self, choice: Choice, room: float) -> Choice:
-        """Return the choice with ``room`` bytes more in its file, or up to that; by estimate."""
+        """Return the choice with about ``room`` bytes more in its file, by estimate; not above."""
         cheapest = self.space.cost(self.space.cheapest)
         limit = max(self.space.cost(choice) + room, cheapest)
         space = replace(self.space, limit=limit)

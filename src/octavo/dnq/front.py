@@ -43,7 +43,7 @@ class Estimate:
 
 
 def front_of(rated: Iterable[R], space: Space) -> tuple[R, ...]:
-    """Return those that no other beats in both objective and cost, by rising cost."""
+    """Return the plans that no other beats in both objective and cost, by rising cost."""
     front: list[R] = []
     for each in sorted(rated, key=lambda each: (space.cost(each.choice), -each.objective)):
         if not front or each.objective > front[-1].objective:
@@ -52,7 +52,7 @@ def front_of(rated: Iterable[R], space: Space) -> tuple[R, ...]:
 
 
 def best_within(rated: Sequence[R], space: Space, count: int = 1) -> list[R]:
-    """Return the ``count`` of highest objective among those within the limit, the best first.
+    """Return the ``count`` plans of highest objective within the limit, the best first.
 
     The choices are the same for every limit, so a higher limit never gives a worse objective.
 

@@ -21,7 +21,7 @@ class Journal:
 
     Args:
         path: the file; None keeps the objectives in memory only.
-        actions: the actions of each layer; a line says those of the choice, not their indices.
+        actions: the actions of each layer; a line has the actions of a choice, not their indices.
         settings: everything that the objectives depend on, as the first line of the file has it.
 
     Raises:
@@ -89,7 +89,7 @@ class Journal:
                 )
 
     def _read(self, path: Path, number: int, line: str) -> None:
-        """Take up a line."""
+        """Read one line, and note its objective."""
         try:
             content = json.loads(line)
             pairs = zip(self._actions, content["bits"], strict=True)

@@ -18,7 +18,7 @@ from octavo.errors import OctavoError, PlanError, nearest
 
 __all__ = ["SearchMethod", "measures_layers", "method_of", "register_method"]
 
-# A method may return what it proposes for other budgets than the search's own.
+# A method may return choices that it proposes for other budgets than that of the search.
 SearchMethod: TypeAlias = Callable[[Evaluator], tuple[Estimate, ...] | None]
 
 _METHODS: dict[str, SearchMethod] = {
@@ -37,14 +37,15 @@ PACKAGES = {"tpe": ("optuna",), "cmaes": ("optuna", "cmaes")}  # of the extra ``
 def register_method(name: str, method: SearchMethod) -> None:
     """Make ``search(..., method=name)`` call a method of your own.
 
-    The best of all choices that it measures is the plan of the search. A task's file may register
+    The best of all choices that it measures are finalists of the search. A task's file may register
     methods, and a recipe or the command line may name them.
 
     Args:
         name: a name that no other method has. A function that is defined anew, in a file that is
             loaded a second time, replaces the one of before.
         method: a function that measures choices by ``evaluator.rewards(choices)`` while
-            ``evaluator.left`` says that it may; ``evaluator.space`` says what there is to choose.
+            ``evaluator.left`` is not 0; ``evaluator.space`` has the layers, their actions, what
+            these cost and the limit.
 
     Raises:
         PlanError: there is a method of that name.

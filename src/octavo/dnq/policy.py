@@ -24,9 +24,9 @@ class Policy(nn.Module):
         limit: the highest limit on the sum of costs; infinite where there is none.
 
     Attributes:
-        logits: of each action under the highest limit, (layers, actions).
-        slopes: what a lower limit subtracts from them, (layers, actions): all of it at a limit that
-            leaves the cheapest choice alone.
+        logits: the logit of each action under the highest limit, (layers, actions).
+        slopes: the numbers that a lower limit subtracts from the logits, (layers, actions): all of
+            them at the limit that only the cheapest choice meets, half of them in the middle.
 
     """
 

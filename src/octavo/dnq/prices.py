@@ -12,7 +12,9 @@ from octavo.plan import Budget
 
 __all__ = ["check_budget", "in_bytes", "within"]
 
-NEAR = 0.99  # a file of other codes may be as much smaller than the one that was packed
+# A budget this close below the smallest file that was packed is not refused: the file of the final
+# choice has other codes, and may be so much smaller.
+NEAR = 0.99
 
 
 def within(space: Space, budget: Budget | None, sizes: FileSizes | None = None) -> Space:
@@ -45,7 +47,9 @@ def within(space: Space, budget: Budget | None, sizes: FileSizes | None = None) 
 
 
 def in_bytes(space: Space, sizes: FileSizes) -> Space:
-    """Return the space priced in bytes of the file; as it is where bits of inputs are searched."""
+    """Return the space with costs in bytes of the file; where bits of inputs are searched for, the
+    space as it is.
+    """
     if _searches_inputs(space):
         return space
     return within(space, None, sizes)

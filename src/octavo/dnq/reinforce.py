@@ -1,10 +1,10 @@
 """REINFORCE (Williams, 1992): the policy gradient, from choices that the policy sampled itself.
 
 An episode is one choice, so its return is its reward. The baseline of a choice is the mean reward
-of the others in its batch, so that the gradient stays unbiased. An entropy bonus keeps the policy
-from settling early. Its weight is set by the entropy itself (as in soft actor-critic, Haarnoja et
-al., 2018): it rises while the entropy is below its target, and the target falls as the search goes
-on.
+of the others in its batch, and rewards are in units of the deviation that earlier batches had. Both
+are independent of the choice, so the gradient is unbiased. An entropy bonus keeps the policy from
+settling early. Its weight is set by the entropy itself (as in soft actor-critic, Haarnoja et al.,
+2018): it rises while the entropy is below its target, and the target falls as the search goes on.
 """
 
 import math
@@ -24,15 +24,16 @@ class Reinforce:
 
     Attributes:
         learning_rate: learning rate of Adam; 0 switches learning off.
-        entropy: target of the policy's entropy in nats, at the start and at the end; a uniform
-            policy's is the limit.
+        entropy: target of the policy's entropy in nats, at the start and at the end. Where even a
+            uniform policy has less, the bonus only grows to its limit.
         batch: episodes that are measured between two steps.
         practice: steps in the world model after each measured batch; 0 switches practice off.
         before: steps in the world model before anything is measured.
         after: steps in the world model under budgets of the whole range, after a search with a
             budget of its own.
         imagined: episodes of a step in the world model.
-        patience: how many batches in a row may propose nothing new before learning ends.
+        patience: number of measured batches in a row without a new choice, after which learning
+            ends.
 
     """
 
@@ -55,9 +56,10 @@ class Learner:
 
     """
 
-    WEIGHT = 0.3  # of the entropy bonus at the start
-    GAIN = 0.001  # of its logarithm, for each nat that the entropy of an episode is off
-    LEAST = 1e-3
+    KEPT = 0.9  # share of the deviation so far that a batch keeps
+    WEIGHT = 0.3  # weight of the entropy bonus at the start
+    GAIN = 0.001  # change of the weight's logarithm, for each episode and each nat off the target
+    LEAST = 1e-3  # limits of the weight
     MOST = 10.0
 
     def __init__(self, policy: Policy, settings: Reinforce) -> None:
@@ -65,43 +67,55 @@ class Learner:
         self._settings = settings
         self._optimizer = torch.optim.Adam(policy.parameters(), settings.learning_rate)
         self._weight = self.WEIGHT
+        self._deviation: float | None = None
 
     def step(self, limits: Tensor, choices: Tensor, rewards: Tensor, progress: float) -> None:
         """Raise the probability of choices by their advantage.
 
+        The first batch changes no probability: its deviation is the unit of the next one's rewards.
+
         Args:
-            limits: of the budgets, (budgets,).
-            choices: sampled by the policy under each budget, (budgets, count, layers).
+            limits: the limit of each budget, (budgets,).
+            choices: choices that the policy sampled under each budget, (budgets, count, layers).
             rewards: their rewards, (budgets, count).
             progress: share of the search that is over, from 0 to 1.
 
         """
+        deviation = max(float(rewards.std(1).mean()), 1e-12)
+        if self._deviation is None:
+            self._deviation = deviation
+            return
         log_probability = self._policy(limits).log_probability(choices)
         self._optimizer.zero_grad()
-        (-surrogate(log_probability, rewards, self._weight)).backward()
+        (-surrogate(log_probability, rewards / self._deviation, self._weight)).backward()
         self._optimizer.step()
+        self._deviation = self.KEPT * self._deviation + (1 - self.KEPT) * deviation
+        self._balance(-float(log_probability.detach().mean()), rewards.numel(), progress)
+
+    def _balance(self, entropy: float, episodes: int, progress: float) -> None:
+        """Raise the weight of the entropy bonus while the entropy is below its target, else lower
+        it.
+        """
         first, last = self._settings.entropy
-        missing = first + (last - first) * progress + float(log_probability.detach().mean())
-        changed = self._weight * math.exp(self.GAIN * rewards.numel() * missing)
+        missing = first + (last - first) * progress - entropy
+        changed = self._weight * math.exp(self.GAIN * episodes * missing)
         self._weight = min(max(changed, self.LEAST), self.MOST)
 
 
 def surrogate(log_probability: Tensor, rewards: Tensor, entropy_weight: float) -> Tensor:
     """Return the function whose gradient the policy climbs, a scalar.
 
-    It is the mean of advantage times log probability. Rewards are in units of their deviation in a
-    batch. The entropy bonus is part of the reward, ``- entropy_weight * log p``, whose expectation
-    is the entropy.
+    It is the mean of advantage times log probability. The entropy bonus is part of the reward,
+    ``- entropy_weight * log p``, whose expectation is the entropy.
 
     Args:
-        log_probability: of the sampled choices, (budgets, count).
+        log_probability: log probabilities of the sampled choices, (budgets, count); at least two
+            choices under each budget.
         rewards: their rewards, (budgets, count).
-        entropy_weight: weight of the entropy.
+        entropy_weight: weight of the entropy bonus.
 
     """
-    deviation = rewards.std(1, keepdim=True) if rewards.shape[1] > 1 else torch.ones(1, 1)
-    surprise = -log_probability.detach()
-    total = rewards / deviation.clamp(min=1e-12) + entropy_weight * surprise
-    others = max(rewards.shape[1] - 1, 1)
-    baseline = (total.sum(1, keepdim=True) - total) / others
+    total = rewards - entropy_weight * log_probability.detach()
+    others = rewards.shape[1] - 1
+    baseline = (total.sum(1, keepdim=True) - total) / others  # (budgets, count)
     return ((total - baseline) * log_probability).mean()

@@ -10,8 +10,8 @@ __all__ = ["reward_of"]
 def reward_of(objective: float, plan: Plan, trade_off: float) -> float:
     """Return the number that the search maximises: ``objective + trade_off * log2(ratio)``.
 
-    Under a budget the trade-off is 0, and the reward is the objective: every plan is brought within
-    the budget before it is measured.
+    Under a budget the trade-off is 0, and the reward is the objective: every plan that is measured
+    is within the budget.
 
     Args:
         objective: the objective of the plan, higher is better.

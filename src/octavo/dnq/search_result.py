@@ -26,27 +26,28 @@ class SearchResult:
     calibrated it nor scored trials.
 
     Attributes:
-        plan: the best plan within the budget, or by the trade-off; it can be edited by hand.
+        plan: the best plan within the budget, or by the trade-off; without either, the best one of
+            at most the size at the knee of the front. It can be edited by hand.
         objective: its objective, higher is better. It is never below those of the uniform and the
-            exact plan; under a trade-off its reward is not.
-        uniform: the uniform plan that the same budget allows (without one: of the most bits not
-            above those of the best trial).
+            exact plan; under a trade-off, its reward is never below theirs.
+        uniform: the dearest uniform plan within the budget; under a trade-off, the dearest one
+            that costs no more than the best trial.
         uniform_objective: the objective of the uniform plan.
-        exact: the exact solution of the additive model, which a programme finds as if losses of
-            single layers added up; where all plans were measured, the best trial.
+        exact: the exact solution of the additive model: the plan that would be best if the losses
+            of single layers added up. Where all plans were measured, the best trial.
         exact_objective: the objective of the exact plan.
         finalists: the plans of which the best was chosen, the best first.
-        held_out: number of samples that were set aside for the final choice; of batches, where the
-            inputs cannot be divided by sample. 0: there were too few, or the objective is the
-            user's own, which reads none; all inputs calibrate, score and confirm.
+        held_out: number of samples that were set aside for the final choice; where inputs cannot be
+            divided by sample, number of batches. 0: nothing was set aside, because there were too
+            few, or because the objective is the user's own and reads no inputs.
         trials: every plan that was measured, in the order of measuring.
         space: the layers, the actions that they could take, and what these cost.
         sizes: the estimated bytes of a packed file.
         losses: what each layer alone loses at each action, (layers, actions), where it is known.
         refinement: the best trial of the method alone, and the best one after refinement; None
             where nothing was refined.
-        estimates: what the trained policy proposes for budgets over the whole range, with the
-            objectives that its world model estimates.
+        estimates: the choices that the trained policy proposes for budgets over the whole range,
+            with the objectives that its world model estimates; empty for other methods.
         shipping: solves a plan as it ships, and measures it.
         enumerated: True if there were so few plans within the budget that all of them were
             measured, whatever the method.
@@ -78,10 +79,12 @@ class SearchResult:
         return front_of(self.trials, in_bytes(self.space, self.sizes))
 
     def at(self, budget: Budget, *, confirm: int = 0) -> Plan:
-        """Return the best plan for another budget: a trial, or what the trained policy proposes.
+        """Return the best plan for another budget: a trial, or a choice that the trained policy
+        proposes.
 
-        Nothing new is measured unless ``confirm`` says so: proposals count with the objective that
-        the world model estimates, and files with the bytes that the candidates take. A higher
+        Nothing new is measured unless ``confirm`` says so. Proposals count with the objective that
+        the world model estimates, and the bytes of files are estimated. So ``calibrate`` may write
+        a file slightly above a budget of bytes; a search with that budget guarantees it. A higher
         budget never gives a plan of a worse objective.
 
         Args:
@@ -104,7 +107,7 @@ class SearchResult:
         return max(plans, key=lambda plan: self.shipping.measured(plan)[0])
 
     def _corrected_sizes(self) -> FileSizes:
-        """Return the estimated bytes, with what the finalists' files took more than estimated."""
+        """Return the sizes with the rest as large as the finalists' real files need it."""
         space = in_bytes(self.space, self.sizes)
         estimated = [self.sizes.rest + space.cost(each.choice) for each in self.finalists]
         real = [each.file_bytes for each in self.finalists]

@@ -1,4 +1,4 @@
-"""The search for the bits of each layer: the public function, and its result."""
+"""The search for the bits of each layer: the public function, and the course of a search."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,28 +62,30 @@ def search(
 ) -> SearchResult:
     """Choose the bits of each layer; the model is left as it was.
 
-    Half of the inputs calibrate the candidates, a quarter scores trials, and a quarter decides
-    among the best few plans, solved as ``calibrate`` does: see ``octavo.dnq.splitting``. With fewer
-    than 64 samples nothing is set aside. Where no more plans than ``trials`` are within the
-    budget, all of them are measured whatever the method.
+    Half of the inputs calibrate every layer at each of its widths, a quarter scores plans, and a
+    quarter decides among the best few plans, which are solved for this as ``calibrate`` does: see
+    ``octavo.dnq.splitting``. With fewer than 64 samples nothing is set aside. Where no more plans
+    than ``trials`` are within the budget, all of them are measured, whatever the method.
 
     Args:
         model: the trained network.
         inputs: calibration batches, as for ``calibrate``.
-        budget: what the plan may cost at most. ``bytes`` and ``ratio`` hold for the file that
-            ``calibrate(model, result.plan, inputs)`` writes. Or
-        trade_off: what a doubling of the compression ratio is worth, in units of the objective.
-            Without either, the search covers the whole feasible range: ``result.at(budget)`` has a
-            plan for any budget, and ``result.plan`` is at the knee of the front.
+        budget: the limit on the cost of the plan. ``bytes`` and ``ratio`` hold for the file that
+            ``calibrate(model, result.plan, inputs)`` writes. Without a budget and a trade-off, the
+            search covers the whole feasible range: ``result.at(budget)`` has a plan for any budget,
+            and ``result.plan`` is at the knee of the front.
+        trade_off: instead of a budget, the gain in objective that a doubling of the compression
+            ratio is worth.
         options: the widths that layers may get: bits, or an ``Apot``.
         method: ``dnq``, the learned policy, or a rival: see ``octavo.dnq.methods``.
         trials: how many plans may be measured, those of single layers included. The exact and
             the uniform plan are measured beside the search where the method has not done so.
         refine: the last share of the trials, at least 0 and less than 1. It goes to the method
             ``evolution``, which starts from the best plan of ``method``.
-        objective: a function of the model that is maximised. None: minus what the outputs lose of
-            full precision, the KL divergence of logits and the relative squared error of everything
-            else: see ``octavo.network.outputs``.
+        objective: a function of the model that is maximised; it reads data of its own, so that no
+            inputs are set aside. None: minus what the outputs lose of full precision, the KL
+            divergence of logits at temperature 4 and the relative squared error of everything else:
+            see ``octavo.network.outputs``.
         seed: the same seed gives the same plan, whatever the number of workers.
         journal: file to which each trial is appended; a search that was killed goes on from it.
         workers: how many plans are measured at a time.
@@ -239,7 +241,9 @@ def _check_request(request: _Request) -> None:
     budget = request.budget
     trade_off = request.trade_off
     if budget is not None and trade_off is not None:
-        raise BudgetError(f"expected one of budget and trade_off, got {budget} and {trade_off}")
+        raise BudgetError(
+            f"expected one of budget and trade_off, got both: {budget} and {trade_off}"
+        )
     if budget is not None and not isinstance(budget, Budget):
         raise BudgetError(f"budget: expected one such as Budget(average_bits=3), got {budget!r}")
     if trade_off is not None and not 0 < trade_off < math.inf:

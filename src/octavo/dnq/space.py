@@ -46,7 +46,7 @@ class Action:
             a search for the bits of weights alone, which does not count inputs.
 
     Raises:
-        PlanError: bits of inputs that there are not.
+        PlanError: ``input_bits`` is none of these.
 
     """
 
@@ -114,7 +114,6 @@ class Space:
         actions: the actions of each layer by rising factor; a single one where it is pinned.
         weights: number of weights of each layer.
         macs: multiply-accumulates of each layer for one input.
-        traits: other numbers that tell the layers apart, (layers, any).
         budget: the budget that ``costs`` and ``limit`` express; None allows every choice.
         costs: cost of each action in the budget's unit, (layers, actions), NaN where a layer has
             fewer actions; by default the nominal bits of its weights (times those of its inputs,
@@ -127,7 +126,6 @@ class Space:
     actions: tuple[tuple[Action, ...], ...]
     weights: tuple[int, ...]
     macs: tuple[int, ...]
-    traits: tuple[tuple[float, ...], ...] = ()
     budget: Budget | None = None
     costs: np.ndarray = field(default_factory=_no_costs, compare=False, repr=False)
     limit: float = math.inf

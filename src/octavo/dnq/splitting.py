@@ -1,6 +1,6 @@
-"""The split of the inputs of a search: some calibrate, some score trials, some decide at the end.
+"""The division of the inputs of a search: some calibrate, some score trials, and some decide.
 
-A plan that is scored by the inputs that calibrated it looks better than it will on unseen data. The
+A plan that is scored on the inputs that calibrated it looks better than it will on unseen data. The
 best of hundreds of plans looks better still on the inputs that chose it. So each task has inputs of
 its own.
 """
@@ -27,15 +27,15 @@ CONFIRMING = (3,)
 
 @dataclass(frozen=True)
 class Parts:
-    """The inputs of a search by their task.
+    """The inputs of a search, divided by what they are for.
 
     Attributes:
         calibrating: the batches that candidates are quantized from.
         scoring: the batches that trials are scored on.
         confirming: the batches that the final choice is made on.
         solving: the batches that finalists are solved from: those that calibrate and score.
-        held_out: number of samples that confirm and do nothing else; of batches, where they cannot
-            be divided. 0: nothing was set aside, and every part is all inputs.
+        held_out: number of samples that confirm and do nothing else; where batches cannot be
+            divided, number of batches. 0: nothing was set aside, and every part is all inputs.
 
     """
 
@@ -76,7 +76,7 @@ def split(batches: Sequence[Inputs]) -> Parts:
 
 
 def _split_by_batch(batches: Sequence[Inputs]) -> Parts:
-    """Divide inputs whose batches cannot be divided."""
+    """Divide inputs by whole batches, where a batch cannot be divided by sample."""
     if len(batches) < STRIDE:
         return undivided(batches)
     calibrating, scoring, confirming = (

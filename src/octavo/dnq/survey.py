@@ -1,6 +1,5 @@
-"""The survey of a network: the layers that inputs reach, in forward order, and their traits."""
+"""The survey of a network: its layers in forward order, and the actions that each may take."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -10,13 +9,7 @@ from octavo.dnq.space import Action, Space, layer_widths
 from octavo.errors import PlanError
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits
 from octavo.network.forward import Inputs, call, hooked, naming_errors, observing
-from octavo.network.layers import (
-    Layer,
-    calling_modules,
-    channels_first,
-    find_inputs,
-    find_layers,
-)
+from octavo.network.layers import Layer, calling_modules, find_inputs, find_layers
 from octavo.network.macs import count_macs
 
 __all__ = ["survey"]
@@ -55,7 +48,6 @@ def survey(
         tuple(map(_actions, widths, input_bits)),
         tuple(layer.weight.numel() for layer in layers),
         tuple(macs[name] for name in names),
-        _traits(layers),
     )
 
 
@@ -84,20 +76,6 @@ def _input_bits(
     if not any(free):
         raise PlanError("activations: expected layers whose inputs can be quantized, found none")
     return [activations if is_free else (FLOAT,) for is_free in free]
-
-
-def _traits(layers: Sequence[Layer]) -> tuple[tuple[float, ...], ...]:
-    """Return the logarithm of each layer's fan-in, and its kind as a row of ones and zeros."""
-    kinds = sorted({layer.kind for layer in layers})
-    return tuple(
-        (math.log(_fan_in(layer)), *(float(layer.kind == kind) for kind in kinds))
-        for layer in layers
-    )
-
-
-def _fan_in(layer: Layer) -> int:
-    rows = channels_first(layer.weight, layer.groups)
-    return rows.numel() // len(rows)
 
 
 def _in_forward_order(model: nn.Module, batch: Inputs) -> tuple[list[Layer], dict[str, int]]:

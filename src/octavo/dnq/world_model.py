@@ -17,7 +17,7 @@ from octavo.dnq.output_sum import OutputSum, one_hot
 from octavo.dnq.sensitivity import Sensitivity, single_layer_choices
 from octavo.dnq.space import Action, Choice
 
-__all__ = ["WorldModel", "world_model_of"]
+__all__ = ["LEAST", "WorldModel", "world_model_of"]
 
 REACH = 20.0  # layers: two choices that differ in so many have corrections of correlation 1/e
 NOISE = 0.02  # variance of the corrections of equal choices, as a share of the whole variance
@@ -44,7 +44,7 @@ class WorldModel:
         divergence: bool,
     ) -> None:
         self._first = first
-        self._divergence = divergence
+        self.divergence = divergence
         self._layers = len(actions)
         self._columns = {pair: at for at, pair in enumerate(single_layer_choices(actions))}
         self._measured = torch.empty(0, len(self._columns), dtype=torch.float64)
@@ -72,11 +72,11 @@ class WorldModel:
         first = self._scaled(self._first(choices))
         # Eq. 2.25: the mean at x is m + k(x)^T K^-1 (errors - m).
         estimated = first + self._mean + self._covariance(rows) @ self._weights
-        return -torch.exp(-estimated) if self._divergence else estimated
+        return -torch.exp(-estimated) if self.divergence else estimated
 
     def _scaled(self, objectives: Tensor) -> Tensor:
         """Return objectives on the scale on which corrections are added."""
-        if not self._divergence:
+        if not self.divergence:
             return objectives.double()
         return -(-objectives.double()).clamp(min=LEAST).log()
 

@@ -57,7 +57,8 @@ def _caption(result: SearchResult) -> str:
     measured = f"{plans} measured; of objectives, higher is better. "
     if result.held_out:
         return f"{measured}Final objectives: on {result.held_out} inputs that nothing else used"
-    return f"{measured}Too few inputs to set some aside: final objectives are on all of them"
+    why = "there were too few, or the objective reads data of its own"
+    return f"{measured}No inputs were set aside for the final objectives: {why}"
 
 
 def _titles(result: SearchResult, finalist: Finalist) -> list[str]:

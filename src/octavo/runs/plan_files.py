@@ -59,5 +59,5 @@ def _found(name: str, folder: Path) -> Path:
             return place
     raise RecipeError(
         f"bits: there is no file {name}; expected the bits of every layer, bits by layer name, "
-        "or the file of a plan, such as octavo search writes it"
+        "or the file of a plan, as octavo search writes it"
     )

@@ -69,16 +69,16 @@ class Search:
     It uses the task's calibration inputs and the seed of the recipe.
 
     Attributes:
-        budget: the limit on the cost of the plan.
+        budget: the limit on the packed file (``bytes``, ``ratio``) or on the cost of the plan.
         method: the name of a method; the task's file may register methods of its own.
         trials: how many plans may be scored.
         refine: the last share of the trials, which goes to refinement.
         objective: ``divergence`` compares outputs with those in full precision; ``task`` is the
-            task's ``score``, which reads whatever data it reads.
-        retrain_steps: the steps of the recipe's own retraining after which finalists are compared;
-            None compares them without any.
+            task's ``score``. The plan is then fitted to the data that ``score`` reads.
+        retrain_steps: number of steps of the recipe's own retraining after each portion of INQ,
+            after which finalists are compared; None compares them without retraining.
         options: the widths that a layer may get.
-        pins: the widths of layers that are given.
+        pins: layers whose width is given.
         activations: the bits that the inputs of layers may get.
 
     """

@@ -62,6 +62,25 @@ def searches(depth: int) -> Table:
     return head.split(", "), rows
 
 
+def final_choice() -> Table:
+    """The plans after the final choice, beside the exact and the uniform plan."""
+    groups = grouped(known("final-choice")["rows"], lambda row: row["limit"])
+    rows = []
+    for limit, alike in sorted(groups.items()):
+        methods = grouped(alike, lambda row: row["method"])
+        plans = {method: [row["best"] for row in seeds] for method, seeds in methods.items()}
+        plans |= {plan: [alike[0][plan]] for plan in ("exact", "uniform")}
+        for name, best in plans.items():
+            rows.append([
+                f"{limit:,}", name, f"{len(best)}", losses(best, "final"),
+                losses(best, "solved_unseen"),
+                with_spread([row["accuracy"] for row in best], 2),
+                f"{mean(best, 'file_bytes'):,.0f}",
+            ])  # fmt: skip
+    head = "limit, plan, seeds, final divergence, on unseen images, accuracy, file in bytes"
+    return head.split(", "), rows
+
+
 def uniform() -> Table:
     """The same bits in every layer, calibrated from the images of the search."""
     rows = []

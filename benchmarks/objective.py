@@ -53,8 +53,8 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
 
 def divergence(own: Tensor, full: Tensor, temperature: float) -> float:
     """Return the mean KL divergence of the rows from full precision."""
-    logs = [F.log_softmax(some / temperature, 1) for some in (own, full)]
-    return float(F.kl_div(*logs, reduction="batchmean", log_target=True))
+    own_logs, full_logs = (F.log_softmax(some / temperature, 1) for some in (own, full))
+    return float(F.kl_div(own_logs, full_logs, reduction="batchmean", log_target=True))
 
 
 def scores(own: Tensor, full: Tensor) -> dict[str, float]:

@@ -1,8 +1,6 @@
 """What the tables of benchmarks/table.py share: the results, words for their names, Markdown."""
 
 import json
-import math
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +49,6 @@ def epochs(run: Any) -> str:
 
 def control(run: Any) -> str:
     return f"{run['control_score']:.2f}" if "control_score" in run else "not run"
-
-
-def mean_of(seeds: list[Any], name: str) -> float:
-    """The mean of a figure over seeds; NaN if a seed lacks it."""
-    return float(statistics.mean(row.get(name, math.nan) for row in seeds))
 
 
 def size(row: Any) -> list[str]:

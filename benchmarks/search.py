@@ -143,11 +143,11 @@ class Setting:
         self.model = self.task.model()
         every = torch.cat(list(self.task.calibration()))
         self.batches = every[:images].split(BATCH)
-        parts = split(self.batches)
+        self.parts = split(self.batches)
         self.space = survey(self.model, self.batches[0], OPTIONS, {})
         self.environment = Environment(
-            self.model, self.space.names, parts.calibrating, self.space.actions,
-            scoring=parts.scoring,
+            self.model, self.space.names, self.parts.calibrating, self.space.actions,
+            scoring=self.parts.scoring,
         )  # fmt: skip
         self.shared = Shared(self.environment)
         self.sizes = self.environment.file_sizes()

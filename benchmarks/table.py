@@ -6,22 +6,18 @@ Every figure on those two pages that comes from a result stands between two mark
 command fills the space between them. No such figure is typed by hand.
 """
 
-import json
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import search_tables  # type: ignore[import-not-found]  # its neighbour
 from pages import (  # type: ignore[import-not-found]  # its neighbour
-    RESULTS,
     control,
     epochs,
     fill,
     label,
     labels,
     load,
-    mean_of,
     results,
     size,
 )
@@ -36,6 +32,11 @@ def markdown(head: str | list[str], rows: Rows) -> str:
     columns = head.split(", ") if isinstance(head, str) else head
     lines = [columns, ["---:"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def rendered(table: Callable[..., tuple[list[str], Rows]], *arguments: int) -> str:
+    """A table of ``search_tables`` in Markdown."""
+    return markdown(*table(*arguments))
 
 
 # README.md
@@ -191,67 +192,7 @@ def sums() -> str:
     return markdown("bits, levels, Gaussian, Laplace, ResNet-20", rows)
 
 
-# The search
-
-
-def searches() -> str:
-    """Means over the seeds that were run."""
-    figures = ("score", "accuracy", "retrained", "stored_bits", "counted", "seconds")
-    rows = []
-    for path in sorted(RESULTS.glob("search-resnet*.json"), key=lambda path: path.stem):
-        groups: dict[tuple[float, str], list[Any]] = {}
-        for row in json.loads(path.read_text())["rows"]:
-            groups.setdefault((row["budget"], row["method"]), []).append(row)
-        means = {
-            key: {name: mean_of(seeds, name) for name in figures} for key, seeds in groups.items()
-        }
-        for (budget, method), mean in sorted(
-            means.items(), key=lambda item: (item[0][0], -item[1]["score"])
-        ):
-            network = path.stem.replace("search-resnet", "ResNet-")
-            rows.append([
-                network, f"{budget:.1f}", method, f"{len(groups[budget, method])}",
-                f"{-mean['score']:.4f}", f"{mean['accuracy']:.2f}", f"{mean['retrained']:.2f}",
-                f"{mean['stored_bits']:.2f}", f"{mean['counted']:.0f}", f"{mean['seconds']:.0f}",
-            ])  # fmt: skip
-    head = (
-        "network, bits, method, seeds, divergence, accuracy, accuracy after retraining,"
-        " stored bits, trials, seconds"
-    )
-    return markdown(head, rows)
-
-
-def search_cost() -> str:
-    result = load("search_cost")
-    rows = []
-    for network, seconds in result["trial_s"].items():
-        whole = result["search_s"][f"{network}/512"]
-        layers = int(network.removeprefix("resnet"))
-        ratios = [
-            seconds["random"] / seconds["bare"],
-            seconds.get("similar", math.nan) / seconds["bare"],
-            seconds["naive"] / seconds["random"],
-        ]
-        rows.append([
-            network.replace("resnet", "ResNet-"), f"{1000 * seconds['bare']:.0f}",
-            *(f"{ratio:.2f}" for ratio in ratios), f"{whole:.0f}", f"{whole / layers:.2f}",
-        ])  # fmt: skip
-    head = (
-        "network, forward pass in ms, trial / pass, trial of a similar plan / pass,"
-        " naive trial / trial, search of 512 trials in s, for each layer"
-    )
-    return markdown(head, rows)
-
-
-def images() -> str:
-    """Plans of searches on more and more calibration images."""
-    rows = []
-    for name, row in load("images")["rows"].items():
-        divergences = [f"{-row[key]:.4f}" for key in ("score", "others")]
-        scores = [f"{row['accuracy']:.2f}", f"{row['calibrated']:.2f}"]
-        rows.append([*name.split(", ", 1), *divergences, *scores])
-    head = "images, bits, divergence, divergence on others, accuracy, accuracy after `calibrate`"
-    return markdown(head, rows)
+# Weights and inputs together
 
 
 def mixed() -> str:
@@ -373,9 +314,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "calibration cost": calibration_cost,
     "sums": sums,
-    "searches": searches,
-    "search cost": search_cost,
-    "images": images,
+    "searches, ResNet-20": partial(rendered, search_tables.searches, 20),
+    "searches, ResNet-56": partial(rendered, search_tables.searches, 56),
+    "uniform": partial(rendered, search_tables.uniform),
+    "final choice": partial(rendered, search_tables.final_choice),
+    "ablation": partial(rendered, search_tables.ablation),
+    "one search": partial(rendered, search_tables.one_search),
+    "objective": partial(rendered, search_tables.objective),
     "mixed": mixed,
     "efficientnet": efficientnet,
     "sentences": sentences,

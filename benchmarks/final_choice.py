@@ -68,7 +68,7 @@ def ending(setting: Setting, solver: Solver, limit: int, name: str, seed: int) -
     run_refined(method, evaluator, share)
     started = time.monotonic()
     shipping = Shipping(setting.model, setting.batches, setting.parts)
-    exact = exact_choice(evaluator, evaluator.reference_losses())
+    exact = exact_choice(evaluator, evaluator.losses(beside=True))
     verdict = choose(evaluator, shipping, exact, limit)
     row = {
         "limit": limit,

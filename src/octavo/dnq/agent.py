@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from octavo.dnq.distribution import WithinBudget
-from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.evaluator import Evaluator, is_ranged
 from octavo.dnq.front import Estimate
 from octavo.dnq.policy import Policy
 from octavo.dnq.reinforce import Learner, Reinforce
+from octavo.dnq.reward import learning_reward
 from octavo.dnq.space import Choice
-from octavo.dnq.world_model import LEAST, WorldModel, world_model_of
+from octavo.dnq.world_model import WorldModel, world_model_of
 
 __all__ = ["dnq"]
 
@@ -45,7 +46,7 @@ def dnq(
     settings = settings or Reinforce()
     sensitivity = evaluator.sensitivity(outputs=True)
     space = evaluator.space
-    ranged = evaluator.ranged
+    ranged = is_ranged(evaluator)
     limit = space.cost(space.dearest) if ranged else space.limit
     policy = Policy(space.costs, limit)
     world_model = world_model_of(space.actions, sensitivity)
@@ -156,15 +157,11 @@ class _Agent:
         return within.sample(count, self._evaluator.generator)
 
     def _learn(self, limits: Tensor, sampled: Tensor, objectives: Sequence[float]) -> None:
-        """Take a step of the policy gradient.
-
-        Divergences of different budgets differ by orders of magnitude, so under a budget it is the
-        logarithm of a divergence that the policy lowers.
-        """
+        """Take a step of the policy gradient."""
         pairs = zip(_choices(sampled), objectives, strict=True)
         rewards = [self._evaluator.reward(*pair) for pair in pairs]
         if self._world_model.divergence and not self._evaluator.trade_off:
-            rewards = [-math.log(max(-reward, LEAST)) for reward in rewards]
+            rewards = list(map(learning_reward, rewards))
         reward = torch.tensor(rewards, dtype=torch.float64).view(sampled.shape[:2])
         progress = 1 - self._evaluator.left / max(self._total, 1)
         self._learner.step(limits, sampled, reward, progress)

@@ -23,7 +23,7 @@ from octavo.network.outputs import Part
 from octavo.plan import Plan
 from octavo.progress import Event, Progress, silent
 
-__all__ = ["Evaluator", "Measures", "Trial"]
+__all__ = ["Evaluator", "Measures", "Trial", "is_ranged"]
 
 NOTED = 16  # objectives that are journalled at a time: the most that a kill can lose
 
@@ -130,11 +130,6 @@ class Evaluator:
         fitting = [trial for trial in self.trials if self.space.fits(trial.choice)]
         return max(fitting or self.trials, key=lambda trial: trial.reward)
 
-    @property
-    def ranged(self) -> bool:
-        """True if the search has neither a budget nor a trade-off: it covers all budgets."""
-        return math.isinf(self.space.limit) and not self.trade_off
-
     def under(self, limit: float, evaluations: int) -> Self:
         """Return an evaluator under another limit that may measure at most ``evaluations`` choices.
 
@@ -180,21 +175,18 @@ class Evaluator:
         self._note(choice, measurement.objective)
         return measurement.objective
 
-    def losses(self) -> np.ndarray:
+    def losses(self, *, beside: bool = False) -> np.ndarray:
         """Return what each layer alone loses at each of its actions, (layers, actions).
+
+        Args:
+            beside: measure what is new beside the search, so that it takes no evaluations.
 
         Raises:
             PlanError: too few evaluations are left for that and for one choice.
 
         """
-        return self.sensitivity().losses
-
-    def reference_losses(self) -> np.ndarray:
-        """Return the same as :meth:`losses`; what is new is measured beside the search and takes no
-        evaluations.
-        """
-        if self._sensitivity is not None:
-            return self._sensitivity.losses
+        if not beside or self._sensitivity is not None:
+            return self.sensitivity().losses
         actions = self.space.actions
         return _losses(actions, self._measure(full_and_single(actions)))
 
@@ -241,6 +233,11 @@ class Evaluator:
         )
         self.trials.append(trial)
         self._progress(Event("search", len(self._seen), self._evaluations, detail=trial))
+
+
+def is_ranged(evaluator: Evaluator) -> bool:
+    """Tell if a search has neither a budget nor a trade-off, so that it covers all budgets."""
+    return math.isinf(evaluator.space.limit) and not evaluator.trade_off
 
 
 def _losses(actions: Sequence[Sequence[Action]], measured: Sequence[Measurement]) -> np.ndarray:

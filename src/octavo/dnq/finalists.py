@@ -196,7 +196,7 @@ class _FinalChoice:
             uniform = uniform_choice(self._space, like)
             settled = [*best_trials, exact, uniform]
         else:
-            losses = self._evaluator.reference_losses()
+            losses = self._evaluator.losses(beside=True)
             fit = FileFit(self._space, losses, self.file_bytes, most)
             uniform = fit.uniform()
             exact = fit(exact)

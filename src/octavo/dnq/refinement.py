@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from octavo.dnq.agent import dnq
-from octavo.dnq.evaluator import Evaluator, Trial
+from octavo.dnq.evaluator import Evaluator, Trial, is_ranged
 from octavo.dnq.front import Estimate
 from octavo.dnq.methods import SearchMethod
 from octavo.dnq.rivals.evolution import evolve
@@ -51,11 +51,13 @@ class Outcome:
     Attributes:
         refinement: the gain that refinement brought; None where nothing was refined.
         estimates: what a learned policy proposes for other budgets.
+        enumerated: True if all choices within the budget were measured, and no method was run.
 
     """
 
     refinement: Refinement | None = None
     estimates: tuple[Estimate, ...] = ()
+    enumerated: bool = False
 
 
 def run_refined(method: SearchMethod, evaluator: Evaluator, share: float) -> Outcome:
@@ -88,7 +90,7 @@ def run_refined(method: SearchMethod, evaluator: Evaluator, share: float) -> Out
 
 def _run(method: SearchMethod, evaluator: Evaluator) -> tuple[Estimate, ...]:
     """Run a method and return what it proposes for other budgets."""
-    if method is not dnq and evaluator.ranged:
+    if method is not dnq and is_ranged(evaluator):
         evaluator.sensitivity(outputs=True)
         _under_each(method, evaluator)
         return ()
@@ -97,7 +99,7 @@ def _run(method: SearchMethod, evaluator: Evaluator) -> tuple[Estimate, ...]:
 
 def _under_each(run: SearchMethod, evaluator: Evaluator) -> None:
     """Run a method: under each of RANGE budgets where the search covers all of them."""
-    if not evaluator.ranged:
+    if not is_ranged(evaluator):
         run(evaluator)
         return
     space = evaluator.space

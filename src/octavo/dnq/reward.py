@@ -4,7 +4,9 @@ import math
 
 from octavo.plan import Plan
 
-__all__ = ["reward_of"]
+__all__ = ["LEAST", "learning_reward", "reward_of"]
+
+LEAST = 1e-12  # the least divergence that is told from none
 
 
 def reward_of(objective: float, plan: Plan, trade_off: float) -> float:
@@ -20,3 +22,13 @@ def reward_of(objective: float, plan: Plan, trade_off: float) -> float:
 
     """
     return objective + trade_off * math.log2(plan.cost().ratio)
+
+
+def learning_reward(reward: float) -> float:
+    """Return the reward that the policy learns from, where a reward is minus a divergence: minus
+    its logarithm.
+
+    The best plan is the same. But divergences of different budgets differ by orders of magnitude,
+    and so do those of good and bad plans under one budget; their logarithms do not.
+    """
+    return -math.log(max(-reward, LEAST))

@@ -12,7 +12,8 @@ from octavo._deprecated import renamed_arguments
 from octavo.dnq.divergence import TEMPERATURE
 from octavo.dnq.enumeration import all_choices
 from octavo.dnq.environment import Environment
-from octavo.dnq.evaluator import Evaluator
+from octavo.dnq.evaluator import Evaluator, is_ranged
+from octavo.dnq.file_sizes import FileSizes
 from octavo.dnq.finalists import RetrainSteps, Shipping, choose, file_limit
 from octavo.dnq.front import front_of, knee_of
 from octavo.dnq.journal import Journal
@@ -147,28 +148,15 @@ def _searched(
     model: nn.Module, batches: Sequence[Inputs], surveyed: Space, request: _Request
 ) -> SearchResult:
     """Search a space: quantize the candidates, measure plans, and choose among the finalists."""
-    objective = request.objective
-    parts = split(batches) if objective is None else undivided(batches)
-    environment = Environment(
-        model, surveyed.names, parts.calibrating, surveyed.actions, scoring=parts.scoring,
-        objective=objective, workers=request.workers, absorb=request.absorb,
-    )  # fmt: skip
-    sizes = environment.file_sizes()
-    space = within(surveyed, request.budget, sizes)
-    settings = _settings(model, batches, space, parts, request)
-    path = None if request.journal is None else Path(request.journal)
-    evaluator = Evaluator(
-        space, environment, Journal(path, space.actions, settings), request.trials,
-        trade_off=request.trade_off or 0.0, seed=request.seed, progress=request.progress,
-    )  # fmt: skip
+    parts = split(batches) if request.objective is None else undivided(batches)
+    evaluator, sizes = _evaluator(model, batches, surveyed, parts, request)
     with cpu_by_default():  # the policy's tensors, but not those of the trials
-        every = all_choices(space, evaluator.left)
-        outcome = _measure(evaluator, every, method_of(request.method), request.refine)
+        outcome = _measure(evaluator, method_of(request.method), request.refine)
         chosen = _at_knee(evaluator)
-        exact = _exact(chosen, enumerated=every is not None)
+        exact = _exact(chosen, outcome)
     shipping = Shipping(
-        model, batches, parts,
-        objective=objective, absorb=request.absorb, retrain_steps=request.retrain_steps,
+        model, batches, parts, objective=request.objective, absorb=request.absorb,
+        retrain_steps=request.retrain_steps,
     )  # fmt: skip
     most = file_limit(request.budget, sizes.float_bytes)
     verdict = choose(chosen, shipping, exact, most)
@@ -182,46 +170,69 @@ def _searched(
         finalists=verdict.finalists,
         held_out=parts.held_out,
         trials=tuple(evaluator.trials),
-        space=space,
+        space=evaluator.space,
         sizes=sizes,
         shipping=shipping,
-        losses=chosen.reference_losses() if most is not None else None,
+        losses=chosen.losses(beside=True) if most is not None else None,
         refinement=outcome.refinement,
         estimates=outcome.estimates,
-        enumerated=every is not None,
+        enumerated=outcome.enumerated,
     )
 
 
-def _measure(
-    evaluator: Evaluator, every: Sequence[Choice] | None, method: SearchMethod, refine: float
-) -> Outcome:
-    """Measure all choices within the budget where they are given, else those of the method."""
+def _evaluator(
+    model: nn.Module,
+    batches: Sequence[Inputs],
+    surveyed: Space,
+    parts: Parts,
+    request: _Request,
+) -> tuple[Evaluator, FileSizes]:
+    """Quantize the candidates, and return what measures choices within the budget, and the sizes
+    of files.
+    """
+    environment = Environment(
+        model, surveyed.names, parts.calibrating, surveyed.actions, scoring=parts.scoring,
+        objective=request.objective, workers=request.workers, absorb=request.absorb,
+    )  # fmt: skip
+    sizes = environment.file_sizes()
+    space = within(surveyed, request.budget, sizes)
+    journal = _journal(model, batches, space, parts, request)
+    evaluator = Evaluator(
+        space, environment, journal, request.trials,
+        trade_off=request.trade_off or 0.0, seed=request.seed, progress=request.progress,
+    )  # fmt: skip
+    return evaluator, sizes
+
+
+def _measure(evaluator: Evaluator, method: SearchMethod, refine: float) -> Outcome:
+    """Measure all choices within the budget where they are few, else those of the method."""
+    every = all_choices(evaluator.space, evaluator.left)
     if every is None:
         return run_refined(method, evaluator, refine)
     evaluator.rewards(every)
-    return Outcome()
+    return Outcome(enumerated=True)
 
 
 def _at_knee(evaluator: Evaluator) -> Evaluator:
     """Return the evaluator, where it covers all budgets under that of the front's knee."""
-    if not evaluator.ranged:
+    if not is_ranged(evaluator):
         return evaluator
     space = evaluator.space
     knee = knee_of(front_of(evaluator.trials, space), space)
     return evaluator.under(space.cost(knee.choice), evaluator.left)
 
 
-def _exact(evaluator: Evaluator, *, enumerated: bool) -> Choice:
+def _exact(evaluator: Evaluator, outcome: Outcome) -> Choice:
     """Return the exact solution of the additive model; the best trial where all are measured."""
-    if enumerated:
+    if outcome.enumerated:
         return evaluator.best.choice
-    return exact_choice(evaluator, evaluator.reference_losses())
+    return exact_choice(evaluator, evaluator.losses(beside=True))
 
 
-def _settings(
+def _journal(
     model: nn.Module, batches: Sequence[Inputs], space: Space, parts: Parts, request: _Request
-) -> dict[str, Any]:
-    """Return what the objectives depend on, as the first line of a journal has it."""
+) -> Journal:
+    """Return the journal; its first line has what the objectives depend on."""
     settings: dict[str, Any] = {
         "layers": dict(zip(space.names, space.weights, strict=True)),
         "options": [[action.written() for action in actions] for actions in space.actions],
@@ -233,7 +244,8 @@ def _settings(
     }
     if request.absorb:
         settings["absorb"] = True
-    return settings
+    path = None if request.journal is None else Path(request.journal)
+    return Journal(path, space.actions, settings)
 
 
 def _check_request(request: _Request) -> None:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from octavo.dnq.output_sum import OutputSum, one_hot
+from octavo.dnq.reward import LEAST
 from octavo.dnq.sensitivity import Sensitivity, single_layer_choices
 from octavo.dnq.space import Action, Choice
 
-__all__ = ["LEAST", "WorldModel", "world_model_of"]
+__all__ = ["WorldModel", "world_model_of"]
 
 REACH = 20.0  # layers: two choices that differ in so many have corrections of correlation 1/e
 NOISE = 0.02  # variance of the corrections of equal choices, as a share of the whole variance
-LEAST = 1e-12  # the least divergence that is told from none
 KEPT = 1000  # measurements that are used, the latest: solving takes their number's third power
 
 

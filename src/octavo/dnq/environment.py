@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from octavo.dnq.candidates import Candidate, quantize_all
 from octavo.dnq.divergence import Divergence, first_rows, outputs_of
 from octavo.dnq.file_sizes import FileSizes, file_sizes
+from octavo.dnq.matching import Statistics, matched, norm_statistics
 from octavo.dnq.objective import Objective, checked_objective
 from octavo.dnq.space import Action, Choice, Partial
 from octavo.dnq.trial_network import TrialNetwork
@@ -89,6 +90,10 @@ class Environment:
         self._objective = objective or Divergence(
             model, batches if scoring is None else list(scoring)
         )
+        self._statistics: Statistics = {}
+        if isinstance(self._objective, Divergence):
+            with observing(model):
+                self._statistics = norm_statistics(model, self._objective.batches)
 
     def objectives(self, choices: Sequence[Partial]) -> list[float]:
         """Return the objective of each choice; None instead of an index leaves that layer in full
@@ -152,7 +157,8 @@ class Environment:
         network.put(self._chosen(choice))
         if not isinstance(self._objective, Divergence):
             return Measurement(self._checked(self._objective(network.model), choice))
-        outputs = outputs_of(network.model, self._objective.batches)
+        with matched(network.model, self._statistics):
+            outputs = outputs_of(network.model, self._objective.batches)
         objective = self._checked(self._objective.objective(outputs), choice)
         if not keep_outputs:
             return Measurement(objective)

@@ -81,7 +81,7 @@ def row(setting: Setting, method: str, seed: int) -> Row:
     return {
         "method": method,
         "seed": seed,
-        "unseen": [setting.unseen(setting.environment.network(choice)) for choice in answers],
+        "unseen": [setting.unseen_trial(choice) for choice in answers],
         "objective": setting.environment.objectives(answers),
         "is_trial": trials,
         "choices": [setting.bits(choice) for choice in answers],

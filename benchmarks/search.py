@@ -37,6 +37,7 @@ from octavo.dnq.divergence import TEMPERATURE, Divergence
 from octavo.dnq.environment import Environment, Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
+from octavo.dnq.matching import matched, norm_statistics
 from octavo.dnq.methods import SearchMethod, method_of
 from octavo.dnq.prices import within
 from octavo.dnq.refinement import run_refined
@@ -152,10 +153,13 @@ class Setting:
         self.shared = Shared(self.environment)
         self.sizes = self.environment.file_sizes()
         self._unseen = Divergence(self.model, every[images:].split(BATCH))
+        with torch.no_grad():
+            self._statistics = norm_statistics(self.model.eval(), self._unseen.batches)
         about = {
             "weights": digest(self.model.state_dict()),
             "inputs": digest(list(self.batches)),
             "temperature": TEMPERATURE,
+            "matched": True,
         }
         self.journal = Journal(journal, self.space.actions, about)
 
@@ -174,13 +178,19 @@ class Setting:
         best = evaluator.best
         row = {
             "objective": best.objective,
-            "unseen": self.unseen(self.environment.network(best.choice)),
+            "unseen": self.unseen_trial(best.choice),
             "share_of_limit": evaluator.space.cost(best.choice) / evaluator.space.limit,
             "choice": self.bits(best.choice),
             "counted": TRIALS - evaluator.left,
             "seconds": round(seconds, 1),
         }
         return row if refinement is None else row | {"method_alone": refinement.before.objective}
+
+    def unseen_trial(self, choice: Choice) -> float:
+        """Return the objective of a trial on images that no search has seen."""
+        network = self.environment.network(choice)
+        with matched(network, self._statistics):
+            return self.unseen(network)
 
     @torch.no_grad()
     def unseen(self, network: nn.Module) -> float:

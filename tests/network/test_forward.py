@@ -1,5 +1,6 @@
 """How a model is called: arguments of every form, and modes that are put back."""
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -119,3 +120,34 @@ def test_the_fused_path_is_off_until_the_last_thread_is_done() -> None:
     thread.join()
     assert not still_on
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_hooks_see_a_model_that_was_compiled_and_called_before() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    compiled: Any = torch.compile(model, backend="eager")
+    x = torch.zeros(5, 3)
+    seen: list[nn.Module] = []
+    with torch.no_grad():
+        compiled(x)
+    for copied in (compiled, copy.deepcopy(compiled)):
+        for name in ("_orig_mod.0", "_orig_mod.2"):
+            copied.get_submodule(name).register_forward_pre_hook(
+                lambda layer, _: seen.append(layer)
+            )
+        with observing(copied):
+            copied(x)
+        assert len(seen) == 2
+        seen.clear()
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+def test_a_compiled_model_that_was_called_before_is_calibrated_as_the_model_is() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    inputs = [torch.randn(5, 3)]
+    compiled: Any = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(inputs[0])
+    packed = calibrate(model, {"0": 3, "2": 2}, inputs)
+    of_compiled = calibrate(compiled, {"_orig_mod.0": 3, "_orig_mod.2": 2}, inputs)
+    for name, quantized in packed.layers.items():
+        assert torch.equal(of_compiled.layers[f"_orig_mod.{name}"].codes, quantized.codes)

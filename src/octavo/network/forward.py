@@ -4,6 +4,7 @@ name the layer.
 
 import contextlib
 import itertools
+import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -112,33 +113,47 @@ def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     return in_mode(model, training=False)
 
 
-class _FastPathOff:
-    """A context in which torch's fused path for transformers is off.
+class _Observable:
+    """A context in which hooks see every module: torch's fused path for transformers is off, and
+    compiled models run as they were written.
 
-    The switch belongs to the whole process. So contexts of several threads, which may overlap,
-    count themselves: the first one turns the path off, and the last one puts it back.
+    Both switches belong to the whole process. So contexts of several threads, which may overlap,
+    count themselves: the first one sets the switches, and the last one puts them back.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._before = True
+        self._before = contextlib.ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._before = torch.backends.mha.get_fastpath_enabled()
+                enabled = torch.backends.mha.get_fastpath_enabled()
                 torch.backends.mha.set_fastpath_enabled(False)
+                self._before.callback(torch.backends.mha.set_fastpath_enabled, enabled)
+                self._before.enter_context(_not_compiled())
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                torch.backends.mha.set_fastpath_enabled(self._before)
+                self._before.close()
 
 
-_fast_path_off = _FastPathOff()
+def _not_compiled() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which compiled models run as they were written.
+
+    Nothing can be compiled before ``torch._dynamo`` is imported, which takes seconds.
+    """
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):  # torch >= 2.6
+        eager: contextlib.AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+        return eager
+    return contextlib.nullcontext()
+
+
+_observable = _Observable()
 
 
 @contextlib.contextmanager
@@ -146,13 +161,14 @@ def observing(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode without gradients, for a while in which hooks see every
     module and every call reads its weights.
 
-    torch's fused path for transformers calls no hooks, and autocast keeps the weights that it has
-    cast although octavo changes them between two calls. Both are off for this while.
+    torch's fused path for transformers calls no hooks, a compiled model calls those only that it
+    had when it was compiled, and autocast keeps the weights that it has cast although octavo
+    changes them between two calls. All three are off for this while.
     """
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
-        with _fast_path_off, evaluating(model), torch.no_grad():
+        with _observable, evaluating(model), torch.no_grad():
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)

@@ -69,7 +69,7 @@ def test_a_limit_that_nothing_meets_is_refused() -> None:
 
 def test_the_knee_is_where_more_bytes_begin_to_bring_less() -> None:
     # By the logarithm the objective rises by 3, .1 and .1 while the cost rises by 1, 2 and 9.
-    objectives = (-np.e**3, -1.0, -np.e**-0.1, -np.e**-0.2)
+    objectives = (-(np.e**3), -1.0, -(np.e**-0.1), -(np.e**-0.2))
     choices = ((0, 0), (1, 0), (2, 0), (1, 1))
     front = [Estimate(*pair) for pair in zip(choices, map(float, objectives), strict=True)]
     assert knee_of(front, space_of()).choice == (1, 0)

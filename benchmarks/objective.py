@@ -1,15 +1,16 @@
-"""The reason why trials compare outputs at temperature 4.
+"""The reasons why trials compare outputs at temperature 4, and are matched to full precision.
 
     python benchmarks/objective.py                      # about 10 minutes of one core
 
 ResNet-20 on CIFAR-10. The exact solution of the additive model and 23 plans that a policy draws
 around it, all in about 70,000 bytes. Each is measured as trials are: the candidates are calibrated
 on 512 unlabelled training images, and 256 or 512 others are scored by the divergence at several
-temperatures and by the squared error of logits. Each plan is also solved sequentially, as
-``calibrate`` does, and run on 3,072 more training images: its divergence at temperature 1, and how
-often its class is that of full precision. A measure is good if its ranks are those of the solved
-networks (Spearman's correlation). Rows are written as they come, and skipped if they are there.
-Writes benchmarks/results/objective.json.
+temperatures and by the squared error of logits, once as the candidates leave the network and once
+*matched*: with the mean and the deviation of full precision in front of batch norms. Each plan is
+also solved sequentially, as ``calibrate`` does, and run on 3,072 more training images: its
+divergence, and how often its class is that of full precision. A measure is good if its ranks are
+those of the solved networks (Spearman's correlation). Rows are written as they come, and skipped if
+they are there. Writes benchmarks/results/objective.json.
 """
 
 import json
@@ -25,6 +26,7 @@ from octavo import Budget, calibrate
 from octavo.dnq.environment import Environment
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
+from octavo.dnq.matching import Statistics, matched, norm_statistics
 from octavo.dnq.policy import Policy
 from octavo.dnq.prices import within
 from octavo.dnq.reinforce import Reinforce
@@ -39,6 +41,7 @@ CALIBRATING = 512
 SCORING = (256, 512)
 OTHERS = 3072
 BATCH = 32
+FORWARD = 64  # images of a forward pass that only measures
 BYTES = 70_000
 PLANS = 24
 TEMPERATURES = (1, 2, 4, 8)
@@ -48,7 +51,7 @@ Row = dict[str, Any]
 @torch.no_grad()
 def logits(network: nn.Module, images: Tensor) -> Tensor:
     """Return the logits, float64, (images, classes)."""
-    return torch.cat([network(batch) for batch in images.split(64)]).double()
+    return torch.cat([network(batch) for batch in images.split(FORWARD)]).double()
 
 
 def divergence(own: Tensor, full: Tensor, temperature: float) -> float:
@@ -57,17 +60,26 @@ def divergence(own: Tensor, full: Tensor, temperature: float) -> float:
     return float(F.kl_div(own_logs, full_logs, reduction="batchmean", log_target=True))
 
 
-def scores(own: Tensor, full: Tensor) -> dict[str, float]:
-    """Return every measure of a trial on the first images of each count."""
+def scores(own: Tensor, full: Tensor, prefix: str) -> dict[str, float]:
+    """Return every measure of a trial on the first images of each count, by name."""
     measured = {}
     for count in SCORING:
         first = (own[:count], full[:count])
         for temperature in TEMPERATURES:
-            measured[f"temperature {temperature}, {count}"] = divergence(*first, temperature)
+            measured[f"{prefix}temperature {temperature}, {count}"] = divergence(
+                *first, temperature
+            )
         error = first[0] - first[1]
         error = error - error.mean(1, keepdim=True)  # a shift of all logits changes no probability
-        measured[f"squared error, {count}"] = float(error.square().mean())
+        measured[f"{prefix}squared error, {count}"] = float(error.square().mean())
     return measured
+
+
+def trial_scores(network: nn.Module, scoring: Tensor, full: Tensor, statistics: Statistics) -> Row:
+    """Return every measure of a trial, as it is and matched to full precision."""
+    plain = scores(logits(network, scoring), full, "")
+    with matched(network, statistics):
+        return plain | scores(logits(network, scoring), full, "matched, ")
 
 
 def plans(space: Space, trials: Environment) -> list[Choice]:
@@ -113,6 +125,8 @@ def main() -> None:
     )
     space = within(surveyed, Budget(bytes=BYTES), trials.file_sizes())
     full = [logits(model, images) for images in (scoring, others)]
+    with torch.no_grad():
+        statistics = norm_statistics(model.eval(), scoring.split(FORWARD))
     result: Row = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
     result |= {"environment": environment(), "calibrating": CALIBRATING, "others": OTHERS}
     for choice in plans(space, trials)[len(result["rows"]) :]:
@@ -124,8 +138,9 @@ def main() -> None:
         row = {
             "bits": [width.bits for width in plan.values()],
             "file_bytes": packed.file_bytes,
-            "scores": scores(logits(trials.network(choice), scoring), full[0]),
+            "scores": trial_scores(trials.network(choice), scoring, full[0], statistics),
             "divergence": divergence(own, full[1], 1),
+            "divergence at temperature 4": divergence(own, full[1], 4),
             "agreement": 100 * float((own.argmax(1) == full[1].argmax(1)).double().mean()),
         }
         result["rows"].append(row)

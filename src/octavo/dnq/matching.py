@@ -5,8 +5,8 @@ its layers add up along the network. In the network that ships they do not: ``ca
 each layer from the inputs that the quantized layers ahead of it produce, and so makes up for what
 they did. A trial would have to solve every layer anew to see that. Most of it is a drift of the
 mean and of the scale of each channel, and this is taken back in front of each batch norm at almost
-no cost: the trial then ranks plans much more as the network that ships does
-(benchmarks/matching.py). Layer norms do without, as they take the scale back by themselves. (Ours.)
+no cost: the trial then ranks plans much more as the network that ships does, see
+benchmarks/objective.py. Layer norms do without: they take the scale back by themselves. (Ours.)
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from octavo.network.forward import Inputs, call, hooked
@@ -23,6 +24,7 @@ from octavo.network.forward import Inputs, call, hooked
 __all__ = ["Statistics", "matched", "norm_statistics"]
 
 FEWEST = 256  # numbers of a channel in a batch, below which its statistics say too little
+CONSTANT = 1e-12  # variance that keeps constant channels from a division by zero
 
 # By the name of the batch norm, for each of its calls: mean and deviation of each channel.
 Statistics: TypeAlias = Mapping[str, Sequence[tuple[Tensor, Tensor]]]
@@ -55,9 +57,10 @@ def matched(model: nn.Module, statistics: Statistics) -> Iterator[None]:
         if wanted is None or args[0][:, :1].numel() < FEWEST:
             return None
         mean, deviation = wanted
-        own_mean, own_deviation = _mean_and_deviation(args[0])
-        scale = torch.where(own_deviation > 0, deviation / own_deviation, 1.0)
-        return (torch.addcmul(mean - own_mean * scale, args[0], scale), *args[1:])
+        normal = functional.batch_norm(
+            args[0], None, None, deviation, mean, training=True, eps=CONSTANT
+        )
+        return (normal, *args[1:])
 
     hooks = [
         norm.register_forward_pre_hook(functools.partial(match, name))
@@ -77,7 +80,7 @@ def _batch_norms(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _mean_and_deviation(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both for each channel, (1, channels, 1, ...)."""
+    """Return both for each channel, (channels,)."""
     others = [dim for dim in range(inputs.dim()) if dim != 1]
-    variance, mean = torch.var_mean(inputs, others, correction=0, keepdim=True)
+    variance, mean = torch.var_mean(inputs, others, correction=0)
     return mean, variance.sqrt()

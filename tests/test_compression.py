@@ -256,7 +256,7 @@ def test_the_budget_holds_for_the_file_whatever_the_options_of_ptq(options: Any)
 
 def test_with_retraining_the_budget_holds_for_the_calibration() -> None:
     seen: list[int] = []
-    solve = compression.calibrate
+    solve = calibrate
 
     def calibrated(*args: Any, **options: Any) -> Packed:
         packed = solve(*args, **options)

@@ -225,8 +225,8 @@ def test_the_page_of_recipes_shows_every_key_with_its_default() -> None:
     (comment,) = re.findall(r"^search: null +# instead of bits: (.*)$", block.text, re.MULTILINE)
     search = yaml.safe_load(comment)
     assert set(search) == {field.name for field in fields(Search)}
-    section = make_recipe({"task": "digits", "search": search}, "docs/recipes.md").search
-    assert section == Search(budget=Budget(average_bits=3))
+    recipe = make_recipe({"task": "digits", "search": search}, "docs/recipes.md")
+    assert recipe.search == Search(budget=Budget(average_bits=3))
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "docs/recipes.md"], ids=lambda page: page.name)

@@ -3,7 +3,6 @@ written down and read again."""
 
 import copy
 import json
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -343,15 +342,17 @@ def test_every_method_chooses_among_both_grids(
 
 
 def test_the_other_grid_is_scored_as_what_it_is() -> None:
+    """All eight plans cost as much, and all of them are trials."""
     result = found(method="exact", options=(5, Apot(5)), budget=Budget(average_bits=5))
-    assert dict(result.plan) == dict.fromkeys(MIXED, Apot(5))  # it costs as much and loses less
-    objectives = {
-        tuple(trial.plan.values()): trial.objective
-        for trial in found(method="random", options=(5, Apot(5)), trials=30).trials
-    }
-    assert objectives[Apot(5), Apot(5), Apot(5)] == result.objective
+    objectives = {tuple(trial.plan.values()): trial.objective for trial in result.trials}
     assert len(objectives) == 8
-    assert objectives.get((Width(5),) * 3, -math.inf) < result.objective
+    assert objectives[(Apot(5),) * 3] > objectives[(Width(5),) * 3] / 5  # sums lose much less
+    for plan, objective in objectives.items():
+        if plan[0] == 5:
+            assert objectives[Apot(5), *plan[1:]] > objective
+    assert dict(result.uniform) == dict.fromkeys(MIXED, Apot(5))
+    assert result.objective >= result.uniform_objective
+    assert Apot(5) in result.plan.values()
 
 
 def test_options_and_pins_are_read_from_texts() -> None:

@@ -114,7 +114,7 @@ def test_a_search_that_does_not_fit_is_refused_before_the_warm_up(
 @pytest.mark.parametrize("method", ["ptq", "inq"])
 def test_a_search_for_the_bits_of_inputs_too(method: str, folder: Path) -> None:
     macs = {"0": INPUTS * 6, "3": 6 * CLASSES}
-    wanted = {
+    wanted: dict[str, Any] = {
         "budget": {"bit_ops": 16 * sum(macs.values())},
         "method": "exact",
         "trials": 20,
@@ -146,7 +146,7 @@ def test_a_search_for_the_bits_of_inputs_too(method: str, folder: Path) -> None:
 
 
 def test_every_setting_reaches_the_search(folder: Path) -> None:
-    wanted = {
+    wanted: dict[str, Any] = {
         "budget": {"average_bits": 4.5},
         "method": "random",
         "trials": 5,
@@ -174,7 +174,11 @@ def test_the_new_settings_reach_the_search(folder: Path, monkeypatch: pytest.Mon
         return search(*args, **options)
 
     monkeypatch.setattr("octavo.runs.quantize.search", noted)
-    wanted = {"budget": {"average_bits": 6}, "options": [2, 3, 4, 5, 6, 7, 8], "method": "random"}
+    wanted: dict[str, Any] = {
+        "budget": {"average_bits": 6},
+        "options": [2, 3, 4, 5, 6, 7, 8],
+        "method": "random",
+    }
     wanted |= {"trials": 20, "refine": 0.2, "objective": "task", "retrain_steps": 3}
     watcher = Watcher()
     result = run(searching(search=wanted), folder, watcher)["search"]
@@ -188,7 +192,7 @@ def test_the_new_settings_reach_the_search(folder: Path, monkeypatch: pytest.Mon
         trial.objective for trial in watcher.trials[: 20 - 15]
     )
     task = Tiny()
-    whole = task.model()
+    whole: Any = task.model()
     one, two = copy.deepcopy(whole), copy.deepcopy(whole)
     for network in (one, two):
         seen["retrain_steps"](network)
@@ -210,7 +214,7 @@ def test_a_method_of_a_tasks_file_can_be_named(
         "    evaluator.rewards([evaluator.space.cheapest])\n"
         "register_method('coarsest', coarsest)\n"
     )
-    wanted = {"budget": {"average_bits": 3}, "method": "coarsest", "trials": 3}
+    wanted: dict[str, Any] = {"budget": {"average_bits": 3}, "method": "coarsest", "trials": 3}
     mine = searching(search=wanted, task=f"{file}:Tiny", teacher={"shift": 0.5})
     result = run(mine, folder)["search"]
     assert (result["method"], result["enumerated"]) == ("coarsest", False)
@@ -246,7 +250,7 @@ def test_a_run_that_was_cut_off_in_its_search_goes_on_from_the_journal(folder: P
         if isinstance(event.detail, Trial):
             raise Cut
 
-    wanted = {"budget": {"average_bits": 6}, "options": [2, 3, 4, 5, 6, 7, 8]}
+    wanted: dict[str, Any] = {"budget": {"average_bits": 6}, "options": [2, 3, 4, 5, 6, 7, 8]}
     wanted |= {"method": "evolution", "trials": 24, "refine": 0.25}
     whole = run(searching(search=wanted), folder.with_name("whole"))
     with pytest.raises(Cut):

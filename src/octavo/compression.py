@@ -19,6 +19,7 @@ from octavo.formats.codebook import Fit, Per
 from octavo.formats.width import WidthLike
 from octavo.inq.incremental import Incremental
 from octavo.inq.partition import FreezeOrder
+from octavo.network.float_share import warning_once
 from octavo.network.forward import Inputs, batches_of
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress
@@ -40,6 +41,7 @@ INQ = ("portions", "order", "fit", "per", "seed", "straight_through", "masks")
 
 
 @renamed_arguments(score="objective", observe="progress", correct="")
+@warning_once()
 def compress(
     model: nn.Module,
     inputs: Iterable[Inputs],

@@ -29,7 +29,7 @@ from octavo.dnq.splitting import Parts, split, undivided
 from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import WidthLike
-from octavo.network.float_share import warn_if_mostly_float
+from octavo.network.float_share import warn_if_mostly_float, warning_once
 from octavo.network.forward import Inputs, batches_of, check_batches, device_of, on_device
 from octavo.network.thread_state import cpu_by_default
 from octavo.plan import Budget
@@ -41,6 +41,7 @@ __all__ = ["search"]
 
 
 @renamed_arguments(score="objective", observe="progress")
+@warning_once()
 def search(
     model: nn.Module,
     inputs: Iterable[Inputs],

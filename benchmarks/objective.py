@@ -44,7 +44,7 @@ BATCH = 32
 FORWARD = 64  # images of a forward pass that only measures
 BYTES = 70_000
 PLANS = 24
-TEMPERATURES = (1, 2, 4, 8)
+TEMPERATURES = (1, 2, 4, 8, 16, 32)
 Row = dict[str, Any]
 
 

@@ -17,6 +17,8 @@ from octavo.dnq.policy import Policy
 
 __all__ = ["Learner", "Reinforce", "surrogate"]
 
+CONSTANT = 1e-12  # deviation below which rewards count as equal
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reinforce:
@@ -81,7 +83,7 @@ class Learner:
             progress: share of the search that is over, from 0 to 1.
 
         """
-        deviation = max(float(rewards.std(1).mean()), 1e-12)
+        deviation = max(float(rewards.std(1).mean()), CONSTANT)
         if self._deviation is None:
             self._deviation = deviation
             return
@@ -89,7 +91,8 @@ class Learner:
         self._optimizer.zero_grad()
         (-surrogate(log_probability, rewards / self._deviation, self._weight)).backward()
         self._optimizer.step()
-        self._deviation = self.KEPT * self._deviation + (1 - self.KEPT) * deviation
+        if deviation > CONSTANT:  # equal choices have equal rewards, which are no unit
+            self._deviation = self.KEPT * self._deviation + (1 - self.KEPT) * deviation
         self._balance(-float(log_probability.detach().mean()), rewards.numel(), progress)
 
     def _balance(self, entropy: float, episodes: int, progress: float) -> None:

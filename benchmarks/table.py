@@ -314,8 +314,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "calibration cost": calibration_cost,
     "sums": sums,
-    "searches, ResNet-20": partial(rendered, search_tables.searches, 20),
-    "uniform": partial(rendered, search_tables.uniform),
     "objective": partial(rendered, search_tables.objective),
     "mixed": mixed,
     "efficientnet": efficientnet,

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import InputFormat, input_formats, input_quantizers, scales
+from octavo.dnq.divergence import TEMPERATURE
 from octavo.dnq.environment import Environment
+from octavo.dnq.matching import matched, norm_statistics
 from octavo.dnq.space import Action
 from octavo.errors import PlanError
 from octavo.formats.width import Width
@@ -419,16 +421,19 @@ def test_the_searchs_environment_measures_what_a_network_with_quantizers_does() 
         (1, 1, 1),
     ]
     with torch.no_grad():
-        target = torch.cat([model(batch).log_softmax(1) for batch in inputs])
+        target = torch.cat([(model(batch) / TEMPERATURE).log_softmax(1) for batch in inputs])
+        statistics = norm_statistics(model, inputs)
         expected = []
         for choice in choices:
-            outputs = torch.cat(
-                [environment.network(choice)(batch).log_softmax(1) for batch in inputs]
-            )
+            network = environment.network(choice)
+            with matched(network, statistics):
+                outputs = torch.cat(
+                    [(network(batch) / TEMPERATURE).log_softmax(1) for batch in inputs]
+                )
             expected.append(-float((target.exp() * (target - outputs)).sum(1).mean()))
     found = [environment.objectives([choice])[0] for choice in choices]
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert environment.objectives(choices) == pytest.approx(expected, abs=1e-6)
+    assert found == pytest.approx(expected, abs=1e-7)
+    assert environment.objectives(choices) == pytest.approx(expected, abs=1e-7)
     assert len(set(found)) > 5
 
 

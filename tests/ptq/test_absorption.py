@@ -150,7 +150,7 @@ def test_the_search_finds_better_plans_with_them() -> None:
     model = block()
     objectives = [
         search(
-            model, [images()], budget=Budget(average_bits=4), method="exact", absorb=absorb
+            model, [images()], budget=Budget(average_bits=2.5), method="exact", absorb=absorb
         ).objective
         for absorb in (False, True)
     ]

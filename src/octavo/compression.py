@@ -17,7 +17,7 @@ from octavo.dnq.space import Choice
 from octavo.errors import PlanError
 from octavo.formats.codebook import Fit, Per
 from octavo.formats.width import WidthLike
-from octavo.inq.incremental import Incremental
+from octavo.inq.incremental import Incremental, freeze_and_retrain
 from octavo.inq.partition import FreezeOrder
 from octavo.network.float_share import warning_once
 from octavo.network.forward import Inputs, batches_of
@@ -140,13 +140,15 @@ def _fitted(result: SearchResult, solve: Callable[[Plan], Packed]) -> tuple[Plan
     if most is None or packed.file_bytes <= most or result.losses is None:
         return result.plan, packed
 
+    solved: dict[Choice, Packed] = {}
+
     def file_bytes(choice: Choice) -> int:
-        return solve(result.space.plan(choice)).file_bytes
+        solved[choice] = solve(result.space.plan(choice))
+        return solved[choice].file_bytes
 
     fit = FileFit(result.space, result.losses, file_bytes, most)
-    best = result.finalists[0]
-    plan = result.space.plan(fit(best.choice))
-    return plan, solve(plan)
+    choice = fit(result.finalists[0].choice)
+    return result.space.plan(choice), solved[choice]
 
 
 def _retrained(
@@ -160,11 +162,7 @@ def _retrained(
     quantized = copy.deepcopy(model)
     packed.apply(quantized)
     settings = {"masks": find_kept(model, plan)} | _picked(arguments, INQ)
-    incremental = Incremental(quantized, plan, **settings)
-    for stage in incremental:
-        if not stage.last:
-            retrain(quantized)
-    return incremental.finish()
+    return freeze_and_retrain(Incremental(quantized, plan, **settings), retrain)
 
 
 def _check_effect(arguments: Mapping[str, Any]) -> None:

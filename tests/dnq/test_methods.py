@@ -4,14 +4,14 @@ import itertools
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import pytest
+from tests.dnq.environments import Formula
 
 from octavo.dnq import methods
-from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import method_of, register_method
@@ -21,7 +21,6 @@ from octavo.dnq.rivals import proposals
 from octavo.dnq.settings import METHODS
 from octavo.dnq.space import Action, Choice, Partial, Space
 from octavo.errors import OctavoError, PlanError
-from octavo.network.outputs import Part
 from octavo.plan import Budget
 
 BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
@@ -39,25 +38,6 @@ ACTIONS = tuple(map(Action.parse, (2, 3, 4, 5)))
 WEIGHTS = (100, 37, 260)
 MACS = (9, 400, 31)
 LOSSES = np.array([[0.9, 0.35, 0.11, 0.04], [2.0, 0.7, 0.3, 0.02], [0.5, 0.21, 0.06, 0.01]])
-
-
-class Synthetic:
-    """Objectives from a formula; notes what it is asked."""
-
-    def __init__(self, lost: Callable[[Partial], float]) -> None:
-        self.lost, self.asked = lost, list[Partial]()
-
-    def full_outputs(self) -> tuple[Part, ...]:
-        return ()
-
-    def measure(
-        self, choices: Sequence[Partial], *, keep_outputs: bool = False
-    ) -> list[Measurement]:
-        self.asked += choices
-        return [Measurement(1.5 - self.lost(choice)) for choice in choices]
-
-    def stored_bits(self, choice: Choice) -> float:
-        return float(sum(choice))
 
 
 def additive(losses: np.ndarray) -> Callable[[Partial], float]:
@@ -80,8 +60,9 @@ def evaluator_of(
     evaluations: int = 100,
     trade_off: float = 0.0,
     seed: int = 0,
-) -> tuple[Evaluator, Synthetic]:
-    environment = Synthetic(additive(losses))
+) -> tuple[Evaluator, Formula]:
+    lost = additive(losses)
+    environment = Formula(lambda choice: 1.5 - lost(choice))
     journal = Journal(None, space.actions, {})
     evaluator = Evaluator(space, environment, journal, evaluations, trade_off=trade_off, seed=seed)
     return evaluator, environment

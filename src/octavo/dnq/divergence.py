@@ -13,8 +13,8 @@ from octavo.network.outputs import Part, alike, described, parts_of
 __all__ = ["TEMPERATURE", "Divergence", "first_rows", "outputs_of"]
 
 # Outputs are compared at this temperature, as in distillation. A network is nearly certain about
-# most of its inputs: at temperature 1 a few rows make up most of the divergence, and the plan that
-# is best on some hundred inputs is not the best on others (benchmarks/objective.py).
+# most of its inputs: at temperature 1 a few rows make up most of the divergence. Temperatures are
+# compared in benchmarks/objective.py.
 TEMPERATURE = 4.0
 
 

@@ -18,10 +18,11 @@ from octavo.dnq.divergence import Divergence
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.fitting import FileFit
 from octavo.dnq.objective import Objective, checked_objective
+from octavo.dnq.prices import most_file_bytes
 from octavo.dnq.rivals.uniform import uniform_choice
 from octavo.dnq.space import Choice
 from octavo.dnq.splitting import Parts
-from octavo.inq.incremental import Incremental
+from octavo.inq.incremental import Incremental, freeze_and_retrain
 from octavo.network.forward import Inputs, observing
 from octavo.plan import Budget, Plan
 from octavo.pruning.masks import find_kept
@@ -139,10 +140,7 @@ class Shipping:
     def _retrain(self, network: nn.Module, plan: Plan, retrain_steps: RetrainSteps) -> None:
         """Run INQ on a network that starts from its PTQ, as ``compress`` does."""
         incremental = Incremental(network, plan, masks=find_kept(self._model, plan))
-        for stage in incremental:
-            if not stage.last:
-                retrain_steps(network)
-        incremental.finish()
+        freeze_and_retrain(incremental, retrain_steps)
 
 
 def choose(evaluator: Evaluator, shipping: Shipping, exact: Choice, most: int | None) -> Verdict:
@@ -173,9 +171,7 @@ def file_limit(budget: Budget | None, float_bytes: int) -> int | None:
     """
     if budget is None or not budget.of_file:
         return None
-    if budget.bytes is not None:
-        return math.floor(budget.bytes)
-    return math.floor(float_bytes / (budget.ratio or 1))
+    return math.floor(most_file_bytes(budget, float_bytes))
 
 
 class _FinalChoice:

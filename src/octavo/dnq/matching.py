@@ -5,8 +5,8 @@ its layers add up along the network. In the network that ships they do not: ``ca
 each layer from the inputs that the quantized layers ahead of it produce, and so makes up for what
 they did. A trial would have to solve every layer anew to see that. Most of it is a drift of the
 mean and of the scale of each channel, and this is taken back in front of each batch norm at almost
-no cost: the trial then loses about as much as the network that ships, and ranks plans more as that
-does, see benchmarks/objective.py. Layer norms do without: they take the scale back by themselves.
+no cost: the trial then loses about as much as the network that ships. How it ranks plans then is
+compared in benchmarks/objective.py. Layer norms do without: they take the scale back by themselves.
 (Ours.)
 """
 

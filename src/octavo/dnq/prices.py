@@ -10,7 +10,7 @@ from octavo.dnq.space import Space, factor_costs
 from octavo.errors import BudgetError
 from octavo.plan import Budget
 
-__all__ = ["check_budget", "in_bytes", "within"]
+__all__ = ["check_budget", "in_bytes", "most_file_bytes", "within"]
 
 # A budget this close below the smallest file that was packed is not refused: the file of the final
 # choice has other codes, and may be so much smaller.
@@ -76,6 +76,17 @@ def _searches_inputs(space: Space) -> bool:
     return any(action.input_bits is not None for row in space.actions for action in row)
 
 
+def most_file_bytes(budget: Budget, float_bytes: int) -> float:
+    """Return the most bytes of the file that a budget of ``bytes`` or ``ratio`` allows.
+
+    Args:
+        budget: the budget.
+        float_bytes: bytes of the network's tensors in float, as ``Packed.float_bytes``.
+
+    """
+    return budget.bytes if budget.bytes is not None else float_bytes / (budget.ratio or 1)
+
+
 def _costs_and_limit(
     space: Space, budget: Budget | None, sizes: FileSizes | None
 ) -> tuple[np.ndarray, float]:
@@ -88,7 +99,7 @@ def _costs_and_limit(
         return factor_costs(space.actions, space.macs), float(budget.bit_ops)
     if sizes is None:
         raise BudgetError(f"{budget}: expected the sizes of the packed file, got none")
-    most = budget.bytes if budget.bytes is not None else sizes.float_bytes / (budget.ratio or 1)
+    most = most_file_bytes(budget, sizes.float_bytes)
     limit = most - sizes.rest
     if most >= NEAR * sizes.least:  # nearly the smallest file: only the real one tells
         cheapest, _ = _range(sizes.codes)

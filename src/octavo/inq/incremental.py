@@ -3,7 +3,7 @@ section 2.2, algorithm 1).
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,7 @@ from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 
-__all__ = ["Incremental"]
+__all__ = ["Incremental", "freeze_and_retrain"]
 
 # A layer whose free weights are refitted freezes its portion in so many equal pieces, so that the
 # weights of the later pieces compensate for those of the earlier ones.
@@ -274,6 +274,14 @@ class Incremental:
         release(layer.layer for layer in self._layers)
         self._layers = []
         return pack(self.model, quantized)
+
+
+def freeze_and_retrain(incremental: Incremental, retrain: Callable[[nn.Module], object]) -> Packed:
+    """Freeze a network portion by portion, retrain it after each one but the last, and pack it."""
+    for stage in incremental:
+        if not stage.last:
+            retrain(incremental.model)
+    return incremental.finish()
 
 
 def _planned(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tuple[Layer, Width]]:

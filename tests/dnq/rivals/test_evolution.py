@@ -1,12 +1,11 @@
 """Evolution measures what its world model promises, within the budget, until nothing is new."""
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from tests.dnq.environments import Formula
 
-from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
 from octavo.dnq.prices import within
@@ -16,7 +15,6 @@ from octavo.dnq.rivals.exact import exact, exact_choice
 from octavo.dnq.rivals.random_search import random_search
 from octavo.dnq.space import Action, Choice, Partial, Space
 from octavo.errors import PlanError
-from octavo.network.outputs import Part
 from octavo.plan import Budget
 
 LAYERS = 8
@@ -26,41 +24,28 @@ SPACE = within(
 )
 
 
-class Cancelling:
+def cancelling(seed: int) -> Formula:
     """Each action of a layer moves the outputs by a vector; the objective is minus the squared
     length of the sum. Errors of layers cancel, so the best plan is not the sum of the best parts.
     """
+    drawn = np.random.default_rng(seed)
+    size = 3.0 ** -np.arange(4)
+    moves = drawn.normal(size=(LAYERS, 4, 6)) * size[None, :, None]
 
-    def __init__(self, seed: int) -> None:
-        drawn = np.random.default_rng(seed)
-        size = 3.0 ** -np.arange(4)
-        self.moves = drawn.normal(size=(LAYERS, 4, 6)) * size[None, :, None]
-        self.asked: list[Partial] = []
-
-    def full_outputs(self) -> tuple[Part, ...]:
-        return ()
-
-    def measure(
-        self, choices: Sequence[Partial], *, keep_outputs: bool = False
-    ) -> list[Measurement]:
-        self.asked += choices
-        return [Measurement(self.objective(choice)) for choice in choices]
-
-    def objective(self, choice: Partial) -> float:
-        moved = [self.moves[pair] for pair in enumerate(choice) if pair[1] is not None]
+    def objective(choice: Partial) -> float:
+        moved = [moves[pair] for pair in enumerate(choice) if pair[1] is not None]
         return -float(np.square(np.sum(moved, axis=0)).sum()) if moved else 0.0
 
-    def stored_bits(self, choice: Choice) -> float:
-        return float(sum(choice))
+    return Formula(objective)
 
 
-def evaluator_of(environment: Cancelling, trials: int = 160, seed: int = 0) -> Evaluator:
+def evaluator_of(environment: Formula, trials: int = 160, seed: int = 0) -> Evaluator:
     return Evaluator(SPACE, environment, Journal(None, ACTIONS, {}), trials, seed=seed)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_where_errors_cancel_it_beats_the_exact_solution_and_chance(seed: int) -> None:
-    one, other, chance = (evaluator_of(Cancelling(seed)) for _ in range(3))
+    one, other, chance = (evaluator_of(cancelling(seed)) for _ in range(3))
     evolution(one)
     exact(other)
     random_search(chance)
@@ -73,7 +58,7 @@ def test_where_errors_cancel_it_beats_the_exact_solution_and_chance(seed: int) -
 
 
 def test_it_starts_from_what_it_is_given_and_learns_from_every_trial() -> None:
-    environment = Cancelling(0)
+    environment = cancelling(0)
     evaluator = evaluator_of(environment, 60)
     evaluator.objectives([SPACE.cheapest])
     losses = evaluator.losses()
@@ -92,7 +77,7 @@ def test_a_space_without_anything_new_ends_the_search(monkeypatch: pytest.Monkey
     monkeypatch.setattr(proposals, "CHILDREN", 32)
     actions = ACTIONS[:2]
     space = within(Space(("a", "b"), actions, (10, 10), (1, 1)), Budget(average_bits=3))
-    environment = Cancelling(0)
+    environment = cancelling(0)
     evaluator = Evaluator(space, environment, Journal(None, actions, {}), 1000)
     evolution(evaluator)
     fitting = {c for c in itertools.product(range(4), repeat=2) if space.fits(c)}
@@ -103,7 +88,7 @@ def test_a_space_without_anything_new_ends_the_search(monkeypatch: pytest.Monkey
 
 def test_the_same_seed_measures_the_same() -> None:
     def measured(seed: int) -> list[Choice]:
-        evaluator = evaluator_of(Cancelling(0), 70, seed)
+        evaluator = evaluator_of(cancelling(0), 70, seed)
         evolution(evaluator)
         return [trial.choice for trial in evaluator.trials]
 
@@ -112,7 +97,7 @@ def test_the_same_seed_measures_the_same() -> None:
 
 
 def test_too_few_trials_are_refused_before_anything_is_measured() -> None:
-    environment = Cancelling(0)
+    environment = cancelling(0)
     with pytest.raises(PlanError, match=r"^trials: expected at least 34, .* got 33$"):
         evolution(evaluator_of(environment, 33))
     assert not environment.asked

@@ -1,18 +1,15 @@
 """The uniform choice: the dearest that the budget allows, pins and inputs in float kept."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
+from tests.dnq.environments import Formula
 
-from octavo.dnq.environment import Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.file_sizes import FileSizes
 from octavo.dnq.journal import Journal
 from octavo.dnq.prices import within
 from octavo.dnq.rivals.uniform import uniform, uniform_choice
-from octavo.dnq.space import Action, Choice, Partial, Space
-from octavo.network.outputs import Part
+from octavo.dnq.space import Action, Choice, Space
 from octavo.plan import Budget
 
 ACTIONS = tuple(map(Action.parse, (2, 3, 4, 5)))
@@ -23,25 +20,6 @@ def space_of(budget: Budget | None, pins: dict[int, int] | None = None) -> Space
     pinned = {at: (Action.parse(bits),) for at, bits in (pins or {}).items()}
     options = tuple(pinned.get(at, ACTIONS) for at in range(3))
     return within(Space(NAMES, options, (100, 37, 260), (9, 400, 31)), budget)
-
-
-class Noting:
-    """Notes what it is asked for."""
-
-    def __init__(self) -> None:
-        self.asked: list[Partial] = []
-
-    def full_outputs(self) -> tuple[Part, ...]:
-        return ()
-
-    def measure(
-        self, choices: Sequence[Partial], *, keep_outputs: bool = False
-    ) -> list[Measurement]:
-        self.asked += choices
-        return [Measurement(0.0) for _ in choices]
-
-    def stored_bits(self, choice: Choice) -> float:
-        return float(sum(choice))
 
 
 def texts(space: Space, choice: Choice) -> list[str]:
@@ -66,7 +44,7 @@ def test_uniform_is_the_most_that_the_budget_allows(
     space = space_of(budget, pins)
     choice = uniform_choice(space)
     assert texts(space, choice) == list(expected)
-    environment = Noting()
+    environment = Formula(lambda _: 0.0)
     uniform(Evaluator(space, environment, Journal(None, space.actions, {}), 100))
     assert environment.asked == [choice]  # and nothing else is measured
 

@@ -1,4 +1,4 @@
-"""The reasons why trials compare outputs at temperature 4, and are matched to full precision.
+"""The reasons why trials compare outputs at temperature 8, and are matched to full precision.
 
     python benchmarks/objective.py                      # about 10 minutes of one core
 

@@ -430,7 +430,8 @@ def test_the_searchs_environment_measures_what_a_network_with_quantizers_does() 
                 outputs = torch.cat(
                     [(network(batch) / TEMPERATURE).log_softmax(1) for batch in inputs]
                 )
-            expected.append(-float((target.exp() * (target - outputs)).sum(1).mean()))
+            divergence = float((target.exp() * (target - outputs)).sum(1).mean())
+            expected.append(-(TEMPERATURE**2) * divergence)
     found = [environment.objectives([choice])[0] for choice in choices]
     assert found == pytest.approx(expected, abs=1e-7)
     assert environment.objectives(choices) == pytest.approx(expected, abs=1e-7)

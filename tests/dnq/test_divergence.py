@@ -28,7 +28,7 @@ BATCHES = [torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.tensor([[2.0, 2.0]])]
 def kl(row: list[float], other: list[float]) -> float:
     p = (torch.tensor(row).double() / TEMPERATURE).softmax(0)
     q = (torch.tensor(other).double() / TEMPERATURE).softmax(0)
-    return float((p * (p / q).log()).sum())
+    return TEMPERATURE**2 * float((p * (p / q).log()).sum())
 
 
 @torch.no_grad()

@@ -213,7 +213,7 @@ def test_objectives_are_those_of_each_candidate_alone(
             )
             for batch, own in zip(batches, reference, strict=True)
         ]
-        return -float(sum(losses)) / (3 * 4 * 6)
+        return -(TEMPERATURE**2) * float(sum(losses)) / (3 * 4 * 6)
 
     space = survey(model, batches[0], (2, 3), {})
     layers = len(space.names)

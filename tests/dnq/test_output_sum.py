@@ -59,7 +59,7 @@ def test_it_is_exact_where_outputs_add_up() -> None:
     model = Parallel()
     real = environment(model, batches)
     estimates = output_sum_of(real).objectives(EVERY)
-    assert torch.allclose(estimates, torch.tensor(real.objectives(EVERY)), atol=1e-6)
+    assert torch.allclose(estimates, torch.tensor(real.objectives(EVERY)), atol=1e-5)
     assert float(estimates.std()) > 1e-4
 
 

@@ -124,7 +124,7 @@ def score(model: nn.Module) -> float:
             (torch.cat([each(batch) for batch in batches()]).double() / TEMPERATURE).log_softmax(1)
             for each in (model, net())
         )
-    return -float((full.exp() * (full - own)).sum(1).mean())
+    return -(TEMPERATURE**2) * float((full.exp() * (full - own)).sum(1).mean())
 
 
 # What is searched.

@@ -1,6 +1,7 @@
 """The default objective: minus what a network's outputs lose of full precision."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,14 +16,15 @@ __all__ = ["TEMPERATURE", "Divergence", "first_rows", "outputs_of"]
 # Outputs are compared at this temperature, as in distillation. A network is nearly certain about
 # most of its inputs: at temperature 1 a few rows make up most of the divergence. Temperatures are
 # compared in benchmarks/objective.py.
-TEMPERATURE = 4.0
+TEMPERATURE = 8.0
 
 
 class Divergence:
     """The divergence of outputs from those of the network in full precision.
 
-    For class logits it is the KL divergence at TEMPERATURE, the mean over rows; for everything else
-    the relative squared error. Several parts are summed: see ``octavo.network.outputs``.
+    For class logits it is the KL divergence at TEMPERATURE, times TEMPERATURE squared, the mean
+    over rows; for everything else the relative squared error. Several parts are summed: see
+    ``octavo.network.outputs``.
 
     Args:
         model: the network in full precision.
@@ -63,7 +65,7 @@ class Divergence:
                     "give an objective of your own"
                 )
             for index, (part, full_part) in enumerate(zip(parts, full_parts, strict=True)):
-                lost[index] += float(part.lost(full_part))
+                lost[index] += float(part.in_double().lost(full_part.in_double()))
         total: float = sum(loss / unit for loss, unit in zip(lost, self._units, strict=True))
         return -total
 
@@ -75,7 +77,7 @@ class Divergence:
     def first_parts(self, rows: int) -> tuple[Part, ...]:
         """Return the first rows of each part of the outputs in full precision."""
         first = zip(self._full[0], first_rows(self._full, rows), strict=True)
-        return tuple(Part(part.name, part.classes, tensor) for part, tensor in first)
+        return tuple(replace(part, rows=rows) for part, rows in first)
 
 
 def outputs_of(model: nn.Module, batches: Sequence[Inputs]) -> list[list[Part]]:

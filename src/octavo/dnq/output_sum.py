@@ -65,10 +65,11 @@ def _lost(part: Part, change: Tensor) -> Tensor:
     """Return what outputs lose that change by ``change``, (choices, rows, features)."""
     if not part.classes:
         return change.square().sum((1, 2)) / part.unit()
-    # The KL divergence, sum_c p_c (log p_c - log q_c), the mean over rows.
+    # The KL divergence, T^2 sum_c p_c (log p_c - log q_c), the mean over rows.
     log_q = (part.rows + change).log_softmax(2)
     divergence = part.rows.exp() * (part.rows - log_q)
-    return divergence.masked_fill(part.rows == -torch.inf, 0).sum(2).mean(1)
+    divergence = divergence.masked_fill(part.rows == -torch.inf, 0)
+    return part.temperature**2 * divergence.sum(2).mean(1)
 
 
 def one_hot(choices: Sequence[Choice], columns: Mapping[tuple[int, int], int]) -> Tensor:

@@ -86,7 +86,7 @@ def search(
             ``evolution``, which starts from the best plan of ``method``.
         objective: a function of the model that is maximised; it reads data of its own, so that no
             inputs are set aside. None: minus what the outputs lose of full precision, the KL
-            divergence of logits at temperature 4 and the relative squared error of everything else:
+            divergence of logits at temperature 8 and the relative squared error of everything else:
             see ``octavo.network.outputs``.
         seed: the same seed gives the same plan, whatever the number of workers.
         journal: file to which each trial is appended; a search that was killed goes on from it.

@@ -8,7 +8,7 @@ our choice.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,29 +23,42 @@ __all__ = ["Part", "alike", "described", "parts_of"]
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a model's outputs, float32.
+    """One tensor of a model's outputs, float32 as ``parts_of`` returns it.
 
     Attributes:
         name: its path in the outputs, ``boxes`` or ``state.0``; empty if the model returns
             nothing else.
         classes: True if its rows are log probabilities of classes.
         rows: (rows, classes) or (rows, features).
+        temperature: the number by which the logits of classes were divided.
 
     """
 
     name: str
     classes: bool
     rows: Tensor
+    temperature: float = 1.0
 
     def lost(self, full: "Part") -> Tensor:
-        """Return the KL divergence from full precision, or the squared error, summed over all rows:
-        a scalar. Divided by ``full.unit()``, it is a mean divergence or a relative squared error.
+        """Return what the part loses of full precision, summed over all rows: a scalar.
+
+        For classes it is the KL divergence times the squared temperature, so that its size hardly
+        depends on the temperature (Hinton et al., arXiv 1503.02531, section 2), else the squared
+        error. Divided by ``full.unit()``, it is a mean divergence or a relative squared error.
         """
         if not self.classes:
             return (self.rows - full.rows).square().sum()
         divergence = F.kl_div(self.rows, full.rows, reduction="none", log_target=True)
         ruled_out = full.rows == -torch.inf  # classes that the model excludes count nothing
-        return divergence.masked_fill(ruled_out, 0).sum()
+        return self.temperature**2 * divergence.masked_fill(ruled_out, 0).sum()
+
+    def in_double(self) -> "Part":
+        """Return the part in float64, its classes normalized anew.
+
+        In float32 the rounding errors of two logarithms outweigh a small divergence.
+        """
+        rows = self.rows.double()
+        return replace(self, rows=rows.log_softmax(-1) if self.classes else rows)
 
     def unit(self) -> float:
         """Return the number of rows, or the sum of squares: the divisor for :meth:`lost`."""
@@ -98,7 +111,7 @@ def _part(
         rows = tensor.flatten(0, -2) if tensor.dim() > 1 else tensor.reshape(-1, 1)
     if not classes or rows.shape[1] < 2:  # the softmax over a single class is always 1
         return Part(name, False, rows.float())
-    return Part(name, True, F.log_softmax(rows.float() / temperature, -1))
+    return Part(name, True, F.log_softmax(rows.float() / temperature, -1), temperature)
 
 
 def _is_logits(name: str, *, alone: bool) -> bool:

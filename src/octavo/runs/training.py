@@ -266,10 +266,9 @@ def _imitation(outputs: Any, taught: Any, batch: Batch, temperature: float) -> T
             f"{described(student)} and {described(teacher)}; "
             "set labels: 1 to train by the task's own loss"
         )
-    losses = []
-    for part, wanted in zip(student, teacher, strict=True):
-        factor = temperature**2 if part.classes else 1.0
-        losses.append(factor * (part.lost(wanted) / wanted.unit()))
+    losses = [
+        part.lost(wanted) / wanted.unit() for part, wanted in zip(student, teacher, strict=True)
+    ]
     return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
 

@@ -60,6 +60,8 @@ class Windowed(nn.Module):
 class Counting(nn.Module):
     """It counts its calls, which changes nothing of what it returns."""
 
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -74,6 +76,9 @@ class Counting(nn.Module):
 
 class Streaming(nn.Module):
     """A convolution over time that is handed a chunk in each call, and keeps the end of it."""
+
+    before_first: Tensor
+    before_last: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ def dropped(self: Net, x: Tensor) -> Tensor:
 
 
 def streaming(self: Net, x: Tensor) -> Tensor:
-    self.state.mul_(0.5).add_(x.mean(0))  # type: ignore[operator, union-attr]
+    self.state.mul_(0.5).add_(x.mean(0))  # type: ignore[operator]
     out: Tensor = self.b(self.a(x) + self.state)
     return out
 

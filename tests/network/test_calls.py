@@ -11,6 +11,8 @@ from octavo.network.calls import call_alone, feed, undisturbed
 
 
 class Impure(nn.Module):
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 3)

@@ -170,16 +170,23 @@ def _in_turn(
     partners = [one for one, other in pair.partners.items() if other in waiting]
     worlds = pair.worlds()
     with stopping(before=waiting, after=partners):
-        for number, batch in enumerate(batches):
-            worlds.begin(number)
-            for meeting in _side_by_side(pair, batch, worlds):
-                module = meeting.stop.module
-                if first is None or moments is None:
-                    first = module
-                    moments = Moments.of(waiting[module][0])
-                if module is first:
-                    _add(moments, waiting[module][0], meeting, pair.conduct)
+        for meeting in _one_after_another(pair, batches, worlds):
+            module = meeting.stop.module
+            if first is None or moments is None:
+                first = module
+                moments = Moments.of(waiting[module][0])
+            if module is first:
+                _add(moments, waiting[module][0], meeting, pair.conduct)
     return first, moments
+
+
+def _one_after_another(
+    pair: _Pair, batches: Sequence[Inputs], worlds: _Worlds
+) -> Iterator[_Meeting]:
+    """Run both networks on one batch after another, in the same worlds."""
+    for number, batch in enumerate(batches):
+        worlds.begin(number)
+        yield from _side_by_side(pair, batch, worlds)
 
 
 def _freeze_in_step(

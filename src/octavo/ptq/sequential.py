@@ -180,15 +180,6 @@ def _in_turn(
     return first, moments
 
 
-def _one_after_another(
-    pair: _Pair, batches: Sequence[Inputs], worlds: _Worlds
-) -> Iterator[_Meeting]:
-    """Run both networks on one batch after another, in the same worlds."""
-    for number, batch in enumerate(batches):
-        worlds.begin(number)
-        yield from _side_by_side(pair, batch, worlds)
-
-
 def _freeze_in_step(
     pair: _Pair,
     layers: Mapping[nn.Module, Sequence[Layer]],
@@ -263,6 +254,15 @@ def _side_by_side(pair: _Pair, batch: Inputs, worlds: _Worlds) -> Generator[_Mee
             yield _Meeting(stop, full_output, worlds.quantized)
         for _ in full_pass:
             pass  # this network comes to its end as well
+
+
+def _one_after_another(
+    pair: _Pair, batches: Sequence[Inputs], worlds: _Worlds
+) -> Iterator[_Meeting]:
+    """Run both networks on one batch after another, in the same worlds."""
+    for number, batch in enumerate(batches):
+        worlds.begin(number)
+        yield from _side_by_side(pair, batch, worlds)
 
 
 def _next_module(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:

@@ -35,6 +35,7 @@ from octavo.progress import Event, Progress, silent
 from octavo.pruning.masks import find_pruned, set_to_zero
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.sequential import freeze_sequentially
+from octavo.ptq.site import Site
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 
@@ -174,7 +175,7 @@ class Incremental:
         planned = {layer.name: layer for layer in self._layers}
         refitted: list[str] = []
 
-        def freeze(copied: Layer, moments: Moments) -> None:
+        def freeze(copied: Layer, moments: Moments, _: Site | None) -> None:
             layer = planned[copied.name]
             generator = layer.generator(self.seed, stage)
             layer.freeze_and_refit([*steps, portion], moments, self._orders[stage], generator)

@@ -43,31 +43,6 @@ from octavo.storage.quantized import Quantized
 __all__ = ["LayerResult", "calibrate"]
 
 
-@dataclass(frozen=True)
-class LayerResult:
-    """The outcome of one layer: its relative output errors, and how many layers are done.
-
-    The ``Event`` that has it as its detail says the last two as well. They are here for callbacks
-    of the old ``observe=``, which are given no event.
-
-    Attributes:
-        name: the layer.
-        bits: its width.
-        nearest: relative output error if every weight took its nearest level.
-        compensated: relative output error of the codes that were chosen.
-        done: how many layers are done, this one included.
-        layers: how many layers the plan names.
-
-    """
-
-    name: str
-    bits: Width
-    nearest: float
-    compensated: float
-    done: int
-    layers: int
-
-
 @renamed_arguments(observe="progress", correct="")
 def calibrate(
     model: nn.Module,
@@ -143,36 +118,3 @@ def _handed_over(batches: list[Inputs]) -> Iterator[Inputs]:
     """Yield batches and let go of them, so that inputs which are streamed do not stay in memory."""
     while batches:
         yield batches.pop(0)
-
-
-class _Freezer:
-    """A function of a layer that solves it and puts the solution into the network."""
-
-    def __init__(
-        self,
-        widths: Mapping[str, Width],
-        settings: PtqSettings,
-        norms: Mapping[str, nn.Module],
-        progress: Progress,
-    ) -> None:
-        self._widths = widths
-        self._settings = settings
-        self._norms = norms  # by layer name, the batch norm that cancels the layer's scale
-        self._progress = progress
-        self._count = itertools.count(1)
-
-    def __call__(self, layer: Layer, moments: Moments) -> Quantized:
-        """Freeze a layer, from the moments of its inputs."""
-        norm = self._norms.get(layer.name)
-        bits = self._widths[layer.name]
-        solution = solve(layer, moments, bits, self._settings, scaled=norm is not None)
-        quantized = Quantized.of(layer, solution.codebook, solution.codes.cpu())
-        with torch.no_grad():
-            layer.weight.copy_(quantized.weight())
-        if norm is not None and solution.factor is not None:
-            absorb_factor(layer, norm, solution.factor)
-        done = next(self._count)
-        total = len(self._widths)
-        result = LayerResult(layer.name, bits, solution.nearest, solution.compensated, done, total)
-        self._progress(Event("calibrate", done, total, detail=result))
-        return quantized

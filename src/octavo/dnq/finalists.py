@@ -13,7 +13,6 @@ from typing import TypeAlias
 from torch import nn
 
 from octavo.activations.quantization import quantize_activations
-from octavo.network.divergence import Divergence
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.fitting import FileFit
 from octavo.dnq.objective import Objective, checked_objective
@@ -23,6 +22,7 @@ from octavo.dnq.space import Choice
 from octavo.dnq.splitting import Parts
 from octavo.inq.incremental import Incremental, freeze_and_retrain
 from octavo.network.copies import copied
+from octavo.network.divergence import Divergence
 from octavo.network.forward import Inputs, observing
 from octavo.plan import Budget, Plan
 from octavo.pruning.masks import find_kept

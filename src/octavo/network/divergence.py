@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import PlanError
+from octavo.network.calls import call_alone, undisturbed
+from octavo.network.conduct import Conduct
 from octavo.network.forward import Inputs, call, observing
 from octavo.network.outputs import Part, alike, described, parts_of
 
@@ -29,16 +31,20 @@ class Divergence:
     Args:
         model: the network in full precision.
         batches: the inputs that networks are measured on.
+        conduct: what a call of the networks does beside; None if it is not known.
 
     Raises:
         PlanError: the model returns nothing to compare.
 
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Inputs]) -> None:
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Inputs], conduct: Conduct | None = None
+    ) -> None:
         self.batches = batches
+        self._conduct = conduct
         with observing(model):
-            self._full = outputs_of(model, batches)
+            self._full = self.outputs(model)
         # The unit of each part, over all batches: its rows, or the sum of its squares.
         self._units = [
             sum(part.unit() for part in batches_of_part)
@@ -47,7 +53,11 @@ class Divergence:
 
     def of(self, network: nn.Module) -> float:
         """Return the objective of a network, which must be in evaluation mode."""
-        return self.objective(outputs_of(network, self.batches))
+        return self.objective(self.outputs(network))
+
+    def outputs(self, network: nn.Module) -> list[list[Part]]:
+        """Return the parts of what a network returns, for each batch."""
+        return outputs_of(network, self.batches, self._conduct)
 
     def objective(self, outputs: Sequence[Sequence[Part]]) -> float:
         """Return minus the sum of what each part loses, for the parts of every batch.
@@ -80,14 +90,31 @@ class Divergence:
         return tuple(replace(part, rows=rows) for part, rows in first)
 
 
-def outputs_of(model: nn.Module, batches: Sequence[Inputs]) -> list[list[Part]]:
-    """Return the parts of what the model returns, for each batch.
+def outputs_of(
+    model: nn.Module, batches: Sequence[Inputs], conduct: Conduct | None = None
+) -> list[list[Part]]:
+    """Return the parts of what the model returns, for each batch; the model and the batches stay as
+    they are.
+
+    Args:
+        model: the model.
+        batches: its inputs.
+        conduct: what a call does beside; None if it is not known.
 
     Raises:
         PlanError: the model returns nothing to compare.
 
     """
-    return [_parts(call(model, batch), batch) for batch in batches]
+    if conduct is not None and conduct.pure:
+        return [_parts(call(model, batch), batch) for batch in batches]
+    with undisturbed(model, None if conduct is None else conduct.written):
+        return [
+            [replace(part, rows=part.rows.clone()) for part in parts]  # the next call may write it
+            for parts in (
+                _parts(call_alone(model, batch, number), batch)
+                for number, batch in enumerate(batches)
+            )
+        ]
 
 
 def first_rows(outputs: Sequence[Sequence[Part]], rows: int) -> tuple[Tensor, ...]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 from octavo.dnq.splitting import Parts, split
-from octavo.network.samples import LEAST_SAMPLES
 from octavo.network.nested import leaves
+from octavo.network.samples import LEAST_SAMPLES
 
 
 def numbered(*sizes: int) -> list[Tensor]:

@@ -33,10 +33,10 @@ from octavo.network.parametrizations import release
 from octavo.plan import planned_layers
 from octavo.progress import Event, Progress, silent
 from octavo.pruning.masks import find_pruned, set_to_zero
-from octavo.ptq.calibration import calibrate
+from octavo.ptq.calibration import calibrate_quietly
 from octavo.ptq.sequential import freeze_sequentially
-from octavo.ptq.site import Site
 from octavo.ptq.settings import PtqSettings
+from octavo.ptq.site import Site
 from octavo.storage.packed import Packed, check_state, pack
 
 __all__ = ["Incremental", "freeze_and_retrain"]
@@ -345,7 +345,8 @@ def _codebooks(
     """Choose the codebook of each layer: from its weights alone or, with inputs, by PTQ."""
     if inputs is not None:
         plan = {layer.name: bits for layer, bits in planned}
-        packed = calibrate(model, plan, inputs, fit=fit, per=per, progress=progress)
+        settings = PtqSettings(fit=fit, per=per)
+        packed = calibrate_quietly(model, plan, inputs, settings, progress)
         return [packed.layers[layer.name].codebook for layer, _ in planned]
     codebooks = []
     for layer, bits in planned:

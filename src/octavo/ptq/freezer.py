@@ -79,7 +79,7 @@ class Freezer:
         progress: Progress,
     ) -> None:
         self._widths = widths
-        self._settings = settings
+        self.settings = settings
         self._norms = norms
         self._progress = progress
         self._count = itertools.count(1)
@@ -90,7 +90,7 @@ class Freezer:
         bits = self._widths[layer.name]
 
         def solve_from(moments: Moments) -> Solution:
-            return solve(layer, moments, bits, self._settings, scaled=norm is not None)
+            return solve(layer, moments, bits, self.settings, scaled=norm is not None)
 
         solution = choose(layer, moments, site, solve_from)
         rounding = solution.rounding or solution

@@ -11,11 +11,11 @@ batches cannot wait together: they run one after another, again for each layer.
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.network.calls import call_alone, undisturbed
 from octavo.network.conduct import PURE, Conduct, conduct_of

@@ -113,7 +113,7 @@ def test_the_moments_are_those_of_the_autocast_pass(monkeypatch: pytest.MonkeyPa
         seen[layer.name] = moments.hessian.clone()
         return solve(layer, moments, *args, **kwargs)
 
-    monkeypatch.setattr("octavo.ptq.calibration.solve", noting)
+    monkeypatch.setattr("octavo.ptq.freezer.solve", noting)
     model = mixed()
     twin = copy.deepcopy(model)
     with torch.autocast("cpu", torch.bfloat16):

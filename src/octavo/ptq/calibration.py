@@ -36,7 +36,7 @@ from octavo.ptq.float_inputs import check_reached, freeze_from_float
 from octavo.ptq.freezer import Freezer, Frozen, LayerResult
 from octavo.ptq.measuring import Measured, explain, measure, warn_if_large
 from octavo.ptq.sequential import freeze_sequentially
-from octavo.ptq.setting_aside import deal, is_divisible
+from octavo.ptq.setting_aside import deal, handed_over, is_divisible
 from octavo.ptq.settings import PtqOrder, PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 from octavo.storage.quantized import Quantized
@@ -127,7 +127,7 @@ def calibrate_quietly(
     with observing(quantized), naming_errors(quantized, model):
         by_sample = bool(first) and is_divisible(quantized, first[0])
         norms = absorbing_norms(quantized, layers, first[0]) if settings.absorb and first else {}
-        dealt = _Dealt(itertools.chain(_handed_over(first), batches), by_sample=by_sample)
+        dealt = _Dealt(itertools.chain(handed_over(first), batches), by_sample=by_sample)
         freeze = Freezer({layer.name: bits for layer, bits in planned}, settings, norms, progress)
         frozen = _freeze(model, quantized, layers, dealt, freeze)
     for layer in layers:
@@ -226,9 +226,3 @@ def _checked(model: nn.Module, solved: _Solved, dealt: _Dealt, *, explained: boo
     if explained and held_out.is_large:
         held_out = explain(held_out, divergence, measured, solved.planned)
     return replace(packed, held_out=held_out)
-
-
-def _handed_over(batches: list[Inputs]) -> Iterator[Inputs]:
-    """Yield batches and let go of them, so that inputs which are streamed do not stay in memory."""
-    while batches:
-        yield batches.pop(0)

@@ -17,7 +17,7 @@ from octavo.network.forward import Inputs
 from octavo.network.nested import named_tensors
 from octavo.network.samples import LEAST_SAMPLES, rows_of, sample_count
 
-__all__ = ["deal", "is_divisible"]
+__all__ = ["deal", "handed_over", "is_divisible"]
 
 EVERY = 8  # one sample in eight is set aside, so it does not matter if they are ordered by class
 MOST_SAMPLES = 64  # that are set aside
@@ -46,13 +46,10 @@ def deal(batches: Iterable[Inputs], *, by_sample: bool) -> Iterator[Dealt]:
 
 def _by_sample(batches: Iterable[Inputs]) -> Iterator[Dealt]:
     rest = iter(batches)
-    first: list[Inputs] = []
-    count = 0
-    while count < LEAST_SAMPLES and (batch := next(rest, None)) is not None:
-        first.append(batch)
-        count += sample_count(batch) or 0
+    first = _first(rest)
+    count = sum(sample_count(batch) or 0 for batch in first)
     start = 0 if count >= LEAST_SAMPLES else EVERY * MOST_SAMPLES  # beyond all that is set aside
-    for batch in itertools.chain(first, rest):
+    for batch in itertools.chain(handed_over(first), rest):
         size = sample_count(batch) or 0
         aside = [row for row in range(size) if _is_aside(start + row, MOST_SAMPLES)]
         kept = [row for row in range(size) if not _is_aside(start + row, MOST_SAMPLES)]
@@ -61,6 +58,24 @@ def _by_sample(batches: Iterable[Inputs]) -> Iterator[Dealt]:
         else:
             yield batch, None
         start += size
+
+
+def _first(batches: Iterator[Inputs]) -> list[Inputs]:
+    """Take as many batches as have the least number of samples together, or all there are."""
+    first: list[Inputs] = []
+    count = 0
+    for batch in batches:
+        first.append(batch)
+        count += sample_count(batch) or 0
+        if count >= LEAST_SAMPLES:
+            break
+    return first
+
+
+def handed_over(batches: list[Inputs]) -> Iterator[Inputs]:
+    """Yield batches and let go of them, so that inputs which are streamed do not stay in memory."""
+    while batches:
+        yield batches.pop(0)
 
 
 def _by_batch(batches: Iterable[Inputs]) -> Iterator[Dealt]:

@@ -85,7 +85,7 @@ def mixed() -> nn.Sequential:
     return nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4).bfloat16())
 
 
-BATCHES = [torch.randn(32, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+BATCHES = [torch.randn(20, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
 
 
 @pytest.mark.parametrize("sequential", [True, False])

@@ -174,7 +174,7 @@ def warn_if_large(held_out: HeldOut, plan: Mapping[str, Width]) -> None:
         f"calibrate: the quantized network is far from full precision: divergence {unit}. "
         f"The layers that cost most: {named}. {_advice(held_out.repair, plan)}",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -75,6 +75,13 @@ class OfFour(nn.Module):
         return x.view(4, 3) * torch.ones(4, 1)
 
 
+class Dropping(nn.Module):
+    """It drops values in evaluation too, so its rows are never the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x)
+
+
 class Counting(nn.Module):
     """It keeps state, and writes into its inputs."""
 
@@ -93,6 +100,7 @@ class Counting(nn.Module):
         (nn.Linear(3, 2), torch.randn(9, 3), True),
         (nn.Linear(3, 2), torch.randn(1, 3), True),
         (nn.LSTM(3, 3, batch_first=True), torch.randn(5, 8, 3), False),  # its states: dimension 1
+        (nn.Sequential(nn.Linear(3, 2), Dropping()), torch.randn(9, 3), True),
         (OverTime(), torch.randn(8, 5, 3), False),
         (OfFour(), torch.randn(8, 3), False),
         (nn.Linear(3, 2), (torch.randn(9, 3), 1), False),

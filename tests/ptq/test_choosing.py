@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ptq.networks_of_others import KINDS, Masked, Scaled, Standardized, made
 from torch import Tensor, nn
 
 from octavo.formats.registry import fitted_codebook
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
 from octavo.ptq.calibration import calibrate
-from tests.ptq.networks_of_others import KINDS, Masked, Scaled, Standardized, made
+from octavo.ptq.site import Site
 
 FRESH = torch.randn(512, 16, generator=torch.Generator().manual_seed(99))
 
@@ -90,9 +91,12 @@ def test_where_nothing_was_set_aside_only_layers_that_need_it_are_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured: list[str] = []
-    monkeypatch.setattr(
-        "octavo.ptq.site.Site.error", lambda site, _: measured.append(site.layer.name) or 0.0
-    )
+
+    def note(site: Site, _: Tensor) -> float:
+        measured.append(site.layer.name)
+        return 0.0
+
+    monkeypatch.setattr("octavo.ptq.site.Site.error", note)
     calibrated(made(Standardized), 3, [torch.randn(40, 16)])
     assert set(measured) == {"second"}
     calibrated(made(nn.Linear), 3, [torch.randn(64, 16)])

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.ptq.recurrent_networks import accuracy, digits, trained
 from torch import nn
 
 from octavo.network.moments import Moments
 from octavo.plan import Plan
 from octavo.ptq.calibration import calibrate
-from tests.ptq.recurrent_networks import accuracy, digits, trained
 
 INPUTS = list(digits(512, 10_000)[0].split(64))
 

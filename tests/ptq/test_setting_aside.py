@@ -45,10 +45,8 @@ def test_of_fewer_than_64_samples_none_is_set_aside(sizes: list[int]) -> None:
 
 def test_whole_batches_keep_their_identity() -> None:
     batches = [torch.zeros(30, 1), torch.zeros(33, 1)]
-    assert [one is other for (one, _), other in zip(deal(batches, by_sample=True), batches)] == [
-        True,
-        True,
-    ]
+    pairs = list(deal(batches, by_sample=True))
+    assert [pairs[0][0] is batches[0], pairs[1][0] is batches[1]] == [True, True]
 
 
 def test_what_cannot_be_divided_is_set_aside_by_batch() -> None:
@@ -87,6 +85,7 @@ class Counting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:

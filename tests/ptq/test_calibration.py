@@ -19,8 +19,9 @@ from octavo.network.forward import call
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
 from octavo.progress import Event
-from octavo.ptq.calibration import LayerResult, calibrate
+from octavo.ptq.calibration import calibrate
 from octavo.ptq.float_inputs import float_moments
+from octavo.ptq.freezer import LayerResult
 from octavo.ptq.layer_solver import solve
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed

@@ -33,7 +33,7 @@ from octavo.plan import planned_layers
 from octavo.progress import Progress, silent
 from octavo.ptq.absorption import absorbing_norms
 from octavo.ptq.float_inputs import check_reached, freeze_from_float
-from octavo.ptq.freezer import Freezer, Frozen, LayerResult
+from octavo.ptq.freezer import Freezer, Frozen
 from octavo.ptq.measuring import Measured, explain, measure, warn_if_large
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.setting_aside import deal, handed_over, is_divisible
@@ -41,7 +41,7 @@ from octavo.ptq.settings import PtqOrder, PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 from octavo.storage.quantized import Quantized
 
-__all__ = ["LayerResult", "calibrate", "calibrate_quietly"]
+__all__ = ["calibrate", "calibrate_quietly"]
 
 
 @renamed_arguments(observe="progress", correct="")

@@ -17,7 +17,8 @@ from octavo.network.forward import device_of, on_device
 from octavo.plan import Plan
 from octavo.progress import Event
 from octavo.pruning.masks import find_kept
-from octavo.ptq.calibration import LayerResult, calibrate
+from octavo.ptq.calibration import calibrate
+from octavo.ptq.freezer import LayerResult
 from octavo.runs.orders import load_orders
 from octavo.runs.run_folder import Json
 from octavo.runs.search_figures import search_figures

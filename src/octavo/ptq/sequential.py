@@ -9,7 +9,6 @@ batches cannot wait together: they run one after another, again for each layer.
 """
 
 import contextlib
-import warnings
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from octavo.network.forward import (
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments
 from octavo.network.stepping import stepwise_forward, stopping
+from octavo.network.warned import warn
 from octavo.network.world import World
 from octavo.ptq.float_inputs import Freeze, freeze_from_float
 from octavo.ptq.meeting import Meeting, add_moments
@@ -334,11 +334,9 @@ def _as_it_is(batch: Inputs) -> Inputs:
 
 
 def _warn_of_noise(model: nn.Module) -> None:
-    warnings.warn(
+    warn(
         f"{type(model).__name__}: in full precision, two passes of one batch give different "
         "outputs, although both begin with the same state and the same random numbers of torch. So "
         "layers cannot make up for the errors of the layers ahead of them. Draw random numbers "
-        "from torch's own generator, and keep state on modules",
-        UserWarning,
-        stacklevel=2,
+        "from torch's own generator, and keep state on modules"
     )

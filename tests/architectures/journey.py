@@ -1,5 +1,6 @@
 """The journey of a network through octavo: every public step, and what must hold after each."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def travel(model: nn.Module, batches: Sequence[Inputs], folder: Path, bits: int 
 
 def outputs(model: nn.Module, batches: Sequence[Inputs]) -> list[dict[str, torch.Tensor]]:
     """Return the tensors that a network returns for batches one after another."""
+    random.seed(0)
     with observing(model), undisturbed(model):
         return [
             {name: tensor.clone() for name, tensor in named_tensors(call_alone(model, batch, n))}
@@ -119,7 +121,8 @@ def _refitted(model: nn.Module, plan: Plan, batches: Sequence[Inputs]) -> Packed
     incremental = Incremental(network, plan, portions=(0.5, 1.0), inputs=batches)
     for stage in incremental:
         if not stage.last:  # retraining calls the network, and keeps its graph
-            call_alone(network, batches[0])
+            with torch.random.fork_rng():
+                call_alone(network, batches[0])
     return incremental.finish()
 
 

@@ -105,7 +105,7 @@ def test_random_numbers_of_torch(build: type[nn.Module], tmp_path: Path) -> None
     assert off(model, journey.network, batches) < nearest
     for name, layer in journey.packed.layers.items():
         weight = model.get_parameter(f"{name}.weight").detach()
-        assert 0.9 < float(layer.weight().norm() / weight.norm()) < 1.1, name
+        assert 0.8 < float(layer.weight().norm() / weight.norm()) < 1.2, name
 
 
 def test_random_numbers_from_elsewhere(tmp_path: Path) -> None:
@@ -117,5 +117,5 @@ def test_random_numbers_from_elsewhere(tmp_path: Path) -> None:
     assert "switch off what draws random numbers" in journey.refusal
     for name, layer in journey.packed.layers.items():
         weight = model.get_parameter(f"{name}.weight").detach()
-        assert 0.9 < float(layer.weight().norm() / weight.norm()) < 1.1, name
+        assert 0.8 < float(layer.weight().norm() / weight.norm()) < 1.2, name
     applied(model, journey.refitted)

@@ -190,15 +190,13 @@ def _in_turn(
     partners = [one for one, other in pair.partners.items() if other in waiting]
     worlds = pair.worlds()
     with stopping(before=waiting, after=partners):
-        for number, batch in enumerate(batches):
-            worlds.begin(number)
-            for meeting in _side_by_side(pair, batch, worlds):
-                module = meeting.stop.module
-                if first is None or moments is None:
-                    first = module
-                    moments = Moments.of(waiting[module][0])
-                if module is first:
-                    add_moments(moments, waiting[module][0], meeting)
+        for meeting in _one_after_another(pair, batches, worlds):
+            module = meeting.stop.module
+            if first is None or moments is None:
+                first = module
+                moments = Moments.of(waiting[module][0])
+            if module is first:
+                add_moments(moments, waiting[module][0], meeting)
     return first, moments
 
 
@@ -263,6 +261,15 @@ def _side_by_side(
             yield Meeting(stop, full, worlds.quantized, held_out)
         for _ in full_pass:
             pass  # this network comes to its end as well
+
+
+def _one_after_another(
+    pair: _Pair, batches: Sequence[Inputs], worlds: _Worlds
+) -> Iterator[Meeting]:
+    """Run both networks on one batch after another, in the same worlds."""
+    for number, batch in enumerate(batches):
+        worlds.begin(number)
+        yield from _side_by_side(pair, batch, worlds)
 
 
 def _next_module(meetings: Iterable[Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:

@@ -15,7 +15,8 @@ from octavo.errors import PlanError
 from octavo.network.forward import hooked, observing
 from octavo.network.layers import Layer, calling_modules, find_layers
 from octavo.network.moments import Moments
-from octavo.ptq.sequential import count_calls, freeze_in_forward_order, freeze_sequentially
+from octavo.ptq.sequential import Batches, count_calls, freeze_in_forward_order, freeze_sequentially
+from octavo.ptq.site import Site
 
 
 class Net(nn.Module):
@@ -81,7 +82,7 @@ def sixteenths(weight: Tensor) -> Tensor:
     return (16 * weight).round() / 16
 
 
-def freeze(layer: Layer, moments: Moments) -> Moments:
+def freeze(layer: Layer, moments: Moments, _: Site | None) -> Moments:
     """Round the weights to sixteenths; the outcome is what the layer froze from."""
     layer.weight.copy_(sixteenths(layer.weight))
     return moments
@@ -95,7 +96,7 @@ def frozen(
     layers = [layer for layer in find_layers(quantized)[0] if not only or layer.name in only]
     by_module = calling_modules(quantized, layers)
     with observing(model), observing(quantized):
-        seen = freeze_in_forward_order(model, quantized, by_module, batches, freeze)
+        seen = freeze_in_forward_order(model, quantized, by_module, Batches(batches), freeze)
     assert not hooks_of(model, quantized)
     return quantized, seen
 
@@ -192,7 +193,7 @@ def test_batches_are_in_memory_at_one_layer_at_a_time() -> None:
     by_module = calling_modules(quantized, find_layers(quantized)[0])
     with observing(model), observing(quantized), hooked(hooks):
         batches = [torch.randn(3, 4) for _ in range(5)]
-        freeze_in_forward_order(model, quantized, by_module, batches, freeze)
+        freeze_in_forward_order(model, quantized, by_module, Batches(batches), freeze)
     assert alive == [5, 4, 3, 2, 1]
 
 
@@ -353,14 +354,14 @@ def test_layers_without_one_place_in_the_order_come_first_from_float_inputs() ->
 
 
 def test_an_error_while_freezing_ends_all_passes_and_takes_the_hooks_away() -> None:
-    def fail(layer: Layer, moments: Moments) -> None:
+    def fail(layer: Layer, moments: Moments, _: Site | None) -> None:
         raise ArithmeticError(layer.name)
 
     model = make(Net)
     quantized = copy.deepcopy(model)
     layers = calling_modules(quantized, find_layers(quantized)[0])
     with pytest.raises(ArithmeticError, match="first"):
-        freeze_in_forward_order(model, quantized, layers, images(), fail)
+        freeze_in_forward_order(model, quantized, layers, Batches(images()), fail)
     assert not hooks_of(model, quantized)
 
 

@@ -26,7 +26,8 @@ from octavo.network.divergence import Divergence
 from octavo.network.forward import Inputs, observing
 from octavo.plan import Budget, Plan
 from octavo.pruning.masks import find_kept
-from octavo.ptq.calibration import calibrate
+from octavo.ptq.calibration import calibrate_quietly
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed
 
 __all__ = ["FINALISTS", "Finalist", "RetrainSteps", "Shipping", "Verdict", "choose", "file_limit"]
@@ -135,7 +136,8 @@ class Shipping:
         if plan.activations:
             model = copied(model)
             quantize_activations(model, batches, plan.activations)
-        return calibrate(model, plan, batches, absorb=self._absorb)
+        settings = PtqSettings(absorb=self._absorb)
+        return calibrate_quietly(model, plan, batches, settings)
 
     def _retrain(self, network: nn.Module, plan: Plan, retrain_steps: RetrainSteps) -> None:
         """Run INQ on a network that starts from its PTQ, as ``compress`` does."""

@@ -22,7 +22,7 @@ from octavo.inq.partition import (
     order_name,
     orders_of,
 )
-from octavo.inq.planned_layer import PlannedLayer
+from octavo.inq.planned_layer import PlannedLayer, restore, state_of
 from octavo.inq.stage import FrozenMasks, Stage
 from octavo.network.copies import copied
 from octavo.network.float_share import warn_if_mostly_float
@@ -33,9 +33,10 @@ from octavo.network.parametrizations import release
 from octavo.plan import planned_layers
 from octavo.progress import Event, Progress, silent
 from octavo.pruning.masks import find_pruned, set_to_zero
-from octavo.ptq.calibration import calibrate
+from octavo.ptq.calibration import calibrate_quietly
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.settings import PtqSettings
+from octavo.ptq.site import Site
 from octavo.storage.packed import Packed, check_state, pack
 
 __all__ = ["Incremental", "freeze_and_retrain"]
@@ -174,10 +175,13 @@ class Incremental:
         planned = {layer.name: layer for layer in self._layers}
         refitted: list[str] = []
 
-        def freeze(copied: Layer, moments: Moments) -> None:
+        def freeze(copied: Layer, moments: Moments, site: Site | None) -> None:
             layer = planned[copied.name]
+            start = state_of(layer)
             generator = layer.generator(self.seed, stage)
             layer.freeze_and_refit([*steps, portion], moments, self._orders[stage], generator)
+            if site is not None and not site.is_described:
+                self._freeze_as_it_is(layer, stage, start, site)
             copied.weight.copy_(layer.layer.weight)  # the layers behind see its new outputs
             refitted.append(layer.name)
             self._report(stage, len(refitted), layer.name)
@@ -188,6 +192,20 @@ class Incremental:
         with observing(full), observing(quantized):
             freeze_sequentially(full, quantized, copies, inputs, freeze)
         return set(refitted)
+
+    def _freeze_as_it_is(
+        self, layer: PlannedLayer, stage: int, start: tuple[Tensor, Tensor], site: Site
+    ) -> None:
+        """Freeze a layer that was refitted again from where it started, without a refit, unless
+        that is worse: refitting trusts that the layer multiplies its inputs with its weight.
+        """
+        refitted = state_of(layer)
+        error = site.error(refitted[0])
+        restore(layer, start)
+        generator = layer.generator(self.seed, stage)
+        layer.freeze(self.portions[stage], self._orders[stage], generator)
+        if site.error(layer.layer.weight) >= error:
+            restore(layer, refitted)
 
     def _sees_levels(self, done: int) -> bool:
         """Tell if the network sees free weights at their levels after so many portions."""
@@ -344,7 +362,8 @@ def _codebooks(
     """Choose the codebook of each layer: from its weights alone or, with inputs, by PTQ."""
     if inputs is not None:
         plan = {layer.name: bits for layer, bits in planned}
-        packed = calibrate(model, plan, inputs, fit=fit, per=per, progress=progress)
+        settings = PtqSettings(fit=fit, per=per)
+        packed = calibrate_quietly(model, plan, inputs, settings, progress)
         return [packed.layers[layer.name].codebook for layer, _ in planned]
     codebooks = []
     for layer, bits in planned:

@@ -121,3 +121,15 @@ class PlannedLayer:
                 f"{self.name}: its {what} became NaN or infinite in retraining; "
                 "lower the learning rate"
             )
+
+
+def state_of(layer: PlannedLayer) -> tuple[Tensor, Tensor]:
+    """Return a layer's weight and the marks of its frozen weights; :func:`restore` takes them."""
+    return layer.layer.weight.detach().clone(), layer.parametrization.marks.clone()
+
+
+@torch.no_grad()
+def restore(layer: PlannedLayer, state: tuple[Tensor, Tensor]) -> None:
+    """Let a layer go back to an earlier :func:`state_of` it."""
+    weight, layer.parametrization.marks = state
+    layer.layer.weight.copy_(weight)

@@ -24,14 +24,15 @@ TEMPERATURE = 8.0
 class Divergence:
     """The divergence of outputs from those of the network in full precision.
 
-    For class logits it is the KL divergence at TEMPERATURE, times TEMPERATURE squared, the mean
-    over rows; for everything else the relative squared error. Several parts are summed: see
+    For class logits it is the KL divergence at a temperature, times its square, the mean over
+    rows; for everything else the relative squared error. Several parts are summed: see
     ``octavo.network.outputs``.
 
     Args:
         model: the network in full precision.
         batches: the inputs that networks are measured on.
         conduct: what a call of the networks does beside; None if it is not known.
+        temperature: the number by which logits are divided.
 
     Raises:
         PlanError: the model returns nothing to compare.
@@ -39,9 +40,14 @@ class Divergence:
     """
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Inputs], conduct: Conduct | None = None
+        self,
+        model: nn.Module,
+        batches: Sequence[Inputs],
+        conduct: Conduct | None = None,
+        temperature: float = TEMPERATURE,
     ) -> None:
         self.batches = batches
+        self._temperature = temperature
         self._conduct = conduct
         with observing(model):
             self._full = self.outputs(model)
@@ -57,7 +63,7 @@ class Divergence:
 
     def outputs(self, network: nn.Module) -> list[list[Part]]:
         """Return the parts of what a network returns, for each batch."""
-        return outputs_of(network, self.batches, self._conduct)
+        return outputs_of(network, self.batches, self._conduct, self._temperature)
 
     def objective(self, outputs: Sequence[Sequence[Part]]) -> float:
         """Return minus the sum of what each part loses, for the parts of every batch.
@@ -80,6 +86,13 @@ class Divergence:
         return -total
 
     @property
+    def of_constant(self) -> float:
+        """The divergence of a network that returns the mean output whatever its inputs are."""
+        by_part = zip(*self._full, strict=True)
+        means = [_means([part.in_double() for part in parts]) for parts in by_part]
+        return -self.objective(list(zip(*means, strict=True)))
+
+    @property
     def width(self) -> int:
         """Columns of all parts together."""
         return sum(part.rows.shape[1] for part in self._full[0])
@@ -91,7 +104,10 @@ class Divergence:
 
 
 def outputs_of(
-    model: nn.Module, batches: Sequence[Inputs], conduct: Conduct | None = None
+    model: nn.Module,
+    batches: Sequence[Inputs],
+    conduct: Conduct | None = None,
+    temperature: float = TEMPERATURE,
 ) -> list[list[Part]]:
     """Return the parts of what the model returns, for each batch; the model and the batches stay as
     they are.
@@ -100,18 +116,19 @@ def outputs_of(
         model: the model.
         batches: its inputs.
         conduct: what a call does beside; None if it is not known.
+        temperature: the number by which logits are divided.
 
     Raises:
         PlanError: the model returns nothing to compare.
 
     """
     if conduct is not None and conduct.pure:
-        return [_parts(call(model, batch), batch) for batch in batches]
+        return [_parts(call(model, batch), batch, temperature) for batch in batches]
     with undisturbed(model, None if conduct is None else conduct.written):
         return [
             [replace(part, rows=part.rows.clone()) for part in parts]  # the next call may write it
             for parts in (
-                _parts(call_alone(model, batch, number), batch)
+                _parts(call_alone(model, batch, number), batch, temperature)
                 for number, batch in enumerate(batches)
             )
         ]
@@ -125,11 +142,32 @@ def first_rows(outputs: Sequence[Sequence[Part]], rows: int) -> tuple[Tensor, ..
     )
 
 
-def _parts(outputs: Any, batch: Inputs) -> list[Part]:
-    parts = parts_of(outputs, batch, temperature=TEMPERATURE)
+def _parts(outputs: Any, batch: Inputs, temperature: float) -> list[Part]:
+    parts = parts_of(outputs, batch, temperature=temperature)
     if not parts:
         raise PlanError(
             "expected the model to return floating-point tensors, got "
             f"{type(outputs).__name__}; give an objective of your own"
         )
     return parts
+
+
+def _means(parts: Sequence[Part]) -> list[Part]:
+    """Return one part of all batches with each row replaced by the mean row: for classes, by the
+    mean of the probabilities. Batches whose rows have other lengths have a mean of their own.
+    """
+    alike_rows = len({part.rows.shape[1] for part in parts}) == 1
+    groups = [parts] if alike_rows else [[part] for part in parts]
+    return [
+        replace(part, rows=_mean_row(group).expand_as(part.rows))
+        for group in groups
+        for part in group
+    ]
+
+
+def _mean_row(parts: Sequence[Part]) -> Tensor:
+    count = max(1, sum(len(part.rows) for part in parts))
+    if parts[0].classes:
+        total = sum((part.rows.exp().sum(0) for part in parts), torch.zeros((), dtype=torch.double))
+        return (total / count).log()
+    return sum((part.rows.sum(0) for part in parts), torch.zeros((), dtype=torch.double)) / count

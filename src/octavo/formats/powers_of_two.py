@@ -116,10 +116,10 @@ class PowerOfTwo:
         """
         source = rows_by_exponent(weight, self.max_exponent)
         result = torch.empty_like(source)
-        smallest = self._smallest.to(weight.device)
+        smallest, factor = (row.to(weight.device) for row in self._smallest_and_factor)
         zero = smallest.new_zeros(1)
         for rows, block in blocks(source):
-            units = self._in_units(source[block], smallest[rows])
+            units = self._in_units(source[block], factor[rows])
             # units * smallest, but 0 instead of -0
             torch.addcmul(zero, units, smallest[rows], out=result[block])
         return result.view(weight.shape)
@@ -128,27 +128,28 @@ class PowerOfTwo:
         """Return uint8 codes, the index of each weight's level, shape of ``weight``."""
         source = rows_by_exponent(weight, self.max_exponent)
         result = torch.empty_like(source, dtype=torch.uint8)
-        smallest = self._smallest.to(weight.device)
+        factor = self._smallest_and_factor[1].to(weight.device)
         for rows, block in blocks(source):
-            units = self._in_units(source[block], smallest[rows])
+            units = self._in_units(source[block], factor[rows])
             rank = torch.frexp(units).exponent  # k + 1 for 2^k, and 0 for 0
             result[block] = torch.copysign(rank, units).add_(self.zero)
         return result.view(weight.shape)
 
     @functools.cached_property
-    def _smallest(self) -> Tensor:
-        """The smallest positive level of each row, ``2^n2``: (rows, 1). It is float64 where half of
-        it or its inverse is no normal number in float32.
+    def _smallest_and_factor(self) -> tuple[Tensor, Tensor]:
+        """The smallest positive level of each row, ``2^n2``, and ``4/3`` of its inverse: (rows, 1).
+        They are float64 where half of the former or its inverse is no normal number in float32.
         """
         exponent = self.max_exponent.reshape(-1, 1)
         smallest = exponent + 1 - self.zero  # n2
         is_extreme = (smallest <= LEAST_NORMAL) | (smallest >= -LEAST_NORMAL)
         dtype = torch.float64 if bool(is_extreme.any()) else torch.float32
-        return power(exponent).to(dtype) * 2.0 ** (1 - self.zero)
+        levels = power(exponent).to(dtype) * 2.0 ** (1 - self.zero)
+        return levels, (4 / 3) / levels
 
-    def _in_units(self, weight: Tensor, smallest: Tensor) -> Tensor:
+    def _in_units(self, weight: Tensor, factor: Tensor) -> Tensor:
         """Round to levels in units of the smallest positive one: 0 or ``±2^k``, shape of
-        ``weight``, type of ``smallest``.
+        ``weight``, type of ``factor``, which is 4/3 in these units.
 
         The edges lie at 0.5 and at ``1.5 * 2^k`` (INQ, eq. 4). First the weights are cut off behind
         the first bit of their mantissa, which moves none across an edge: in units, their magnitudes
@@ -156,11 +157,11 @@ class PowerOfTwo:
         stay below it. Rounding to integers, of a tie to the even one, takes what was below 0.5 to 0
         and leaves the powers as they are. At last the mantissa is cut off.
         """
-        dtype = smallest.dtype
+        dtype = factor.dtype
         weight = weight.to(dtype)
         kept = POWER[dtype] | FIRST_BIT[dtype]
         units = (weight.view(INTEGER[dtype]) & kept).view(dtype)
-        units.mul_((4 / 3) / smallest).round_()
+        units.mul_(factor).round_()
         units.view(INTEGER[dtype]).bitwise_and_(POWER[dtype])
         largest = 2.0 ** (self.zero - 1)
         return units.clamp_(-largest, largest)

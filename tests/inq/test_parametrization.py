@@ -435,11 +435,14 @@ def test_the_state_dict_carries_what_is_frozen() -> None:
 @pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated:DeprecationWarning"
 )  # torch's own doing
+@pytest.mark.parametrize("straight_through", [False, True])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_models(backend: str) -> None:
+def test_compiled_models(backend: str, straight_through: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
     case = Case(model)
+    for parametrization in case.parametrizations.values():
+        parametrization.straight_through = straight_through
     x = torch.randn(5, 4)
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     assert torch.equal(compiled(x), model(x))

@@ -103,7 +103,7 @@ def test_the_reach_of_free_weights_closes_on_the_cells_of_the_levels() -> None:
         module.weight.fill_(1000.0)
     held = attach_frozen_weights(find_layers(module)[0][0], AdditivePowers(5, torch.tensor(0)))
     mask = torch.arange(64).unsqueeze(0) < 63
-    held.freeze(torch.full_like(held.marks, 15), mask)
+    held.freeze(torch.full_like(held.frozen, 15, dtype=torch.uint8), mask)
     assert (
         1.875 <= float(module.weight.detach()[0, 63]) < 2
     )  # 28/16 is the largest level, 32/16 would come next

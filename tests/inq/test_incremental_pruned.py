@@ -149,7 +149,9 @@ def test_the_bound_closes_by_the_share_of_survivors_that_is_free() -> None:
     parametrization: Any = next(
         module for module in model.first.modules() if isinstance(module, FrozenWeights)
     )
-    assert float(parametrization.edge) == pytest.approx(1.5 + 3 * free)
+    bound = (1.5 + 3 * free) * parametrization.scale
+    assert torch.allclose(parametrization.upper, bound)
+    assert torch.allclose(parametrization.lower, -bound)
 
 
 def test_the_padding_of_an_embedding_is_not_pruned() -> None:

@@ -194,10 +194,14 @@ def test_every_code_of_every_bit_width(bits: int) -> None:
 def test_what_is_frozen_cannot_be_frozen_again_or_thawed() -> None:
     case = Case(Net())
     for name, parametrization in case.parametrizations.items():
-        everything = torch.ones_like(parametrization.marks, dtype=torch.bool)
-        parametrization.freeze(torch.zeros_like(parametrization.marks), ~everything)
+        everything = torch.ones_like(parametrization.frozen)
+        parametrization.freeze(
+            torch.zeros_like(parametrization.frozen, dtype=torch.uint8), ~everything
+        )
         assert torch.equal(parametrization.frozen, case.masks[name])
-        parametrization.freeze(torch.full_like(parametrization.marks, MIDDLE), everything)
+        parametrization.freeze(
+            torch.full_like(parametrization.frozen, MIDDLE, dtype=torch.uint8), everything
+        )
         assert parametrization.frozen.all()
         seen = case.seen()[name]
         assert torch.equal(seen[~case.masks[name]], torch.zeros(int((~case.masks[name]).sum())))
@@ -222,7 +226,7 @@ def test_the_reach_of_free_weights_closes_on_the_cells_of_the_levels_as_they_bec
     for count in (8, 32, 48, 60, 63):
         mask = torch.zeros(2, 64, dtype=torch.bool)
         mask[:, :count] = True
-        parametrization.freeze(torch.full_like(parametrization.marks, 2), mask)
+        parametrization.freeze(torch.full_like(parametrization.frozen, 2, dtype=torch.uint8), mask)
         free = module.weight.detach()[~mask].view(2, -1)
         assert torch.equal(
             free[0], initial[0, count:]
@@ -369,8 +373,8 @@ def test_a_moving_average_of_the_model() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     for parametrization in layers.values():
         parametrization.freeze(
-            torch.zeros_like(parametrization.marks),
-            torch.rand(parametrization.marks.shape, generator=generator(1)) < 0.5,
+            torch.zeros_like(parametrization.frozen, dtype=torch.uint8),
+            torch.rand(parametrization.frozen.shape, generator=generator(1)) < 0.5,
         )
     for _ in range(3):
         train(model, optimizer, 2)
@@ -431,11 +435,14 @@ def test_the_state_dict_carries_what_is_frozen() -> None:
 @pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated:DeprecationWarning"
 )  # torch's own doing
+@pytest.mark.parametrize("straight_through", [False, True])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_models(backend: str) -> None:
+def test_compiled_models(backend: str, straight_through: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
     case = Case(model)
+    for parametrization in case.parametrizations.values():
+        parametrization.straight_through = straight_through
     x = torch.randn(5, 4)
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     assert torch.equal(compiled(x), model(x))
@@ -449,8 +456,8 @@ def test_compiled_models(backend: str) -> None:
     case.check_still()
     parametrization = case.parametrizations["0"]
     parametrization.freeze(
-        torch.full_like(parametrization.marks, MIDDLE),
-        torch.ones_like(parametrization.marks, dtype=torch.bool),
+        torch.full_like(parametrization.frozen, MIDDLE, dtype=torch.uint8),
+        torch.ones_like(parametrization.frozen),
     )
     assert torch.equal(compiled(x), model(x))  # it sees what is frozen later
     torch.compiler.reset()
@@ -469,7 +476,7 @@ def test_other_types(dtype: torch.dtype) -> None:
         assert not case.layers["fc"].weight.grad[case.masks["fc"]].any()  # type: ignore[index]
 
 
-def test_the_extra_memory_is_a_byte_a_weight() -> None:
+def test_the_extra_memory_is_five_bytes_a_weight() -> None:
     model = nn.Linear(300, 200)
     case = Case(model)
     extra = sum(
@@ -477,7 +484,7 @@ def test_the_extra_memory_is_a_byte_a_weight() -> None:
         for parametrization in case.parametrizations.values()
         for b in parametrization.buffers()
     )
-    assert extra <= 300 * 200 + 4 * 200 + 4 * 260
+    assert extra <= 5 * 300 * 200 + 3 * 4 * 200 + 2 * 4 * 260
 
 
 # Afterwards.

@@ -8,7 +8,6 @@ error.
 from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal, Protocol, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +40,8 @@ Per = Literal["tensor", "channel"]
 BLOCK = 1 << 16  # weights rounded at a time: their working set stays in a core's second-level cache
 SMALLEST = -149  # the exponent of float32's smallest power of two
 LARGEST = 127  # the exponent of its largest
+FLOAT32_MANTISSA = 23  # the bits of a float32 below its exponent field
+FLOAT32_BIAS = 127  # the exponent field holds the exponent plus this
 
 
 class Codebook(Protocol):
@@ -162,8 +163,11 @@ def rows_by_exponent(tensor: Tensor, max_exponent: Tensor) -> Tensor:
 
 def power(exponent: Tensor) -> Tensor:
     """Return ``2^exponent``, exact: float32, shape of ``exponent``."""
-    result = np.ldexp(np.float32(1), exponent.cpu().numpy().astype(np.int32))
-    return torch.from_numpy(np.asarray(result)).to(exponent.device)  # a scalar is no array yet
+    exponent = exponent.int().clamp(-252, 254)
+    half = exponent >> 1
+    # A float32 with an empty mantissa is a power of two. Two factors reach the subnormal numbers.
+    one, other = ((part + FLOAT32_BIAS) << FLOAT32_MANTISSA for part in (half, exponent - half))
+    return one.view(torch.float32) * other.view(torch.float32)
 
 
 def decoded(codebook: Codebook, codes: Tensor) -> Tensor:
@@ -238,11 +242,15 @@ def _squared_error(
 
 
 def blocks(matrix: Tensor) -> Iterator[tuple[slice, tuple[slice, slice]]]:
-    """Cut a matrix into blocks of at most BLOCK elements, of whole rows where they fit.
+    """Cut a matrix into blocks of at most BLOCK elements, of whole rows where they fit; a matrix
+    that is not on a CPU is a single block, because there each operation is a launch.
 
     Yields the rows of each block, and the index of the block.
     """
     rows, columns = matrix.shape
+    if matrix.device.type != "cpu":
+        yield slice(None), (slice(None), slice(None))
+        return
     height = max(1, BLOCK // max(1, columns))
     width = min(max(1, columns), BLOCK)
     for top in range(0, rows, height):

@@ -61,8 +61,8 @@ class Incremental:
     Any optimizer will do, created before or after; reset its learning rate at each stage, as the
     paper does. The model's parameters stay the same objects; its state dict has the parametrized
     names until ``finish``. Average the model only by torch's ``AveragedModel`` with its default,
-    ``use_buffers=False``: frozen weights are marks in buffers, and the mean of two marks is the
-    mark of an unrelated level.
+    ``use_buffers=False``: the levels of frozen weights are in buffers, and the mean of a level and
+    of what stood there before is no level.
 
     Args:
         model: the trained network; it is changed in place.
@@ -148,7 +148,7 @@ class Incremental:
                 portion=self.portions[self._done - 1],
                 last=self._done == len(self.portions),
                 frozen=FrozenMasks(
-                    {layer.name: layer.parametrization.marks for layer in self._layers}
+                    {layer.name: layer.parametrization.frozen for layer in self._layers}
                 ),
             )
 

@@ -17,129 +17,138 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.formats.codebook import Codebook
-from octavo.formats.registry import codebook_at
+from octavo.formats.codebook import Codebook, edges
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.parametrizations import attach
 
-__all__ = ["FrozenWeights", "attach_frozen_weights", "is_frozen"]
+__all__ = ["FrozenWeights", "attach_frozen_weights"]
 
 # The bound of free weights, in units of the scale: edge + ROOM * free share.
 ROOM = 3.0
-
-# One byte, the mark, says of each weight that it is free, or at which level it is frozen.
-# If the levels are powers of two, the mark of a frozen weight is a part of its level in float32,
-# for a scale of 1. Such a number has a sign bit (31), eight bits of exponent (23 to 30) and the
-# mantissa, which is empty for a power of two. A level of at most 1 has an exponent field of at most
-# 127, so that bit 30 is zero. A positive level has its exponent field as its mark, a negative one
-# its exponent field minus 128. As int32, shifted up by 23, the mark has the exponent in bits 23 to
-# 30 and the sign in bit 31; bit 30, which repeats the sign, must be cleared. For other levels the
-# mark is the number of the level, counted from zero, and is looked up in a table.
-FREE = -128
-MANTISSA = 23
-BIAS = 127
-LEVEL_BITS = ~(1 << 30)
-
-# The integer type as wide as a float of so many bytes.
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def is_frozen(marks: Tensor) -> Tensor:
-    """Return the mask of the frozen weights, from their marks: bool, same shape."""
-    return marks != FREE
 
 
 class FrozenWeights(nn.Module):
     """A parametrization that replaces frozen weights by their levels.
 
-    It keeps one byte for each weight, and its output takes four while a graph is alive: 5 bytes of
-    extra memory a weight.
+    The network sees ``where(frozen, value, clamp(weight, lower, upper))``: two operations, and a
+    third for the gradient. It keeps five bytes for each weight, a bool and a float32, and its
+    output takes four while a graph is alive. Nothing here waits for the device, so that a step on a
+    GPU runs without a stop.
 
     Attributes:
         pruned: the number of weights that were frozen at zero before any other.
         straight_through: True if the network sees free weights at their nearest levels too, while
             gradients pass straight through to their trained values.
-        marks: int8, the weight's shape: free, or the level at a scale of 1 (see above).
+        frozen: the mask of the frozen weights: bool, the weight's shape.
+        value: the level of each frozen weight, and 0 where a weight is free: the weight's shape and
+            type.
         scale: float32, broadcastable to the weight: levels are unit levels times the scale.
-        edge: the bound of free weights in units of the scale; infinite until the first freezing.
-        table: the unit level of each mark, from the mark FREE on; None if levels are powers of two,
-            which marks spell out.
+        lower: the smallest value at which a free weight is seen, the scale's shape; minus infinity
+            until the first freezing.
+        upper: the largest such value.
+        levels: the unit levels, ascending, between two NaN: float32, as the integers of their bits.
+        edges: the edges between the cells of ``levels``, likewise. A module that is cast to another
+            floating-point type leaves integers alone, so that no edge is rounded.
+        zero: the gradient of a frozen weight, a scalar.
 
     """
 
     pruned: int
     straight_through: bool
-    marks: Tensor
+    frozen: Tensor
+    value: Tensor
     scale: Tensor
-    edge: Tensor
-    table: Tensor | None
+    lower: Tensor
+    upper: Tensor
+    levels: Tensor
+    edges: Tensor
+    zero: Tensor
 
     def __init__(self, weight: Tensor, codebook: Codebook, groups: int = 0) -> None:
         super().__init__()
         self.pruned = 0
         self.straight_through = False
-        self._unit = codebook_at(codebook.width, torch.zeros((), dtype=torch.int32))
-        scale = _broadcastable_scale(weight, codebook, groups)
-        self.register_buffer("marks", torch.full_like(weight, FREE, dtype=torch.int8))
-        self.register_buffer("scale", scale.to(weight.device))
-        self.register_buffer("edge", torch.full((), math.inf, device=weight.device))
-        self.register_buffer("table", self._level_table(weight.device), persistent=False)
-
-    def _level_table(self, device: torch.device) -> Tensor | None:
-        if self._unit.width.codebook == "power_of_two":
-            return None
-        levels = self._unit.unit_levels()
-        first = -self._unit.zero - FREE  # the index of the lowest level, whose mark is -zero
-        table = torch.zeros(1 << 8)
-        table[first : first + len(levels)] = levels
-        return table.to(device)
+        self._outer_edge = codebook.edge  # of the largest level's cell, in units of the scale
+        self._powers_of_two = codebook.width.codebook == "power_of_two"
+        weight = weight.detach()
+        scale = _broadcastable_scale(weight, codebook, groups).to(weight.device)
+        self.register_buffer("frozen", torch.zeros_like(weight, dtype=torch.bool))
+        self.register_buffer("value", torch.zeros_like(weight))
+        self.register_buffer("scale", scale)
+        self.register_buffer("lower", torch.full_like(scale, -math.inf, dtype=weight.dtype))
+        self.register_buffer("upper", torch.full_like(scale, math.inf, dtype=weight.dtype))
+        levels, between = _levels_and_edges(codebook)
+        self.register_buffer("levels", levels.to(weight.device), persistent=False)
+        self.register_buffer("edges", between.to(weight.device), persistent=False)
+        self.register_buffer("zero", weight.new_zeros(()), persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight as the network shall see it, same shape and type."""
-        result: Tensor = _ReplaceFrozen.apply(  # type: ignore[no-untyped-call]
-            weight, self.marks, self.scale, self.edge, self.table
+        with torch.no_grad():
+            if self.straight_through:  # Bengio et al., arXiv 1308.3432
+                free = self._nearest(weight)
+            else:
+                free = torch.clamp(weight, self.lower, self.upper)
+        seen: Tensor = _ReplaceFrozen.apply(  # type: ignore[no-untyped-call]
+            weight, free, self.frozen, self.value, self.zero
         )
-        if self.straight_through:  # Bengio et al., arXiv 1308.3432
-            levels = self._unit.project(result / self.scale).mul_(self.scale).to(result.dtype)
-            result = levels + (result - result.detach())
-        return result
+        return seen
 
-    @property
-    def frozen(self) -> Tensor:
-        """The mask of the frozen weights: bool, the weight's shape."""
-        return is_frozen(self.marks)
+    def _nearest(self, weight: Tensor) -> Tensor:
+        """Round each weight to its nearest level. A weight that is NaN or infinite becomes NaN, so
+        that a run that diverges does not look sound.
+        """
+        in_units = (weight / self.scale).float()
+        number = torch.bucketize(in_units, self.edges.view(torch.float32), right=True)
+        return (self.levels.view(torch.float32)[number] * self.scale).to(weight.dtype)
 
     @torch.no_grad()
     def prune(self, mask: Tensor) -> None:
         """Freeze the weights under ``mask`` at zero, before any other. Later shares of the weights
         are shares of the others.
         """
-        self.marks = torch.where(mask, 0, self.marks)
+        self._freeze_at(torch.zeros_like(self.value), mask)
         self.pruned = int(mask.sum())
 
     @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
-        """Freeze at ``codes`` those weights under ``mask`` that are still free; both tensors have
-        the weight's shape.
+        """Freeze at the levels of ``codes`` those weights under ``mask`` that are still free; both
+        tensors have the weight's shape.
         """
-        newly = mask & ~self.frozen
-        marks = torch.where(newly, self._marks_of(codes), self.marks)
-        # A new tensor, because masks of earlier stages read the old one; empty_like keeps the
-        # memory format of the weight.
-        self.marks = torch.empty_like(self.marks).copy_(marks)
-        free = self.marks.numel() - int(self.frozen.sum())
-        survivors = self.marks.numel() - self.pruned
-        self.edge.fill_(self._unit.edge + ROOM * free / max(1, survivors))
+        unit = self.levels.view(torch.float32)[1:-1]
+        self._freeze_at(unit[codes.int()] * self.scale, mask & ~self.frozen)
+        free = self.frozen.numel() - int(self.frozen.sum())
+        survivors = self.frozen.numel() - self.pruned
+        bound = (self._outer_edge + ROOM * free / max(1, survivors)) * self.scale
+        self.upper.copy_(bound)
+        self.lower.copy_(-bound)
 
-    def _marks_of(self, codes: Tensor) -> Tensor:
-        """Turn codes into marks: int8."""
-        number = codes.int() - self._unit.zero  # of the level, counted from zero
-        if self.table is not None:
-            return number.to(torch.int8)
-        # Level number k > 0 of z above zero is 2^(k - z), and level -k is -2^(k - z).
-        exponent_field = BIAS + number.abs() - self._unit.zero
-        signed = torch.where(number < 0, exponent_field + FREE, exponent_field)
-        return torch.where(number == 0, 0, signed).to(torch.int8)
+    def _freeze_at(self, levels: Tensor, mask: Tensor) -> None:
+        """Freeze at ``levels`` under ``mask``. The buffers are written in place, so that they keep
+        the memory format of the weight.
+        """
+        self.value.copy_(torch.where(mask, levels.to(self.value.dtype), self.value))
+        self.frozen |= mask
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load a state dict, also one of the versions that kept a mark for each weight."""
+        if prefix + "marks" in state:
+            unit = self.levels.view(torch.float32)[1:-1]
+            _replace_marks(state, prefix, unit, powers_of_two=self._powers_of_two)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _levels_and_edges(codebook: Codebook) -> tuple[Tensor, Tensor]:
+    """Return the unit levels between two NaN, and the edges between these cells, for
+    ``torch.bucketize(..., right=True)``: float32, as the integers of their bits.
+    """
+    unit = codebook.unit_levels().cpu()
+    nan = torch.tensor([math.nan])
+    lowest = torch.tensor([torch.finfo(torch.float32).min])  # below it, there is only -infinity
+    infinite = torch.tensor([math.inf])  # NaN lies beyond it
+    levels = torch.cat([nan, unit, nan])
+    between = torch.cat([lowest, edges(unit), infinite])
+    return levels.view(torch.int32), between.view(torch.int32)
 
 
 def _broadcastable_scale(weight: Tensor, codebook: Codebook, groups: int) -> Tensor:
@@ -148,95 +157,72 @@ def _broadcastable_scale(weight: Tensor, codebook: Codebook, groups: int) -> Ten
     scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))  # (channels or 1, 1, ...)
     if groups and len(scale) > 1:  # a transposed convolution: its output channels are second
         scale = scale.expand(-1, rows.shape[1], *scale.shape[2:])
-        scale = channels_back(scale, groups)
+        scale = channels_back(scale, groups).contiguous()  # no load could write an expanded one
     return scale
 
 
-# The functions below work on the bits of floats. Masks in bool and look-ups by index cost ten times
-# as much per weight, which would make a step with frozen weights slower than a plain one.
-
-
 class _ReplaceFrozen(torch.autograd.Function):
-    """``where(free, clamp(weight, -bound, bound), level)``.
-
-    The gradient passes the clamp as if it were not there. The graph saves only the marks, which are
-    kept anyway.
+    """``where(frozen, value, free)``. The gradient of free weights passes to ``weight`` unchanged,
+    whatever ``free`` was made of; that of frozen weights is exactly 0, whatever it was.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, marks: Tensor, scale: Tensor, edge: Tensor, table: Tensor | None
+        ctx: Any,
+        weight: Tensor,  # noqa: ARG004 - its gradient is that of the result
+        free: Tensor,
+        frozen: Tensor,
+        value: Tensor,
+        zero: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(marks)
-        wide_marks = marks.int()
-        free = _free_bits(wide_marks, INTEGERS[weight.element_size()])
-        level = _unit_levels(wide_marks, table).mul_(scale).to(weight.dtype).view(free.dtype)
-        bound = (edge * scale).to(weight.dtype)
-        result = weight.minimum(bound)
-        torch.maximum(result, -bound, out=result)
-        # In place, (result & free) | (level & ~free) = ((result ^ level) & free) ^ level.
-        bits = result.view(free.dtype)
-        bits ^= level
-        bits &= free
-        bits ^= level
-        return result
+        ctx.save_for_backward(frozen, zero)
+        return torch.where(frozen, value, free)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        (marks,) = ctx.saved_tensors
+        frozen, zero = ctx.saved_tensors
         if gradient.is_sparse:
-            return _zero_frozen_rows(gradient, marks), None, None, None, None
-        masked: Tensor = _ZeroFrozen.apply(gradient, marks)  # type: ignore[no-untyped-call]
-        return masked, None, None, None, None
+            return _zero_frozen_rows(gradient, frozen, zero), None, None, None, None
+        return torch.where(frozen, zero, gradient), None, None, None, None
 
 
-def _zero_frozen_rows(gradient: Tensor, marks: Tensor) -> Tensor:
+def _zero_frozen_rows(gradient: Tensor, frozen: Tensor, zero: Tensor) -> Tensor:
     """Mask a sparse gradient: an embedding's, with the rows that were looked up."""
     gradient = gradient.coalesce()
     rows = gradient.indices()
-    values = _ZeroFrozen.apply(gradient.values(), marks[rows[0]])  # type: ignore[no-untyped-call]
+    values = torch.where(frozen[rows[0]], zero, gradient.values())
     return torch.sparse_coo_tensor(
         rows, values, gradient.shape, is_coalesced=True, check_invariants=False
     )
 
 
-class _ZeroFrozen(torch.autograd.Function):
-    """``where(free, values, 0)``: exactly 0, whatever the values are. It is its own derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, marks: Tensor) -> Tensor:
-        ctx.save_for_backward(marks)
-        bits = _free_bits(marks.int(), INTEGERS[values.element_size()])
-        bits &= values.view(bits.dtype)
-        return bits.view(values.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (marks,) = ctx.saved_tensors
-        masked: Tensor = _ZeroFrozen.apply(gradients[0], marks)  # type: ignore[no-untyped-call]
-        return masked, None
+# Earlier versions kept a mark for each weight: int8, FREE for a free one. The mark of a frozen
+# weight is the number of its level, counted from zero. For powers of two it is instead the exponent
+# field that the level has in float32 at a scale of 1, minus 128 for a negative level.
+FREE = -128
+MANTISSA = 23  # the bits of a float32 below its exponent field
 
 
-def _free_bits(wide_marks: Tensor, integer: torch.dtype) -> Tensor:
-    """Return integers with all bits set where a weight is free and none where it is frozen, from
-    marks as int32.
-    """
-    bits = wide_marks - (FREE + 1)  # negative only where a weight is free
-    bits >>= 31  # fills all bits with the sign
-    return bits.to(integer)
-
-
-def _unit_levels(wide_marks: Tensor, table: Tensor | None) -> Tensor:
-    """Return the levels of frozen weights at a scale of 1, float32, from marks as int32, which are
-    overwritten. Where a weight is free, the value means nothing.
-    """
-    if table is None:
-        wide_marks <<= MANTISSA
-        wide_marks &= LEVEL_BITS
-        return wide_marks.view(torch.float32)
-    wide_marks -= FREE
-    return table[wide_marks]
+def _replace_marks(
+    state: dict[str, Any], prefix: str, unit: Tensor, *, powers_of_two: bool
+) -> None:
+    """Replace the marks in a state dict, whose keys begin with ``prefix``, by what is kept now."""
+    marks = state.pop(prefix + "marks")
+    scale = state[prefix + "scale"]
+    bound = state.pop(prefix + "edge") * scale
+    frozen = marks != FREE
+    number = torch.where(frozen, marks, 0).int()
+    if powers_of_two:
+        exponent_field = torch.where(number < 0, number - FREE, number)
+        magnitude = (exponent_field << MANTISSA).view(torch.float32)
+        level = torch.where(number < 0, -magnitude, magnitude)
+    else:
+        level = unit.to(marks.device)[number + len(unit) // 2]
+    state[prefix + "frozen"] = frozen
+    state[prefix + "value"] = level * scale
+    state[prefix + "upper"] = bound
+    state[prefix + "lower"] = -bound
 
 
 def attach_frozen_weights(layer: Layer, codebook: Codebook) -> FrozenWeights:

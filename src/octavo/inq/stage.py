@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from octavo.inq.parametrization import is_frozen
-
 __all__ = ["FrozenMasks", "Stage"]
 
 
@@ -30,22 +28,22 @@ class Stage:
 
 
 class FrozenMasks(Mapping[str, Tensor]):
-    """The masks of frozen weights by layer name. Each is computed when it is asked for, from the
-    marks that the layer keeps anyway, so that a stage takes no memory of its own.
+    """The masks of frozen weights by layer name, as they were when this was made. Each is copied
+    when it is asked for, so that nobody changes a stage through it.
 
     Args:
-        marks: the marks of each layer: see ``octavo.inq.parametrization.FrozenWeights``.
+        masks: the masks of the layers now.
 
     """
 
-    def __init__(self, marks: Mapping[str, Tensor]) -> None:
-        self._marks = dict(marks)
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        self._masks = {name: mask.clone() for name, mask in masks.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        return is_frozen(self._marks[name])
+        return self._masks[name].clone()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._marks)
+        return iter(self._masks)
 
     def __len__(self) -> int:
-        return len(self._marks)
+        return len(self._masks)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from octavo.activations.quantizer import scales as scales_of
 from octavo.errors import TrainingError
 from octavo.network.forward import call, device_of, in_mode, on_device
-from octavo.network.outputs import alike, described, parts_of
+from octavo.network.outputs import Part, alike, described, parts_of
 from octavo.progress import Event, Progress, silent
+from octavo.runs.step_log import StepLog, steps_between_readings
 from octavo.runs.task import Batch, Task
 
 __all__ = ["Retraining", "StepFigures", "distillation", "retrain", "step_count"]
@@ -104,15 +105,17 @@ def retrain(
         settings: the settings of the training.
         teacher: the network to imitate, in evaluation mode; it may be None if ``settings.labels``
             is 1.
-        progress: called after each step with an ``Event`` of the phase ``"retrain"``, whose detail
-            is a ``StepFigures``.
+        progress: called with an ``Event`` of the phase ``"retrain"``, whose detail is a
+            ``StepFigures``: after each step on a CPU; on a GPU after every twentieth and the last,
+            because a loss that is read after each step would make the GPU wait.
 
     Returns:
         The mean loss.
 
     Raises:
         TrainingError: the loss or its gradient is not finite (the message names the step), or there
-            is nothing to train.
+            is nothing to train. On a GPU the weights may be spoiled then: the steps up to the next
+            reading were made.
 
     """
     length = _batches_per_epoch(task)
@@ -121,20 +124,17 @@ def retrain(
         return 0.0
     update = _optimizer(model, settings, steps)
     loss_of = distillation(model, task, settings, teacher)
+    device = device_of(model)
+    log = StepLog(steps, steps_between_readings(device))
     started = time.monotonic()
-    total = 0.0
     with in_mode(model, training=True):
-        for step, batch in enumerate(_stream(task, steps, device_of(model)), 1):
+        for step, batch in enumerate(_stream(task, steps, device), 1):
             loss = loss_of(batch)
-            value = loss.item()
-            _check_finite("loss", value, step, steps)
-            norm = update(loss)
-            _check_finite("gradient's norm", norm, step, steps)
-            total += value
-            seconds = max(time.monotonic() - started, 1e-9)
-            figures = StepFigures(step / length, total / step, step / seconds)
-            progress(Event("retrain", step, steps, detail=figures))
-    return total / steps
+            if log.add(loss, update(loss)):
+                seconds = max(time.monotonic() - started, 1e-9)
+                figures = StepFigures(step / length, log.total / step, step / seconds)
+                progress(Event("retrain", step, steps, detail=figures))
+    return log.total / steps
 
 
 def step_count(task: Task, epochs: float) -> int:
@@ -142,20 +142,12 @@ def step_count(task: Task, epochs: float) -> int:
     return round(epochs * _batches_per_epoch(task))
 
 
-def _check_finite(name: str, value: float, step: int, steps: int) -> None:
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"step {step} of {steps}: the {name} is {value}; "
-            "lower the learning rate or the clipping norm"
-        )
-
-
-def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[Tensor], float]:
+def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[Tensor], Tensor]:
     """Return the function that makes one step down the gradient of a loss.
 
     It is SGD with Nesterov momentum on the clipped gradient, its rate on half a cosine. The
-    function returns the norm of the gradient before clipping; where that norm is not finite, it
-    changes no parameter.
+    function returns the norm of the gradient before clipping. On a CPU it changes no parameter if
+    the norm or the loss is not finite; elsewhere it does not wait for these numbers.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -168,11 +160,13 @@ def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     ranges = [(scale, scale.item() / OCTAVE, scale.item() * OCTAVE) for scale in scales_of(model)]
 
-    def update(loss: Tensor) -> float:
+    at_hand = steps_between_readings(device_of(model)) == 1
+
+    def update(loss: Tensor) -> Tensor:
         optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(trained, settings.clip).item()
-        if not math.isfinite(norm):
+        norm = nn.utils.clip_grad_norm_(trained, settings.clip)
+        if at_hand and not (math.isfinite(norm.item()) and math.isfinite(loss.item())):
             return norm
         optimizer.step()
         schedule.step()
@@ -267,9 +261,17 @@ def _imitation(outputs: Any, taught: Any, batch: Batch, temperature: float) -> T
             "set labels: 1 to train by the task's own loss"
         )
     losses = [
-        part.lost(wanted) / wanted.unit() for part, wanted in zip(student, teacher, strict=True)
+        part.lost(wanted) / _unit(wanted) for part, wanted in zip(student, teacher, strict=True)
     ]
     return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+
+def _unit(part: Part) -> Tensor | float:
+    """Return ``part.unit()``; a sum of squares stays on its device: nothing waits for it."""
+    if part.classes:
+        return part.unit()
+    squares = part.rows.square().sum()
+    return squares + (squares == 0)
 
 
 def _autocast(model: nn.Module, settings: Retraining) -> torch.autocast:

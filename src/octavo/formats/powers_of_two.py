@@ -42,6 +42,18 @@ INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 LEAST_NORMAL = -126  # the exponent of float32's smallest normal number
 
 
+def _smallest_and_factor_of(codebook: "PowerOfTwo") -> tuple[Tensor, Tensor]:
+    """Return the smallest positive level of each row, ``2^n2``, and ``4/3`` of its inverse: both
+    (rows, 1), float64 where half of the former or its inverse is no normal number in float32.
+    """
+    exponent = codebook.max_exponent.reshape(-1, 1)
+    smallest = exponent + 1 - codebook.zero  # n2
+    is_extreme = (smallest <= LEAST_NORMAL) | (smallest >= -LEAST_NORMAL)
+    dtype = torch.float64 if bool(is_extreme.any()) else torch.float32
+    levels = power(exponent).to(dtype) * 2.0 ** (1 - codebook.zero)
+    return levels, (4 / 3) / levels
+
+
 @dataclass(frozen=True, eq=False, init=False)
 class PowerOfTwo:
     """The levels of one quantized tensor: zero and signed powers of two.
@@ -59,6 +71,7 @@ class PowerOfTwo:
     bits: int
     max_exponent: Tensor
     lowest_max_exponent: ClassVar[int] = SMALLEST
+    _smallest_and_factor = functools.cached_property(_smallest_and_factor_of)
 
     @renamed_arguments(top="max_exponent")
     def __init__(self, bits: int | Width, max_exponent: Tensor) -> None:
@@ -119,7 +132,7 @@ class PowerOfTwo:
         smallest, factor = (row.to(weight.device) for row in self._smallest_and_factor)
         zero = smallest.new_zeros(1)
         for rows, block in blocks(source):
-            units = self._in_units(source[block], factor[rows])
+            units = _in_units(source[block], factor[rows], self.zero)
             # units * smallest, but 0 instead of -0
             torch.addcmul(zero, units, smallest[rows], out=result[block])
         return result.view(weight.shape)
@@ -130,41 +143,10 @@ class PowerOfTwo:
         result = torch.empty_like(source, dtype=torch.uint8)
         factor = self._smallest_and_factor[1].to(weight.device)
         for rows, block in blocks(source):
-            units = self._in_units(source[block], factor[rows])
+            units = _in_units(source[block], factor[rows], self.zero)
             rank = torch.frexp(units).exponent  # k + 1 for 2^k, and 0 for 0
             result[block] = torch.copysign(rank, units).add_(self.zero)
         return result.view(weight.shape)
-
-    @functools.cached_property
-    def _smallest_and_factor(self) -> tuple[Tensor, Tensor]:
-        """The smallest positive level of each row, ``2^n2``, and ``4/3`` of its inverse: (rows, 1).
-        They are float64 where half of the former or its inverse is no normal number in float32.
-        """
-        exponent = self.max_exponent.reshape(-1, 1)
-        smallest = exponent + 1 - self.zero  # n2
-        is_extreme = (smallest <= LEAST_NORMAL) | (smallest >= -LEAST_NORMAL)
-        dtype = torch.float64 if bool(is_extreme.any()) else torch.float32
-        levels = power(exponent).to(dtype) * 2.0 ** (1 - self.zero)
-        return levels, (4 / 3) / levels
-
-    def _in_units(self, weight: Tensor, factor: Tensor) -> Tensor:
-        """Round to levels in units of the smallest positive one: 0 or ``±2^k``, shape of
-        ``weight``, type of ``factor``, which is 4/3 in these units.
-
-        The edges lie at 0.5 and at ``1.5 * 2^k`` (INQ, eq. 4). First the weights are cut off behind
-        the first bit of their mantissa, which moves none across an edge: in units, their magnitudes
-        are ``2^k`` or ``1.5 * 2^k`` then. Times 4/3, the latter are ``2^(k+1)``, while the former
-        stay below it. Rounding to integers, of a tie to the even one, takes what was below 0.5 to 0
-        and leaves the powers as they are. At last the mantissa is cut off.
-        """
-        dtype = factor.dtype
-        weight = weight.to(dtype)
-        kept = POWER[dtype] | FIRST_BIT[dtype]
-        units = (weight.view(INTEGER[dtype]) & kept).view(dtype)
-        units.mul_(factor).round_()
-        units.view(INTEGER[dtype]).bitwise_and_(POWER[dtype])
-        largest = 2.0 ** (self.zero - 1)
-        return units.clamp_(-largest, largest)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the levels that ``codes`` stand for: float32, shape of ``codes``, exact.
@@ -211,6 +193,32 @@ def power_of_two(
         share = None if importance is None else importance.expand_as(weight).reshape(rows.shape)
         exponent = least_error_exponent(rows, lambda one: PowerOfTwo(bits, one), exponent, share)
     return PowerOfTwo(bits, exponent if per == "channel" else exponent[0])
+
+
+def _in_units(weight: Tensor, factor: Tensor, zero: int) -> Tensor:
+    """Round to levels in units of the smallest positive one: 0 or ``±2^k``, shape of ``weight``,
+    type of ``factor``.
+
+    The edges lie at 0.5 and at ``1.5 * 2^k`` (INQ, eq. 4). First the weights are cut off behind the
+    first bit of their mantissa, which moves none across an edge: in units, their magnitudes are
+    ``2^k`` or ``1.5 * 2^k`` then. Times 4/3, the latter are ``2^(k+1)``, while the former stay
+    below it. Rounding to integers, of a tie to the even one, takes what was below 0.5 to 0 and
+    leaves the powers as they are. At last the mantissa is cut off.
+
+    Args:
+        weight: a row for each exponent.
+        factor: 4/3 in these units, of each row.
+        zero: the code of zero, which is the number of exponents.
+
+    """
+    dtype = factor.dtype
+    weight = weight.to(dtype)
+    kept = POWER[dtype] | FIRST_BIT[dtype]
+    units = (weight.view(INTEGER[dtype]) & kept).view(dtype)
+    units.mul_(factor).round_()
+    units.view(INTEGER[dtype]).bitwise_and_(POWER[dtype])
+    largest = 2.0 ** (zero - 1)
+    return units.clamp_(-largest, largest)
 
 
 def _paper_exponent(rows: Tensor) -> Tensor:

@@ -421,14 +421,16 @@ def test_the_searchs_environment_measures_what_a_network_with_quantizers_does() 
         (1, 1, 1),
     ]
     with torch.no_grad():
-        target = torch.cat([(model(batch) / TEMPERATURE).log_softmax(1) for batch in inputs])
+        target = torch.cat(
+            [(model(batch).double() / TEMPERATURE).log_softmax(1) for batch in inputs]
+        )
         statistics = norm_statistics(model, inputs)
         expected = []
         for choice in choices:
             network = environment.network(choice)
             with matched(network, statistics):
                 outputs = torch.cat(
-                    [(network(batch) / TEMPERATURE).log_softmax(1) for batch in inputs]
+                    [(network(batch).double() / TEMPERATURE).log_softmax(1) for batch in inputs]
                 )
             divergence = float((target.exp() * (target - outputs)).sum(1).mean())
             expected.append(-(TEMPERATURE**2) * divergence)

@@ -201,12 +201,12 @@ def test_objectives_are_those_of_each_candidate_alone(
     forwards = [vars(module).get("forward") for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with observing(model):
-        reference = [F.log_softmax(model(batch) / TEMPERATURE, -1) for batch in batches]
+        reference = [F.log_softmax(model(batch).double() / TEMPERATURE, -1) for batch in batches]
 
     def negative_divergence(candidate: nn.Module) -> float:
         losses = [
             F.kl_div(
-                F.log_softmax(candidate(batch) / TEMPERATURE, -1),
+                F.log_softmax(candidate(batch).double() / TEMPERATURE, -1),
                 own,
                 reduction="sum",
                 log_target=True,

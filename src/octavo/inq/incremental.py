@@ -22,7 +22,7 @@ from octavo.inq.partition import (
     order_name,
     orders_of,
 )
-from octavo.inq.planned_layer import PlannedLayer, restore, state_of
+from octavo.inq.planned_layer import LayerState, PlannedLayer, restore, state_of
 from octavo.inq.stage import FrozenMasks, Stage
 from octavo.network.copies import copied
 from octavo.network.float_share import warn_if_mostly_float
@@ -194,13 +194,13 @@ class Incremental:
         return set(refitted)
 
     def _freeze_as_it_is(
-        self, layer: PlannedLayer, stage: int, start: tuple[Tensor, Tensor], site: Site
+        self, layer: PlannedLayer, stage: int, start: LayerState, site: Site
     ) -> None:
         """Freeze a layer that was refitted again from where it started, without a refit, unless
         that is worse: refitting trusts that the layer multiplies its inputs with its weight.
         """
         refitted = state_of(layer)
-        error = site.error(refitted[0])
+        error = site.error(refitted.weight)
         restore(layer, start)
         generator = layer.generator(self.seed, stage)
         layer.freeze(self.portions[stage], self._orders[stage], generator)

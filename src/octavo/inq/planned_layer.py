@@ -19,7 +19,7 @@ from octavo.ptq.least_squares import damped, least_squares_target, refit
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.quantized import Quantized
 
-__all__ = ["PlannedLayer"]
+__all__ = ["LayerState", "PlannedLayer", "restore", "state_of"]
 
 DAMP = PtqSettings.damp
 
@@ -123,13 +123,31 @@ class PlannedLayer:
             )
 
 
-def state_of(layer: PlannedLayer) -> tuple[Tensor, Tensor]:
-    """Return a layer's weight and the marks of its frozen weights; :func:`restore` takes them."""
-    return layer.layer.weight.detach().clone(), layer.parametrization.marks.clone()
+@dataclass(frozen=True, eq=False)
+class LayerState:
+    """A copy of what INQ changes in a layer.
+
+    Attributes:
+        weight: the trained weight.
+        frozen: the state dict of the parametrization.
+
+    """
+
+    weight: Tensor
+    frozen: dict[str, Tensor]
+
+
+def state_of(layer: PlannedLayer) -> LayerState:
+    """Return a copy of a layer's state; :func:`restore` takes it."""
+    frozen = layer.parametrization.state_dict()
+    return LayerState(
+        layer.layer.weight.detach().clone(),
+        {name: tensor.clone() for name, tensor in frozen.items()},
+    )
 
 
 @torch.no_grad()
-def restore(layer: PlannedLayer, state: tuple[Tensor, Tensor]) -> None:
+def restore(layer: PlannedLayer, state: LayerState) -> None:
     """Let a layer go back to an earlier :func:`state_of` it."""
-    weight, layer.parametrization.marks = state
-    layer.layer.weight.copy_(weight)
+    layer.layer.weight.copy_(state.weight)
+    layer.parametrization.load_state_dict(state.frozen)

@@ -159,7 +159,7 @@ class _Problem:
         kept = ~pruned_mask(rows).reshape(target.shape)
         if kept.all():
             return cls(target, target, None, moments.hessian, hessian, unit)
-        start = refit(weight.double(), target, hessian, kept)
+        start = _refitted(weight.double(), target, hessian, kept)
         return cls(target, start, kept, moments.hessian, hessian, unit)
 
     def exponents(
@@ -250,6 +250,19 @@ class _Problem:
         """
         problems, rows, _ = self.target.shape
         return values.double().expand(problems * rows).view(problems, -1, 1)
+
+
+def _refitted(weight: Tensor, target: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
+    """Return ``target`` but for rows with pruned weights, whose other weights are refitted to it.
+    Conjugate gradients come near a solution only, so they need no float64.
+    """
+    some = (~kept).any(2).any(0).nonzero().flatten()  # rows that have lost weights in any problem
+    start = target.clone()
+    refitted = refit(
+        weight[:, some].float(), target[:, some].float(), hessian.float(), kept[:, some]
+    )
+    start[:, some] = refitted.double()
+    return start
 
 
 def _better(first: _Candidate, other: _Candidate) -> _Candidate:

@@ -55,6 +55,8 @@ def refit(weight: Tensor, target: Tensor, hessian: Tensor, free: Tensor) -> Tens
     preconditioned = residual / diagonal  # z
     direction = preconditioned  # p
     product = _row_product(residual, preconditioned)  # r z: (problems, rows, 1)
+    if not bool(product.any()):  # as without drift, where the weights are the target
+        return weight
     for _ in range(STEPS):
         bent = (direction @ hessian).mul_(free)  # p H, where free
         step = product / _row_product(direction, bent).clamp(min=TINY)  # r z / p H p

@@ -33,7 +33,7 @@ from torch import nn
 
 from octavo import Budget, Plan, calibrate
 from octavo.dnq.agent import dnq
-from octavo.dnq.divergence import TEMPERATURE, Divergence
+from octavo.network.divergence import TEMPERATURE, Divergence
 from octavo.dnq.environment import Environment, Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import InputFormat, input_formats, input_quantizers, scales
-from octavo.dnq.divergence import TEMPERATURE
+from octavo.network.divergence import TEMPERATURE
 from octavo.dnq.environment import Environment
 from octavo.dnq.matching import matched, norm_statistics
 from octavo.dnq.space import Action

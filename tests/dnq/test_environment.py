@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.dnq.divergence import TEMPERATURE
+from octavo.network.divergence import TEMPERATURE
 from octavo.dnq.environment import Environment
 from octavo.dnq.output_sum import OutputSum
 from octavo.dnq.space import Action, Partial

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from octavo.activations.quantization import quantize_activations
 from octavo.dnq import methods, searching
-from octavo.dnq.divergence import Divergence
+from octavo.network.divergence import Divergence
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.finalists import FINALISTS, file_limit
 from octavo.dnq.methods import register_method

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import calibrate
-from octavo.dnq.divergence import Divergence
+from octavo.network.divergence import Divergence
 from octavo.dnq.environment import Environment
 from octavo.dnq.matching import FEWEST, Statistics, matched, norm_statistics
 from octavo.dnq.survey import survey

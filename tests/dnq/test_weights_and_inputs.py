@@ -17,7 +17,7 @@ from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats, input_quantizers
 from octavo.compression import compress
 from octavo.dnq import searching
-from octavo.dnq.divergence import TEMPERATURE
+from octavo.network.divergence import TEMPERATURE
 from octavo.dnq.environment import Environment
 from octavo.dnq.prices import within
 from octavo.dnq.rivals.exact import summed_loss

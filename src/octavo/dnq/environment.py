@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.dnq.candidates import Candidate, quantize_all
-from octavo.dnq.divergence import Divergence, first_rows, outputs_of
+from octavo.network.divergence import Divergence, first_rows, outputs_of
 from octavo.dnq.file_sizes import FileSizes, file_sizes
 from octavo.dnq.matching import Statistics, matched, norm_statistics
 from octavo.dnq.objective import Objective, checked_objective
@@ -57,7 +57,7 @@ class Environment:
         scoring: the batches that trials are scored on; None: those that calibrate. An objective of
             the user's own does not read them.
         objective: a function of the model that is maximised. None: minus what the outputs lose of
-            full precision: see ``octavo.dnq.divergence``.
+            full precision: see ``octavo.network.divergence``.
         absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
         workers: how many choices are measured at a time, each by a copy of the model that shares
             all its weights.

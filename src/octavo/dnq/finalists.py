@@ -14,7 +14,7 @@ from typing import TypeAlias
 from torch import nn
 
 from octavo.activations.quantization import quantize_activations
-from octavo.dnq.divergence import Divergence
+from octavo.network.divergence import Divergence
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.fitting import FileFit
 from octavo.dnq.objective import Objective, checked_objective

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from octavo._deprecated import renamed_arguments
-from octavo.dnq.divergence import TEMPERATURE
+from octavo.network.divergence import TEMPERATURE
 from octavo.dnq.enumeration import all_choices
 from octavo.dnq.environment import Environment
 from octavo.dnq.evaluator import Evaluator, is_ranged

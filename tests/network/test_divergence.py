@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.dnq.divergence import TEMPERATURE, Divergence, first_rows, outputs_of
+from octavo.network.divergence import TEMPERATURE, Divergence, first_rows, outputs_of
 from octavo.errors import PlanError
 
 

@@ -1,6 +1,5 @@
 """The whole way in one call: a search for bits, then PTQ, or INQ over the user's training loop."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from octavo.formats.codebook import Fit, Per
 from octavo.formats.width import WidthLike
 from octavo.inq.incremental import Incremental, freeze_and_retrain
 from octavo.inq.partition import FreezeOrder
+from octavo.network.copies import copied
 from octavo.network.float_share import warning_once
 from octavo.network.forward import Inputs, batches_of
 from octavo.plan import Budget, Plan
@@ -124,7 +124,7 @@ def compress(
     result = search(model, batches, **_picked(arguments, SEARCH))
     plan = result.plan
     if plan.activations:
-        model = copy.deepcopy(model)
+        model = copied(model)
         quantize_activations(model, batches, plan.activations)
     of_ptq = _picked(arguments, PTQ if retrain is None else START)
     plan, packed = _fitted(result, lambda plan: calibrate(model, plan, batches, **of_ptq))
@@ -159,7 +159,7 @@ def _retrained(
     arguments: Mapping[str, Any],
 ) -> Packed:
     """Run INQ over ``retrain`` on a copy of the model that starts from its PTQ."""
-    quantized = copy.deepcopy(model)
+    quantized = copied(model)
     packed.apply(quantized)
     settings = {"masks": find_kept(model, plan)} | _picked(arguments, INQ)
     return freeze_and_retrain(Incremental(quantized, plan, **settings), retrain)

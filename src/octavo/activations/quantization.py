@@ -22,7 +22,8 @@ from octavo.activations.quantizer import (
 )
 from octavo.errors import PlanError
 from octavo.formats.width import check_bits
-from octavo.network.forward import Inputs, feed, first_argument, hooked
+from octavo.network.calls import feed
+from octavo.network.forward import Inputs, first_argument, hooked
 from octavo.network.layers import Skipped, find_inputs
 from octavo.plan import matching
 

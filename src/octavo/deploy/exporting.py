@@ -2,7 +2,6 @@
 handed over.
 """
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from torch import nn
 from octavo._io import write_atomically
 from octavo.deploy.forms import Job, maker, missing_library
 from octavo.errors import ExportError, FormatError, PlanError
+from octavo.network.copies import copied
 from octavo.network.forward import Inputs, on_device
 from octavo.storage.packed import Packed
 
@@ -100,7 +100,7 @@ def export_checked(
     batches = [on_device(batch, torch.device("cpu")) for batch in examples]
     if not batches and example is not None:
         raise PlanError("example: expected at least one batch of inputs, got none")
-    network = copy.deepcopy(model).cpu().eval()
+    network = copied(model).cpu().eval()
     packed.apply(network)
     try:
         content = make(Job(network, packed, batches))

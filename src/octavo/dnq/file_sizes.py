@@ -5,7 +5,6 @@ codes. So the estimate gives each candidate its entropy, times what a stream of 
 width takes per byte of entropy. Everything else in the file is nearly the same for each choice.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import nn
 from octavo.dnq.candidates import Candidate, Candidates
 from octavo.dnq.space import Choice
 from octavo.formats.width import Width
+from octavo.network.copies import copied
 from octavo.network.layers import find_layers
 from octavo.ptq.absorption import absorb_factor
 from octavo.storage.coding import grouped as coding
@@ -116,7 +116,7 @@ def _packed(
     """Pack the network with the candidates of a choice, as ``calibrate`` would."""
     chosen = [row[action] for row, action in zip(candidates, choice, strict=True)]
     copies = dict[int, Any]()  # the copy of each object, by its id
-    network = copy.deepcopy(model, copies)
+    network = copied(model, copies)
     candidate_of = dict(zip(layers, chosen, strict=True))
     quantized = {}
     for layer in find_layers(network)[0]:  # in the order in which calibrate packs them

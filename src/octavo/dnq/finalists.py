@@ -5,7 +5,6 @@ The network that ships is solved sequentially, and it may be retrained. So the s
 choice among the best few plans, made on such networks.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from octavo.dnq.rivals.uniform import uniform_choice
 from octavo.dnq.space import Choice
 from octavo.dnq.splitting import Parts
 from octavo.inq.incremental import Incremental, freeze_and_retrain
+from octavo.network.copies import copied
 from octavo.network.forward import Inputs, observing
 from octavo.plan import Budget, Plan
 from octavo.pruning.masks import find_kept
@@ -121,7 +121,7 @@ class Shipping:
 
         """
         packed = self._solved(plan, self._parts.solving)
-        network = copy.deepcopy(self._model)
+        network = copied(self._model)
         packed.apply(network)
         if self._retrain_steps is not None:
             self._retrain(network, plan, self._retrain_steps)
@@ -133,7 +133,7 @@ class Shipping:
     def _solved(self, plan: Plan, batches: Sequence[Inputs]) -> Packed:
         model = self._model
         if plan.activations:
-            model = copy.deepcopy(model)
+            model = copied(model)
             quantize_activations(model, batches, plan.activations)
         return calibrate(model, plan, batches, absorb=self._absorb)
 

@@ -1,6 +1,5 @@
 """A network for trials: a copy of the model that shares its tensors and can exchange its layers."""
 
-import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from torch import nn
 
 from octavo.activations.quantizer import InputQuantizer, round_first
 from octavo.dnq.candidates import Candidate
+from octavo.network.copies import copied
 from octavo.network.layers import find_layers
 
 __all__ = ["TrialNetwork"]
@@ -36,7 +36,7 @@ class TrialNetwork:
         memo |= {id(buffer): buffer for buffer in model.buffers()}
         for weight, parameter in zip(weights, self._parameters, strict=True):
             memo[id(weight)] = parameter
-        self.model = copy.deepcopy(model, memo).eval()
+        self.model = copied(model, memo).eval()
         self._layers = layers
         self._quantizers: dict[str, InputQuantizer | None] = dict.fromkeys(rounded)
         for name in rounded:  # by hooks, as all trial networks share the quantizers

@@ -2,7 +2,6 @@
 section 2.2, algorithm 1).
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +24,7 @@ from octavo.inq.partition import (
 )
 from octavo.inq.planned_layer import PlannedLayer
 from octavo.inq.stage import FrozenMasks, Stage
+from octavo.network.copies import copied
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.forward import Inputs, batches_of, observing
 from octavo.network.layers import Layer, channels_first
@@ -328,7 +328,7 @@ def _plain_copy(model: nn.Module, layers: list[Layer]) -> tuple[nn.Module, list[
     """Copy a model as it is now, with its layers, and fold the copy back to plain modules:
     recurrent layers read parametrized weights ahead of a call.
     """
-    model, layers = copy.deepcopy((model, layers))
+    model, layers = copied((model, layers))
     release(layers)
     return model, layers
 

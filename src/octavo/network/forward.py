@@ -26,7 +26,6 @@ __all__ = [
     "check_batches",
     "device_of",
     "evaluating",
-    "feed",
     "first_argument",
     "first_keyword",
     "hooked",
@@ -239,20 +238,6 @@ def _argument_count(error: BaseException) -> int:
         if frame.f_code is call.__code__:
             return len(frame.f_locals.get("args", ()))
     return 0
-
-
-def feed(model: nn.Module, inputs: Iterable[Inputs]) -> None:
-    """Call the model with every batch of calibration inputs, for hooks that observe the calls.
-
-    Raises:
-        PlanError: there are no inputs, or the model does not take them.
-
-    """
-    count = 0
-    with observing(model), naming_errors(model):
-        for count, batch in enumerate(batches_of(inputs), 1):  # noqa: B007 - counted after the loop
-            call(model, on_device(batch, device_of(model)))
-    check_batches(count)
 
 
 def check_batches(count: int) -> None:

@@ -16,12 +16,14 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from octavo.errors import PlanError
+from octavo.network.calls import undisturbed
+from octavo.network.copies import fresh
 from octavo.network.forward import first_argument
 from octavo.network.kinds import form_of, kind_of
 from octavo.network.layers import Layer, channels_first
 from octavo.network.recurrent import cell_inputs, recurrent_inputs
 
-__all__ = ["layer_inputs", "layer_outputs", "problem_count"]
+__all__ = ["called_again", "layer_inputs", "layer_outputs", "problem_count"]
 
 # Pieces of X: a slice of the problems, and the inputs of these, (problems, columns, n).
 Pieces: TypeAlias = Iterator[tuple[slice, Tensor]]
@@ -97,6 +99,17 @@ def layer_outputs(module: nn.Module, output: Any) -> Tensor | None:
     groups = int(getattr(module, "groups", 1))
     channels_of_group = images.shape[1] // groups
     return images.float().transpose(0, 1).reshape(groups, channels_of_group, -1)
+
+
+def called_again(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call the forward of a layer once more, without hooks, and return its outputs; nothing stays
+    of the call.
+    """
+    if _is_plain(module):
+        return module.forward(*args, **kwargs)
+    with undisturbed(module):  # a layer of the user's own may do anything
+        own_args, own_kwargs = fresh((args, kwargs))
+        return module.forward(*own_args, **own_kwargs)
 
 
 def _as_columns(rows: Tensor) -> Tensor:
@@ -178,7 +191,7 @@ def _as_multiplied(
 
     """
     with _Products(weight.shape) as products:
-        module.forward(*args, **kwargs)
+        called_again(module, args, kwargs)
     if products.first is None:
         return None
     func, named = products.first

@@ -51,13 +51,24 @@ def stopping(
     return hooked(hooks)
 
 
-def stepwise_forward(model: nn.Module, inputs: Inputs) -> Generator[Stop, Any, None]:
+def stepwise_forward(
+    model: nn.Module,
+    inputs: Inputs,
+    world: contextlib.AbstractContextManager[None] | None = None,
+) -> Generator[Stop, Any, None]:
     """Run one forward pass without gradients, and yield where it stops. What is sent into the
     generator replaces the output there, unless it is None.
 
     Closing it ends the pass where it stands. What the model raises is raised here. The pass has the
     settings of the thread that starts it, such as autocast and the default device.
+
+    Args:
+        model: the model.
+        inputs: the inputs of the pass, which it may write into.
+        world: entered whenever the pass moves: see ``octavo.network.world``.
+
     """
+    world = world or contextlib.nullcontext()
     passing = _Pass()
     state = ThreadState.current()
 
@@ -70,11 +81,19 @@ def stepwise_forward(model: nn.Module, inputs: Inputs) -> Generator[Stop, Any, N
     thread.start()
     answer = None
     try:
-        while (stop := passing.resume(answer)) is not None:
+        while (stop := _in_world(world, passing, answer)) is not None:
             answer = yield stop
     finally:
-        passing.end()
-        thread.join()
+        with world:  # the model's code may catch the end
+            passing.end()
+            thread.join()
+
+
+def _in_world(
+    world: contextlib.AbstractContextManager[None], passing: "_Pass", answer: Any
+) -> Stop | None:
+    with world:
+        return passing.resume(answer)
 
 
 class _Pass:

@@ -8,7 +8,6 @@ changes, neither in evaluation nor in training. (The method is octavo's own; equ
 layers, arXiv 1906.04721, moves scales in a similar way.)
 """
 
-import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.network.forward import Inputs, call, hooked
+from octavo.network.calls import call_alone, undisturbed
+from octavo.network.copies import copied
+from octavo.network.forward import Inputs, hooked
 from octavo.network.kinds import NORMS, ONE_WEIGHT
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.nested import named_tensors
@@ -110,8 +111,8 @@ def _following_norms(
 
     hooks = [module.register_forward_hook(leave_layer) for module in names]
     hooks += [norm.register_forward_pre_hook(enter_norm) for norm in norms]
-    with hooked(hooks), torch.no_grad():
-        call(model, batch)
+    with hooked(hooks), torch.no_grad(), undisturbed(model):
+        call_alone(model, batch)
     return {name: norm for name, norm in handed if calls[norm] == 1}
 
 
@@ -128,7 +129,7 @@ def _outputs_stay(model: nn.Module, batch: Inputs, pairs: Sequence[Pair]) -> boo
     are doubled and the batch norms follow.
     """
     copies = dict[int, Any]()  # the copy of each object, by its id
-    doubled = copy.deepcopy(model, copies)
+    doubled = copied(model, copies)
     for layer, norm in pairs:
         twin = dataclasses.replace(
             layer, module=copies[id(layer.module)], weight=copies[id(layer.weight)]
@@ -136,9 +137,9 @@ def _outputs_stay(model: nn.Module, batch: Inputs, pairs: Sequence[Pair]) -> boo
         twin.weight.data.mul_(2)
         half = torch.full((norm.num_features,), 0.5, dtype=torch.float64, device="cpu")
         absorb_factor(twin, copies[id(norm)], half)
-    with torch.no_grad():
-        before = dict(named_tensors(call(model, batch)))
-        after = dict(named_tensors(call(doubled, batch)))
+    with torch.no_grad(), undisturbed(model):
+        before = dict(named_tensors(call_alone(model, batch)))
+        after = dict(named_tensors(call_alone(doubled, batch)))
     same_names = before.keys() == after.keys()
     return same_names and all(_close(before[name], after[name]) for name in before)
 

@@ -7,9 +7,8 @@ quantized network run side by side and stop at each layer, so that all of it cos
 passes and the linear algebra.
 """
 
-import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,8 @@ from torch import nn
 from octavo._deprecated import renamed_arguments
 from octavo.formats.codebook import Fit, Per
 from octavo.formats.width import Width, WidthLike
+from octavo.network.copies import copied
+from octavo.network.faithful import faithful_copy
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.forward import (
     Inputs,
@@ -116,23 +117,32 @@ def calibrate(
     check_state(model)
     planned_layers(model, plan)  # checks the plan before anything is copied or read
     warn_if_mostly_float(model)
-    quantized = copy.deepcopy(model)
+    batches = iter(batches_of(inputs))
+    first = [on_device(batch, device_of(model)) for batch in itertools.islice(batches, 1)]
+    quantized = faithful_copy(model, *first)
+    full = copied(model) if sequential else quantized
     planned = planned_layers(quantized, plan)
     layers = [layer for layer, _ in planned]
-    with observing(model), observing(quantized), naming_errors(quantized, model):
+    with observing(full), observing(quantized), naming_errors(quantized, full):
         norms: dict[str, nn.Module] = {}
-        if absorb and (inputs := list(batches_of(inputs))):
-            first = on_device(inputs[0], device_of(model))
-            norms = absorbing_norms(quantized, layers, first)
+        if absorb and first:
+            norms = absorbing_norms(quantized, layers, first[0])
         widths = {layer.name: bits for layer, bits in planned}
         freeze = _Freezer(widths, settings, norms, progress or silent)
+        inputs = itertools.chain(_handed_over(first), batches)
         if sequential:
-            frozen = freeze_sequentially(model, quantized, layers, inputs, freeze)
+            frozen = freeze_sequentially(full, quantized, layers, inputs, freeze)
         else:
             frozen = freeze_from_float(quantized, layers, inputs, freeze)
     for layer in layers:
         check_reached(layer.name, reached=layer.name in frozen)
     return pack(quantized, {layer.name: frozen[layer.name] for layer in layers})
+
+
+def _handed_over(batches: list[Inputs]) -> Iterator[Inputs]:
+    """Yield batches and let go of them, so that inputs which are streamed do not stay in memory."""
+    while batches:
+        yield batches.pop(0)
 
 
 class _Freezer:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from octavo.errors import PlanError
-from octavo.network.forward import Inputs, feed, hooked
+from octavo.network.calls import feed
+from octavo.network.forward import Inputs, hooked
 from octavo.network.layer_inputs import layer_inputs
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments

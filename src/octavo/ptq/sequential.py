@@ -3,10 +3,13 @@ quantized.
 
 For each batch the full-precision and the quantized network run side by side. All passes wait at a
 layer until its weight has frozen from the inputs that all batches bring there; so nothing runs
-twice.
+twice. Where networks write state or draw random numbers, each pass keeps a world of its own
+(``octavo.network.world``), so that passes do not mix. Where a batch depends on the batch before it,
+batches cannot wait together: they run one after another, again for each layer.
 """
 
 import contextlib
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,20 +17,23 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from octavo.network.calls import call_alone, undisturbed
+from octavo.network.conduct import PURE, Conduct, conduct_of
+from octavo.network.copies import fresh
 from octavo.network.forward import (
     Inputs,
     batches_of,
-    call,
     check_batches,
     device_of,
     hooked,
     on_device,
 )
 from octavo.network.kinds import ONE_WEIGHT
-from octavo.network.layer_inputs import layer_inputs, layer_outputs
+from octavo.network.layer_inputs import called_again, layer_inputs, layer_outputs
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments
 from octavo.network.stepping import Stop, stepwise_forward, stopping
+from octavo.network.world import World
 from octavo.ptq.float_inputs import freeze_from_float
 
 __all__ = ["count_calls", "freeze_in_forward_order", "freeze_sequentially"]
@@ -46,23 +52,27 @@ def freeze_sequentially(
     name.
 
     Layers that are used more than once have no single position in that order. They come first, from
-    full-precision inputs.
+    full-precision inputs. If full precision gives other outputs each time, layers freeze as if
+    their outputs had not drifted, and a warning says so.
 
     Args:
-        model: the network in full precision.
-        quantized: a copy of it, whose weights ``freeze`` changes in place.
+        model: the network in full precision, a copy of the user's own.
+        quantized: another copy of it, whose weights ``freeze`` changes in place.
         layers: the layers of ``quantized`` to freeze.
-        inputs: calibration inputs.
+        inputs: calibration inputs; they stay as they are.
         freeze: freezes a layer in place, from the moments of its inputs.
 
     """
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
     check_batches(len(batches))
+    conduct = conduct_of(quantized, batches)
+    if not conduct.repeats:
+        _warn_of_noise(quantized)
     by_module = _called_once(quantized, layers, batches[0])
     called_once = {layer.name for here in by_module.values() for layer in here}
     others = [layer for layer in layers if layer.name not in called_once]
     outcomes = freeze_from_float(quantized, others, batches, freeze) if others else {}
-    return outcomes | freeze_in_forward_order(model, quantized, by_module, batches, freeze)
+    return outcomes | freeze_in_forward_order(model, quantized, by_module, batches, freeze, conduct)
 
 
 def freeze_in_forward_order(
@@ -71,6 +81,7 @@ def freeze_in_forward_order(
     layers: Mapping[nn.Module, Sequence[Layer]],
     batches: Sequence[Inputs],
     freeze: Callable[[Layer, Moments], Outcome],
+    conduct: Conduct = PURE,
 ) -> dict[str, Outcome]:
     """Freeze ``layers`` in the order in which the inputs reach them, and return the outcome of each
     that is reached, by layer name.
@@ -82,23 +93,120 @@ def freeze_in_forward_order(
             called more than once, its layers freeze at the first call.
         batches: calibration inputs.
         freeze: called once for each layer that is reached.
+        conduct: what the forward pass of both does beside computing outputs from inputs.
 
     """
+    pair = _Pair(model, quantized, _partners(model, quantized, layers), conduct)
+    freeze_all = _freeze_in_turn if conduct.carries else _freeze_in_step
+    return freeze_all(pair, layers, batches, freeze)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A network in full precision and its quantized copy.
+
+    Attributes:
+        model: the one in full precision.
+        quantized: the other one.
+        partners: modules of ``quantized``, by the same modules of ``model``.
+        conduct: what the forward pass of both does beside computing outputs from inputs.
+
+    """
+
+    model: nn.Module
+    quantized: nn.Module
+    partners: Mapping[nn.Module, nn.Module]
+    conduct: Conduct
+
+    def worlds(self) -> "_Worlds":
+        """Return new worlds, which begin with the state that the networks have now."""
+        if not (self.conduct.written or self.conduct.draws):
+            return _Worlds(None, None)
+        written = self.conduct.written
+        return _Worlds(World(self.model, written), World(self.quantized, written))
+
+
+@dataclass(frozen=True, eq=False)
+class _Worlds:
+    """The worlds of two passes side by side; None where passes need none."""
+
+    full: World | None
+    quantized: World | None
+
+    def begin(self, number: int) -> None:
+        """Let the next two passes draw the random numbers of the batch of this number."""
+        for world in (self.full, self.quantized):
+            if world is not None:
+                world.begin(number)
+
+
+def _freeze_in_turn(
+    pair: _Pair,
+    layers: Mapping[nn.Module, Sequence[Layer]],
+    batches: Sequence[Inputs],
+    freeze: Callable[[Layer, Moments], Outcome],
+) -> dict[str, Outcome]:
+    """Freeze layers one by one, each from passes of all batches one after another."""
+    outcomes = dict[str, Outcome]()
+    waiting = {module: list(here) for module, here in layers.items()}
+    while waiting:
+        module, moments = _in_turn(pair, waiting, batches)
+        if module is None or moments is None:
+            break
+        outcomes |= _frozen(waiting[module].pop(0), moments, freeze)
+        if not waiting[module]:
+            del waiting[module]
+    return outcomes
+
+
+def _in_turn(
+    pair: _Pair, waiting: Mapping[nn.Module, Sequence[Layer]], batches: Sequence[Inputs]
+) -> tuple[nn.Module | None, Moments | None]:
+    """Run all batches one after another, and return the first of the waiting modules that they
+    reach, with the moments of its first layer; None if they reach none.
+    """
+    first: nn.Module | None = None
+    moments: Moments | None = None
+    partners = [one for one, other in pair.partners.items() if other in waiting]
+    worlds = pair.worlds()
+    with stopping(before=waiting, after=partners):
+        for number, batch in enumerate(batches):
+            worlds.begin(number)
+            for meeting in _side_by_side(pair, batch, worlds):
+                module = meeting.stop.module
+                if first is None or moments is None:
+                    first = module
+                    moments = Moments.of(waiting[module][0])
+                if module is first:
+                    _add(moments, waiting[module][0], meeting, pair.conduct)
+    return first, moments
+
+
+def _freeze_in_step(
+    pair: _Pair,
+    layers: Mapping[nn.Module, Sequence[Layer]],
+    batches: Sequence[Inputs],
+    freeze: Callable[[Layer, Moments], Outcome],
+) -> dict[str, Outcome]:
+    """Freeze layers while the passes of all batches wait at them."""
     outcomes = dict[str, Outcome]()
     waiting = dict(layers)
-    order = {module: position for position, module in enumerate(quantized.modules())}
-    partners = _partners(model, quantized, layers)
+    order = {module: position for position, module in enumerate(pair.quantized.modules())}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stopping(before=layers, after=partners))
-        passes = [_side_by_side(model, quantized, partners, batch) for batch in batches]
+        stack.enter_context(stopping(before=layers, after=pair.partners))
+        passes = []
+        for number, batch in enumerate(batches):
+            worlds = pair.worlds()
+            worlds.begin(number)
+            passes.append(_side_by_side(pair, batch, worlds))
         for one in passes:
             stack.callback(one.close)
         meetings = [next(one, None) for one in passes]  # for each batch; None at its end
         while any(meetings):
             module = _next_module(meetings, order)
-            here = _meetings_at(module, meetings)
-            outcomes |= _freeze_here(waiting.pop(module, ()), here, freeze)
-            del here  # else every batch would be in memory twice while the passes go on
+            for layer in waiting.pop(module, ()):
+                moments = _moments(layer, _meetings_at(module, meetings), pair.conduct)
+                outcomes |= _frozen(layer, moments, freeze)
             _go_on(passes, meetings, module)
     return outcomes
 
@@ -112,8 +220,9 @@ def count_calls(
     def count(module: nn.Module, _: object) -> None:
         counts[module] += 1
 
-    with hooked(module.register_forward_pre_hook(count) for module in modules):
-        call(model, batch)
+    hooks = (module.register_forward_pre_hook(count) for module in modules)
+    with hooked(hooks), undisturbed(model):
+        call_alone(model, batch)
     return counts
 
 
@@ -125,28 +234,28 @@ class _Meeting:
         stop: the call of a module that the quantized network is about to make.
         full_output: the output of the same call in the full-precision network; None if that
             network took another path.
+        world: the world of the quantized network's pass; None if it needs none.
 
     """
 
     stop: Stop
     full_output: Any
+    world: World | None
 
 
-def _side_by_side(
-    model: nn.Module,
-    quantized: nn.Module,
-    partners: Mapping[nn.Module, nn.Module],
-    batch: Inputs,
-) -> Generator[_Meeting, None, None]:
+def _side_by_side(pair: _Pair, batch: Inputs, worlds: _Worlds) -> Generator[_Meeting, None, None]:
     """Run both networks on one batch: yield wherever the quantized one stops."""
-    full_pass = stepwise_forward(model, batch)
-    quantized_pass = stepwise_forward(quantized, batch)
+    own = fresh if pair.conduct.writes_inputs else _as_it_is
+    full_pass = stepwise_forward(pair.model, own(batch), worlds.full)
+    quantized_pass = stepwise_forward(pair.quantized, own(batch), worlds.quantized)
     with contextlib.closing(full_pass), contextlib.closing(quantized_pass):
         for stop in quantized_pass:
             beside = next(full_pass, None)
-            same_path = beside is not None and partners[beside.module] is stop.module
-            yield _Meeting(stop, beside.output if beside is not None and same_path else None)
-        next(full_pass, None)  # this network comes to its end as well
+            same_path = beside is not None and pair.partners[beside.module] is stop.module
+            full_output = beside.output if beside is not None and same_path else None
+            yield _Meeting(stop, full_output, worlds.quantized)
+        for _ in full_pass:
+            pass  # this network comes to its end as well
 
 
 def _next_module(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:
@@ -203,33 +312,32 @@ def _called_once(
     }
 
 
-def _freeze_here(
-    layers: Sequence[Layer],
-    meetings: Sequence[_Meeting],
-    freeze: Callable[[Layer, Moments], Outcome],
+def _frozen(
+    layer: Layer, moments: Moments, freeze: Callable[[Layer, Moments], Outcome]
 ) -> dict[str, Outcome]:
-    """Freeze the layers of one module, at which the passes of some batches stand."""
-    outcomes = dict[str, Outcome]()
-    for layer in layers:
-        moments = _moments(layer, meetings)
-        if moments.seen:  # a call without a row is as good as none
-            outcomes[layer.name] = freeze(layer, moments)
-    return outcomes
+    """Freeze a layer, and return the outcome by the layer's name; nothing if no input came."""
+    return {layer.name: freeze(layer, moments)} if moments.seen else {}
 
 
-def _moments(layer: Layer, meetings: Sequence[_Meeting]) -> Moments:
+def _moments(layer: Layer, meetings: Iterable[_Meeting], conduct: Conduct) -> Moments:
     """Return the moments of the inputs that all batches bring to a layer."""
     moments = Moments.of(layer)
-    linear = layer.form in ONE_WEIGHT  # its outputs are linear in its inputs
     for meeting in meetings:
-        stop = meeting.stop
-        drift = _drift(meeting) if linear else None
+        _add(moments, layer, meeting, conduct)
+    return moments
+
+
+def _add(moments: Moments, layer: Layer, meeting: _Meeting, conduct: Conduct) -> None:
+    """Add the inputs that one batch brings to a layer to their moments."""
+    stop = meeting.stop
+    linear = layer.form in ONE_WEIGHT  # its outputs are linear in its inputs
+    with meeting.world or contextlib.nullcontext():
+        drift = _drift(meeting) if linear and conduct.repeats else None
         start = 0
         for problem, columns in layer_inputs(layer, stop.module, stop.args, stop.kwargs):
             end = start + columns.shape[-1]
             moments.add(problem, columns, None if drift is None else drift[..., start:end])
             start = end
-    return moments
 
 
 def _drift(meeting: _Meeting) -> Tensor | None:
@@ -240,7 +348,22 @@ def _drift(meeting: _Meeting) -> Tensor | None:
         return None
     stop = meeting.stop
     full = layer_outputs(stop.module, meeting.full_output)
-    now = layer_outputs(stop.module, stop.module.forward(*stop.args, **stop.kwargs))
+    now = layer_outputs(stop.module, called_again(stop.module, stop.args, stop.kwargs))
     if full is None or now is None or full.shape != now.shape:
         return None
     return full - now
+
+
+def _as_it_is(batch: Inputs) -> Inputs:
+    return batch
+
+
+def _warn_of_noise(model: nn.Module) -> None:
+    warnings.warn(
+        f"{type(model).__name__}: in full precision, two passes of one batch give different "
+        "outputs, although both begin with the same state and the same random numbers of torch. So "
+        "layers cannot make up for the errors of the layers ahead of them. Draw random numbers "
+        "from torch's own generator, and keep state on modules",
+        UserWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,165 @@
+"""The conduct of a model: what its forward pass does beside computing outputs from inputs.
+
+A pure forward pass returns the same for the same inputs and changes nothing. Others keep state on
+their modules, write into their inputs or draw random numbers. octavo calls all of them so that
+nothing stays of a call, and each batch finds what it would find alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.network.calls import call_alone, undisturbed
+from octavo.network.copies import fresh
+from octavo.network.forward import Inputs, call
+from octavo.network.module_state import ModuleState, Slot, same
+from octavo.network.nested import leaves, named_tensors
+from octavo.network.random_state import RandomState
+
+__all__ = ["PURE", "Conduct", "close", "conduct_of"]
+
+# Kernels may sum in another order each time; more than this share of the largest output is no
+# rounding.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """The conduct of a model in evaluation mode.
+
+    Attributes:
+        written: the attributes and buffers that a call may write.
+        writes_inputs: True if a call changes its inputs.
+        draws: True if a call draws random numbers from torch.
+        carries: True if what a call returns depends on the batch before it.
+        repeats: True if two calls with the same inputs and the same random state return the same.
+
+    """
+
+    written: frozenset[Slot] = frozenset()
+    writes_inputs: bool = False
+    draws: bool = False
+    carries: bool = False
+    repeats: bool = True
+
+
+PURE = Conduct()
+
+
+def conduct_of(model: nn.Module, batches: Sequence[Inputs]) -> Conduct:
+    """Find out how a model behaves, from calls with a few of the batches; nothing stays of them.
+
+    Args:
+        model: the model, in evaluation mode.
+        batches: inputs of its calls. Those of other shapes than the first may take other paths, so
+            the smallest and the largest of them are called too.
+
+    """
+    first = batches[0]
+    one = _observe(model, first)
+    again = _observe(model, first)
+    others = [_observe(model, batch) for batch in _extremes(batches)]
+    seen = [one, again, *others]
+    written = frozenset[Slot]().union(*(each.written for each in seen))
+    repeats = close(one.outputs, again.outputs)
+    second = batches[min(1, len(batches) - 1)]
+    return Conduct(
+        written=written,
+        writes_inputs=any(each.writes_inputs for each in seen),
+        draws=any(each.draws for each in seen),
+        carries=bool(written) and repeats and _carries(model, first, second),
+        repeats=repeats,
+    )
+
+
+def close(outputs: Any, others: Any) -> bool:
+    """Tell if outputs have the same tensors, but for rounding."""
+    tensors = dict(named_tensors(outputs))
+    other_tensors = dict(named_tensors(others))
+    return tensors.keys() == other_tensors.keys() and all(
+        _close(tensor, other_tensors[name]) for name, tensor in tensors.items()
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Observed:
+    """One call of a model: its outputs, and what it did beside."""
+
+    outputs: Any
+    written: frozenset[Slot]
+    writes_inputs: bool
+    draws: bool
+
+
+def _observe(model: nn.Module, batch: Inputs) -> _Observed:
+    random = RandomState(model)
+    state = ModuleState(model)
+    pristine = state.read()
+    with undisturbed(model):
+        before = state.read()
+        inputs = fresh(batch)
+        random.seed(0)
+        start = random.read()
+        outputs = call(model, inputs)
+        after = state.read()
+        draws = not all(map(torch.equal, start, random.read()))
+    # What is in place was copied before the call, so the originals say what there was.
+    written = {
+        slot
+        for slot in pristine.keys() | after.keys()
+        if (slot in pristine) != (slot in after)
+        or not (_untouched(before[slot], after[slot]) and same(pristine[slot], after[slot]))
+    }
+    writes_inputs = not same(list(leaves(inputs)), list(leaves(batch)))
+    return _Observed(outputs, frozenset(written), writes_inputs, draws)
+
+
+def _untouched(before: Any, after: Any) -> bool:
+    """Tell if an attribute still has its tensor, if it had one: a new tensor is state, also if it
+    has the same numbers for this batch.
+    """
+    return before is after or not isinstance(after, Tensor)
+
+
+def _carries(model: nn.Module, first: Inputs, second: Inputs) -> bool:
+    """Tell if the outputs of one batch depend on the batch before it."""
+    with undisturbed(model):
+        alone = call_alone(model, second, 1)
+    with undisturbed(model):
+        call_alone(model, first, 0)
+        try:
+            behind = call_alone(model, second, 1)
+        except Exception:  # noqa: BLE001  # what the first left does not fit the second
+            return False
+    return not close(alone, behind)
+
+
+def _extremes(batches: Sequence[Inputs]) -> list[Inputs]:
+    """Return the smallest and the largest batch among those of other shapes than the first."""
+    others = [batch for batch in batches[1:] if _shapes(batch) != _shapes(batches[0])]
+    if not others:
+        return []
+    smallest = min(others, key=_size)
+    largest = max(others, key=_size)
+    return [smallest] if smallest is largest else [smallest, largest]
+
+
+def _shapes(batch: Inputs) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in named_tensors(batch)]
+
+
+def _size(batch: Inputs) -> int:
+    return sum(tensor.numel() for _, tensor in named_tensors(batch))
+
+
+def _close(tensor: Tensor, other: Tensor) -> bool:
+    if tensor.shape != other.shape or tensor.dtype != other.dtype or not tensor.numel():
+        return tensor.shape == other.shape and tensor.dtype == other.dtype
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return torch.equal(tensor, other)
+    finite = tensor[tensor.isfinite()].abs()
+    atol = TOLERANCE * float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(tensor, other, rtol=0, atol=atol, equal_nan=True)

@@ -86,9 +86,7 @@ def damped(hessian: Tensor, damp: float) -> Tensor:
     hessian = hessian.double()
     mean = hessian.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)  # (problems, 1)
     unit = torch.where(mean > 0, mean, 1)
-    while damp < SAFE_DAMP and not _is_definite(
-        _with_added(hessian, (damp - MARGIN) * unit)
-    ):
+    while damp < SAFE_DAMP and not _is_definite(_with_added(hessian, (damp - MARGIN) * unit)):
         damp = max(10 * damp, LEAST_DAMP)
     return _with_added(hessian, damp * unit)
 

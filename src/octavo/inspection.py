@@ -10,7 +10,8 @@ from torch import nn
 
 from octavo.activations.quantizer import input_quantizers
 from octavo.formats.width import WidthLike
-from octavo.network.forward import call, observing
+from octavo.network.calls import call_alone, undisturbed
+from octavo.network.forward import observing
 from octavo.network.layers import Layer, Skipped, find_inputs, find_layers
 from octavo.network.macs import count_macs
 from octavo.plan import Cost, Plan
@@ -120,7 +121,7 @@ def _row(layer: Layer, macs: int | None, activation_bits: int | None) -> Row:
 
 def _forward(model: nn.Module, example: Any) -> Callable[[], object]:
     def forward() -> object:
-        with observing(model):
-            return call(model, example)
+        with observing(model), undisturbed(model):
+            return call_alone(model, example)
 
     return forward

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import InputFormat, input_formats, input_quantizers, scales
-from octavo.network.divergence import TEMPERATURE
 from octavo.dnq.environment import Environment
 from octavo.dnq.matching import matched, norm_statistics
 from octavo.dnq.space import Action
 from octavo.errors import PlanError
 from octavo.formats.width import Width
 from octavo.inq.incremental import Incremental
+from octavo.network.divergence import TEMPERATURE
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
 from octavo.ptq.calibration import calibrate

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.network.divergence import TEMPERATURE
 from octavo.dnq.environment import Environment
 from octavo.dnq.output_sum import OutputSum
 from octavo.dnq.space import Action, Partial
 from octavo.errors import PlanError
 from octavo.formats.width import WidthLike, read_width
+from octavo.network.divergence import TEMPERATURE
 from octavo.network.layers import find_layers
 from octavo.ptq.float_inputs import float_moments
 from octavo.ptq.layer_solver import solve

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from octavo import Budget, search
-from octavo.network.divergence import TEMPERATURE
 from octavo.dnq.environment import Environment
 from octavo.dnq.survey import survey
+from octavo.network.divergence import TEMPERATURE
 from octavo.network.forward import observing
 
 

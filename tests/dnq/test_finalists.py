@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from octavo.activations.quantization import quantize_activations
 from octavo.dnq import methods, searching
-from octavo.network.divergence import Divergence
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.finalists import FINALISTS, file_limit
 from octavo.dnq.methods import register_method
@@ -22,6 +21,7 @@ from octavo.dnq.searching import search
 from octavo.dnq.splitting import split
 from octavo.errors import PlanError
 from octavo.inq.incremental import Incremental
+from octavo.network.divergence import Divergence
 from octavo.network.forward import observing
 from octavo.plan import Budget, Plan
 from octavo.ptq.calibration import calibrate

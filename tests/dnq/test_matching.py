@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from octavo import calibrate
-from octavo.network.divergence import Divergence
 from octavo.dnq.environment import Environment
 from octavo.dnq.matching import FEWEST, Statistics, matched, norm_statistics
 from octavo.dnq.survey import survey
+from octavo.network.divergence import Divergence
 from octavo.network.forward import observing
 
 

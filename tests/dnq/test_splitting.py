@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from octavo.dnq.splitting import LEAST_SAMPLES, Parts, split
+from octavo.dnq.splitting import Parts, split
 from octavo.network.nested import leaves
+from octavo.network.samples import LEAST_SAMPLES
 
 
 def numbered(*sizes: int) -> list[Tensor]:

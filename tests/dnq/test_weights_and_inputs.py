@@ -17,7 +17,6 @@ from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats, input_quantizers
 from octavo.compression import compress
 from octavo.dnq import searching
-from octavo.network.divergence import TEMPERATURE
 from octavo.dnq.environment import Environment
 from octavo.dnq.prices import within
 from octavo.dnq.rivals.exact import summed_loss
@@ -30,6 +29,7 @@ from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import FLOAT, WidthLike, read_width
 from octavo.inq.incremental import Incremental
+from octavo.network.divergence import TEMPERATURE
 from octavo.network.layers import find_layers
 from octavo.plan import Budget, Cost, Plan
 from octavo.ptq.calibration import calibrate

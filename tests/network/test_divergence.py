@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.network.divergence import TEMPERATURE, Divergence, first_rows, outputs_of
 from octavo.errors import PlanError
+from octavo.network.divergence import TEMPERATURE, Divergence, first_rows, outputs_of
 
 
 class Twice(nn.Module):

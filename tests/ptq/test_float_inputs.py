@@ -14,6 +14,7 @@ from octavo.ptq.calibration import calibrate
 from octavo.ptq.float_inputs import check_reached, float_moments, freeze_from_float
 from octavo.ptq.layer_solver import solve
 from octavo.ptq.settings import PtqSettings
+from octavo.ptq.site import Site
 
 
 class Twice(nn.Module):
@@ -79,7 +80,7 @@ def test_layers_freeze_after_all_moments_were_collected() -> None:
     layers = find_layers(model)[0]
     expected = float_moments(model, batches, layers)
 
-    def freeze(layer: Layer, moments: Moments) -> Tensor:
+    def freeze(layer: Layer, moments: Moments, _: Site | None) -> Tensor:
         layer.weight.data.zero_()
         return moments.hessian
 

@@ -16,6 +16,7 @@ from octavo.network.forward import hooked, observing
 from octavo.network.layers import Layer, calling_modules, find_layers
 from octavo.network.moments import Moments
 from octavo.ptq.sequential import count_calls, freeze_in_forward_order, freeze_sequentially
+from octavo.ptq.site import Site
 
 
 class Net(nn.Module):
@@ -81,7 +82,7 @@ def sixteenths(weight: Tensor) -> Tensor:
     return (16 * weight).round() / 16
 
 
-def freeze(layer: Layer, moments: Moments) -> Moments:
+def freeze(layer: Layer, moments: Moments, _: Site | None) -> Moments:
     """Round the weights to sixteenths; the outcome is what the layer froze from."""
     layer.weight.copy_(sixteenths(layer.weight))
     return moments
@@ -353,7 +354,7 @@ def test_layers_without_one_place_in_the_order_come_first_from_float_inputs() ->
 
 
 def test_an_error_while_freezing_ends_all_passes_and_takes_the_hooks_away() -> None:
-    def fail(layer: Layer, moments: Moments) -> None:
+    def fail(layer: Layer, moments: Moments, _: Site | None) -> None:
         raise ArithmeticError(layer.name)
 
     model = make(Net)

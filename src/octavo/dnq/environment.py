@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from octavo.dnq.candidates import Candidate, quantize_all
-from octavo.network.divergence import Divergence, first_rows, outputs_of
 from octavo.dnq.file_sizes import FileSizes, file_sizes
 from octavo.dnq.matching import Statistics, matched, norm_statistics
 from octavo.dnq.objective import Objective, checked_objective
 from octavo.dnq.space import Action, Choice, Partial
 from octavo.dnq.trial_network import TrialNetwork
+from octavo.network.calls import undisturbed
+from octavo.network.conduct import conduct_of
+from octavo.network.divergence import Divergence, first_rows
 from octavo.network.forward import Inputs, observing
 from octavo.network.outputs import Part
 from octavo.network.thread_state import ThreadState
@@ -87,9 +89,10 @@ class Environment:
         self._callers = ThreadState.current()  # trials run under these settings
         self._candidates = quantize_all(model, layers, batches, actions, absorb=absorb)
         self._networks = [self._trial_network() for _ in range(workers)]
-        self._objective = objective or Divergence(
-            model, batches if scoring is None else list(scoring)
-        )
+        scored = batches if scoring is None else list(scoring)
+        with observing(model):
+            self._conduct = conduct_of(model, [*batches, *scored])
+        self._objective = objective or Divergence(model, scored, self._conduct)
         self._statistics: Statistics = {}
         if isinstance(self._objective, Divergence):
             with observing(model):
@@ -156,15 +159,22 @@ class Environment:
     ) -> Measurement:
         network.put(self._chosen(choice))
         if not isinstance(self._objective, Divergence):
-            return Measurement(self._checked(self._objective(network.model), choice))
+            return Measurement(self._checked(self._own_objective(network.model), choice))
         with matched(network.model, self._statistics):
-            outputs = outputs_of(network.model, self._objective.batches)
+            outputs = self._objective.outputs(network.model)
         objective = self._checked(self._objective.objective(outputs), choice)
         if not keep_outputs:
             return Measurement(objective)
         return Measurement(
             objective, first_rows(outputs, _kept_rows(self._actions, self._objective))
         )
+
+    def _own_objective(self, network: nn.Module) -> object:
+        """Return the user's own objective of a network, which stays as it is."""
+        if self._conduct.pure:
+            return self._objective(network)
+        with undisturbed(network, self._conduct.written):
+            return self._objective(network)
 
     def _checked(self, value: object, choice: Partial) -> float:
         """Return the objective as a number, or raise PlanError unless it is a finite one."""

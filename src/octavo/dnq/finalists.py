@@ -13,7 +13,6 @@ from typing import TypeAlias
 from torch import nn
 
 from octavo.activations.quantization import quantize_activations
-from octavo.network.divergence import Divergence
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.fitting import FileFit
 from octavo.dnq.objective import Objective, checked_objective
@@ -23,10 +22,12 @@ from octavo.dnq.space import Choice
 from octavo.dnq.splitting import Parts
 from octavo.inq.incremental import Incremental, freeze_and_retrain
 from octavo.network.copies import copied
+from octavo.network.divergence import Divergence
 from octavo.network.forward import Inputs, observing
 from octavo.plan import Budget, Plan
 from octavo.pruning.masks import find_kept
-from octavo.ptq.calibration import calibrate
+from octavo.ptq.calibration import calibrate_quietly
+from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed
 
 __all__ = ["FINALISTS", "Finalist", "RetrainSteps", "Shipping", "Verdict", "choose", "file_limit"]
@@ -135,7 +136,8 @@ class Shipping:
         if plan.activations:
             model = copied(model)
             quantize_activations(model, batches, plan.activations)
-        return calibrate(model, plan, batches, absorb=self._absorb)
+        settings = PtqSettings(absorb=self._absorb)
+        return calibrate_quietly(model, plan, batches, settings)
 
     def _retrain(self, network: nn.Module, plan: Plan, retrain_steps: RetrainSteps) -> None:
         """Run INQ on a network that starts from its PTQ, as ``compress`` does."""

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from octavo.network.forward import Inputs, call, hooked
+from octavo.network.calls import call_alone, undisturbed
+from octavo.network.forward import Inputs, hooked
 
 __all__ = ["Statistics", "matched", "norm_statistics"]
 
@@ -42,9 +43,9 @@ def norm_statistics(model: nn.Module, batches: Sequence[Inputs]) -> Statistics:
         norm.register_forward_pre_hook(functools.partial(record, name))
         for name, norm in _batch_norms(model)
     ]
-    with hooked(hooks):
-        for batch in batches:
-            call(model, batch)
+    with hooked(hooks), undisturbed(model):
+        for number, batch in enumerate(batches):
+            call_alone(model, batch, number)
     return statistics
 
 

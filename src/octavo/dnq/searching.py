@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from octavo._deprecated import renamed_arguments
-from octavo.network.divergence import TEMPERATURE
 from octavo.dnq.enumeration import all_choices
 from octavo.dnq.environment import Environment
 from octavo.dnq.evaluator import Evaluator, is_ranged
@@ -29,6 +28,8 @@ from octavo.dnq.splitting import Parts, split, undivided
 from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import WidthLike
+from octavo.network.divergence import TEMPERATURE
+from octavo.network.faithful import faithful_copy
 from octavo.network.float_share import warn_if_mostly_float, warning_once
 from octavo.network.forward import Inputs, batches_of, check_batches, device_of, on_device
 from octavo.network.thread_state import cpu_by_default
@@ -124,7 +125,7 @@ def search(
     check_budget(space, budget)
     _check_trials(space, method, trials, refine)
     warn_if_mostly_float(model)
-    return _searched(model, batches, space, request)
+    return _searched(faithful_copy(model, batches[0]), batches, space, request)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from octavo.network.forward import Inputs
 from octavo.network.nested import leaves, mapped
+from octavo.network.samples import LEAST_SAMPLES, rows_of, sample_count
 
-__all__ = ["LEAST_SAMPLES", "Parts", "split", "undivided"]
+__all__ = ["Parts", "split", "undivided"]
 
-LEAST_SAMPLES = 64  # with fewer, nothing is set aside
 STRIDE = 4  # samples are dealt in turn, so it does not matter if they are ordered by class
 CALIBRATING = (0, 1)  # index of a sample modulo STRIDE
 SCORING = (2,)
@@ -62,7 +62,7 @@ def split(batches: Sequence[Inputs]) -> Parts:
     inputs.
 
     """
-    sizes = [_samples(batch) for batch in batches]
+    sizes = [sample_count(batch) for batch in batches]
     samples = [size for size in sizes if size is not None]
     if len(samples) < len(batches):
         return _split_by_batch(batches)
@@ -71,7 +71,7 @@ def split(batches: Sequence[Inputs]) -> Parts:
     calibrating = _dealt(batches, samples, CALIBRATING)
     scoring = _dealt(batches, samples, SCORING)
     confirming = _dealt(batches, samples, CONFIRMING)
-    held_out = sum(_samples(batch) or 0 for batch in confirming)
+    held_out = sum(sample_count(batch) or 0 for batch in confirming)
     return Parts(calibrating, scoring, confirming, (*calibrating, *scoring), held_out)
 
 
@@ -86,20 +86,6 @@ def _split_by_batch(batches: Sequence[Inputs]) -> Parts:
     return Parts(calibrating, scoring, confirming, (*calibrating, *scoring), len(confirming))
 
 
-def _samples(batch: Inputs) -> int | None:
-    """Return the common size of dimension 0 of all tensors; None where there is none.
-
-    None and booleans, such as options of the model, go with every sample.
-    """
-    sizes = set()
-    for leaf in leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            sizes.add(len(leaf))
-        elif leaf is not None and not isinstance(leaf, bool):
-            return None
-    return sizes.pop() if len(sizes) == 1 else None
-
-
 def _dealt(
     batches: Sequence[Inputs], samples: Sequence[int], rests: Sequence[int]
 ) -> tuple[Inputs, ...]:
@@ -109,19 +95,9 @@ def _dealt(
     for batch, count in zip(batches, samples, strict=True):
         rows = [row for row in range(count) if (first + row) % STRIDE in rests]
         if rows:
-            pieces.append(_rows_of(batch, rows))
+            pieces.append(rows_of(batch, rows))
         first += count
     return tuple(_regrouped(pieces, max(samples)))
-
-
-def _rows_of(batch: Inputs, rows: Sequence[int] | slice) -> Inputs:
-    """Return these samples of a batch."""
-
-    def taken(leaf: Any) -> Any:
-        return leaf[rows] if isinstance(leaf, Tensor) else leaf
-
-    chosen: Inputs = mapped(batch, taken)
-    return chosen
 
 
 def _regrouped(pieces: Iterable[Inputs], most: int) -> list[Inputs]:
@@ -156,7 +132,7 @@ def _joined(group: Sequence[Inputs]) -> Inputs:
 
 def _divided(batch: Inputs, most: int) -> list[Inputs]:
     """Divide a batch into as few as possible of at most ``most`` samples, of about equal size."""
-    samples = _samples(batch) or 0
+    samples = sample_count(batch) or 0
     count = -(-samples // most)
     ends = [samples * index // count for index in range(count + 1)]
-    return [_rows_of(batch, slice(*pair)) for pair in itertools.pairwise(ends)]
+    return [rows_of(batch, slice(*pair)) for pair in itertools.pairwise(ends)]

@@ -8,7 +8,8 @@ from octavo.activations.quantizer import input_quantizers, quantized_already
 from octavo.dnq.space import Action, Space, layer_widths
 from octavo.errors import PlanError
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits
-from octavo.network.forward import Inputs, call, hooked, naming_errors, observing
+from octavo.network.calls import call_alone, undisturbed
+from octavo.network.forward import Inputs, hooked, naming_errors, observing
 from octavo.network.layers import Layer, calling_modules, find_inputs, find_layers
 from octavo.network.macs import count_macs
 
@@ -91,8 +92,8 @@ def _in_forward_order(model: nn.Module, batch: Inputs) -> tuple[list[Layer], dic
 
     example = batch[:1] if isinstance(batch, Tensor) else batch
     hooks = [module.register_forward_pre_hook(note) for module in by_module]
-    with hooked(hooks), observing(model), naming_errors(model):
-        macs = count_macs(layers, lambda: call(model, example))
+    with hooked(hooks), observing(model), naming_errors(model), undisturbed(model):
+        macs = count_macs(layers, lambda: call_alone(model, example))
     if not reached:
         raise PlanError(
             f"{type(model).__name__}: expected a model with layers that can be quantized, "

@@ -34,9 +34,10 @@ from octavo.network.parametrizations import release
 from octavo.plan import planned_layers
 from octavo.progress import Event, Progress, silent
 from octavo.pruning.masks import find_pruned, set_to_zero
-from octavo.ptq.calibration import calibrate
+from octavo.ptq.calibration import calibrate_quietly
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.settings import PtqSettings
+from octavo.ptq.site import Site
 from octavo.storage.packed import Packed, check_state, pack
 
 __all__ = ["Incremental", "freeze_and_retrain"]
@@ -177,7 +178,7 @@ class Incremental:
         planned = {layer.name: layer for layer in self._layers}
         refitted: list[str] = []
 
-        def freeze(copied: Layer, moments: Moments) -> None:
+        def freeze(copied: Layer, moments: Moments, _: Site | None) -> None:
             layer = planned[copied.name]
             generator = layer.generator(self.seed, stage)
             layer.freeze_and_refit([*steps, portion], moments, self._orders[stage], generator)
@@ -347,7 +348,8 @@ def _codebooks(
     """Choose the codebook of each layer: from its weights alone or, with inputs, by PTQ."""
     if inputs is not None:
         plan = {layer.name: bits for layer, bits in planned}
-        packed = calibrate(model, plan, inputs, fit=fit, per=per, progress=progress)
+        settings = PtqSettings(fit=fit, per=per)
+        packed = calibrate_quietly(model, plan, inputs, settings, progress)
         return [packed.layers[layer.name].codebook for layer, _ in planned]
     codebooks = []
     for layer, bits in planned:

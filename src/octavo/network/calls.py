@@ -3,6 +3,7 @@ random state.
 """
 
 import contextlib
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -25,17 +26,21 @@ from octavo.network.random_state import RandomState
 __all__ = ["call_alone", "feed", "undisturbed"]
 
 
+# Calls of several threads at a time would share the process's random state.
+_alone = threading.RLock()
+
+
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, slots: Collection[Slot] | None = None) -> Iterator[None]:
     """Put back what calls of a model change, after a while: attributes, buffers and torch's random
-    state.
+    state. One thread at a time may do this.
 
     Args:
         model: the model.
         slots: the attributes and buffers that it may write; None: any.
 
     """
-    with isolated(model, slots), RandomState(model).kept():
+    with _alone, isolated(model, slots), RandomState(model).kept():
         yield
 
 

@@ -45,6 +45,11 @@ class Conduct:
     carries: bool = False
     repeats: bool = True
 
+    @property
+    def pure(self) -> bool:
+        """True if calls need no protection from each other."""
+        return not (self.written or self.writes_inputs or self.draws)
+
 
 PURE = Conduct()
 

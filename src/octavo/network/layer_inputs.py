@@ -23,7 +23,7 @@ from octavo.network.kinds import form_of, kind_of
 from octavo.network.layers import Layer, channels_first
 from octavo.network.recurrent import cell_inputs, recurrent_inputs
 
-__all__ = ["called_again", "layer_inputs", "layer_outputs", "problem_count"]
+__all__ = ["called_again", "is_plain", "layer_inputs", "layer_outputs", "problem_count"]
 
 # Pieces of X: a slice of the problems, and the inputs of these, (problems, columns, n).
 Pieces: TypeAlias = Iterator[tuple[slice, Tensor]]
@@ -105,7 +105,7 @@ def called_again(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Call the forward of a layer once more, without hooks, and return its outputs; nothing stays
     of the call.
     """
-    if _is_plain(module):
+    if is_plain(module):
         return module.forward(*args, **kwargs)
     with undisturbed(module):  # a layer of the user's own may do anything
         own_args, own_kwargs = fresh((args, kwargs))
@@ -136,7 +136,7 @@ def _product_inputs(
 ) -> Iterator[Tensor]:
     argument = first_argument(args, kwargs)
     weight = channels_first(layer.weight, layer.groups)
-    if not _is_plain(module):
+    if not is_plain(module):
         module, argument = _as_multiplied(module, weight, args, kwargs) or (module, argument)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         yield from _convolution_inputs(module, argument.float())
@@ -170,7 +170,7 @@ class _Products(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Tell whether a module is called as torch's own; a subclass may change its input first, for
     example pad it.
     """

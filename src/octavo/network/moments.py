@@ -3,6 +3,8 @@
 ``octavo.network.layer_inputs`` says what the problems of a layer and their matrices are.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,12 @@ class Moments:
         self._seen[problem] += inputs.shape[2]
         if drift is not None:
             self.drift[problem].baddbmm_(drift, inputs.mT)  # D X^T
+
+    def without_drift(self) -> "Moments":
+        """Return the same sums as if the outputs had not drifted."""
+        same = copy.copy(self)
+        same.drift = torch.zeros_like(self.drift)
+        return same
 
     @property
     def seen(self) -> int:

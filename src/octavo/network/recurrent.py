@@ -10,9 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-__all__ = ["cell_inputs", "recurrent_inputs"]
+__all__ = ["cell_inputs", "gate_partner", "recurrent_inputs"]
 
 Sequences: TypeAlias = Tensor | PackedSequence
+
+
+def gate_partner(module: nn.Module, attribute: str) -> str | None:
+    """Return the name of the weight whose products are added to those of a recurrent layer's
+    ``weight_hh`` in each gate; None for other weights, and for a GRU, one of whose gates multiplies
+    them in between.
+    """
+    if not attribute.startswith("weight_hh") or isinstance(module, nn.GRU | nn.GRUCell):
+        return None
+    return attribute.replace("weight_hh", "weight_ih")
 
 
 def cell_inputs(module: nn.RNNCellBase, attribute: str, inputs: Tensor, state: Any) -> Tensor:

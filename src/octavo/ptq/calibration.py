@@ -9,9 +9,8 @@ passes and the linear algebra.
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from octavo._deprecated import renamed_arguments
@@ -29,43 +28,20 @@ from octavo.network.forward import (
     on_device,
 )
 from octavo.network.layers import Layer
-from octavo.network.moments import Moments
+from octavo.network.samples import sample_count
 from octavo.plan import planned_layers
-from octavo.progress import Event, Progress, silent
-from octavo.ptq.absorption import absorb_factor, absorbing_norms
+from octavo.progress import Progress, silent
+from octavo.ptq.absorption import absorbing_norms
 from octavo.ptq.float_inputs import check_reached, freeze_from_float
-from octavo.ptq.layer_solver import solve
+from octavo.ptq.freezer import Freezer, Frozen, LayerResult
+from octavo.ptq.measuring import Measured, explain, measure, warn_if_large
 from octavo.ptq.sequential import freeze_sequentially
+from octavo.ptq.setting_aside import deal, handed_over, is_divisible
 from octavo.ptq.settings import PtqOrder, PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 from octavo.storage.quantized import Quantized
 
-__all__ = ["LayerResult", "calibrate"]
-
-
-@dataclass(frozen=True)
-class LayerResult:
-    """The outcome of one layer: its relative output errors, and how many layers are done.
-
-    The ``Event`` that has it as its detail says the last two as well. They are here for callbacks
-    of the old ``observe=``, which are given no event.
-
-    Attributes:
-        name: the layer.
-        bits: its width.
-        nearest: relative output error if every weight took its nearest level.
-        compensated: relative output error of the codes that were chosen.
-        done: how many layers are done, this one included.
-        layers: how many layers the plan names.
-
-    """
-
-    name: str
-    bits: Width
-    nearest: float
-    compensated: float
-    done: int
-    layers: int
+__all__ = ["LayerResult", "calibrate", "calibrate_quietly"]
 
 
 @renamed_arguments(observe="progress", correct="")
@@ -114,65 +90,139 @@ def calibrate(
     settings = PtqSettings(
         order=order, fit=fit, per=per, damp=damp, sequential=sequential, absorb=absorb
     )
+    packed = calibrate_quietly(model, plan, inputs, settings, progress or silent, explained=True)
+    if packed.held_out is not None:
+        warn_if_large(packed.held_out, packed.plan)
+    return packed
+
+
+def calibrate_quietly(
+    model: nn.Module,
+    plan: Mapping[str, WidthLike],
+    inputs: Iterable[Inputs],
+    settings: PtqSettings,
+    progress: Progress = silent,
+    *,
+    explained: bool = False,
+) -> Packed:
+    """Do what ``calibrate`` does, without its warning.
+
+    Args:
+        model: the trained network.
+        plan: the width of each layer.
+        inputs: calibration inputs.
+        settings: the settings of PTQ.
+        progress: called after each layer.
+        explained: find the layers that cost most if the network has failed.
+
+    """
     check_state(model)
     planned_layers(model, plan)  # checks the plan before anything is copied or read
     warn_if_mostly_float(model)
     batches = iter(batches_of(inputs))
     first = [on_device(batch, device_of(model)) for batch in itertools.islice(batches, 1)]
     quantized = faithful_copy(model, *first)
-    full = copied(model) if sequential else quantized
     planned = planned_layers(quantized, plan)
     layers = [layer for layer, _ in planned]
-    with observing(full), observing(quantized), naming_errors(quantized, full):
-        norms: dict[str, nn.Module] = {}
-        if absorb and first:
-            norms = absorbing_norms(quantized, layers, first[0])
-        widths = {layer.name: bits for layer, bits in planned}
-        freeze = _Freezer(widths, settings, norms, progress or silent)
-        inputs = itertools.chain(_handed_over(first), batches)
-        if sequential:
-            frozen = freeze_sequentially(full, quantized, layers, inputs, freeze)
-        else:
-            frozen = freeze_from_float(quantized, layers, inputs, freeze)
+    with observing(quantized), naming_errors(quantized, model):
+        by_sample = bool(first) and is_divisible(quantized, first[0])
+        norms = absorbing_norms(quantized, layers, first[0]) if settings.absorb and first else {}
+        dealt = _Dealt(itertools.chain(handed_over(first), batches), by_sample=by_sample)
+        freeze = Freezer({layer.name: bits for layer, bits in planned}, settings, norms, progress)
+        frozen = _freeze(model, quantized, layers, dealt, freeze)
     for layer in layers:
         check_reached(layer.name, reached=layer.name in frozen)
-    return pack(quantized, {layer.name: frozen[layer.name] for layer in layers})
+    solved = _Solved(quantized, planned, frozen, norms)
+    with observing(quantized):
+        return _checked(model, solved, dealt, explained=explained)
 
 
-def _handed_over(batches: list[Inputs]) -> Iterator[Inputs]:
-    """Yield batches and let go of them, so that inputs which are streamed do not stay in memory."""
-    while batches:
-        yield batches.pop(0)
+def _freeze(
+    model: nn.Module, quantized: nn.Module, layers: list[Layer], dealt: "_Dealt", freeze: Freezer
+) -> dict[str, Frozen]:
+    """Freeze all layers of the quantized network that inputs reach, by name."""
+    if not freeze.settings.sequential:
+        return freeze_from_float(quantized, layers, dealt.solving(), freeze)
+    full = copied(model)
+    batches = list(dealt.solving())
+    with observing(full), naming_errors(full):
+        return freeze_sequentially(full, quantized, layers, batches, freeze, dealt.held_out)
 
 
-class _Freezer:
-    """A function of a layer that solves it and puts the solution into the network."""
+class _Dealt:
+    """Calibration inputs, of which a part is set aside while they come.
 
-    def __init__(
-        self,
-        widths: Mapping[str, Width],
-        settings: PtqSettings,
-        norms: Mapping[str, nn.Module],
-        progress: Progress,
-    ) -> None:
-        self._widths = widths
-        self._settings = settings
-        self._norms = norms  # by layer name, the batch norm that cancels the layer's scale
-        self._progress = progress
-        self._count = itertools.count(1)
+    Attributes:
+        held_out: what was set aside so far.
 
-    def __call__(self, layer: Layer, moments: Moments) -> Quantized:
-        """Freeze a layer, from the moments of its inputs."""
-        norm = self._norms.get(layer.name)
-        bits = self._widths[layer.name]
-        solution = solve(layer, moments, bits, self._settings, scaled=norm is not None)
-        quantized = Quantized.of(layer, solution.codebook, solution.codes.cpu())
-        with torch.no_grad():
-            layer.weight.copy_(quantized.weight())
-        if norm is not None and solution.factor is not None:
-            absorb_factor(layer, norm, solution.factor)
-        done = next(self._count)
-        total = len(self._widths)
-        result = LayerResult(layer.name, bits, solution.nearest, solution.compensated, done, total)
-        self._progress(Event("calibrate", done, total, detail=result))
-        return quantized
+    """
+
+    def __init__(self, batches: Iterable[Inputs], *, by_sample: bool) -> None:
+        self.held_out: list[Inputs] = []
+        self._batches = batches
+        self._by_sample = by_sample
+
+    def solving(self) -> Iterator[Inputs]:
+        """Yield the inputs that layers are solved from, once."""
+        for solving, held_out in deal(self._batches, by_sample=self._by_sample):
+            if held_out is not None:
+                self.held_out.append(held_out)
+            if solving is not None:
+                yield solving
+
+    @property
+    def samples(self) -> int:
+        """The number of samples that were set aside, or of batches that cannot be divided."""
+        if not self._by_sample:
+            return len(self.held_out)
+        return sum(sample_count(batch) or 0 for batch in self.held_out)
+
+
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """A quantized network, and all that is known of its layers."""
+
+    network: nn.Module
+    planned: list[tuple[Layer, Width]]
+    frozen: Mapping[str, Frozen]
+    norms: Mapping[str, nn.Module]
+
+    def packed(self) -> Packed:
+        """Pack the network as it was solved."""
+        names = [layer.name for layer, _ in self.planned]
+        return pack(self.network, {name: self.frozen[name].quantized for name in names})
+
+    def packed_nearest(self) -> Packed:
+        """Pack the network when it has its nearest levels."""
+        return pack(self.network, self.rounding)
+
+    @property
+    def rounding(self) -> dict[str, Quantized]:
+        """The nearest levels of each layer."""
+        return {layer.name: self.frozen[layer.name].rounding for layer, _ in self.planned}
+
+
+def _checked(model: nn.Module, solved: _Solved, dealt: _Dealt, *, explained: bool) -> Packed:
+    """Pack a network after a check on the held-out inputs: end to end, it must not be worse than
+    the one in which all weights take their nearest levels. If it is, that one is the result.
+    """
+    device = device_of(model)
+    aside = [on_device(batch, device) for batch in dealt.held_out]
+    packed = solved.packed()
+    held_out, divergence = measure(model, solved.network, aside, dealt.samples)
+    if divergence is None or held_out.divergence is None:
+        return replace(packed, held_out=held_out)
+    names = {module: name for name, module in solved.network.named_modules()}
+    norms = {layer: names[norm] for layer, norm in solved.norms.items()}
+    measured = Measured(solved.network, model.state_dict(), norms)
+    measured.with_nearest(solved.rounding)
+    nearest = -divergence.of(solved.network)
+    if nearest < held_out.divergence:
+        packed = solved.packed_nearest()
+        held_out = replace(held_out, divergence=nearest)
+    else:
+        packed.apply(solved.network)
+    held_out = replace(held_out, nearest=nearest)
+    if explained and held_out.is_large:
+        held_out = explain(held_out, divergence, measured, solved.planned)
+    return replace(packed, held_out=held_out)

@@ -3,7 +3,7 @@ them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from torch import nn
 
@@ -13,10 +13,15 @@ from octavo.network.forward import Inputs, hooked
 from octavo.network.layer_inputs import layer_inputs
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments
+from octavo.ptq.site import Site
 
-__all__ = ["check_reached", "float_moments", "freeze_from_float"]
+__all__ = ["Freeze", "check_reached", "float_moments", "freeze_from_float"]
 
 Outcome = TypeVar("Outcome")
+
+# Freezes a layer in place, from the moments of its inputs. Where all batches can wait at the layer,
+# its site is given too.
+Freeze: TypeAlias = Callable[[Layer, Moments, Site | None], Outcome]
 
 
 def float_moments(
@@ -49,14 +54,14 @@ def freeze_from_float(
     model: nn.Module,
     layers: Sequence[Layer],
     inputs: Iterable[Inputs],
-    freeze: Callable[[Layer, Moments], Outcome],
+    freeze: Freeze[Outcome],
 ) -> dict[str, Outcome]:
     """Freeze each layer from full-precision inputs, and return the outcomes by layer name.
 
     All moments are collected before the first layer freezes, since freezing changes the model.
     """
     moments = float_moments(model, inputs, layers)
-    return {layer.name: freeze(layer, moments[layer.name]) for layer in layers}
+    return {layer.name: freeze(layer, moments[layer.name], None) for layer in layers}
 
 
 def check_reached(name: str, *, reached: bool) -> None:

@@ -40,6 +40,7 @@ class Solution:
         compensated: relative output error of ``codes``.
         factor: per-channel factor that restores the scale of the original weights, (channels,);
             None if the levels were not rescaled.
+        rounding: the solution in which every weight takes its nearest level; None for itself.
 
     """
 
@@ -48,6 +49,7 @@ class Solution:
     nearest: float
     compensated: float
     factor: Tensor | None = None
+    rounding: "Solution | None" = None
 
 
 @without_autocast()
@@ -88,12 +90,16 @@ def solve(
     if settings.order != "gptq":  # the slower orders only get the scales that GPTQ chose
         solved = problem.best_of([solved.scale], settings.order)
     best = _better(nearest, solved)
+    of_nearest = problem.relative_error(nearest)
     return Solution(
         codebook_at(bits, best.scale.max_exponent),
         best.codes.reshape(rows.shape),
-        problem.relative_error(nearest),
+        of_nearest,
         problem.relative_error(best),
         best.scale.factor if scaled else None,
+        Solution(
+            codebook_at(bits, fitted), nearest.codes.reshape(rows.shape), of_nearest, of_nearest
+        ),
     )
 
 

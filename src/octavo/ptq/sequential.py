@@ -11,11 +11,11 @@ batches cannot wait together: they run one after another, again for each layer.
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.network.calls import call_alone, undisturbed
 from octavo.network.conduct import PURE, Conduct, conduct_of
@@ -28,13 +28,13 @@ from octavo.network.forward import (
     hooked,
     on_device,
 )
-from octavo.network.kinds import ONE_WEIGHT
-from octavo.network.layer_inputs import called_again, layer_inputs, layer_outputs
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments
-from octavo.network.stepping import Stop, stepwise_forward, stopping
+from octavo.network.stepping import stepwise_forward, stopping
 from octavo.network.world import World
-from octavo.ptq.float_inputs import freeze_from_float
+from octavo.ptq.float_inputs import Freeze, freeze_from_float
+from octavo.ptq.meeting import Meeting, add_moments
+from octavo.ptq.site import Site
 
 __all__ = ["count_calls", "freeze_in_forward_order", "freeze_sequentially"]
 
@@ -46,7 +46,8 @@ def freeze_sequentially(
     quantized: nn.Module,
     layers: Sequence[Layer],
     inputs: Iterable[Inputs],
-    freeze: Callable[[Layer, Moments], Outcome],
+    freeze: Freeze[Outcome],
+    held_out: Iterable[Inputs] = (),
 ) -> dict[str, Outcome]:
     """Freeze layers in forward order, and return the outcome of each that an input reaches, by
     name.
@@ -60,7 +61,9 @@ def freeze_sequentially(
         quantized: another copy of it, whose weights ``freeze`` changes in place.
         layers: the layers of ``quantized`` to freeze.
         inputs: calibration inputs; they stay as they are.
-        freeze: freezes a layer in place, from the moments of its inputs.
+        freeze: freezes a layer in place, from the moments of its inputs and, where all batches can
+            wait at it, with its site.
+        held_out: inputs that no layer is solved from; its site measures on them.
 
     """
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
@@ -72,7 +75,10 @@ def freeze_sequentially(
     called_once = {layer.name for here in by_module.values() for layer in here}
     others = [layer for layer in layers if layer.name not in called_once]
     outcomes = freeze_from_float(quantized, others, batches, freeze) if others else {}
-    return outcomes | freeze_in_forward_order(model, quantized, by_module, batches, freeze, conduct)
+    aside = [on_device(batch, device_of(model)) for batch in held_out]
+    return outcomes | freeze_in_forward_order(
+        model, quantized, by_module, batches, freeze, conduct, aside
+    )
 
 
 def freeze_in_forward_order(
@@ -80,8 +86,9 @@ def freeze_in_forward_order(
     quantized: nn.Module,
     layers: Mapping[nn.Module, Sequence[Layer]],
     batches: Sequence[Inputs],
-    freeze: Callable[[Layer, Moments], Outcome],
+    freeze: Freeze[Outcome],
     conduct: Conduct = PURE,
+    held_out: Sequence[Inputs] = (),
 ) -> dict[str, Outcome]:
     """Freeze ``layers`` in the order in which the inputs reach them, and return the outcome of each
     that is reached, by layer name.
@@ -94,11 +101,13 @@ def freeze_in_forward_order(
         batches: calibration inputs.
         freeze: called once for each layer that is reached.
         conduct: what the forward pass of both does beside computing outputs from inputs.
+        held_out: inputs that no layer is solved from.
 
     """
     pair = _Pair(model, quantized, _partners(model, quantized, layers), conduct)
-    freeze_all = _freeze_in_turn if conduct.carries else _freeze_in_step
-    return freeze_all(pair, layers, batches, freeze)
+    if conduct.carries:  # what was set aside lies between batches that belong together
+        return _freeze_in_turn(pair, layers, batches, freeze)
+    return _freeze_in_step(pair, layers, batches, freeze, held_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +153,7 @@ def _freeze_in_turn(
     pair: _Pair,
     layers: Mapping[nn.Module, Sequence[Layer]],
     batches: Sequence[Inputs],
-    freeze: Callable[[Layer, Moments], Outcome],
+    freeze: Freeze[Outcome],
 ) -> dict[str, Outcome]:
     """Freeze layers one by one, each from passes of all batches one after another."""
     outcomes = dict[str, Outcome]()
@@ -153,7 +162,7 @@ def _freeze_in_turn(
         module, moments = _in_turn(pair, waiting, batches)
         if module is None or moments is None:
             break
-        outcomes |= _frozen(waiting[module].pop(0), moments, freeze)
+        outcomes |= _frozen(waiting[module].pop(0), moments, freeze, None)
         if not waiting[module]:
             del waiting[module]
     return outcomes
@@ -178,7 +187,7 @@ def _in_turn(
                     first = module
                     moments = Moments.of(waiting[module][0])
                 if module is first:
-                    _add(moments, waiting[module][0], meeting, pair.conduct)
+                    add_moments(moments, waiting[module][0], meeting)
     return first, moments
 
 
@@ -186,7 +195,8 @@ def _freeze_in_step(
     pair: _Pair,
     layers: Mapping[nn.Module, Sequence[Layer]],
     batches: Sequence[Inputs],
-    freeze: Callable[[Layer, Moments], Outcome],
+    freeze: Freeze[Outcome],
+    held_out: Sequence[Inputs],
 ) -> dict[str, Outcome]:
     """Freeze layers while the passes of all batches wait at them."""
     outcomes = dict[str, Outcome]()
@@ -195,18 +205,20 @@ def _freeze_in_step(
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping(before=layers, after=pair.partners))
         passes = []
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate([*batches, *held_out]):
             worlds = pair.worlds()
             worlds.begin(number)
-            passes.append(_side_by_side(pair, batch, worlds))
+            aside = number >= len(batches)
+            passes.append(_side_by_side(pair, batch, worlds, held_out=aside))
         for one in passes:
             stack.callback(one.close)
         meetings = [next(one, None) for one in passes]  # for each batch; None at its end
         while any(meetings):
             module = _next_module(meetings, order)
             for layer in waiting.pop(module, ()):
-                moments = _moments(layer, _meetings_at(module, meetings), pair.conduct)
-                outcomes |= _frozen(layer, moments, freeze)
+                site = Site.of(layer, _meetings_at(module, meetings))
+                outcomes |= _frozen(layer, site.moments(), freeze, site)
+                del site  # else every batch would be in memory twice while the passes go on
             _go_on(passes, meetings, module)
     return outcomes
 
@@ -226,24 +238,9 @@ def count_calls(
     return counts
 
 
-@dataclass(frozen=True, eq=False)
-class _Meeting:
-    """A module at which the quantized network waits, on one batch.
-
-    Attributes:
-        stop: the call of a module that the quantized network is about to make.
-        full_output: the output of the same call in the full-precision network; None if that
-            network took another path.
-        world: the world of the quantized network's pass; None if it needs none.
-
-    """
-
-    stop: Stop
-    full_output: Any
-    world: World | None
-
-
-def _side_by_side(pair: _Pair, batch: Inputs, worlds: _Worlds) -> Generator[_Meeting, None, None]:
+def _side_by_side(
+    pair: _Pair, batch: Inputs, worlds: _Worlds, *, held_out: bool = False
+) -> Generator[Meeting, None, None]:
     """Run both networks on one batch: yield wherever the quantized one stops."""
     own = fresh if pair.conduct.writes_inputs else _as_it_is
     full_pass = stepwise_forward(pair.model, own(batch), worlds.full)
@@ -252,27 +249,30 @@ def _side_by_side(pair: _Pair, batch: Inputs, worlds: _Worlds) -> Generator[_Mee
         for stop in quantized_pass:
             beside = next(full_pass, None)
             same_path = beside is not None and pair.partners[beside.module] is stop.module
-            full_output = beside.output if beside is not None and same_path else None
-            yield _Meeting(stop, full_output, worlds.quantized)
+            full = beside if same_path and pair.conduct.repeats else None
+            yield Meeting(stop, full, worlds.quantized, held_out)
         for _ in full_pass:
             pass  # this network comes to its end as well
 
 
-def _next_module(meetings: Iterable[_Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:
+def _next_module(meetings: Iterable[Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:
     """Return the module whose layers freeze next: of those at which passes stand, the one that was
-    registered first. From there, passes may still come to the others.
+    registered first. From there, passes may still come to the others. Passes of inputs that were
+    set aside wait for those that layers are solved from.
     """
-    modules = {meeting.stop.module for meeting in meetings if meeting}
+    standing = [meeting for meeting in meetings if meeting]
+    solving = [meeting for meeting in standing if not meeting.held_out]
+    modules = {meeting.stop.module for meeting in solving or standing}
     return min(modules, key=order.__getitem__)
 
 
-def _meetings_at(module: nn.Module, meetings: Iterable[_Meeting | None]) -> list[_Meeting]:
+def _meetings_at(module: nn.Module, meetings: Iterable[Meeting | None]) -> list[Meeting]:
     """Return the meetings at one module."""
     return [meeting for meeting in meetings if meeting and meeting.stop.module is module]
 
 
 def _go_on(
-    passes: Sequence[Iterator[_Meeting]], meetings: list[_Meeting | None], module: nn.Module
+    passes: Sequence[Iterator[Meeting]], meetings: list[Meeting | None], module: nn.Module
 ) -> None:
     """Let the passes that stand at one module go on, and replace their meetings, one after another.
 
@@ -313,45 +313,10 @@ def _called_once(
 
 
 def _frozen(
-    layer: Layer, moments: Moments, freeze: Callable[[Layer, Moments], Outcome]
+    layer: Layer, moments: Moments, freeze: Freeze[Outcome], site: Site | None
 ) -> dict[str, Outcome]:
     """Freeze a layer, and return the outcome by the layer's name; nothing if no input came."""
-    return {layer.name: freeze(layer, moments)} if moments.seen else {}
-
-
-def _moments(layer: Layer, meetings: Iterable[_Meeting], conduct: Conduct) -> Moments:
-    """Return the moments of the inputs that all batches bring to a layer."""
-    moments = Moments.of(layer)
-    for meeting in meetings:
-        _add(moments, layer, meeting, conduct)
-    return moments
-
-
-def _add(moments: Moments, layer: Layer, meeting: _Meeting, conduct: Conduct) -> None:
-    """Add the inputs that one batch brings to a layer to their moments."""
-    stop = meeting.stop
-    linear = layer.form in ONE_WEIGHT  # its outputs are linear in its inputs
-    with meeting.world or contextlib.nullcontext():
-        drift = _drift(meeting) if linear and conduct.repeats else None
-        start = 0
-        for problem, columns in layer_inputs(layer, stop.module, stop.args, stop.kwargs):
-            end = start + columns.shape[-1]
-            moments.add(problem, columns, None if drift is None else drift[..., start:end])
-            start = end
-
-
-def _drift(meeting: _Meeting) -> Tensor | None:
-    """Return ``D``, (problems, rows, n): the full-precision output minus the output of the same
-    weights on the inputs as they are now. None where the two cannot be compared.
-    """
-    if meeting.full_output is None:
-        return None
-    stop = meeting.stop
-    full = layer_outputs(stop.module, meeting.full_output)
-    now = layer_outputs(stop.module, called_again(stop.module, stop.args, stop.kwargs))
-    if full is None or now is None or full.shape != now.shape:
-        return None
-    return full - now
+    return {layer.name: freeze(layer, moments, site)} if moments.seen else {}
 
 
 def _as_it_is(batch: Inputs) -> Inputs:

@@ -26,6 +26,7 @@ from octavo.plan import Plan
 from octavo.storage import container
 from octavo.storage.container import Floats
 from octavo.storage.float_tensors import folded_norms, rounded_to_float16
+from octavo.storage.held_out import HeldOut
 from octavo.storage.manifest import DTYPES
 from octavo.storage.quantized import Quantized
 
@@ -48,12 +49,15 @@ class Packed:
             dict.
         activations: the format of quantized inputs, by module name: see
             ``octavo.activations.quantization``.
+        held_out: the divergence from full precision that ``calibrate`` measured; None if another
+            function made the network, or if it was loaded: no file has it.
 
     """
 
     layers: Mapping[str, Quantized]
     floats: Floats
     activations: Mapping[str, InputFormat] = field(default_factory=dict)
+    held_out: HeldOut | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
@@ -61,7 +65,12 @@ class Packed:
         object.__setattr__(self, "activations", MappingProxyType(dict(self.activations)))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a read-only mapping cannot be copied or pickled
-        return type(self), (dict(self.layers), self.floats, dict(self.activations))
+        return type(self), (
+            dict(self.layers),
+            self.floats,
+            dict(self.activations),
+            self.held_out,
+        )
 
     def __repr__(self) -> str:
         weights = sum(layer.codes.numel() for layer in self.layers.values())
@@ -70,7 +79,8 @@ class Packed:
             return f"Packed(no quantized layer, {size})"
         count = f"{len(self.layers)} layer{'s' if len(self.layers) > 1 else ''}"
         bits = f"{self.nominal_bits:.2f} bits a weight, {self.stored_bits:.2f} stored"
-        return f"Packed({count}, {weights:,} weights, {bits}, {size})"
+        measured = "" if self.held_out is None else f", {self.held_out}"
+        return f"Packed({count}, {weights:,} weights, {bits}, {size}{measured})"
 
     @property
     def plan(self) -> Plan:

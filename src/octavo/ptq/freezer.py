@@ -1,0 +1,114 @@
+"""Solve the layers of a network at their widths, and put the solutions into the network."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from octavo.formats.width import Width
+from octavo.network.layers import Layer
+from octavo.network.moments import Moments
+from octavo.progress import Event, Progress
+from octavo.ptq.absorption import absorb_factor
+from octavo.ptq.choosing import choose
+from octavo.ptq.layer_solver import Solution, solve
+from octavo.ptq.settings import PtqSettings
+from octavo.ptq.site import Site
+from octavo.storage.quantized import Quantized
+
+__all__ = ["Freezer", "Frozen", "LayerResult"]
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """The outcome of one layer: its relative output errors, and how many layers are done.
+
+    The ``Event`` that has it as its detail says the last two as well. They are here for callbacks
+    of the old ``observe=``, which are given no event.
+
+    Attributes:
+        name: the layer.
+        bits: its width.
+        nearest: relative output error if every weight took its nearest level.
+        compensated: relative output error of the codes that were chosen.
+        done: how many layers are done, this one included.
+        layers: how many layers the plan names.
+
+    """
+
+    name: str
+    bits: Width
+    nearest: float
+    compensated: float
+    done: int
+    layers: int
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """A frozen layer.
+
+    Attributes:
+        quantized: its levels.
+        rounding: the levels nearest to its weights.
+
+    """
+
+    quantized: Quantized
+    rounding: Quantized
+
+
+class Freezer:
+    """A function of a layer that solves it and puts the solution into the network.
+
+    Args:
+        widths: the width of each layer, by name.
+        settings: the settings of PTQ.
+        norms: the batch norm that cancels a layer's scale, by the layer's name.
+        progress: called after each layer.
+
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, Width],
+        settings: PtqSettings,
+        norms: Mapping[str, nn.Module],
+        progress: Progress,
+    ) -> None:
+        self._widths = widths
+        self.settings = settings
+        self._norms = norms
+        self._progress = progress
+        self._count = itertools.count(1)
+
+    def __call__(self, layer: Layer, moments: Moments, site: Site | None) -> Frozen:
+        """Freeze a layer, from the moments of its inputs and, where it has one, at its site."""
+        norm = self._norms.get(layer.name)
+        bits = self._widths[layer.name]
+
+        def solve_from(moments: Moments) -> Solution:
+            return solve(layer, moments, bits, self.settings, scaled=norm is not None)
+
+        solution = choose(layer, moments, site, solve_from)
+        rounding = solution.rounding or solution
+        frozen = Frozen(_quantized(layer, solution), _quantized(layer, rounding))
+        with torch.no_grad():
+            layer.weight.copy_(frozen.quantized.weight())
+        if norm is not None and solution.factor is not None:
+            absorb_factor(layer, norm, solution.factor)
+        self._report(layer.name, solution)
+        return frozen
+
+    def _report(self, name: str, solution: Solution) -> None:
+        done = next(self._count)
+        total = len(self._widths)
+        bits = self._widths[name]
+        result = LayerResult(name, bits, solution.nearest, solution.compensated, done, total)
+        self._progress(Event("calibrate", done, total, detail=result))
+
+
+def _quantized(layer: Layer, solution: Solution) -> Quantized:
+    return Quantized.of(layer, solution.codebook, solution.codes.cpu())

@@ -1,0 +1,192 @@
+"""Measure a quantized network on held-out inputs, and find the layers that cost most."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.errors import PlanError
+from octavo.formats.registry import fitted_codebook
+from octavo.formats.width import Width
+from octavo.network.conduct import conduct_of
+from octavo.network.divergence import Divergence
+from octavo.network.forward import Inputs, observing
+from octavo.network.layers import Layer, channels_back, channels_first
+from octavo.plan import Plan
+from octavo.storage.held_out import HeldOut
+from octavo.storage.quantized import Quantized
+
+__all__ = ["Measured", "explain", "measure", "warn_if_large"]
+
+MORE_BITS = 5  # beyond these, powers of two become no finer
+NAMED = 3  # layers that the warning names
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A quantized network, and the tensors of the model in full precision that it replaces.
+
+    Attributes:
+        network: the quantized network, in evaluation mode.
+        original: the state dict of the model in full precision; it is not copied.
+        norms: the name of the batch norm that cancels a layer's scale, by the layer's name.
+
+    """
+
+    network: nn.Module
+    original: Mapping[str, Tensor]
+    norms: Mapping[str, str]
+
+    def with_nearest(self, rounding: Mapping[str, Quantized]) -> None:
+        """Give every layer its nearest levels, and everything else its values of full precision."""
+        values = dict(self.original)
+        for quantized in rounding.values():
+            values |= dict.fromkeys(quantized.names, quantized.weight())
+        self._write(values)
+
+    def put(self, layer: Layer, weight: Tensor) -> dict[str, Tensor]:
+        """Give a layer another weight, and its bias and its batch norm their values of full
+        precision; return what was there before, by name.
+        """
+        prefix = layer.parameter.rpartition(".")[0]
+        names = [f"{prefix}.bias".lstrip("."), *self._norm_names(layer)]
+        values = {name: self.original[name] for name in names if name in self.original}
+        values[layer.parameter] = weight
+        state = self.network.state_dict()
+        before = {name: state[name].clone() for name in values}
+        self._write(values)
+        return before
+
+    def put_back(self, before: Mapping[str, Tensor]) -> None:
+        """Undo :meth:`put`."""
+        self._write(before)
+
+    def _norm_names(self, layer: Layer) -> list[str]:
+        norm = self.norms.get(layer.name)
+        return [] if norm is None else [n for n in self.original if n.startswith(f"{norm}.")]
+
+    @torch.no_grad()
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        state = self.network.state_dict()
+        for name, value in values.items():
+            state[name].copy_(value)
+
+
+def measure(
+    model: nn.Module, network: nn.Module, batches: Sequence[Inputs], samples: int
+) -> tuple[HeldOut, Divergence | None]:
+    """Measure a quantized network on inputs that were set aside.
+
+    Returns:
+        The measurement, and the divergence from full precision to measure other networks by; None
+        if there are no inputs or the outputs cannot be compared.
+
+    """
+    if not batches:
+        return HeldOut(), None
+    try:
+        with observing(model):
+            conduct = conduct_of(model, batches)
+        divergence = Divergence(model, batches, conduct, temperature=1.0)
+        of_network = -divergence.of(network)
+    except PlanError:  # the model returns nothing to compare
+        return HeldOut(samples), None
+    return HeldOut(samples, of_network, constant=divergence.of_constant), divergence
+
+
+def explain(
+    held_out: HeldOut,
+    divergence: Divergence,
+    measured: Measured,
+    layers: Sequence[tuple[Layer, Width]],
+) -> HeldOut:
+    """Find the layers that cost most, and a plan that would repair a network that has failed.
+
+    Each layer is put back into full precision by itself, and the divergence is measured. Then the
+    worst layers together get the nearest levels at more bits, as many of them as it takes.
+
+    Args:
+        held_out: the measurement, whose divergence is large.
+        divergence: measures networks on the held-out inputs.
+        measured: the quantized network; it is left as it was.
+        layers: the layers of the network, with their widths.
+
+    """
+    in_float: dict[str, float] = {}
+    for layer, _ in layers:
+        before = measured.put(layer, measured.original[layer.parameter])
+        in_float[layer.name] = -divergence.of(measured.network)
+        measured.put_back(before)
+    ranked = sorted(layers, key=lambda pair: in_float[pair[0].name])
+    costly = tuple((layer.name, in_float[layer.name]) for layer, _ in ranked[:NAMED])
+    plan = _repaired(held_out, divergence, measured, ranked)
+    return replace(held_out, costly=costly, repair=plan)
+
+
+def _repaired(
+    held_out: HeldOut,
+    divergence: Divergence,
+    measured: Measured,
+    ranked: Sequence[tuple[Layer, Width]],
+) -> Plan:
+    """Return a plan in which as many of the worst layers have more bits as it takes to be near full
+    precision; if more bits do not suffice, as many are left in float as it takes.
+    """
+    for finer in (Width(MORE_BITS), None):
+        widths: dict[str, Any] = {layer.name: width for layer, width in ranked}
+        changed: list[dict[str, Tensor]] = []
+        repaired = False
+        for layer, width in ranked:
+            if finer is not None and width.bits >= finer.bits:
+                continue
+            weight = measured.original[layer.parameter]
+            changed.append(measured.put(layer, weight if finer is None else _at(layer, weight)))
+            widths.pop(layer.name) if finer is None else widths.update({layer.name: finer})
+            repaired = not held_out.is_too_far(-divergence.of(measured.network))
+            if repaired:
+                break
+        for before in reversed(changed):
+            measured.put_back(before)
+        if repaired:
+            break
+    return Plan(widths)
+
+
+def _at(layer: Layer, weight: Tensor) -> Tensor:
+    """Return the nearest levels of a weight at more bits."""
+    rows = channels_first(weight.detach().float(), layer.groups)
+    codebook = fitted_codebook(rows, MORE_BITS, fit="mse", per="channel", name=layer.name)
+    return channels_back(codebook.decode(codebook.encode(rows)), layer.groups)
+
+
+def warn_if_large(held_out: HeldOut, plan: Mapping[str, Width]) -> None:
+    """Warn if the divergence is large, and say what to do about it."""
+    if not held_out.is_large or held_out.divergence is None:
+        return
+    named = ", ".join(f"{name} ({value:.3g} with it in float)" for name, value in held_out.costly)
+    unit = f"{held_out.divergence:.3g} on {held_out.samples} held-out samples"
+    if held_out.lost is not None:
+        unit += f", {min(held_out.lost, 1):.0%} of what its outputs say about its inputs"
+    warnings.warn(
+        f"calibrate: the quantized network is far from full precision: divergence {unit}. "
+        f"The layers that cost most: {named}. {_advice(held_out.repair, plan)}",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _advice(repair: Plan | None, plan: Mapping[str, Width]) -> str:
+    if repair is None:
+        return "Retrain with Incremental"
+    more = {name: str(width) for name, width in repair.items() if width != plan[name]}
+    left = [name for name in plan if name not in repair]
+    words = [f"{name} {bits} bits" for name, bits in more.items()]
+    words += [f"{name} in float" for name in left]
+    shown = ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
+    return (
+        f"A plan that would repair it gives {shown} (in the result: held_out.repair); or retrain "
+        "with Incremental"
+    )

@@ -1,0 +1,126 @@
+"""Set a part of the inputs aside: the quantized network is measured on inputs that it was not
+solved from.
+
+Only some of the first samples are set aside, so that inputs can be divided as they come, and so
+that the measurement costs the same however many inputs there are. The shares are our choice.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from octavo.network.calls import call_alone, undisturbed
+from octavo.network.forward import Inputs
+from octavo.network.nested import named_tensors
+from octavo.network.samples import LEAST_SAMPLES, rows_of, sample_count
+
+__all__ = ["deal", "handed_over", "is_divisible"]
+
+EVERY = 8  # one sample in eight is set aside, so it does not matter if they are ordered by class
+MOST_SAMPLES = 64  # that are set aside
+MOST_BATCHES = 8
+TRIED = 4  # samples of a batch that show if the model treats samples apart
+TOLERANCE = 1e-2  # change of an output by rounding, as a share of the largest output
+
+# A part of a batch that calibrates, and a part that is set aside; None where there is no such part.
+Dealt: TypeAlias = tuple[Inputs | None, Inputs | None]
+
+
+def deal(batches: Iterable[Inputs], *, by_sample: bool) -> Iterator[Dealt]:
+    """Divide each batch into a part that calibrates and a part that is set aside.
+
+    Every eighth sample is set aside until there are 64 of them; samples are counted over all
+    batches. With fewer than 64 samples in all, none is set aside. Where batches cannot be divided,
+    every eighth batch is set aside until there are 8 of them.
+
+    Args:
+        batches: calibration inputs.
+        by_sample: True if a batch can be divided: see :func:`is_divisible`.
+
+    """
+    return _by_sample(batches) if by_sample else _by_batch(batches)
+
+
+def _by_sample(batches: Iterable[Inputs]) -> Iterator[Dealt]:
+    rest = iter(batches)
+    first = _first(rest)
+    count = sum(sample_count(batch) or 0 for batch in first)
+    start = 0 if count >= LEAST_SAMPLES else EVERY * MOST_SAMPLES  # beyond all that is set aside
+    for batch in itertools.chain(handed_over(first), rest):
+        size = sample_count(batch) or 0
+        aside = [row for row in range(size) if _is_aside(start + row, MOST_SAMPLES)]
+        kept = [row for row in range(size) if not _is_aside(start + row, MOST_SAMPLES)]
+        if aside:
+            yield (rows_of(batch, kept) if kept else None), rows_of(batch, aside)
+        else:
+            yield batch, None
+        start += size
+
+
+def _first(batches: Iterator[Inputs]) -> list[Inputs]:
+    """Take as many batches as have the least number of samples together, or all there are."""
+    first: list[Inputs] = []
+    count = 0
+    for batch in batches:
+        first.append(batch)
+        count += sample_count(batch) or 0
+        if count >= LEAST_SAMPLES:
+            break
+    return first
+
+
+def handed_over(batches: list[Inputs]) -> Iterator[Inputs]:
+    """Yield batches and let go of them, so that inputs which are streamed do not stay in memory."""
+    while batches:
+        yield batches.pop(0)
+
+
+def _by_batch(batches: Iterable[Inputs]) -> Iterator[Dealt]:
+    for index, batch in enumerate(batches):
+        yield (None, batch) if _is_aside(index, MOST_BATCHES) else (batch, None)
+
+
+def _is_aside(index: int, most: int) -> bool:
+    return index % EVERY == EVERY - 1 and index < EVERY * most
+
+
+def is_divisible(model: nn.Module, batch: Inputs) -> bool:
+    """Tell if a batch can be divided along dimension 0: the model returns for some of the rows
+    what it returns for these among others.
+
+    It is no batch of samples along dimension 0 if, for example, that is the time of a recurrent
+    network. Nothing stays of the calls that find out.
+
+    Args:
+        model: the network, in evaluation mode.
+        batch: inputs that it is called with, on its device.
+
+    """
+    size = sample_count(batch)
+    if not size:
+        return False
+    rows = list(range(min(size, TRIED)))
+    some = rows_of(batch, rows)
+    try:
+        with undisturbed(model):
+            of_all = dict(named_tensors(call_alone(model, some)))
+        with undisturbed(model):
+            of_half = dict(named_tensors(call_alone(model, rows_of(some, rows[::2]))))
+    except Exception:  # noqa: BLE001  # whatever a model raises that does not take other batches
+        return False
+    return of_all.keys() == of_half.keys() and all(
+        _same_rows(tensor, of_half[name], len(rows)) for name, tensor in of_all.items()
+    )
+
+
+def _same_rows(tensor: Tensor, half: Tensor, count: int) -> bool:
+    """Tell if ``half`` is every second of ``count`` rows of a tensor, but for rounding."""
+    if not tensor.dim() or len(tensor) != count or tensor[::2].shape != half.shape:
+        return False
+    rows = tensor[::2].double()
+    finite = rows[rows.isfinite()].abs()
+    atol = TOLERANCE * float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(rows, half.double(), rtol=0, atol=atol, equal_nan=True)

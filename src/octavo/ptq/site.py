@@ -1,0 +1,88 @@
+"""The place where a layer freezes: all batches stand there, so what a weight does to the outputs of
+the layer's module can be measured instead of derived.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from octavo.network.kinds import ONE_WEIGHT
+from octavo.network.layer_inputs import is_plain
+from octavo.network.layers import Layer
+from octavo.network.moments import Moments
+from octavo.network.nested import named_tensors
+from octavo.ptq.meeting import Meeting, moments_at
+
+__all__ = ["Site"]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A layer, with the meetings of all batches at its module.
+
+    Attributes:
+        layer: the layer, whose weight is the full-precision one.
+        solving: the meetings that the layer is solved from.
+        held_out: the meetings of inputs that no layer is solved from; empty if there are none.
+
+    """
+
+    layer: Layer
+    solving: Sequence[Meeting]
+    held_out: Sequence[Meeting]
+
+    @classmethod
+    def of(cls, layer: Layer, meetings: Sequence[Meeting]) -> "Site":
+        """Divide the meetings of a layer; if only inputs reach it that were set aside, it is solved
+        from these.
+        """
+        solving = [meeting for meeting in meetings if not meeting.held_out]
+        held_out = [meeting for meeting in meetings if meeting.held_out]
+        return cls(layer, solving or held_out, held_out)
+
+    @property
+    def multiplies_its_weight(self) -> bool:
+        """True if the layer is torch's own, so that its outputs are the product of its weight and
+        its inputs. A layer of another class may scale, mask or standardize its weight first.
+        """
+        return self.layer.form not in ONE_WEIGHT or is_plain(self.layer.module)
+
+    def moments(self, weight: Tensor | None = None) -> Moments:
+        """Return the moments of the layer's inputs while it has ``weight``; None: its own.
+
+        Only a recurrent layer's inputs depend on its weight: they are its states.
+        """
+        with self._with(weight):
+            return moments_at(self.layer, self.solving)
+
+    def error(self, weight: Tensor) -> float:
+        """Return the relative error of the module's outputs while the layer has ``weight``.
+
+        It is measured on the held-out inputs; if there are none, on those that the layer is solved
+        from. A recurrent layer runs through all its steps, so the errors of its states feed back.
+        """
+        squared_error = 0.0
+        squared_output = 0.0
+        for meeting in self.held_out or self.solving:
+            full = meeting.output() if meeting.full is None else meeting.full.output
+            with self._with(weight):
+                now = dict(named_tensors(meeting.output()))
+            for name, tensor in named_tensors(full):
+                if tensor.is_floating_point() and name in now and now[name].shape == tensor.shape:
+                    squared_error += float((now[name] - tensor).double().square().sum())
+                    squared_output += float(tensor.double().square().sum())
+        return math.sqrt(squared_error / squared_output) if squared_output > 0 else 0.0
+
+    @contextlib.contextmanager
+    def _with(self, weight: Tensor | None) -> Iterator[None]:
+        """Give the layer another weight for a while."""
+        own = self.layer.weight.clone()
+        if weight is not None:
+            self.layer.weight.copy_(weight)
+        try:
+            yield
+        finally:
+            self.layer.weight.copy_(own)

@@ -422,7 +422,7 @@ def test_layers_that_no_input_reaches(sequential: bool) -> None:
         model,
         Plan.uniform(model, 3),
         batches[:1],
-        "^minus: no calibration input reaches this layer",
+        "^minus, more: no calibration input reaches these layers",
         sequential=sequential,
     )
     plan = {"plus": 3, "last": 3}

@@ -3,6 +3,7 @@ comparison of its outputs with the network's.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -13,7 +14,9 @@ from octavo.deploy.forms import Comparison
 from octavo.deploy.graph import CompleteGraph
 from octavo.deploy.runtime import OnnxModel, agreement, differences
 from octavo.errors import ExportError, brief
-from octavo.network.forward import Inputs, arguments, call
+from octavo.network.calls import call_alone, undisturbed
+from octavo.network.conduct import close, conduct_of
+from octavo.network.forward import Inputs, arguments, observing
 from octavo.storage.quantized import Quantized
 
 __all__ = ["checked"]
@@ -25,8 +28,9 @@ def checked(
     """Return the content of a graph's file, and its outputs beside those of the network.
 
     Raises:
-        ExportError: the graph breaks a rule of ONNX, ONNX Runtime cannot load or run it, or it
-            computes another weight than one of ``layers``.
+        ExportError: the graph breaks a rule of ONNX, ONNX Runtime cannot load or run it, it
+            computes another weight than one of ``layers``, or the network does not return the same
+            for the same inputs.
 
     """
     try:
@@ -38,12 +42,38 @@ def checked(
             f"{type(model).__name__}: not a sound ONNX file: {brief(error)}"
         ) from error
     _check_weights(graph, proto, layers, batch)
+    expected = _expected(model, batch)
     args, kwargs = arguments(batch)
-    with torch.no_grad():
-        expected = call(model, batch)
     computed = OnnxModel(data)(*args, **kwargs)
     largest, mean = differences(expected, computed)
     return data, Comparison(largest, mean, agreement(expected, computed))
+
+
+def _expected(model: nn.Module, batch: Inputs) -> Any:
+    """Return the outputs of the network, which must be a function of its inputs alone, as those of
+    a file are.
+    """
+    with observing(model):
+        conduct = conduct_of(model, [batch, batch])
+        with undisturbed(model, conduct.written):
+            expected = call_alone(model, batch, 0)
+        with undisturbed(model, conduct.written):
+            otherwise = call_alone(model, batch, 1)
+    kind = type(model).__name__
+    if not conduct.repeats or not close(expected, otherwise):
+        raise ExportError(
+            f"{kind}: expected the same outputs whenever it gets the same inputs, got others in "
+            "each call, so no file can be checked against it; switch off what draws random numbers "
+            "in evaluation, such as dropout; nothing was written"
+        )
+    if conduct.carries:
+        state = ", ".join(sorted(".".join(filter(None, slot)) for slot in conduct.written))
+        raise ExportError(
+            f"{kind}: expected outputs that depend on the inputs alone, got some that depend on "
+            f"the call before, through {state}; an ONNX file keeps no state between calls: make "
+            "the state an input and an output; nothing was written"
+        )
+    return expected
 
 
 def _check_weights(

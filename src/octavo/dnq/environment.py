@@ -159,7 +159,8 @@ class Environment:
     ) -> Measurement:
         network.put(self._chosen(choice))
         if not isinstance(self._objective, Divergence):
-            return Measurement(self._checked(self._own_objective(network.model), choice))
+            own = self._own(self._objective, network.model)
+            return Measurement(self._checked(own, choice))
         with matched(network.model, self._statistics):
             outputs = self._objective.outputs(network.model)
         objective = self._checked(self._objective.objective(outputs), choice)
@@ -169,12 +170,12 @@ class Environment:
             objective, first_rows(outputs, _kept_rows(self._actions, self._objective))
         )
 
-    def _own_objective(self, network: nn.Module) -> object:
+    def _own(self, objective: Objective, network: nn.Module) -> object:
         """Return the user's own objective of a network, which stays as it is."""
         if self._conduct.pure:
-            return self._objective(network)
+            return objective(network)
         with undisturbed(network, self._conduct.written):
-            return self._objective(network)
+            return objective(network)
 
     def _checked(self, value: object, choice: Partial) -> float:
         """Return the objective as a number, or raise PlanError unless it is a finite one."""

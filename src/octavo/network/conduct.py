@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from octavo.network.calls import call_alone, undisturbed
 from octavo.network.copies import fresh
-from octavo.network.forward import Inputs, call
-from octavo.network.module_state import ModuleState, Slot, same
+from octavo.network.forward import Inputs, call, hooked
+from octavo.network.module_state import ATOMS, ModuleState, Slot, same
 from octavo.network.nested import leaves, named_tensors
 from octavo.network.random_state import RandomState
 
@@ -59,14 +59,15 @@ def conduct_of(model: nn.Module, batches: Sequence[Inputs]) -> Conduct:
 
     Args:
         model: the model, in evaluation mode.
-        batches: inputs of its calls. Those of other shapes than the first may take other paths, so
-            the smallest and the largest of them are called too.
+        batches: inputs of its calls. The second is called too, because the first may write what is
+            there already, and the smallest and the largest one of other shapes than the first,
+            because they may take other paths.
 
     """
     first = batches[0]
     one = _observe(model, first)
     again = _observe(model, first)
-    others = [_observe(model, batch) for batch in _extremes(batches)]
+    others = [_observe(model, batch) for batch in (*batches[1:2], *_extremes(batches))]
     seen = [one, again, *others]
     written = frozenset[Slot]().union(*(each.written for each in seen))
     repeats = close(one.outputs, again.outputs)
@@ -101,32 +102,63 @@ class _Observed:
 
 def _observe(model: nn.Module, batch: Inputs) -> _Observed:
     random = RandomState(model)
-    state = ModuleState(model)
-    pristine = state.read()
+    watch = _Watch(model)
+    weighted = [module for module in model.modules() if any(module._parameters)]
     with undisturbed(model):
-        before = state.read()
+        watch.begin()
         inputs = fresh(batch)
         random.seed(0)
         start = random.read()
-        outputs = call(model, inputs)
-        after = state.read()
+        with hooked(module.register_forward_pre_hook(watch.look) for module in weighted):
+            outputs = call(model, inputs)
+        watch.look()
+        watch.compare_tensors()
         draws = not all(map(torch.equal, start, random.read()))
-    # What is in place was copied before the call, so the originals say what there was.
-    written = {
-        slot
-        for slot in pristine.keys() | after.keys()
-        if (slot in pristine) != (slot in after)
-        or not (_untouched(before[slot], after[slot]) and same(pristine[slot], after[slot]))
-    }
     writes_inputs = not same(list(leaves(inputs)), list(leaves(batch)))
-    return _Observed(outputs, frozenset(written), writes_inputs, draws)
+    return _Observed(outputs, frozenset(watch.written), writes_inputs, draws)
 
 
-def _untouched(before: Any, after: Any) -> bool:
-    """Tell if an attribute still has its tensor, if it had one: a new tensor is state, also if it
-    has the same numbers for this batch.
+class _Watch:
+    """A watch on the attributes and buffers of a model, which notes those that a call writes.
+
+    A call may write a value and take it back before it ends, as a stack of skip connections does.
+    So the watch looks at every module that the call comes to.
+
+    Attributes:
+        written: the attributes and buffers that were written.
+
     """
-    return before is after or not isinstance(after, Tensor)
+
+    def __init__(self, model: nn.Module) -> None:
+        self.written = set[Slot]()
+        self._state = ModuleState(model)
+        self._pristine = self._state.read()
+        self._before: dict[Slot, Any] = {}
+        self._containers: dict[int, list[Slot]] = {}
+
+    def begin(self) -> None:
+        """Begin with the copies of all values that are in place now."""
+        self._before = self._state.read()
+        for slot, value in self._before.items():
+            if not isinstance(value, (*ATOMS, Tensor)) and value is not self._pristine[slot]:
+                self._containers.setdefault(id(value), []).append(slot)
+
+    def look(self, *_: object) -> None:
+        """Note what has another value now, and which lists and objects have other contents."""
+        now = self._state.read()
+        self.written |= self._before.keys() ^ now.keys()
+        self.written |= {
+            slot for slot in self._before.keys() & now.keys() if self._before[slot] is not now[slot]
+        }
+        for slots in self._containers.values():
+            if not same(self._before[slots[0]], self._pristine[slots[0]]):
+                self.written |= set(slots)
+
+    def compare_tensors(self) -> None:
+        """Note the tensors that have other numbers now."""
+        for slot, value in self._before.items():
+            if isinstance(value, Tensor) and not same(value, self._pristine[slot]):
+                self.written.add(slot)
 
 
 def _carries(model: nn.Module, first: Inputs, second: Inputs) -> bool:
@@ -143,8 +175,8 @@ def _carries(model: nn.Module, first: Inputs, second: Inputs) -> bool:
 
 
 def _extremes(batches: Sequence[Inputs]) -> list[Inputs]:
-    """Return the smallest and the largest batch among those of other shapes than the first."""
-    others = [batch for batch in batches[1:] if _shapes(batch) != _shapes(batches[0])]
+    """Return the smallest and the largest batch among those of other shapes, from the third on."""
+    others = [batch for batch in batches[2:] if _shapes(batch) != _shapes(batches[0])]
     if not others:
         return []
     smallest = min(others, key=_size)

@@ -15,7 +15,7 @@ from octavo.errors import PlanError
 from octavo.network.copies import copied
 from octavo.network.nested import children
 
-__all__ = ["ModuleState", "Slot", "Values", "isolated", "same"]
+__all__ = ["ATOMS", "ModuleState", "Slot", "Values", "isolated", "same"]
 
 Slot: TypeAlias = tuple[str, str]  # the name of a module, and of an attribute or buffer of it
 Values: TypeAlias = Mapping[Slot, Any]
@@ -76,7 +76,8 @@ class ModuleState:
     def _space(self, slot: Slot) -> dict[str, Any]:
         """Return the dictionary that has a slot, or shall have it."""
         module = self._modules[slot[0]]
-        return module._buffers if slot[1] in module._buffers else vars(module)
+        space: dict[str, Any] = module._buffers if slot[1] in module._buffers else vars(module)
+        return space
 
 
 @contextlib.contextmanager
@@ -94,10 +95,17 @@ def isolated(model: nn.Module, slots: Collection[Slot] | None = None) -> Iterato
         state.put(before)
 
 
-def same(value: Any, other: Any, seen: frozenset[int] = frozenset()) -> bool:
+def same(value: Any, other: Any, seen: set[int] | None = None) -> bool:
     """Tell if two values are equal, tensors number by number; objects of unknown kinds are compared
     by their attributes, or count as equal if they have none.
+
+    Args:
+        value: one of them.
+        other: the other one.
+        seen: the ids of objects that are compared already; for calls from here.
+
     """
+    seen = set() if seen is None else seen
     if value is other or id(value) in seen:
         return True
     if type(value) is not type(other):
@@ -108,7 +116,7 @@ def same(value: Any, other: Any, seen: frozenset[int] = frozenset()) -> bool:
         return _same_tensors(value, other)
     if isinstance(value, torch.Generator):
         return torch.equal(value.get_state(), other.get_state())
-    seen |= {id(value)}
+    seen.add(id(value))
     items = children(value)
     other_items = children(other)
     if items is None or other_items is None:
@@ -119,14 +127,15 @@ def same(value: Any, other: Any, seen: frozenset[int] = frozenset()) -> bool:
     )
 
 
-def _same_objects(value: Any, other: Any, seen: frozenset[int]) -> bool:
+def _same_objects(value: Any, other: Any, seen: set[int]) -> bool:
     if hasattr(value, "__dict__"):
         return same(vars(value), vars(other), seen)
     if isinstance(value, np.ndarray):
         return np.array_equal(value, other)
     if isinstance(value, deque):
         return same(list(value), list(other), seen)
-    return type(value).__eq__ is object.__eq__ or bool(value == other)
+    by_identity = type(value).__eq__ == object.__eq__
+    return by_identity or bool(value == other)
 
 
 def _same_tensors(tensor: Tensor, other: Tensor) -> bool:

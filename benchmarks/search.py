@@ -33,7 +33,6 @@ from torch import nn
 
 from octavo import Budget, Plan, calibrate
 from octavo.dnq.agent import dnq
-from octavo.network.divergence import TEMPERATURE, Divergence
 from octavo.dnq.environment import Environment, Measurement
 from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
@@ -45,6 +44,7 @@ from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.space import Choice, Partial
 from octavo.dnq.splitting import split
 from octavo.dnq.survey import survey
+from octavo.network.divergence import TEMPERATURE, Divergence
 from octavo.network.outputs import Part
 from octavo.runs.run import environment
 from octavo.runs.run_folder import write_json

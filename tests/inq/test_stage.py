@@ -9,7 +9,7 @@ from tests.inq.networks import batch, net
 from octavo.inq.incremental import Incremental
 from octavo.inq.stage import Stage
 from octavo.progress import Event
-from octavo.ptq.calibration import LayerResult
+from octavo.ptq.freezer import LayerResult
 
 
 def test_a_stage_is_no_handle_on_the_run() -> None:

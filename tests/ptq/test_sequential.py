@@ -15,7 +15,7 @@ from octavo.errors import PlanError
 from octavo.network.forward import hooked, observing
 from octavo.network.layers import Layer, calling_modules, find_layers
 from octavo.network.moments import Moments
-from octavo.ptq.sequential import count_calls, freeze_in_forward_order, freeze_sequentially
+from octavo.ptq.sequential import Batches, count_calls, freeze_in_forward_order, freeze_sequentially
 from octavo.ptq.site import Site
 
 
@@ -96,7 +96,7 @@ def frozen(
     layers = [layer for layer in find_layers(quantized)[0] if not only or layer.name in only]
     by_module = calling_modules(quantized, layers)
     with observing(model), observing(quantized):
-        seen = freeze_in_forward_order(model, quantized, by_module, batches, freeze)
+        seen = freeze_in_forward_order(model, quantized, by_module, Batches(batches), freeze)
     assert not hooks_of(model, quantized)
     return quantized, seen
 
@@ -193,7 +193,7 @@ def test_batches_are_in_memory_at_one_layer_at_a_time() -> None:
     by_module = calling_modules(quantized, find_layers(quantized)[0])
     with observing(model), observing(quantized), hooked(hooks):
         batches = [torch.randn(3, 4) for _ in range(5)]
-        freeze_in_forward_order(model, quantized, by_module, batches, freeze)
+        freeze_in_forward_order(model, quantized, by_module, Batches(batches), freeze)
     assert alive == [5, 4, 3, 2, 1]
 
 
@@ -361,7 +361,7 @@ def test_an_error_while_freezing_ends_all_passes_and_takes_the_hooks_away() -> N
     quantized = copy.deepcopy(model)
     layers = calling_modules(quantized, find_layers(quantized)[0])
     with pytest.raises(ArithmeticError, match="first"):
-        freeze_in_forward_order(model, quantized, layers, images(), fail)
+        freeze_in_forward_order(model, quantized, layers, Batches(images()), fail)
     assert not hooks_of(model, quantized)
 
 

@@ -45,10 +45,8 @@ def test_of_fewer_than_64_samples_none_is_set_aside(sizes: list[int]) -> None:
 
 def test_whole_batches_keep_their_identity() -> None:
     batches = [torch.zeros(30, 1), torch.zeros(33, 1)]
-    assert [one is other for (one, _), other in zip(deal(batches, by_sample=True), batches)] == [
-        True,
-        True,
-    ]
+    pairs = list(deal(batches, by_sample=True))
+    assert [pairs[0][0] is batches[0], pairs[1][0] is batches[1]] == [True, True]
 
 
 def test_what_cannot_be_divided_is_set_aside_by_batch() -> None:
@@ -75,11 +73,19 @@ class OfFour(nn.Module):
         return x.view(4, 3) * torch.ones(4, 1)
 
 
+class Dropping(nn.Module):
+    """It drops values in evaluation too, so its rows are never the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x)
+
+
 class Counting(nn.Module):
     """It keeps state, and writes into its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,6 +99,7 @@ class Counting(nn.Module):
         (nn.Linear(3, 2), torch.randn(9, 3), True),
         (nn.Linear(3, 2), torch.randn(1, 3), True),
         (nn.LSTM(3, 3, batch_first=True), torch.randn(5, 8, 3), False),  # its states: dimension 1
+        (nn.Sequential(nn.Linear(3, 2), Dropping()), torch.randn(9, 3), True),
         (OverTime(), torch.randn(8, 5, 3), False),
         (OfFour(), torch.randn(8, 3), False),
         (nn.Linear(3, 2), (torch.randn(9, 3), 1), False),

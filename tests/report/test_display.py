@@ -11,7 +11,7 @@ from octavo.dnq.evaluator import Trial
 from octavo.formats.width import Width
 from octavo.plan import Plan
 from octavo.progress import Event
-from octavo.ptq.calibration import LayerResult
+from octavo.ptq.freezer import LayerResult
 from octavo.report.display import Display
 from octavo.runs.training import StepFigures
 

@@ -53,6 +53,13 @@ def test_ptq_neither_trains_nor_has_a_control(folder: Path) -> None:
     by_hand = calibrate(
         task.model(), {"0": 3, "3": 3}, task.calibration(), fit="max", per="tensor", **settings
     )
+    of_by_hand = by_hand.held_out
+    assert of_by_hand is not None
+    assert result["held_out"] == (
+        None
+        if not of_by_hand.samples
+        else {key: getattr(of_by_hand, key) for key in ("samples", "divergence", "nearest", "lost")}
+    )
     by_hand.save(folder / "by_hand")
     assert files(folder)["by_hand"] == files(folder)["packed.safetensors"]
     assert run(recipe(method="ptq", ptq=settings, fit="max", per="tensor"), folder) == result

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from octavo.dnq.evaluator import Trial
 from octavo.progress import Event
-from octavo.ptq.calibration import LayerResult
+from octavo.ptq.freezer import LayerResult
 from octavo.runs.recipe import Recipe, make_recipe
 from octavo.runs.task import Batch
 from octavo.runs.training import StepFigures, retrain

@@ -178,10 +178,13 @@ class Incremental:
         planned = {layer.name: layer for layer in self._layers}
         refitted: list[str] = []
 
-        def freeze(copied: Layer, moments: Moments, _: Site | None) -> None:
+        def freeze(copied: Layer, moments: Moments, site: Site | None) -> None:
             layer = planned[copied.name]
+            start = layer.state()
             generator = layer.generator(self.seed, stage)
             layer.freeze_and_refit([*steps, portion], moments, self._orders[stage], generator)
+            if site is not None and not site.is_described:
+                self._freeze_as_it_is(layer, stage, start, site)
             copied.weight.copy_(layer.layer.weight)  # the layers behind see its new outputs
             refitted.append(layer.name)
             self._report(stage, len(refitted), layer.name)
@@ -192,6 +195,20 @@ class Incremental:
         with observing(full), observing(quantized):
             freeze_sequentially(full, quantized, copies, inputs, freeze)
         return set(refitted)
+
+    def _freeze_as_it_is(
+        self, layer: PlannedLayer, stage: int, start: tuple[Tensor, Tensor], site: Site
+    ) -> None:
+        """Freeze a layer that was refitted again from where it started, without a refit, unless
+        that is worse: refitting trusts that the layer multiplies its inputs with its weight.
+        """
+        refitted = layer.state()
+        error = site.error(refitted[0])
+        layer.restore(start)
+        generator = layer.generator(self.seed, stage)
+        layer.freeze(self.portions[stage], self._orders[stage], generator)
+        if site.error(layer.layer.weight) >= error:
+            layer.restore(refitted)
 
     def _sees_levels(self, done: int) -> bool:
         """Tell if the network sees free weights at their levels after so many portions."""

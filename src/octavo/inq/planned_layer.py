@@ -98,6 +98,16 @@ class PlannedLayer:
             self.freeze(portion, order, generator)
             self._refit(target, hessian)
 
+    def state(self) -> tuple[Tensor, Tensor]:
+        """Return the weight and the marks of its frozen weights, to :meth:`restore` them later."""
+        return self.layer.weight.detach().clone(), self.parametrization.marks.clone()
+
+    @torch.no_grad()
+    def restore(self, state: tuple[Tensor, Tensor]) -> None:
+        """Go back to an earlier :meth:`state`."""
+        weight, self.parametrization.marks = state
+        self.layer.weight.copy_(weight)
+
     @torch.no_grad()
     def _refit(self, target: Tensor, hessian: Tensor) -> None:
         """Change the free weights so that the outputs come near those of ``target``."""

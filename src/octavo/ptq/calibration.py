@@ -28,13 +28,13 @@ from octavo.network.forward import (
     on_device,
 )
 from octavo.network.layers import Layer
-from octavo.network.samples import sample_count
 from octavo.network.reach import check_reached, unreached
+from octavo.network.samples import sample_count
 from octavo.plan import planned_layers
 from octavo.progress import Progress, silent
 from octavo.ptq.absorption import absorbing_norms
 from octavo.ptq.float_inputs import freeze_from_float
-from octavo.ptq.freezer import Freezer, Frozen, LayerResult
+from octavo.ptq.freezer import Freezer, Frozen
 from octavo.ptq.measuring import Measured, explain, measure, warn_if_large
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.setting_aside import deal, handed_over, is_divisible
@@ -42,7 +42,7 @@ from octavo.ptq.settings import PtqOrder, PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 from octavo.storage.quantized import Quantized
 
-__all__ = ["LayerResult", "calibrate", "calibrate_quietly"]
+__all__ = ["calibrate", "calibrate_quietly"]
 
 
 @renamed_arguments(observe="progress", correct="")
@@ -60,6 +60,15 @@ def calibrate(
     progress: Progress | None = None,
 ) -> Packed:
     """Quantize ``model`` by PTQ; the model is left as it was.
+
+    One sample in eight, and no more than 64, is set aside: no layer is solved from these. The
+    network that results is measured on them, see ``Packed.held_out``, and it is not worse there
+    than the one in which every weight takes its nearest level. With fewer than 64 samples nothing
+    is set aside.
+
+    Warns:
+        UserWarning: the network is far from full precision; the message names the layers that cost
+            most, and a plan that would repair it.
 
     Args:
         model: the trained network.

@@ -6,7 +6,8 @@ hold, the solution of least error by the closed form may be worse than nearest l
 outputs are computed, and nearest levels are among the solutions; so a layer is never worse.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def choose(layer: Layer, moments: Moments, site: Site | None, solve: Solve) -> S
     """Return the solution of a layer that keeps the outputs of its module best.
 
     They are measured on the held-out inputs. Where nothing was set aside, only layers are measured
-    that the closed form does not describe: see ``Site.multiplies_its_weight``, and recurrent ones.
+    that the closed form does not describe: see ``Site.is_described``.
 
     Args:
         layer: the layer, with its full-precision weight.
@@ -38,16 +39,61 @@ def choose(layer: Layer, moments: Moments, site: Site | None, solve: Solve) -> S
 
     """
     first = solve(moments)
-    is_described = layer.form != "recurrent" and (site is None or site.multiplies_its_weight)
-    if site is None or (is_described and not site.held_out):
+    if site is None or (site.is_described and not site.held_out):
         return first
-    best = first
-    least = site.error(weight_of(layer, first))
-    for other in _others(layer, moments, site, solve, first, least):
-        error = site.error(weight_of(layer, other))
-        if error < least:
-            best = other
-            least = error
+    trials = _Trials(layer, site)
+    best = trials.measured(first)
+    nearest = best if first.rounding is None else trials.measured(first.rounding)
+    if (nearest.error < best.error or not site.is_described) and bool(moments.drift.any()):
+        best = trials.better(best, solve(moments.without_drift()))
+    best = min(best, nearest, key=_error_of)  # of equals, the first
+    if layer.form == "recurrent" and not layer.attribute.startswith("weight_ih"):
+        best = _in_rounds(best, trials, solve)
+    return best.solution
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A solution, and the relative error of the outputs of the layer's module with it."""
+
+    solution: Solution
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Trials:
+    """Measures solutions of a layer."""
+
+    layer: Layer
+    site: Site
+
+    def measured(self, solution: Solution) -> _Trial:
+        """Measure a solution."""
+        return _Trial(solution, self.site.error(weight_of(self.layer, solution)))
+
+    def better(self, best: _Trial, solution: Solution) -> _Trial:
+        """Measure a solution, and return the better of two; of equals, the first."""
+        return min(best, self.measured(solution), key=_error_of)
+
+
+def _error_of(trial: _Trial) -> float:
+    return trial.error
+
+
+def _in_rounds(best: _Trial, trials: _Trials, solve: Solve) -> _Trial:
+    """Solve a recurrent weight again from the states that the best solution leads to, as long as
+    that helps.
+
+    The drift of the states is part of the target. It was made by the errors of the earlier steps,
+    which other weights would not make; so the target without it is tried as well.
+    """
+    for _ in range(ROUNDS):
+        moments = trials.site.moments(weight_of(trials.layer, best.solution))
+        before = best
+        for target in (moments, moments.without_drift()):
+            best = trials.better(best, solve(target))
+        if best is before:
+            break
     return best
 
 
@@ -56,22 +102,3 @@ def weight_of(layer: Layer, solution: Solution) -> Tensor:
     quantized = Quantized.of(layer, solution.codebook, solution.codes.cpu())
     weight = quantized.weight().to(layer.weight.device)
     return rescaled(layer, weight, solution.factor)
-
-
-def _others(
-    layer: Layer, moments: Moments, site: Site, solve: Solve, first: Solution, error: float
-) -> Iterator[Solution]:
-    """Yield the solutions to compare with the first, whose error was measured."""
-    rounding = first.rounding
-    if rounding is not None:
-        yield rounding
-    is_suspect = layer.form == "recurrent" or not site.multiplies_its_weight
-    if not is_suspect and rounding is not None:
-        is_suspect = site.error(weight_of(layer, rounding)) < error
-    if is_suspect and bool(moments.drift.any()):
-        yield solve(moments.without_drift())
-    if layer.form == "recurrent" and not layer.attribute.startswith("weight_ih"):
-        solution = first
-        for _ in range(ROUNDS):
-            solution = solve(site.moments(weight_of(layer, solution)))
-            yield solution

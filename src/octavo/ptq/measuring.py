@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,8 @@ from octavo.storage.quantized import Quantized
 
 __all__ = ["Measured", "explain", "measure", "warn_if_large"]
 
-MORE_BITS = 5  # beyond these, powers of two become no finer
+# Finer widths for the layers that cost most: powers of two become no finer beyond 5 bits.
+FINER = (Width(5), Width(6, "apot"), Width(8, "apot"))
 NAMED = 3  # layers that the warning names
 
 
@@ -90,6 +90,8 @@ def measure(
     try:
         with observing(model):
             conduct = conduct_of(model, batches)
+        if not conduct.repeats:  # then even full precision is far from itself
+            return HeldOut(samples), None
         divergence = Divergence(model, batches, conduct, temperature=1.0)
         of_network = -divergence.of(network)
     except PlanError:  # the model returns nothing to compare
@@ -106,7 +108,7 @@ def explain(
     """Find the layers that cost most, and a plan that would repair a network that has failed.
 
     Each layer is put back into full precision by itself, and the divergence is measured. Then the
-    worst layers together get the nearest levels at more bits, as many of them as it takes.
+    worst layers together get the nearest levels of a finer width, as many of them as it takes.
 
     Args:
         held_out: the measurement, whose divergence is large.
@@ -131,34 +133,37 @@ def _repaired(
     divergence: Divergence,
     measured: Measured,
     ranked: Sequence[tuple[Layer, Width]],
-) -> Plan:
-    """Return a plan in which as many of the worst layers have more bits as it takes to be near full
-    precision; if more bits do not suffice, as many are left in float as it takes.
+) -> Plan | None:
+    """Return a plan in which as many of the worst layers have a finer width as it takes to be near
+    full precision; if no width suffices, as many are left in float as it takes. None if all are.
     """
-    for finer in (Width(MORE_BITS), None):
-        widths: dict[str, Any] = {layer.name: width for layer, width in ranked}
+    for finer in (*FINER, None):
+        widths = {layer.name: width for layer, width in ranked}
         changed: list[dict[str, Tensor]] = []
-        repaired = False
+        is_near = False
         for layer, width in ranked:
-            if finer is not None and width.bits >= finer.bits:
+            if is_near or (finer is not None and not width < finer):
                 continue
-            weight = measured.original[layer.parameter]
-            changed.append(measured.put(layer, weight if finer is None else _at(layer, weight)))
-            widths.pop(layer.name) if finer is None else widths.update({layer.name: finer})
-            repaired = not held_out.is_too_far(-divergence.of(measured.network))
-            if repaired:
-                break
+            changed.append(measured.put(layer, _nearest(layer, measured, finer)))
+            if finer is None:
+                del widths[layer.name]
+            else:
+                widths[layer.name] = finer
+            is_near = not held_out.is_too_far(-divergence.of(measured.network))
         for before in reversed(changed):
             measured.put_back(before)
-        if repaired:
-            break
-    return Plan(widths)
+        if is_near:
+            return Plan(widths) if widths else None
+    return None
 
 
-def _at(layer: Layer, weight: Tensor) -> Tensor:
-    """Return the nearest levels of a weight at more bits."""
+def _nearest(layer: Layer, measured: Measured, width: Width | None) -> Tensor:
+    """Return the nearest levels of a layer's weight in full precision; None: the weight itself."""
+    weight = measured.original[layer.parameter]
+    if width is None:
+        return weight
     rows = channels_first(weight.detach().float(), layer.groups)
-    codebook = fitted_codebook(rows, MORE_BITS, fit="mse", per="channel", name=layer.name)
+    codebook = fitted_codebook(rows, width, fit="mse", per="channel", name=layer.name)
     return channels_back(codebook.decode(codebook.encode(rows)), layer.groups)
 
 
@@ -180,10 +185,10 @@ def warn_if_large(held_out: HeldOut, plan: Mapping[str, Width]) -> None:
 
 def _advice(repair: Plan | None, plan: Mapping[str, Width]) -> str:
     if repair is None:
-        return "Retrain with Incremental"
+        return "No plan of this model repairs it: retrain with Incremental"
     more = {name: str(width) for name, width in repair.items() if width != plan[name]}
     left = [name for name in plan if name not in repair]
-    words = [f"{name} {bits} bits" for name, bits in more.items()]
+    words = [f"{name} the width {bits}" for name, bits in more.items()]
     words += [f"{name} in float" for name in left]
     shown = ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
     return (

@@ -109,8 +109,9 @@ def _state_drift(layer: Layer, stop: Stop, full: Stop) -> Tensor | None:
     if drift is None or partner is None:
         return drift
     weight = getattr(layer.module, partner)
-    return _product_drift(dataclasses.replace(layer, attribute=partner, weight=weight), stop, full,
-                          frozen=True)  # fmt: skip
+    beside = dataclasses.replace(layer, attribute=partner, weight=weight)
+    of_partner = _product_drift(beside, stop, full, frozen=True)
+    return drift if of_partner is None else drift + of_partner
 
 
 def _product_drift(layer: Layer, stop: Stop, full: Stop, *, frozen: bool = False) -> Tensor | None:
@@ -125,7 +126,8 @@ def _product_drift(layer: Layer, stop: Stop, full: Stop, *, frozen: bool = False
     if inputs_full.shape != inputs_now.shape:
         return None
     quantized = (layer.weight if frozen else weight).float()
-    return weight.float() @ inputs_full - quantized @ inputs_now
+    drift: Tensor = weight.float() @ inputs_full - quantized @ inputs_now
+    return drift
 
 
 def _columns(layer: Layer, module: nn.Module, stop: Stop) -> Tensor:

@@ -36,9 +36,23 @@ from octavo.ptq.float_inputs import Freeze, freeze_from_float
 from octavo.ptq.meeting import Meeting, add_moments
 from octavo.ptq.site import Site
 
-__all__ = ["count_calls", "freeze_in_forward_order", "freeze_sequentially"]
+__all__ = ["Batches", "count_calls", "freeze_in_forward_order", "freeze_sequentially"]
 
 Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Calibration inputs, divided by what they are for.
+
+    Attributes:
+        solving: those that layers are solved from.
+        held_out: those that their solutions are measured on.
+
+    """
+
+    solving: Sequence[Inputs]
+    held_out: Sequence[Inputs] = ()
 
 
 def freeze_sequentially(
@@ -76,19 +90,17 @@ def freeze_sequentially(
     others = [layer for layer in layers if layer.name not in called_once]
     outcomes = freeze_from_float(quantized, others, batches, freeze) if others else {}
     aside = [on_device(batch, device_of(model)) for batch in held_out]
-    return outcomes | freeze_in_forward_order(
-        model, quantized, by_module, batches, freeze, conduct, aside
-    )
+    divided = Batches(batches, aside)
+    return outcomes | freeze_in_forward_order(model, quantized, by_module, divided, freeze, conduct)
 
 
 def freeze_in_forward_order(
     model: nn.Module,
     quantized: nn.Module,
     layers: Mapping[nn.Module, Sequence[Layer]],
-    batches: Sequence[Inputs],
+    batches: Batches,
     freeze: Freeze[Outcome],
     conduct: Conduct = PURE,
-    held_out: Sequence[Inputs] = (),
 ) -> dict[str, Outcome]:
     """Freeze ``layers`` in the order in which the inputs reach them, and return the outcome of each
     that is reached, by layer name.
@@ -101,13 +113,12 @@ def freeze_in_forward_order(
         batches: calibration inputs.
         freeze: called once for each layer that is reached.
         conduct: what the forward pass of both does beside computing outputs from inputs.
-        held_out: inputs that no layer is solved from.
 
     """
     pair = _Pair(model, quantized, _partners(model, quantized, layers), conduct)
     if conduct.carries:  # what was set aside lies between batches that belong together
-        return _freeze_in_turn(pair, layers, batches, freeze)
-    return _freeze_in_step(pair, layers, batches, freeze, held_out)
+        return _freeze_in_turn(pair, layers, batches.solving, freeze)
+    return _freeze_in_step(pair, layers, batches, freeze)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +205,8 @@ def _in_turn(
 def _freeze_in_step(
     pair: _Pair,
     layers: Mapping[nn.Module, Sequence[Layer]],
-    batches: Sequence[Inputs],
+    batches: Batches,
     freeze: Freeze[Outcome],
-    held_out: Sequence[Inputs],
 ) -> dict[str, Outcome]:
     """Freeze layers while the passes of all batches wait at them."""
     outcomes = dict[str, Outcome]()
@@ -205,10 +215,10 @@ def _freeze_in_step(
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping(before=layers, after=pair.partners))
         passes = []
-        for number, batch in enumerate([*batches, *held_out]):
+        for number, batch in enumerate([*batches.solving, *batches.held_out]):
             worlds = pair.worlds()
             worlds.begin(number)
-            aside = number >= len(batches)
+            aside = number >= len(batches.solving)
             passes.append(_side_by_side(pair, batch, worlds, held_out=aside))
         for one in passes:
             stack.callback(one.close)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.network.calls import call_alone, undisturbed
+from octavo.network.conduct import close
 from octavo.network.forward import Inputs
 from octavo.network.nested import named_tensors
 from octavo.network.samples import LEAST_SAMPLES, rows_of, sample_count
@@ -92,7 +93,8 @@ def is_divisible(model: nn.Module, batch: Inputs) -> bool:
     what it returns for these among others.
 
     It is no batch of samples along dimension 0 if, for example, that is the time of a recurrent
-    network. Nothing stays of the calls that find out.
+    network. Where the model draws random numbers, only the shapes can tell. Nothing stays of the
+    calls that find out.
 
     Args:
         model: the network, in evaluation mode.
@@ -109,18 +111,26 @@ def is_divisible(model: nn.Module, batch: Inputs) -> bool:
             of_all = dict(named_tensors(call_alone(model, some)))
         with undisturbed(model):
             of_half = dict(named_tensors(call_alone(model, rows_of(some, rows[::2]))))
+        with undisturbed(model):
+            with_other_noise = call_alone(model, some, 1)
     except Exception:  # noqa: BLE001  # whatever a model raises that does not take other batches
         return False
+    is_noisy = not close(list(of_all.values()), [t for _, t in named_tensors(with_other_noise)])
     return of_all.keys() == of_half.keys() and all(
-        _same_rows(tensor, of_half[name], len(rows)) for name, tensor in of_all.items()
+        _has_rows(tensor, of_half[name], len(rows))
+        and (is_noisy or _same_rows(tensor[::2], of_half[name]))
+        for name, tensor in of_all.items()
     )
 
 
-def _same_rows(tensor: Tensor, half: Tensor, count: int) -> bool:
-    """Tell if ``half`` is every second of ``count`` rows of a tensor, but for rounding."""
-    if not tensor.dim() or len(tensor) != count or tensor[::2].shape != half.shape:
-        return False
-    rows = tensor[::2].double()
+def _has_rows(tensor: Tensor, half: Tensor, count: int) -> bool:
+    """Tell if a tensor has ``count`` rows, and ``half`` has half as many of the same shape."""
+    return bool(tensor.dim()) and len(tensor) == count and tensor[::2].shape == half.shape
+
+
+def _same_rows(tensor: Tensor, other: Tensor) -> bool:
+    """Tell if tensors are the same, but for rounding."""
+    rows = tensor.double()
     finite = rows[rows.isfinite()].abs()
     atol = TOLERANCE * float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(rows, half.double(), rtol=0, atol=atol, equal_nan=True)
+    return torch.allclose(rows, other.double(), rtol=0, atol=atol, equal_nan=True)

@@ -44,10 +44,15 @@ class Site:
         return cls(layer, solving or held_out, held_out)
 
     @property
-    def multiplies_its_weight(self) -> bool:
-        """True if the layer is torch's own, so that its outputs are the product of its weight and
-        its inputs. A layer of another class may scale, mask or standardize its weight first.
+    def is_described(self) -> bool:
+        """True if the closed form describes the layer: its outputs are the product of its weight
+        and of inputs that do not depend on the weight.
+
+        A layer of another class than torch's own may scale, mask or standardize its weight first.
+        The inputs of a recurrent layer are its own states.
         """
+        if self.layer.form == "recurrent":
+            return False
         return self.layer.form not in ONE_WEIGHT or is_plain(self.layer.module)
 
     def moments(self, weight: Tensor | None = None) -> Moments:
@@ -79,9 +84,11 @@ class Site:
     @contextlib.contextmanager
     def _with(self, weight: Tensor | None) -> Iterator[None]:
         """Give the layer another weight for a while."""
+        if weight is None:
+            yield
+            return
         own = self.layer.weight.clone()
-        if weight is not None:
-            self.layer.weight.copy_(weight)
+        self.layer.weight.copy_(weight)
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from octavo.dnq.evaluator import Trial
 from octavo.progress import Event
-from octavo.ptq.calibration import LayerResult
+from octavo.ptq.freezer import LayerResult
 from octavo.runs.training import StepFigures
 
 __all__ = ["Display"]

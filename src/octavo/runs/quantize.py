@@ -17,7 +17,8 @@ from octavo.network.forward import device_of, on_device
 from octavo.plan import Plan
 from octavo.progress import Event
 from octavo.pruning.masks import find_kept
-from octavo.ptq.calibration import LayerResult, calibrate
+from octavo.ptq.calibration import calibrate
+from octavo.ptq.freezer import LayerResult
 from octavo.runs.orders import load_orders
 from octavo.runs.run_folder import Json
 from octavo.runs.search_figures import search_figures
@@ -167,7 +168,20 @@ def quantize_by_ptq(job: Job, model: nn.Module, plan: Plan) -> Quantization:
         progress=progress,
         **asdict(recipe.ptq),
     )
-    return Quantization(packed, {"layers": rows})
+    return Quantization(packed, {"layers": rows, "held_out": _held_out(packed)})
+
+
+def _held_out(packed: Packed) -> Json | None:
+    """Return what ``result.json`` says about the inputs that were set aside; None if none were."""
+    held_out = packed.held_out
+    if held_out is None or not held_out.samples:
+        return None
+    return {
+        "samples": held_out.samples,
+        "divergence": held_out.divergence,
+        "nearest": held_out.nearest,
+        "lost": held_out.lost,
+    }
 
 
 def _row(layer: LayerResult) -> Json:

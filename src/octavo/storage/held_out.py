@@ -30,8 +30,9 @@ class HeldOut:
         constant: the divergence of the mean output, which says nothing about the inputs.
         costly: the layers that cost most, the worst first, and the divergence if this layer alone
             is left in float; empty unless the divergence is large.
-        repair: a plan whose divergence is no longer large, as far as it was measured; None unless
-            the divergence is large.
+        repair: a plan whose divergence is not large: it was measured on this network with the
+            nearest levels of finer widths in the layers that cost most; None unless the divergence
+            is large, and if no plan repairs it.
 
     """
 

@@ -12,7 +12,7 @@ from octavo.network.forward import Inputs, check_batches, device_of, hooked, obs
 from octavo.network.layer_inputs import layer_inputs, problem_count
 from octavo.network.layers import Layer, calling_modules
 
-__all__ = ["check_reached", "unreached"]
+__all__ = ["batches_for", "check_reached", "has_rows", "unreached"]
 
 
 def unreached(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Inputs]) -> list[str]:
@@ -35,7 +35,7 @@ def unreached(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Input
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for layer in by_module[module]:
-            if layer.name in missing and not _is_empty(args, kwargs):
+            if layer.name in missing and has_rows(args, kwargs):
                 for problem, columns in layer_inputs(layer, module, args, kwargs):
                     columns_of[layer.name][problem] += columns.shape[-1]
 
@@ -63,7 +63,21 @@ def check_reached(names: Sequence[str]) -> None:
         )
 
 
-def _is_empty(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Tell if a call has a tensor without a number in it, such as an expert without tokens."""
+def has_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell if a layer is called with any input; an expert may be called without a token."""
     first = args[0] if args else next(iter(kwargs.values()), None)
-    return isinstance(first, Tensor) and not first.numel()
+    return not isinstance(first, Tensor) or first.numel() > 0
+
+
+def batches_for(
+    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Inputs], others: Iterable[Inputs]
+) -> list[Inputs]:
+    """Return those of the other batches that it takes for layers that ``batches`` do not reach."""
+    missing = unreached(model, layers, batches)
+    taken: list[Inputs] = []
+    for batch in others if missing else ():
+        still = unreached(model, [layer for layer in layers if layer.name in missing], [batch])
+        if len(still) < len(missing):
+            taken.append(batch)
+            missing = still
+    return taken

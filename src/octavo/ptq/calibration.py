@@ -28,7 +28,7 @@ from octavo.network.forward import (
     on_device,
 )
 from octavo.network.layers import Layer
-from octavo.network.reach import check_reached, unreached
+from octavo.network.reach import batches_for, check_reached, unreached
 from octavo.network.samples import sample_count
 from octavo.plan import planned_layers
 from octavo.progress import Progress, silent
@@ -153,6 +153,7 @@ def _freeze(
     if not freeze.settings.sequential:
         return freeze_from_float(quantized, layers, dealt.solving(), freeze)
     batches = list(dealt.solving())
+    batches += batches_for(quantized, layers, batches, dealt.held_out)
     check_reached(unreached(quantized, layers, batches))  # before the first layer is solved
     full = copied(model)
     with observing(full), naming_errors(full):

@@ -27,6 +27,9 @@ BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience
 
 BUDGET = Budget(average_bits=3.2)
 
+# The network has a layer that nothing calls.
+pytestmark = pytest.mark.filterwarnings("ignore:unused. no input reaches it")
+
 
 class Net(nn.Module):
     """Three layers, registered in another order than they are called in, and one that no input

@@ -2,6 +2,7 @@
 legal extremes."""
 
 import math
+import re
 from typing import Any, get_args
 
 import pytest
@@ -311,3 +312,17 @@ def test_kept_weights_compensate_for_rounding_and_for_drift() -> None:
     for moments in (moments_of(layer, X), moments_of(layer, X, 0.2 * X[:, :8])):
         solution = solve(layer, moments, 3, PtqSettings())
         assert solution.compensated < 0.95 * solution.nearest
+
+
+@pytest.mark.parametrize("largest", [3e18, 1e30])
+def test_inputs_that_are_finite_and_too_large_are_named(largest: float) -> None:
+    layer = layer_of(nn.Linear(6, 3))
+    X = inputs_for(layer)
+    X[0, 4] = largest
+    got = re.escape(f"{largest:.2g}")
+    message = rf"^m: expected .* below about 1e18, got {got} in 1 of 6 columns, .* 4;"
+    with pytest.raises(PlanError, match=message):
+        solve(layer, moments_of(layer, X), 3, PtqSettings())
+    X[0, 2, 1] = math.inf
+    with pytest.raises(PlanError, match="^m: expected finite calibration inputs"):
+        solve(layer, moments_of(layer, X), 3, PtqSettings())

@@ -105,10 +105,20 @@ def solve(
 
 def _check_inputs(moments: Moments, name: str) -> None:
     sums = [moments.hessian.sum(dtype=torch.float64), moments.drift.sum(dtype=torch.float64)]
-    if not math.isfinite(sum(map(float, sums))):
+    if math.isfinite(sum(map(float, sums))):
+        return
+    if 0 < moments.too_large < math.inf:
+        squares = moments.hessian.diagonal(dim1=1, dim2=2)
+        columns = sorted(set((~squares.isfinite()).nonzero()[:, 1].tolist()))
         raise PlanError(
-            f"{name}: expected finite calibration inputs, got some that are NaN or infinite"
+            f"{name}: expected calibration inputs whose squares fit float32, below about 1e18, got "
+            f"{moments.too_large:.2g} in {len(columns)} of {squares.shape[1]} columns, the first "
+            f"being {columns[0]}; scale them down (and their weights up), or leave the layer out "
+            "of the plan"
         )
+    raise PlanError(
+        f"{name}: expected finite calibration inputs, got some that are NaN or infinite"
+    )
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,8 @@ def solve(
     rows = channels_first(layer.weight.detach().float(), layer.groups)
     check_finite(rows, layer.name)
     _check_inputs(moments, layer.name)
+    if layer.form == "embedding" and not layer.tied:
+        return _looked_up(layer, rows, bits, settings)
     problem = _Problem.of(rows, moments, bits, settings.damp)
     fitted, exponents = problem.exponents(rows, settings, layer.name)
     scaled = scaled and fitted.dim() > 0  # a factor needs a channel of its own
@@ -101,6 +103,18 @@ def solve(
             codebook_at(bits, fitted), nearest.codes.reshape(rows.shape), of_nearest, of_nearest
         ),
     )
+
+
+def _looked_up(layer: Layer, rows: Tensor, bits: WidthLike, settings: PtqSettings) -> Solution:
+    """Return the nearest levels, which are best for a layer that looks rows up: its inputs are
+    one-hot, so no weight can make up for another, and the second moment has no part in it.
+    """
+    codebook = fitted_codebook(rows, bits, fit=settings.fit, per=settings.per, name=layer.name)
+    codes = codebook.encode(rows)
+    lost = float((rows - codebook.decode(codes)).square().sum(dtype=torch.float64))
+    whole = float(rows.square().sum(dtype=torch.float64))
+    error = math.sqrt(lost / whole) if whole > 0 else 0.0
+    return Solution(codebook, codes, error, error)
 
 
 def _check_inputs(moments: Moments, name: str) -> None:

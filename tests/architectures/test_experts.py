@@ -70,9 +70,9 @@ def test_what_is_not_reached_is_named_at_once_and_before_anything_is_solved(
     monkeypatch.setattr(octavo.ptq.freezer, "solve", solved)
     model = Mixture()
     message = r"^experts.1, experts.3, experts.4, experts.5: no calibration input reaches these"
+    inputs = [rows(0, 8), rows(2, 8)]
     for sequential in (True, False):
         with pytest.raises(PlanError, match=message):
-            inputs = [rows(0, 8), rows(2, 8)]
             calibrate(model, Plan.uniform(model, 3), inputs, sequential=sequential)
 
 

@@ -30,7 +30,7 @@ def network() -> nn.Sequential:
 
 @pytest.mark.usefixtures("ranks")
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_model_that_is_wrapped_already_is_refused(inside: bool) -> None:  # noqa: FBT001
+def test_a_model_that_is_wrapped_already_is_refused(inside: bool) -> None:
     plain = network()
     wrapper = DistributedDataParallel(plain)
     model: nn.Module = plain if inside else wrapper

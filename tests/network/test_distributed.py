@@ -51,7 +51,7 @@ def test_a_model_that_is_wrapped_already_is_refused(inside: bool) -> None:
 def test_a_model_is_wrapped_afterwards_and_a_wrapper_that_is_gone_does_not_count() -> None:
     model = network()
     wrapper = DistributedDataParallel(model)
-    wrapper.itself = [wrapper]  # only the garbage collector frees it
+    wrapper.itself = [wrapper]  # type: ignore[assignment]  # only the garbage collector frees it
     del wrapper
     incremental = Incremental(model, Plan.uniform(model, 3))
     wrapper = DistributedDataParallel(model)

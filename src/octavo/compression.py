@@ -19,8 +19,8 @@ from octavo.formats.width import WidthLike
 from octavo.inq.incremental import Incremental, freeze_and_retrain
 from octavo.inq.partition import FreezeOrder
 from octavo.network.copies import copied
-from octavo.network.float_share import warning_once
 from octavo.network.forward import Inputs, batches_of
+from octavo.network.warned import warning_once
 from octavo.plan import Budget, Plan
 from octavo.progress import Progress
 from octavo.pruning.masks import find_kept

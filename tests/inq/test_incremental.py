@@ -3,11 +3,13 @@
 import copy
 import inspect
 import math
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from tests.inq.networks import batch, far, net, run, seen, train
+from tests.ptq.networks_of_others import Masked, Standardized, made
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -369,3 +371,26 @@ def test_a_finished_model_can_be_quantized_again_at_no_loss() -> None:
         list(incremental)
         incremental.finish()
     assert all(torch.equal(value, before[name]) for name, value in seen(model).items())
+
+
+@pytest.mark.parametrize("kind", [Standardized, Masked, nn.Linear])
+def test_refitting_a_weight_that_is_not_what_is_multiplied_is_not_worse_than_not_refitting(
+    kind: type[nn.Linear],
+) -> None:
+    """Refitting trusts that a layer multiplies its inputs with its weight."""
+    x = torch.randn(200, 16, generator=torch.Generator().manual_seed(1))
+    fresh = torch.randn(500, 16, generator=torch.Generator().manual_seed(2))
+    errors = []
+    for inputs in ([x], None):
+        model = made(kind)
+        full = model(fresh).detach()
+        plan = Plan.uniform(model, 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            incremental = Incremental(model, plan, portions=(0.5, 1), inputs=inputs)
+            for _ in incremental:
+                pass
+        incremental.finish()
+        errors.append(float((model(fresh) - full).detach().norm() / full.norm()))
+    refitted, rounded = errors
+    assert refitted < rounded

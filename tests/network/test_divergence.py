@@ -60,3 +60,27 @@ def test_outputs_of_another_form_are_refused() -> None:
     fewer = outputs_of(Twice(), [BATCHES[0], BATCHES[0]])
     with pytest.raises(PlanError, match="expected outputs of the same form whatever the weights"):
         divergence.objective(fewer)
+
+
+@torch.no_grad()
+def test_at_temperature_1_it_is_the_plain_kl_divergence() -> None:
+    p, q = (scale * torch.cat(BATCHES).double() for scale in (1, 2))
+    expected = nn.functional.kl_div(q.log_softmax(1), p.log_softmax(1), log_target=True,
+                                    reduction="batchmean")  # fmt: skip
+    model, network = nn.Identity(), nn.Sequential(nn.Linear(2, 2, bias=False))
+    network[0].weight.copy_(2 * torch.eye(2))
+    found = -Divergence(model, BATCHES, temperature=1.0).of(network)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_constant_loses_all_that_outputs_say_about_inputs() -> None:
+    """For logits the mutual information of input and class, for a value its variance."""
+    p = torch.cat(BATCHES).double().softmax(1)
+    information = (p * (p / p.mean(0)).log()).sum(1).mean()
+    value = torch.cat(BATCHES)[:, 0].double()
+    variance = (value - value.mean()).square().sum() / value.square().sum()
+    found = Divergence(Twice(), BATCHES, temperature=1.0).of_constant
+    assert found == pytest.approx(float(information + variance), rel=1e-5)
+    same = Divergence(Twice(), [BATCHES[1], BATCHES[1]], temperature=1.0)
+    assert same.of_constant == pytest.approx(0, abs=1e-9)

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import (
 from octavo.network.layer_inputs import layer_inputs
 from octavo.network.layers import find_layers
 from octavo.network.moments import Moments
-from octavo.network.recurrent import recurrent_inputs
+from octavo.network.recurrent import gate_partner, recurrent_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # oneDNN has none
 
@@ -226,3 +226,19 @@ def test_weights_that_have_changed_since_the_last_call_are_the_ones_that_count()
     with torch.no_grad():
         module.weight_ih_l0.mul_(-0.5)
     check(module, textbook(module, list(x.unbind(1)))[1], x)
+
+
+@pytest.mark.parametrize(
+    ("module", "attribute", "partner"),
+    [
+        (nn.LSTM(2, 3), "weight_hh_l0", "weight_ih_l0"),
+        (nn.RNN(2, 3, bidirectional=True), "weight_hh_l0_reverse", "weight_ih_l0_reverse"),
+        (nn.LSTM(2, 3), "weight_ih_l0", None),
+        (nn.LSTM(2, 3, proj_size=2), "weight_hr_l0", None),
+        (nn.GRU(2, 3), "weight_hh_l0", None),
+    ],
+)
+def test_the_weight_whose_products_are_added_in_each_gate(
+    module: Any, attribute: str, partner: str | None
+) -> None:
+    assert gate_partner(module, attribute) == partner

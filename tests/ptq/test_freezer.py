@@ -42,7 +42,7 @@ def test_a_batch_norm_takes_the_factor_of_the_solution_only() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8)).eval()
     (layer,) = find_layers(model)[0]
-    norm = model[1]
+    norm: Any = model[1]
     freeze = Freezer(
         {layer.name: Width(3)}, PtqSettings(absorb=True), {layer.name: norm}, lambda _: None
     )

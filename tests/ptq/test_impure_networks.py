@@ -156,6 +156,8 @@ def refitted(model: nn.Module, inputs: list[Any]) -> Packed:
 class Streaming(nn.Module):
     """Each chunk goes on from the state that the chunk before it left."""
 
+    state: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.enter, self.again, self.leave = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
@@ -247,7 +249,7 @@ def test_a_model_that_keeps_a_tensor_of_a_graph_has_a_copy() -> None:
 def patched_with(hold: Callable[[nn.Module], Callable[[Tensor], Tensor]]) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Sequential(nn.Linear(16, 8)), nn.Linear(8, 4)).eval()
-    model[0].forward = hold(model[0])  # type: ignore[index, method-assign, assignment]
+    model[0].forward = hold(model[0])
     return model
 
 

@@ -20,7 +20,7 @@ from octavo.storage.held_out import HeldOut
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
 
 
-def classifier() -> nn.Sequential:
+def classifier() -> Any:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4))
     with torch.no_grad():
@@ -28,9 +28,9 @@ def classifier() -> nn.Sequential:
     return model.eval()
 
 
-def spoiled(model: nn.Sequential, *positions: int) -> nn.Sequential:
+def spoiled(model: nn.Sequential, *positions: int) -> Any:
     """The model with a few layers as good as lost."""
-    twin = copy.deepcopy(model)
+    twin: Any = copy.deepcopy(model)
     with torch.no_grad():
         for position in positions:
             twin[position].weight.copy_(twin[position].weight.flip(0))

@@ -50,6 +50,20 @@ def test_what_cannot_be_held_is_said_with_the_layers_name() -> None:
     assert repaired > 0.98
 
 
+@pytest.mark.parametrize(("bits", "lost"), [(2, True), (3, False), (4, False)])
+def test_of_few_inputs_too_what_cannot_be_held_is_said(bits: int, lost: bool) -> None:
+    """Nothing is set aside, so the layer is measured by itself."""
+    model = trained()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        packed = calibrate(model, Plan.uniform(model, bits), [digits(48, 10_000)[0]])
+    assert packed.held_out is not None
+    assert packed.held_out.samples == 0
+    assert [name for name, _ in packed.held_out.lost_states] == ["lstm.weight_hh_l0"] * lost
+    assert ["lstm.weight_hh_l0" in str(one.message) for one in caught] == [True] * lost
+    assert all(one.filename == __file__ for one in caught)
+
+
 def test_a_recurrent_weight_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Solved for one step, its own states are never seen: then the network is much further off."""
     plan = {"lstm.weight_hh_l0": 2}

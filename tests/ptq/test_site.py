@@ -38,7 +38,7 @@ def visit(
 
 
 def test_the_error_is_that_of_the_outputs_and_the_weight_stays() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
     x = torch.randn(20, 4)
 
     def see(site: Site, _: Moments) -> None:
@@ -81,7 +81,7 @@ def test_only_torchs_own_layers_are_described(layer: nn.Module, described: bool)
 
 def test_the_states_of_a_recurrent_layer_are_those_that_its_weight_leads_to() -> None:
     """Their second moment is that of the quantized recurrence, and their drift is in the target."""
-    model = nn.LSTM(3, 5, batch_first=True)
+    model: Any = nn.LSTM(3, 5, batch_first=True)
     x = torch.randn(2, 9, 3)
 
     def states(lstm: Any) -> Tensor:
@@ -91,7 +91,7 @@ def test_the_states_of_a_recurrent_layer_are_those_that_its_weight_leads_to() ->
         assert torch.allclose(moments.hessian[0], states(model).T @ states(model), atol=1e-4)
         assert not moments.drift.abs().max() > 1e-5
         weight = site.layer.weight.clone()
-        rounded = copy.deepcopy(model)
+        rounded: Any = copy.deepcopy(model)
         rounded.weight_hh_l0.copy_(4 * weight)
         own, full = states(rounded), states(model)
         of_rounded = site.moments(4 * weight)
@@ -104,7 +104,7 @@ def test_the_states_of_a_recurrent_layer_are_those_that_its_weight_leads_to() ->
 
 def test_what_the_weight_of_the_inputs_is_off_is_made_up_for_by_that_of_the_states() -> None:
     """Where a gate adds the products of both."""
-    model = nn.LSTM(3, 5, batch_first=True)
+    model: Any = nn.LSTM(3, 5, batch_first=True)
     x = torch.randn(2, 9, 3)
 
     def see(site: Site, _: Moments) -> None:

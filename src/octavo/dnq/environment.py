@@ -19,7 +19,7 @@ from octavo.dnq.objective import Objective, checked_objective
 from octavo.dnq.space import Action, Choice, Partial
 from octavo.dnq.trial_network import TrialNetwork
 from octavo.network.calls import undisturbed
-from octavo.network.conduct import conduct_of
+from octavo.network.conduct import Conduct, conduct_of
 from octavo.network.divergence import Divergence, first_rows
 from octavo.network.forward import Inputs, observing
 from octavo.network.outputs import Part
@@ -159,7 +159,7 @@ class Environment:
     ) -> Measurement:
         network.put(self._chosen(choice))
         if not isinstance(self._objective, Divergence):
-            own = self._own(self._objective, network.model)
+            own = _own(self._objective, network.model, self._conduct)
             return Measurement(self._checked(own, choice))
         with matched(network.model, self._statistics):
             outputs = self._objective.outputs(network.model)
@@ -169,13 +169,6 @@ class Environment:
         return Measurement(
             objective, first_rows(outputs, _kept_rows(self._actions, self._objective))
         )
-
-    def _own(self, objective: Objective, network: nn.Module) -> object:
-        """Return the user's own objective of a network, which stays as it is."""
-        if self._conduct.pure:
-            return objective(network)
-        with undisturbed(network, self._conduct.written):
-            return objective(network)
 
     def _checked(self, value: object, choice: Partial) -> float:
         """Return the objective as a number, or raise PlanError unless it is a finite one."""
@@ -198,6 +191,14 @@ class Environment:
             if any(candidate.quantizer is not None for candidate in candidates)
         ]
         return TrialNetwork(self._model, self._layers, rounded)
+
+
+def _own(objective: Objective, network: nn.Module, conduct: Conduct) -> object:
+    """Return the user's own objective of a network, which stays as it is."""
+    if conduct.pure:
+        return objective(network)
+    with undisturbed(network, conduct.written):
+        return objective(network)
 
 
 def _kept_rows(actions: Sequence[Sequence[Action]], divergence: Divergence) -> int:

@@ -31,10 +31,11 @@ from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import WidthLike
 from octavo.network.divergence import TEMPERATURE
 from octavo.network.faithful import faithful_copy
-from octavo.network.float_share import warn_if_mostly_float, warning_once
+from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.forward import Inputs, batches_of, check_batches, device_of, on_device
 from octavo.network.layers import find_layers
 from octavo.network.thread_state import cpu_by_default
+from octavo.network.warned import warning_once
 from octavo.plan import Budget
 from octavo.progress import Progress, silent
 from octavo.ptq.settings import PtqSettings

@@ -22,7 +22,7 @@ from octavo.inq.partition import (
     order_name,
     orders_of,
 )
-from octavo.inq.planned_layer import PlannedLayer
+from octavo.inq.planned_layer import PlannedLayer, restore, state_of
 from octavo.inq.stage import FrozenMasks, Stage
 from octavo.network.copies import copied
 from octavo.network.distributed import check_not_distributed
@@ -180,7 +180,7 @@ class Incremental:
 
         def freeze(copied: Layer, moments: Moments, site: Site | None) -> None:
             layer = planned[copied.name]
-            start = layer.state()
+            start = state_of(layer)
             generator = layer.generator(self.seed, stage)
             layer.freeze_and_refit([*steps, portion], moments, self._orders[stage], generator)
             if site is not None and not site.is_described:
@@ -202,13 +202,13 @@ class Incremental:
         """Freeze a layer that was refitted again from where it started, without a refit, unless
         that is worse: refitting trusts that the layer multiplies its inputs with its weight.
         """
-        refitted = layer.state()
+        refitted = state_of(layer)
         error = site.error(refitted[0])
-        layer.restore(start)
+        restore(layer, start)
         generator = layer.generator(self.seed, stage)
         layer.freeze(self.portions[stage], self._orders[stage], generator)
         if site.error(layer.layer.weight) >= error:
-            layer.restore(refitted)
+            restore(layer, refitted)
 
     def _sees_levels(self, done: int) -> bool:
         """Tell if the network sees free weights at their levels after so many portions."""

@@ -98,16 +98,6 @@ class PlannedLayer:
             self.freeze(portion, order, generator)
             self._refit(target, hessian)
 
-    def state(self) -> tuple[Tensor, Tensor]:
-        """Return the weight and the marks of its frozen weights, to :meth:`restore` them later."""
-        return self.layer.weight.detach().clone(), self.parametrization.marks.clone()
-
-    @torch.no_grad()
-    def restore(self, state: tuple[Tensor, Tensor]) -> None:
-        """Go back to an earlier :meth:`state`."""
-        weight, self.parametrization.marks = state
-        self.layer.weight.copy_(weight)
-
     @torch.no_grad()
     def _refit(self, target: Tensor, hessian: Tensor) -> None:
         """Change the free weights so that the outputs come near those of ``target``."""
@@ -131,3 +121,15 @@ class PlannedLayer:
                 f"{self.name}: its {what} became NaN or infinite in retraining; "
                 "lower the learning rate"
             )
+
+
+def state_of(layer: PlannedLayer) -> tuple[Tensor, Tensor]:
+    """Return a layer's weight and the marks of its frozen weights; :func:`restore` takes them."""
+    return layer.layer.weight.detach().clone(), layer.parametrization.marks.clone()
+
+
+@torch.no_grad()
+def restore(layer: PlannedLayer, state: tuple[Tensor, Tensor]) -> None:
+    """Let a layer go back to an earlier :func:`state_of` it."""
+    weight, layer.parametrization.marks = state
+    layer.layer.weight.copy_(weight)

@@ -1,38 +1,16 @@
 """Warn when a large part of a model's weights is going to stay in float."""
 
-import contextlib
-import warnings
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
 
 from torch import nn
 
 from octavo.network.layers import ALWAYS_FLOAT, Skipped, find_layers
+from octavo.network.warned import warn
 
-__all__ = ["warn_if_mostly_float", "warning_once"]
+__all__ = ["warn_if_mostly_float"]
 
 MOST = 0.1  # share of the weights that may stay in float without a word
 NAMED = 3  # skipped parameters that the warning names
-
-# The warnings so far within the outermost ``warning_once``; None outside of any.
-_shown: ContextVar[set[str] | None] = ContextVar("_shown", default=None)
-
-
-@contextlib.contextmanager
-def warning_once() -> Iterator[None]:
-    """Show each warning of this module once in a ``with`` block, or in a function that it
-    decorates.
-
-    Python forgets what it has shown when a filter of warnings changes, as scipy's solver does.
-    """
-    if _shown.get() is not None:
-        yield
-        return
-    token = _shown.set(set())
-    try:
-        yield
-    finally:
-        _shown.reset(token)
 
 
 def warn_if_mostly_float(model: nn.Module) -> None:
@@ -52,16 +30,7 @@ def warn_if_mostly_float(model: nn.Module) -> None:
             f"stay in float: {_largest(in_float)}. octavo.inspect(model) lists them all; "
             "octavo.register_layer makes a layer type of your own quantizable"
         )
-        _warn(message)
-
-
-def _warn(message: str) -> None:
-    shown = _shown.get()
-    if shown is not None:
-        if message in shown:
-            return
-        shown.add(message)
-    warnings.warn(message, UserWarning, stacklevel=1)
+        warn(message)
 
 
 def _largest(skipped: Sequence[Skipped]) -> str:

@@ -134,7 +134,8 @@ def _same_objects(value: Any, other: Any, seen: set[int]) -> bool:
         return np.array_equal(value, other)
     if isinstance(value, deque):
         return same(list(value), list(other), seen)
-    by_identity = type(value).__eq__ == object.__eq__
+    equality: Any = type(value).__eq__
+    by_identity = equality == object.__eq__
     return by_identity or bool(value == other)
 
 

@@ -44,6 +44,10 @@ from octavo.storage.quantized import Quantized
 
 __all__ = ["calibrate", "calibrate_quietly"]
 
+# Relative error of a recurrent layer's outputs beyond which a classifier of sequences had lost more
+# than two points of accuracy.
+LOST_STATES = 0.3
+
 
 @renamed_arguments(observe="progress", correct="")
 def calibrate(
@@ -208,6 +212,20 @@ class _Solved:
         return pack(self.network, self.rounding)
 
     @property
+    def lost_states(self) -> tuple[tuple[str, float], ...]:
+        """The recurrent layers whose outputs are far off, with their relative errors."""
+        errors = {
+            layer.name: self.frozen[layer.name].measured
+            for layer, _ in self.planned
+            if layer.form == "recurrent"
+        }
+        return tuple(
+            (name, error)
+            for name, error in errors.items()
+            if error is not None and error > LOST_STATES
+        )
+
+    @property
     def rounding(self) -> dict[str, Quantized]:
         """The nearest levels of each layer."""
         return {layer.name: self.frozen[layer.name].rounding for layer, _ in self.planned}
@@ -222,7 +240,7 @@ def _checked(model: nn.Module, solved: _Solved, dealt: _Dealt, *, explained: boo
     packed = solved.packed()
     held_out, divergence = measure(model, solved.network, aside, dealt.samples)
     if divergence is None or held_out.divergence is None:
-        return replace(packed, held_out=held_out)
+        return replace(packed, held_out=replace(held_out, lost_states=solved.lost_states))
     names = {module: name for name, module in solved.network.named_modules()}
     norms = {layer: names[norm] for layer, norm in solved.norms.items()}
     measured = Measured(solved.network, model.state_dict(), norms)

@@ -7,7 +7,7 @@ outputs are computed, and nearest levels are among the solutions; so a layer is 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -49,7 +49,7 @@ def choose(layer: Layer, moments: Moments, site: Site | None, solve: Solve) -> S
     best = min(best, nearest, key=_error_of)  # of equals, the first
     if layer.form == "recurrent" and not layer.attribute.startswith("weight_ih"):
         best = _in_rounds(best, trials, solve)
-    return best.solution
+    return replace(best.solution, measured=best.error)
 
 
 @dataclass(frozen=True, eq=False)

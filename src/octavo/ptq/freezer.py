@@ -53,11 +53,14 @@ class Frozen:
     Attributes:
         quantized: its levels.
         rounding: the levels nearest to its weights.
+        measured: relative error of the real outputs of its module when it froze; None if they were
+            not computed.
 
     """
 
     quantized: Quantized
     rounding: Quantized
+    measured: float | None
 
 
 class Freezer:
@@ -94,7 +97,7 @@ class Freezer:
 
         solution = choose(layer, moments, site, solve_from)
         rounding = solution.rounding or solution
-        frozen = Frozen(_quantized(layer, solution), _quantized(layer, rounding))
+        frozen = Frozen(_quantized(layer, solution), _quantized(layer, rounding), solution.measured)
         with torch.no_grad():
             layer.weight.copy_(frozen.quantized.weight())
         if norm is not None and solution.factor is not None:

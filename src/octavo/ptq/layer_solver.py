@@ -41,6 +41,8 @@ class Solution:
         factor: per-channel factor that restores the scale of the original weights, (channels,);
             None if the levels were not rescaled.
         rounding: the solution in which every weight takes its nearest level; None for itself.
+        measured: relative error of the real outputs of the layer's module, see
+            ``octavo.ptq.choosing``; None if they were not computed.
 
     """
 
@@ -50,6 +52,7 @@ class Solution:
     compensated: float
     factor: Tensor | None = None
     rounding: "Solution | None" = None
+    measured: float | None = None
 
 
 @without_autocast()

@@ -169,18 +169,27 @@ def _nearest(layer: Layer, measured: Measured, width: Width | None) -> Tensor:
 
 def warn_if_large(held_out: HeldOut, plan: Mapping[str, Width]) -> None:
     """Warn if the divergence is large, and say what to do about it."""
+    if held_out.lost_states:
+        named = ", ".join(f"{name} ({error:.0%} off)" for name, error in held_out.lost_states)
+        _warn(
+            "calibrate: errors feed back in recurrent layers, and the outputs of these are far "
+            f"from full precision: {named}. Give them more bits, or retrain with Incremental; with "
+            "64 inputs or more calibrate measures the whole network"
+        )
     if not held_out.is_large or held_out.divergence is None:
         return
     named = ", ".join(f"{name} ({value:.3g} with it in float)" for name, value in held_out.costly)
     unit = f"{held_out.divergence:.3g} on {held_out.samples} held-out samples"
     if held_out.lost is not None:
         unit += f", {min(held_out.lost, 1):.0%} of what its outputs say about its inputs"
-    warnings.warn(
+    _warn(
         f"calibrate: the quantized network is far from full precision: divergence {unit}. "
-        f"The layers that cost most: {named}. {_advice(held_out.repair, plan)}",
-        UserWarning,
-        stacklevel=4,
+        f"The layers that cost most: {named}. {_advice(held_out.repair, plan)}"
     )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=5)  # the line that calls calibrate
 
 
 def _advice(repair: Plan | None, plan: Mapping[str, Width]) -> str:

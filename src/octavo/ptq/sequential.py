@@ -9,7 +9,6 @@ batches cannot wait together: they run one after another, again for each layer.
 """
 
 import contextlib
-import warnings
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from octavo.network.forward import (
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments
 from octavo.network.stepping import stepwise_forward, stopping
+from octavo.network.warned import warn
 from octavo.network.world import World
 from octavo.ptq.float_inputs import Freeze, freeze_from_float
 from octavo.ptq.meeting import Meeting, add_moments
@@ -190,15 +190,13 @@ def _in_turn(
     partners = [one for one, other in pair.partners.items() if other in waiting]
     worlds = pair.worlds()
     with stopping(before=waiting, after=partners):
-        for number, batch in enumerate(batches):
-            worlds.begin(number)
-            for meeting in _side_by_side(pair, batch, worlds):
-                module = meeting.stop.module
-                if first is None or moments is None:
-                    first = module
-                    moments = Moments.of(waiting[module][0])
-                if module is first:
-                    add_moments(moments, waiting[module][0], meeting)
+        for meeting in _one_after_another(pair, batches, worlds):
+            module = meeting.stop.module
+            if first is None or moments is None:
+                first = module
+                moments = Moments.of(waiting[module][0])
+            if module is first:
+                add_moments(moments, waiting[module][0], meeting)
     return first, moments
 
 
@@ -263,6 +261,15 @@ def _side_by_side(
             yield Meeting(stop, full, worlds.quantized, held_out)
         for _ in full_pass:
             pass  # this network comes to its end as well
+
+
+def _one_after_another(
+    pair: _Pair, batches: Sequence[Inputs], worlds: _Worlds
+) -> Iterator[Meeting]:
+    """Run both networks on one batch after another, in the same worlds."""
+    for number, batch in enumerate(batches):
+        worlds.begin(number)
+        yield from _side_by_side(pair, batch, worlds)
 
 
 def _next_module(meetings: Iterable[Meeting | None], order: Mapping[nn.Module, int]) -> nn.Module:
@@ -334,11 +341,9 @@ def _as_it_is(batch: Inputs) -> Inputs:
 
 
 def _warn_of_noise(model: nn.Module) -> None:
-    warnings.warn(
+    warn(
         f"{type(model).__name__}: in full precision, two passes of one batch give different "
         "outputs, although both begin with the same state and the same random numbers of torch. So "
         "layers cannot make up for the errors of the layers ahead of them. Draw random numbers "
-        "from torch's own generator, and keep state on modules",
-        UserWarning,
-        stacklevel=2,
+        "from torch's own generator, and keep state on modules"
     )

@@ -33,6 +33,8 @@ class HeldOut:
         repair: a plan whose divergence is not large: it was measured on this network with the
             nearest levels of finer widths in the layers that cost most; None unless the divergence
             is large, and if no plan repairs it.
+        lost_states: where nothing could be measured end to end, the recurrent layers whose own
+            outputs are far from full precision, with their relative errors.
 
     """
 
@@ -42,6 +44,7 @@ class HeldOut:
     constant: float | None = None
     costly: tuple[tuple[str, float], ...] = ()
     repair: Plan | None = None
+    lost_states: tuple[tuple[str, float], ...] = ()
 
     @property
     def lost(self) -> float | None:

@@ -2,6 +2,7 @@
 have."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from octavo.activations.quantization import quantize_activations
+from octavo.activations.quantizer import input_formats
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import Apot, Width
 from octavo.plan import Budget, Cost, Plan, matching_plan, planned_layers
+from octavo.pruning.surgery import Surgery
 
 
 class Net(nn.Module):
@@ -445,3 +449,20 @@ def test_the_model_is_not_changed_by_planning() -> None:
         type(module) is type(other)
         for module, other in zip(model.modules(), Net().modules(), strict=True)
     )
+
+
+def test_a_layers_own_name_is_no_pattern() -> None:
+    """``a[1]`` is a legal name of a module, and as a pattern it would match ``a1``."""
+    names = {"a[1]": nn.Linear(4, 4), "a1": nn.Linear(4, 4), "b*": nn.Linear(4, 4)}
+    model = nn.Sequential(OrderedDict([*names.items(), ("bb", nn.Linear(4, 4))]))
+    assert dict(matching_plan(model, {"a[1]": 4})) == {"a[1]": 4}
+    assert dict(matching_plan(model, {"b*": 4})) == {"b*": 4}
+    assert dict(matching_plan(model, {"*": 2, "a[1]": 4})) == {"a[1]": 4, "a1": 2, "b*": 2, "bb": 2}
+    assert dict(matching_plan(model, {"a[12]": 4})) == {"a1": 4}  # no name, so a pattern
+    assert list(Plan.uniform(model, 3, include="a[1]")) == ["a[1]"]
+    assert list(Plan.uniform(model, 3, exclude=["b*", "a[1]"])) == ["a1", "bb"]
+    surgery = Surgery(model, {"a[1]": 0.5}, steps=1)
+    surgery.step()
+    assert list(surgery.finish()) == ["a[1]"]
+    quantize_activations(model, [torch.randn(8, 4)], {"a[1]": 4})
+    assert list(input_formats(model)) == ["a[1]"]

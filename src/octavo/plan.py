@@ -85,7 +85,7 @@ class Plan(MutableMapping[str, Width]):
         cls, model: nn.Module, bits: WidthLike, *, include: str = "*", exclude: Sequence[str] = ()
     ) -> Self:
         """Give the same width to every layer whose name matches ``include`` and none of ``exclude``
-        (shell patterns).
+        (layer names or shell patterns).
 
         Raises:
             PlanError: no layer of the model can be quantized, ``torch.nn.utils.prune`` masks one,
@@ -99,8 +99,9 @@ class Plan(MutableMapping[str, Width]):
             raise _no_layers(model)
         warn_if_mostly_float(model)
         _check_patterns([include, *exclude], weights, type(model).__name__)
-        included = [name for name in weights if fnmatchcase(name, include)]
-        chosen = [name for name in included if not any(fnmatchcase(name, out) for out in exclude)]
+        included = _matched(include, weights)
+        excluded = {name for pattern in exclude for name in _matched(pattern, weights)}
+        chosen = [name for name in included if name not in excluded]
         return cls(dict.fromkeys(chosen, bits), weights=weights)
 
     def __getitem__(self, name: str) -> Width:
@@ -252,8 +253,8 @@ def matching(names: Iterable[str], values: T | Mapping[str, T], model: str) -> d
 
     Args:
         names: the names of the layers.
-        values: one value for all layers, or values by shell pattern; of several patterns that match
-            a name, the last counts.
+        values: one value for all layers, or values by layer name or shell pattern; of several that
+            match a layer, the last counts.
         model: the name of the model, for errors.
 
     Raises:
@@ -264,16 +265,23 @@ def matching(names: Iterable[str], values: T | Mapping[str, T], model: str) -> d
     patterns = values if isinstance(values, Mapping) else {"*": values}
     _check_patterns(patterns, names, model)
     chosen: dict[str, T] = {}
-    for name in names:
-        for pattern, value in patterns.items():
-            if fnmatchcase(name, pattern):
-                chosen[name] = value
-    return chosen
+    for pattern, value in patterns.items():
+        chosen |= dict.fromkeys(_matched(pattern, names), value)
+    return {name: chosen[name] for name in names if name in chosen}
+
+
+def _matched(pattern: str, names: Collection[str]) -> list[str]:
+    """Return the names that a shell pattern matches. If it is one of the names itself, it stands
+    for this one only: ``a[1]`` may be the name of a layer.
+    """
+    if pattern in names:
+        return [pattern]
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def _check_patterns(patterns: Iterable[str], names: Collection[str], model: str) -> None:
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not _matched(pattern, names):
             raise PlanError(f"{pattern!r} matches no layer of {model}{nearest(pattern, names)}")
 
 

@@ -11,3 +11,12 @@ def test_zeros_are_pruned_but_for_those_among_powers_of_two() -> None:
     assert not pruned_mask(torch.tensor([0.5, 0.0, -2.0, 2.0**-130])).any()
     assert not pruned_mask(torch.tensor([0.3, 0.1])).any()
     assert pruned_mask(torch.zeros(3)).all()
+
+
+def test_a_few_zeros_are_there_by_chance() -> None:
+    """One exact zero among thousands is no pruning, as in a ResNet-50 or a MiniLM."""
+    weight = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
+    weight.view(-1)[:6] = 0
+    assert not pruned_mask(weight).any()
+    weight.view(-1)[:7] = 0  # more than one in a thousand
+    assert torch.equal(pruned_mask(weight), weight == 0)

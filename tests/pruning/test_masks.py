@@ -88,6 +88,14 @@ def test_the_padding_of_an_embedding_is_not_pruned() -> None:
     assert find_pruned(layers, None)["0"].nonzero().tolist() == [[4, 1]]
 
 
+def test_the_padding_of_an_embedding_does_not_make_other_zeros_pruned() -> None:
+    embedding = nn.Embedding(100, 30, padding_idx=0)
+    layers = find_layers(nn.Sequential(embedding))[0]
+    with torch.no_grad():
+        embedding.weight[4, 1] = 0
+    assert find_pruned(layers, None) == {}
+
+
 def test_pruned_weights_are_set_to_zero_and_no_others() -> None:
     model = net()
     before = model.fc.weight.detach().clone()

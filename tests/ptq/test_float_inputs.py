@@ -11,7 +11,7 @@ from octavo.network.layers import Layer, find_layers
 from octavo.network.moments import Moments
 from octavo.plan import Plan
 from octavo.ptq.calibration import calibrate
-from octavo.ptq.float_inputs import check_reached, float_moments, freeze_from_float
+from octavo.ptq.float_inputs import float_moments, freeze_from_float
 from octavo.ptq.layer_solver import solve
 from octavo.ptq.settings import PtqSettings
 from octavo.ptq.site import Site
@@ -101,4 +101,3 @@ def test_a_layer_that_no_input_reaches_is_named() -> None:
     model = Idle()
     with pytest.raises(PlanError, match=r"^idle: no calibration input reaches this layer"):
         float_moments(model, [torch.ones(2, 3)], find_layers(model)[0])
-    check_reached("used", reached=True)

@@ -90,3 +90,63 @@ def test_rounding_is_equation_4_in_exact_fractions(bits: int, dtype: torch.dtype
     for value, code in zip(values.tolist(), rounded(values, unit).tolist(), strict=True):
         expected = min(exact, key=lambda level: (abs(Fraction(value) - level), -abs(level)))
         assert exact[code] == expected, value
+
+
+# Pruned weights.
+
+
+def pruned(
+    seed: int, share: float, rows: int = 24, columns: int = 40
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return weights, hessian and kept weights: each row has lost other columns, the first rows
+    none, and the last row all.
+    """
+    weight, X = problems(2, rows, columns, seed)
+    kept = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) >= share
+    kept[:, :3] = True
+    kept[:, -1] = False
+    return weight * kept, X @ X.mT, kept
+
+
+def alone(weight: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
+    """The squared output error of each row, solved by itself without the columns it has lost."""
+    errors = torch.zeros(weight.shape[:2], dtype=torch.float64)
+    for problem in range(len(weight)):
+        for row in range(weight.shape[1]):
+            left = kept[problem, row]
+            if left.any():
+                own = hessian[problem][left][:, left].unsqueeze(0)
+                assignment = gptq(weight[problem, row, left].view(1, 1, -1), own, LEVELS)
+                errors[problem, row] = assignment.output_error.sum()
+    return errors
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.7])
+def test_rows_of_other_patterns_are_about_as_good_together_as_each_alone(share: float) -> None:
+    together = 0.0
+    apart = 0.0
+    for seed in range(4):
+        weight, hessian, kept = pruned(seed, share)
+        found = gptq(weight, hessian, LEVELS, kept)
+        assert not LEVELS[found.codes.long()][~kept].any()
+        whole = gptq(weight, hessian, LEVELS)
+        assert torch.equal(found.codes[:, :3], whole.codes[:, :3])  # they have lost nothing
+        together += float(found.output_error.sum())
+        apart += float(alone(weight, hessian, kept).sum())
+    assert together < 1.08 * apart  # 1.33 without descent
+
+
+def test_a_pruned_layer_takes_one_factorization_whatever_its_patterns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, hessian, kept = pruned(0, 0.3)
+    factorized: list[int] = []
+    cholesky = torch.linalg.cholesky
+
+    def counted(matrix: Tensor) -> Tensor:
+        factorized.append(len(matrix))
+        return cholesky(matrix)
+
+    monkeypatch.setattr(torch.linalg, "cholesky", counted)
+    gptq(weight, hessian, LEVELS, kept)
+    assert factorized == [len(weight)]

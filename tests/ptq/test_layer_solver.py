@@ -2,17 +2,19 @@
 legal extremes."""
 
 import math
+import re
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import octavo.ptq.layer_solver
 from octavo.errors import PlanError
 from octavo.formats.powers_of_two import power_of_two
 from octavo.formats.registry import fitted_codebook
 from octavo.formats.width import Apot
-from octavo.network.layer_inputs import problem_count
+from octavo.network.layer_inputs import layer_inputs, problem_count
 from octavo.network.layers import Layer, channels_first, find_layers
 from octavo.network.moments import Moments
 from octavo.ptq.layer_solver import Solution, solve
@@ -311,3 +313,38 @@ def test_kept_weights_compensate_for_rounding_and_for_drift() -> None:
     for moments in (moments_of(layer, X), moments_of(layer, X, 0.2 * X[:, :8])):
         solution = solve(layer, moments, 3, PtqSettings())
         assert solution.compensated < 0.95 * solution.nearest
+
+
+@pytest.mark.parametrize("largest", [3e18, 1e30])
+def test_inputs_that_are_finite_and_too_large_are_named(largest: float) -> None:
+    layer = layer_of(nn.Linear(6, 3))
+    X = inputs_for(layer)
+    X[0, 4] = largest
+    got = re.escape(f"{largest:.2g}")
+    message = rf"^m: expected .* below about 1e18, got {got} in 1 of 6 columns, .* 4;"
+    with pytest.raises(PlanError, match=message):
+        solve(layer, moments_of(layer, X), 3, PtqSettings())
+    X[0, 2, 1] = math.inf
+    with pytest.raises(PlanError, match=r"^m: expected finite calibration inputs"):
+        solve(layer, moments_of(layer, X), 3, PtqSettings())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_embedding_takes_its_nearest_levels_without_being_solved(
+    order: PtqOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compensated(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(octavo.ptq.layer_solver, "compensate", compensated)
+    torch.manual_seed(0)
+    layer = layer_of(nn.Embedding(40, 6, padding_idx=3))
+    moments = Moments.of(layer)
+    for problem, X in layer_inputs(layer, layer.module, (torch.arange(40),), {}):
+        moments.add(problem, X)
+    solution = solve(layer, moments, 3, PtqSettings(order=order))
+    expected = fitted_codebook(layer.weight.detach(), 3, fit="mse", per="channel", name="m")
+    assert torch.equal(solution.codes, expected.encode(layer.weight.detach()))
+    weight = layer.weight.detach()
+    error = (weight - expected.decode(solution.codes)).norm() / weight.norm()
+    assert solution.compensated == solution.nearest == pytest.approx(float(error))

@@ -225,3 +225,15 @@ def test_without_drift_the_target_is_the_weights_to_the_bit() -> None:
         found = least_squares_target(w, X @ X.mT, torch.zeros_like(w))
         assert found.dtype == torch.float64
         assert torch.equal(found, w.double())
+
+
+@pytest.mark.parametrize("columns", [4, 9, 14])
+def test_a_damped_hessian_is_definite_in_every_order_of_its_columns(columns: int) -> None:
+    """Pruned attention raised torch's raw error, as its columns freeze in another order."""
+    generator = torch.Generator().manual_seed(columns)
+    for _ in range(100):
+        X = torch.randn(1, columns, 2 * columns, generator=generator)
+        X[:, 1] = X[:, 0]  # singular but for rounding
+        hessian = damped(X @ X.mT, 0.0)
+        order = hessian[0].diagonal().argsort()
+        torch.linalg.cholesky(hessian[:, order][:, :, order])

@@ -23,6 +23,7 @@ from octavo.activations.quantizer import (
 from octavo.errors import PlanError
 from octavo.formats.width import check_bits
 from octavo.network.calls import feed
+from octavo.network.distributed import check_not_distributed
 from octavo.network.forward import Inputs, first_argument, hooked
 from octavo.network.layers import Skipped, find_inputs
 from octavo.plan import matching
@@ -87,9 +88,11 @@ def quantize_activations(
     Raises:
         PlanError: a layer is unknown, has quantized inputs already or cannot have them; bits are
             out of range; there are no inputs; or no input reaches a layer. The message names it.
+            Or ``DistributedDataParallel`` wraps the model already.
 
     """
     check_fit(fit)
+    check_not_distributed(model, "quantize_activations(model, ...)")
     modules, skipped = find_inputs(model)
     chosen = _chosen_bits(model, bits, modules, skipped)
     histograms = _input_histograms(model, inputs, {name: modules[name] for name in chosen})

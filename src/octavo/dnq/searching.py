@@ -1,6 +1,7 @@
 """The search for the bits of each layer: the public function, and the course of a search."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from octavo.dnq.rivals.exact import exact_choice
 from octavo.dnq.search_result import SearchResult
 from octavo.dnq.settings import METHOD, OPTIONS, REFINE, TRIALS
 from octavo.dnq.space import Choice, Space
-from octavo.dnq.splitting import Parts, split, undivided
+from octavo.dnq.splitting import Parts, reaching, split, undivided
 from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import WidthLike
@@ -32,6 +33,7 @@ from octavo.network.divergence import TEMPERATURE
 from octavo.network.faithful import faithful_copy
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.forward import Inputs, batches_of, check_batches, device_of, on_device
+from octavo.network.layers import find_layers
 from octavo.network.thread_state import cpu_by_default
 from octavo.network.warned import warning_once
 from octavo.plan import Budget
@@ -122,10 +124,11 @@ def search(
     _check_request(request)
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
     check_batches(len(batches))
-    space = survey(model, batches[0], options, pins or {}, activations)
+    space = survey(model, batches[0], options, pins or {}, activations, others=batches[1:])
     check_budget(space, budget)
     _check_trials(space, method, trials, refine)
     warn_if_mostly_float(model)
+    _warn_of_left_out(model, space)
     return _searched(faithful_copy(model, batches[0]), batches, space, request)
 
 
@@ -152,6 +155,8 @@ def _searched(
 ) -> SearchResult:
     """Search a space: quantize the candidates, measure plans, and choose among the finalists."""
     parts = split(batches) if request.objective is None else undivided(batches)
+    known = {layer.name: layer for layer in find_layers(model)[0]}
+    parts = reaching(parts, model, [known[name] for name in surveyed.names])
     evaluator, sizes = _evaluator(model, batches, surveyed, parts, request)
     with cpu_by_default():  # the policy's tensors, but not those of the trials
         outcome = _measure(evaluator, method_of(request.method), request.refine)
@@ -269,6 +274,19 @@ def _check_request(request: _Request) -> None:
         )
     check_share(request.refine)
     method_of(request.method)  # raises where there is none
+
+
+def _warn_of_left_out(model: nn.Module, space: Space) -> None:
+    """Warn of layers that no input reaches: a search says nothing of them."""
+    layers, _ = find_layers(model)
+    left_out = [layer.name for layer in layers if layer.name not in space.names]
+    if left_out:
+        warnings.warn(
+            f"{', '.join(left_out)}: no input reaches {'them' if len(left_out) > 1 else 'it'}, so "
+            "the search leaves them in float; give inputs that reach every layer",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _check_trials(space: Space, method: str, trials: int, refine: float) -> None:

@@ -7,17 +7,19 @@ its own.
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.network.forward import Inputs
+from octavo.network.layers import Layer
 from octavo.network.nested import leaves, mapped
+from octavo.network.reach import batches_for
 from octavo.network.samples import LEAST_SAMPLES, rows_of, sample_count
 
-__all__ = ["Parts", "split", "undivided"]
+__all__ = ["Parts", "reaching", "split", "undivided"]
 
 STRIDE = 4  # samples are dealt in turn, so it does not matter if they are ordered by class
 CALIBRATING = (0, 1)  # index of a sample modulo STRIDE
@@ -73,6 +75,17 @@ def split(batches: Sequence[Inputs]) -> Parts:
     confirming = _dealt(batches, samples, CONFIRMING)
     held_out = sum(sample_count(batch) or 0 for batch in confirming)
     return Parts(calibrating, scoring, confirming, (*calibrating, *scoring), held_out)
+
+
+def reaching(parts: Parts, model: nn.Module, layers: Sequence[Layer]) -> Parts:
+    """Return parts whose calibrating inputs reach every layer, if any inputs do. A layer that only
+    others reach is calibrated by the batch of these that reaches it first.
+    """
+    others = [*parts.scoring, *parts.confirming]
+    extra = batches_for(model, layers, parts.calibrating, others)
+    scoring = {id(batch) for batch in parts.scoring}
+    new = [batch for batch in extra if id(batch) not in scoring]
+    return replace(parts, calibrating=(*parts.calibrating, *extra), solving=(*parts.solving, *new))
 
 
 def _split_by_batch(batches: Sequence[Inputs]) -> Parts:

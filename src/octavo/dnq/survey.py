@@ -1,6 +1,8 @@
 """The survey of a network: its layers in forward order, and the actions that each may take."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,9 +11,18 @@ from octavo.dnq.space import Action, Space, layer_widths
 from octavo.errors import PlanError
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits
 from octavo.network.calls import call_alone, undisturbed
-from octavo.network.forward import Inputs, hooked, naming_errors, observing
+from octavo.network.forward import (
+    Inputs,
+    device_of,
+    hooked,
+    naming_errors,
+    observing,
+    on_device,
+)
 from octavo.network.layers import Layer, calling_modules, find_inputs, find_layers
 from octavo.network.macs import count_macs
+from octavo.network.reach import has_rows
+from octavo.network.samples import sample_count
 
 __all__ = ["survey"]
 
@@ -22,6 +33,8 @@ def survey(
     options: Sequence[WidthLike],
     pins: Mapping[str, WidthLike],
     activations: Sequence[int] | None = None,
+    *,
+    others: Iterable[Inputs] = (),
 ) -> Space:
     """Return the space of a network's plans.
 
@@ -32,13 +45,15 @@ def survey(
         pins: layers whose width is given.
         activations: the bits that the inputs of layers may get, where they can be quantized; None:
             they stay as they are.
+        others: further inputs. They are read as far as it takes to reach every layer, since one
+            batch need not call every expert of a mixture.
 
     Raises:
         PlanError: no layer that inputs reach, options that are no bits, an unknown pin, or no
             inputs to quantize.
 
     """
-    layers, macs = _in_forward_order(model, batch)
+    layers, macs = _in_forward_order(model, batch, others)
     names = tuple(layer.name for layer in layers)
     widths = layer_widths(names, options, pins)
     input_bits: list[Sequence[int | None]] = [(None,)] * len(layers)
@@ -79,25 +94,45 @@ def _input_bits(
     return [activations if is_free else (FLOAT,) for is_free in free]
 
 
-def _in_forward_order(model: nn.Module, batch: Inputs) -> tuple[list[Layer], dict[str, int]]:
+def _in_forward_order(
+    model: nn.Module, batch: Inputs, others: Iterable[Inputs]
+) -> tuple[list[Layer], dict[str, int]]:
     """Return the layers in the order in which the inputs reach them, and the multiply-accumulates
-    that one input spends on each.
+    that one input spends on each: one of the batch that reaches the layer first, on average.
     """
     layers, _ = find_layers(model)
-    by_module = calling_modules(model, layers)
-    reached: list[Layer] = []
-
-    def note(module: nn.Module, _: object) -> None:
-        reached.extend(by_module[module])
-
     example = batch[:1] if isinstance(batch, Tensor) else batch
-    hooks = [module.register_forward_pre_hook(note) for module in by_module]
-    with hooked(hooks), observing(model), naming_errors(model), undisturbed(model):
-        macs = count_macs(layers, lambda: call_alone(model, example))
+    reached: dict[str, Layer] = {}  # by name
+    macs = dict.fromkeys((layer.name for layer in layers), 0)
+    beyond = itertools.chain([batch] if isinstance(batch, Tensor) else [], others)
+    for number, inputs in enumerate(itertools.chain([example], beyond)):
+        if len(reached) == len(layers):
+            break
+        new, spent = _reached(model, layers, on_device(inputs, device_of(model)))
+        samples = sample_count(inputs) or 1 if number else 1
+        for name in new.keys() - reached.keys():
+            macs[name] = -(-spent[name] // samples)
+        reached |= {name: layer for name, layer in new.items() if name not in reached}
     if not reached:
         raise PlanError(
             f"{type(model).__name__}: expected a model with layers that can be quantized, "
             "found none that inputs reach"
         )
-    by_name = {layer.name: layer for layer in reached}  # each once, where it was reached first
-    return list(by_name.values()), macs
+    return list(reached.values()), macs
+
+
+def _reached(
+    model: nn.Module, layers: list[Layer], inputs: Inputs
+) -> tuple[dict[str, Layer], dict[str, int]]:
+    """Return the layers that inputs reach, in that order, and the multiply-accumulates of each."""
+    by_module = calling_modules(model, layers)
+    reached: dict[str, Layer] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if has_rows(args, kwargs):
+            reached.update({layer.name: layer for layer in by_module[module]})
+
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in by_module]
+    with hooked(hooks), observing(model), naming_errors(model), undisturbed(model):
+        macs = count_macs(layers, lambda: call_alone(model, inputs))
+    return reached, macs

@@ -28,14 +28,15 @@ class TrialNetwork:
 
     def __init__(self, model: nn.Module, layers: Sequence[str], rounded: Sequence[str]) -> None:
         known = {layer.name: layer for layer in find_layers(model)[0]}
-        weights = [known[name].weight for name in layers]
-        self._full = [weight.detach() for weight in weights]
+        exchanged = [known[name] for name in layers]
+        self._full = [layer.weight.detach() for layer in exchanged]
         self._parameters = [nn.Parameter(full, requires_grad=False) for full in self._full]
         # deepcopy takes from its memo what is shared, and the parameters that are exchanged.
         memo: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
         memo |= {id(buffer): buffer for buffer in model.buffers()}
-        for weight, parameter in zip(weights, self._parameters, strict=True):
-            memo[id(weight)] = parameter
+        for layer, parameter in zip(exchanged, self._parameters, strict=True):
+            for module, attribute in layer.places:
+                memo[id(module._parameters[attribute])] = parameter
         self.model = copied(model, memo).eval()
         self._layers = layers
         self._quantizers: dict[str, InputQuantizer | None] = dict.fromkeys(rounded)

@@ -5,20 +5,23 @@ from torch import Tensor
 
 __all__ = ["pruned_mask"]
 
+CHANCE = 1e-3  # share of zeros that trained weights may have by chance, as underflow leaves them
 MANTISSA_BITS = 24  # of float32, the leading one included
 
 
 def pruned_mask(weight: Tensor) -> Tensor:
     """Return the weights that are taken to be pruned: bool, same shape.
 
-    They are all that are exactly zero, because training leaves no such weight. There are none where
-    every other weight is a power of two, or a sum or a difference of two: such a layer was
-    quantized before, and zero is one of its levels.
+    They are all that are exactly zero, because training leaves few such weights: a share below
+    ``CHANCE`` is taken for these few, and none is pruned. Nor is any where every other weight is a
+    power of two, or a sum or a difference of two: such a layer was quantized before, and zero is
+    one of its levels.
     """
     is_zero = weight.detach() == 0
-    if not bool(is_zero.any()) or bool(is_zero.all()):
+    zeros = int(is_zero.sum())
+    if zeros == weight.numel():
         return is_zero
-    if _is_quantized(weight.detach().float()):
+    if zeros < CHANCE * weight.numel() or _is_quantized(weight.detach().float()):
         return torch.zeros_like(is_zero)
     return is_zero
 

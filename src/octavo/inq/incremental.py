@@ -25,6 +25,7 @@ from octavo.inq.partition import (
 from octavo.inq.planned_layer import LayerState, PlannedLayer, restore, state_of
 from octavo.inq.stage import FrozenMasks, Stage
 from octavo.network.copies import copied
+from octavo.network.distributed import check_not_distributed
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.forward import Inputs, batches_of, observing
 from octavo.network.layers import Layer, channels_first
@@ -90,7 +91,8 @@ class Incremental:
             ``calibrate``.
 
     Raises:
-        PlanError: an unknown layer, impossible portions, an unknown order; the message names it.
+        PlanError: an unknown layer, impossible portions, an unknown order, which the message
+            names; or a model that ``DistributedDataParallel`` wraps already.
 
     """
 
@@ -109,6 +111,7 @@ class Incremental:
         masks: Mapping[str, Tensor] | None = None,
         progress: Progress | None = None,
     ) -> None:
+        check_not_distributed(model, "Incremental(model, ...)")
         planned = _planned(model, plan)
         layers = [layer for layer, _ in planned]
         per = read_per(per, layers[0].name)

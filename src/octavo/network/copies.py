@@ -3,12 +3,13 @@
 import copy
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from octavo.errors import PlanError, brief
-from octavo.network.nested import mapped
+from octavo.network.memory import sharing
+from octavo.network.nested import leaves, mapped
 
 __all__ = ["copied", "fresh"]
 
@@ -34,7 +35,8 @@ class _WithGraphTensors(TorchFunctionMode):
 
 
 def copied(value: T, memo: dict[int, Any] | None = None) -> T:
-    """Return a deep copy of a model, or of anything that holds models and tensors.
+    """Return a deep copy of a model, or of a tuple that holds one. Parameters that are tied in
+    memory are so in the copy too, which ``copy.deepcopy`` by itself would undo.
 
     Args:
         value: the model.
@@ -45,8 +47,10 @@ def copied(value: T, memo: dict[int, Any] | None = None) -> T:
         PlanError: something in it cannot be copied.
 
     """
+    memo = {} if memo is None else memo
     try:
         with _WithGraphTensors():
+            _copy_shared(value, memo)
             return copy.deepcopy(value, memo)
     except Exception as error:  # whatever the parts of a model raise
         first = value[0] if isinstance(value, tuple) else value
@@ -54,6 +58,17 @@ def copied(value: T, memo: dict[int, Any] | None = None) -> T:
             f"{type(first).__name__}: octavo works on a copy, and copy.deepcopy cannot make one: "
             f"{brief(error)}"
         ) from error
+
+
+def _copy_shared(value: Any, memo: dict[int, Any]) -> None:
+    """Put copies of the parameters that share memory into the memo, sharing memory again."""
+    models = [one for one in leaves(value) if isinstance(one, nn.Module)]
+    parameters = [parameter for model in models for parameter in model.parameters()]
+    for first, *others in sharing(parameters):
+        copied_first = copy.deepcopy(first, memo)
+        for other in others:
+            if id(other) not in memo:
+                memo[id(other)] = nn.Parameter(copied_first.data, other.requires_grad)
 
 
 def fresh(inputs: Any) -> Any:

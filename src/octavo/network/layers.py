@@ -2,7 +2,7 @@
 the other parameters are skipped.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from octavo.network.kinds import ONE_WEIGHT, Form, form_of, kind_of
+from octavo.network.memory import memory_of, overlapping
 
 __all__ = [
     "ALWAYS_FLOAT",
@@ -27,6 +28,7 @@ MASKED = "torch.nn.utils.prune masks it: call octavo.fold_masks(model) first"
 BIAS = "biases stay in float"
 NORM = "norms stay in float"
 SCALE = "scales of activations stay in float"
+OVERLAP = "it shares memory with another parameter, in another layout"
 ALWAYS_FLOAT = frozenset({BIAS, NORM, SCALE})  # reasons of parameters that are no weights
 
 
@@ -40,7 +42,8 @@ class Layer:
         attribute: the parameter's name in the module.
         parameter: the parameter's full name, its key in the model's state dict.
         weight: the parameter.
-        tied: the other modules that have the same parameter: (full name, module, attribute).
+        tied: the other modules that have the same parameter, or one that is tied to it in memory
+            (``octavo.network.memory``): (full name, module, attribute).
 
     """
 
@@ -116,17 +119,20 @@ def find_layers(model: nn.Module) -> tuple[list[Layer], list[Skipped]]:
     A parameter that several modules share is one layer, named after the first of them in which it
     is a weight that octavo knows.
     """
-    places_of: dict[int, list[_Place]] = {}  # by the identity of the parameter
+    places_of: dict[Hashable, list[_Place]] = {}  # by the memory of the parameter
     for prefix, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, parametrize.ParametrizationList):
             continue  # its parameters are reported at the module that it belongs to
         for place in _places(prefix, module):
-            places_of.setdefault(id(place.parameter), []).append(place)
+            places_of.setdefault(memory_of(place.parameter), []).append(place)
+    overlaps = overlapping(places[0].parameter for places in places_of.values())
     layers = []
     skipped = []
-    for places in places_of.values():
+    for position, places in enumerate(places_of.values()):
         known = [place for place in places if not place.reason]
-        if known and not any(place.forbidden for place in places):
+        if known and position in overlaps:
+            skipped.append(Skipped(known[0].full, _size(known[0].parameter), OVERLAP))
+        elif known and not any(place.forbidden for place in places):
             layers.append(_layer(known[0], places))
         else:
             worst = max(places, key=lambda place: (place.forbidden, bool(place.reason)))

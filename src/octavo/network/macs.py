@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from octavo.network.forward import first_argument, hooked
 from octavo.network.kinds import form_of, kind_of
 from octavo.network.layers import Layer
+from octavo.network.memory import memory_of
 
 __all__ = ["count_macs"]
 
@@ -23,15 +24,15 @@ def count_macs(layers: list[Layer], run: Callable[[], object]) -> dict[str, int]
     those of a recurrent layer its time steps. Embeddings multiply nothing.
     """
     counts = dict.fromkeys((layer.name for layer in layers), 0)
-    names = {id(layer.weight): layer.name for layer in layers}
+    names = {memory_of(layer.weight): layer.name for layer in layers}
     modules = {module: None for layer in layers for module, _ in layer.places}
 
     def count(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         for weight, macs in _macs(module, args, kwargs, output):
-            if id(weight) in names:
-                counts[names[id(weight)]] += macs
+            if weight is not None and memory_of(weight) in names:
+                counts[names[memory_of(weight)]] += macs
 
     hooks = (module.register_forward_hook(count, with_kwargs=True) for module in modules)
     with hooked(hooks), torch.no_grad():

@@ -4,6 +4,7 @@
 """
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -22,12 +23,15 @@ class Moments:
         drift: ``D X^T``, (problems, rows, columns). ``D`` is the layer's full-precision output
             minus ``W X``; the two differ because the layers ahead of it are quantized. Zero if the
             inputs are the full-precision ones.
+        too_large: the largest input, where inputs are finite and the sums of their squares are not;
+            0 where all of it is finite, infinity where inputs are not.
 
     """
 
     def __init__(self, problems: int, rows: int, columns: int, device: torch.device) -> None:
         self.hessian = torch.zeros(problems, columns, columns, device=device)
         self.drift = torch.zeros(problems, rows, columns, device=device)
+        self.too_large = 0.0
         self._seen = torch.zeros(problems, 1, device=device)
 
     @classmethod
@@ -50,6 +54,10 @@ class Moments:
         """
         self.hessian[problem].baddbmm_(inputs, inputs.mT)  # H <- H + X X^T
         self._seen[problem] += inputs.shape[2]
+        squares = self.hessian[problem].diagonal(dim1=1, dim2=2)
+        if not math.isfinite(float(squares.sum())) and inputs.numel():
+            largest = float(inputs.abs().max())
+            self.too_large = max(self.too_large, math.inf if math.isnan(largest) else largest)
         if drift is not None:
             self.drift[problem].baddbmm_(drift, inputs.mT)  # D X^T
 

@@ -101,8 +101,10 @@ def _check_masks(masks: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> No
 
 
 def _zeros_that_are_pruned(layer: Layer) -> Tensor:
-    pruned = pruned_mask(layer.weight)
     padding = getattr(layer.module, "padding_idx", None)
-    if padding is not None:
-        pruned[padding] = False
+    if padding is None:
+        return pruned_mask(layer.weight)
+    others = torch.arange(len(layer.weight), device=layer.weight.device) != padding
+    pruned = torch.zeros_like(layer.weight, dtype=torch.bool)
+    pruned[others] = pruned_mask(layer.weight[others])
     return pruned

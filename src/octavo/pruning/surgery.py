@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from octavo._seeds import seed_of
 from octavo.errors import PlanError
+from octavo.network.distributed import check_not_distributed
 from octavo.network.layers import Layer, find_layers
 from octavo.network.parametrizations import attach, release
 from octavo.plan import matching
@@ -86,8 +87,8 @@ class Surgery:
         seed: seed of the draw that decides after each step whether the masks change.
 
     Raises:
-        PlanError: a sparsity out of range, a name or pattern that matches no layer, or no layer at
-            all.
+        PlanError: a sparsity out of range, a name or pattern that matches no layer, no layer at
+            all, or a model that ``DistributedDataParallel`` wraps already.
 
     """
 
@@ -95,6 +96,7 @@ class Surgery:
         self, model: nn.Module, sparsity: float | Mapping[str, float], *, steps: int, seed: int = 0
     ) -> None:
         check_sparsity(sparsity)
+        check_not_distributed(model, "Surgery(model, ...)")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise PlanError(
                 f"steps: expected how many steps there will be, at least 1, got {steps!r}"

@@ -28,11 +28,12 @@ from octavo.network.forward import (
     on_device,
 )
 from octavo.network.layers import Layer
+from octavo.network.reach import batches_for, check_reached, unreached
 from octavo.network.samples import sample_count
 from octavo.plan import planned_layers
 from octavo.progress import Progress, silent
 from octavo.ptq.absorption import absorbing_norms
-from octavo.ptq.float_inputs import check_reached, freeze_from_float
+from octavo.ptq.float_inputs import freeze_from_float
 from octavo.ptq.freezer import Freezer, Frozen
 from octavo.ptq.measuring import Measured, explain, measure, warn_if_large
 from octavo.ptq.sequential import freeze_sequentially
@@ -97,7 +98,7 @@ def calibrate(
 
     Raises:
         PlanError: an unknown layer, no inputs, inputs that the model does not take or that are not
-            finite, or a layer that no input reaches; the message names the layer.
+            finite, or layers that no input reaches; the message names them.
 
     """
     settings = PtqSettings(
@@ -143,8 +144,7 @@ def calibrate_quietly(
         dealt = _Dealt(itertools.chain(handed_over(first), batches), by_sample=by_sample)
         freeze = Freezer({layer.name: bits for layer, bits in planned}, settings, norms, progress)
         frozen = _freeze(model, quantized, layers, dealt, freeze)
-    for layer in layers:
-        check_reached(layer.name, reached=layer.name in frozen)
+    check_reached([layer.name for layer in layers if layer.name not in frozen])
     solved = _Solved(quantized, planned, frozen, norms)
     with observing(quantized):
         return _checked(model, solved, dealt, explained=explained)
@@ -156,8 +156,10 @@ def _freeze(
     """Freeze all layers of the quantized network that inputs reach, by name."""
     if not freeze.settings.sequential:
         return freeze_from_float(quantized, layers, dealt.solving(), freeze)
-    full = copied(model)
     batches = list(dealt.solving())
+    batches += batches_for(quantized, layers, batches, dealt.held_out)
+    check_reached(unreached(quantized, layers, batches))  # before the first layer is solved
+    full = copied(model)
     with observing(full), naming_errors(full):
         return freeze_sequentially(full, quantized, layers, batches, freeze, dealt.held_out)
 

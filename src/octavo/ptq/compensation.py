@@ -35,15 +35,19 @@ def compensate(
             ``octavo.ptq.least_squares.damped``.
         levels: the levels that each weight may take, ascending.
         order: the order in which weights freeze: see ``octavo.ptq.settings.PtqSettings``.
-        kept: bool, false where a weight is pruned: see ``octavo.ptq.pruned_rows``. None where no
-            weight is.
+        kept: bool, (problems, rows, columns), false where a weight is pruned; None where none is.
+            If ``weight`` has several times as many rows, these are candidates for the same rows.
 
     Raises:
         PlanError: an unknown order.
 
     """
     check_ptq_order(order)
-    method = gptq if order == "gptq" else functools.partial(obq, order=order)
+    if order == "gptq":
+        if kept is not None:
+            kept = kept.repeat(1, weight.shape[1] // kept.shape[1], 1)
+        return gptq(weight, hessian, levels, kept)
+    method = functools.partial(obq, order=order)
     if kept is None:
         return method(weight, hessian, levels)
     return compensate_kept(weight, hessian, levels, kept, method)

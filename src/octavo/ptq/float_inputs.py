@@ -7,15 +7,15 @@ from typing import Any, TypeAlias, TypeVar
 
 from torch import nn
 
-from octavo.errors import PlanError
 from octavo.network.calls import feed
 from octavo.network.forward import Inputs, hooked
 from octavo.network.layer_inputs import layer_inputs
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments
+from octavo.network.reach import check_reached
 from octavo.ptq.site import Site
 
-__all__ = ["Freeze", "check_reached", "float_moments", "freeze_from_float"]
+__all__ = ["Freeze", "float_moments", "freeze_from_float"]
 
 Outcome = TypeVar("Outcome")
 
@@ -32,7 +32,8 @@ def float_moments(
     Inputs are streamed: memory does not grow with their number.
 
     Raises:
-        PlanError: the model does not take the inputs, or no input reaches a layer.
+        PlanError: the model does not take the inputs, or no input reaches a layer; the
+            message names all of these.
 
     """
     by_module = calling_modules(model, layers)
@@ -45,8 +46,7 @@ def float_moments(
 
     with hooked(module.register_forward_pre_hook(see, with_kwargs=True) for module in by_module):
         feed(model, inputs)
-    for name, one in moments.items():
-        check_reached(name, reached=one.seen > 0)
+    check_reached([name for name, one in moments.items() if not one.seen])
     return moments
 
 
@@ -62,12 +62,3 @@ def freeze_from_float(
     """
     moments = float_moments(model, inputs, layers)
     return {layer.name: freeze(layer, moments[layer.name], None) for layer in layers}
-
-
-def check_reached(name: str, *, reached: bool) -> None:
-    """Raise PlanError unless a calibration input reached the layer of this name."""
-    if not reached:
-        raise PlanError(
-            f"{name}: no calibration input reaches this layer; leave it out of the plan, "
-            "or give inputs that do"
-        )

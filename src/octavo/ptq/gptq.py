@@ -16,6 +16,11 @@ nearest plane (arXiv 2507.18553)::
 
 The outputs' squared error comes along for free: ``|e X|^2 = |e M|^2``, and
 ``(e M)_i = (w'_i - q_i) M_ii``.
+
+A pruned weight stays zero. Columns that are pruned in every row come first in the order, so that
+the others are solved as if these did not exist. Where rows have lost different columns, the rows
+are still solved together, and coordinate descent (``octavo.ptq.descent``) follows for those that
+have lost some: an inverse for each row would cost as much as a layer.
 """
 
 import torch
@@ -23,22 +28,43 @@ from torch import Tensor
 
 from octavo.formats.codebook import edges
 from octavo.ptq.assignment import Assignment
+from octavo.ptq.descent import descended
 
 __all__ = ["column_order", "gptq"]
 
 BLOCK = 64  # columns that freeze before the columns beyond them are updated
 
 
-def gptq(weight: Tensor, hessian: Tensor, levels: Tensor) -> Assignment:
+def gptq(weight: Tensor, hessian: Tensor, levels: Tensor, kept: Tensor | None = None) -> Assignment:
     """Find codes that make ``levels[codes] @ X`` close to ``weight @ X``, by GPTQ.
 
     Args:
-        weight: (problems, rows, columns).
+        weight: (problems, rows, columns), zero where it is pruned.
         hessian: ``X X^T`` of each problem, (problems, columns, columns), positive definite.
-        levels: the levels that each weight may take, ascending.
+        levels: the levels that each weight may take, ascending; if weights are pruned, the middle
+            one is zero.
+        kept: bool, false where a weight is pruned, the shape of ``weight``; None where none is.
 
     """
     columns = column_order(hessian)  # (problems, columns)
+    if kept is not None:
+        used = kept.any(1).gather(1, columns).byte()  # (problems, columns)
+        columns = columns.gather(1, used.argsort(dim=1, stable=True))  # the unused ones first
+    assignment = _in_order(weight, hessian, levels, columns, kept)
+    if kept is None:
+        return assignment
+    return _with_descent(assignment, weight, hessian, levels, columns, kept)
+
+
+def column_order(hessian: Tensor) -> Tensor:
+    """Return the columns of each problem, largest ``H_jj`` first: (problems, columns)."""
+    return hessian.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True)
+
+
+def _in_order(
+    weight: Tensor, hessian: Tensor, levels: Tensor, columns: Tensor, kept: Tensor | None
+) -> Assignment:
+    """Freeze the columns in an order, (problems, columns)."""
     factor = _upper_factor(hessian, columns)  # M: (problems, columns, columns)
     diagonal = factor.diagonal(dim1=1, dim2=2)  # M_ii: (problems, columns)
     ratios = (factor / diagonal.unsqueeze(1)).to(weight.dtype)  # M_ki / M_ii
@@ -47,7 +73,8 @@ def gptq(weight: Tensor, hessian: Tensor, levels: Tensor) -> Assignment:
     ratios = ratios.permute(1, 2, 0).contiguous()  # (k, i, problems)
     index = columns.unsqueeze(1).expand_as(weight)  # (problems, rows, columns)
     ordered = weight.gather(2, index).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
-    codes, updated, errors = _freeze_columns(ordered, ratios, levels.to(weight.dtype))
+    pruned = None if kept is None else ~kept.gather(2, index).permute(2, 0, 1).contiguous()
+    codes, updated, errors = _freeze_columns(ordered, ratios, levels.to(weight.dtype), pruned)
 
     original_codes = torch.empty_like(weight, dtype=torch.uint8)
     original_codes.scatter_(2, index, codes.permute(1, 2, 0).to(torch.uint8))
@@ -60,13 +87,32 @@ def gptq(weight: Tensor, hessian: Tensor, levels: Tensor) -> Assignment:
     )
 
 
-def column_order(hessian: Tensor) -> Tensor:
-    """Return the columns of each problem, largest ``H_jj`` first: (problems, columns)."""
-    return hessian.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True)
+def _with_descent(
+    assignment: Assignment,
+    weight: Tensor,
+    hessian: Tensor,
+    levels: Tensor,
+    columns: Tensor,
+    kept: Tensor,
+) -> Assignment:
+    """Let coordinate descent follow in the rows that have lost other columns than all rows have."""
+    used = kept.any(1, keepdim=True)  # (problems, 1, columns): by any row
+    uneven = (kept != used).any(2, keepdim=True)  # (problems, rows, 1)
+    some = uneven.any(0).flatten().nonzero().flatten()  # rows that are uneven in any problem
+    if not len(some):
+        return assignment
+    codes = assignment.codes
+    free = kept & uneven
+    better = descended(codes[:, some], weight[:, some], hessian, levels, free[:, some], columns)
+    return Assignment(
+        codes.index_copy(1, some, better.codes),
+        assignment.output_error.index_copy(1, some, better.output_error),
+        assignment.weight_error.index_copy(1, some, better.weight_error),
+    )
 
 
 def _freeze_columns(
-    weight: Tensor, ratios: Tensor, levels: Tensor
+    weight: Tensor, ratios: Tensor, levels: Tensor, pruned: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Freeze one column after another, and update those that are still free.
 
@@ -75,6 +121,7 @@ def _freeze_columns(
             overwritten.
         ratios: ``M_ki / M_ii``, (k, i, problems).
         levels: ascending.
+        pruned: bool, true where the middle level, zero, is taken; None where it nowhere is.
 
     Returns:
         The codes (int64), ``w' - q`` and ``e = w - q``, all in the shape of ``weight``.
@@ -93,6 +140,8 @@ def _freeze_columns(
         end = min(start + BLOCK, count)
         for i, (w, code, q, e, ratio) in enumerate(columns[start:end], start):
             torch.bucketize(w, boundaries, right=True, out=code)
+            if pruned is not None:
+                code.masked_fill_(pruned[i], len(levels) // 2)
             torch.take(levels, code, out=q)  # q_i: the level nearest to w'_i
             e.sub_(q)  # e_i = w_i - q_i
             # w'_j += e_i M_ij / M_jj for the columns j that are left in the block

@@ -80,6 +80,8 @@ def solve(
     rows = channels_first(layer.weight.detach().float(), layer.groups)
     check_finite(rows, layer.name)
     _check_inputs(moments, layer.name)
+    if layer.form == "embedding" and not layer.tied:
+        return _looked_up(layer, rows, bits, settings)
     problem = _Problem.of(rows, moments, bits, settings.damp)
     fitted, exponents = problem.exponents(rows, settings, layer.name)
     scaled = scaled and fitted.dim() > 0  # a factor needs a channel of its own
@@ -106,12 +108,34 @@ def solve(
     )
 
 
+def _looked_up(layer: Layer, rows: Tensor, bits: WidthLike, settings: PtqSettings) -> Solution:
+    """Return the nearest levels, which are best for a layer that looks rows up: its inputs are
+    one-hot, so no weight can make up for another, and the second moment has no part in it.
+    """
+    codebook = fitted_codebook(rows, bits, fit=settings.fit, per=settings.per, name=layer.name)
+    codes = codebook.encode(rows)
+    lost = float((rows - codebook.decode(codes)).square().sum(dtype=torch.float64))
+    whole = float(rows.square().sum(dtype=torch.float64))
+    error = math.sqrt(lost / whole) if whole > 0 else 0.0
+    return Solution(codebook, codes, error, error)
+
+
 def _check_inputs(moments: Moments, name: str) -> None:
     sums = [moments.hessian.sum(dtype=torch.float64), moments.drift.sum(dtype=torch.float64)]
-    if not math.isfinite(sum(map(float, sums))):
+    if math.isfinite(sum(map(float, sums))):
+        return
+    if 0 < moments.too_large < math.inf:
+        squares = moments.hessian.diagonal(dim1=1, dim2=2)
+        columns = sorted(set((~squares.isfinite()).nonzero()[:, 1].tolist()))
         raise PlanError(
-            f"{name}: expected finite calibration inputs, got some that are NaN or infinite"
+            f"{name}: expected calibration inputs whose squares fit float32, below about 1e18, got "
+            f"{moments.too_large:.2g} in {len(columns)} of {squares.shape[1]} columns, the first "
+            f"being {columns[0]}; scale them down (and their weights up), or leave the layer out "
+            "of the plan"
         )
+    raise PlanError(
+        f"{name}: expected finite calibration inputs, got some that are NaN or infinite"
+    )
 
 
 @dataclass(frozen=True)
@@ -168,7 +192,7 @@ class _Problem:
         kept = ~pruned_mask(rows).reshape(target.shape)
         if kept.all():
             return cls(target, target, None, moments.hessian, hessian, unit)
-        start = refit(weight.double(), target, hessian, kept)
+        start = _refitted(weight.double(), target, hessian, kept)
         return cls(target, start, kept, moments.hessian, hessian, unit)
 
     def exponents(
@@ -259,6 +283,19 @@ class _Problem:
         """
         problems, rows, _ = self.target.shape
         return values.double().expand(problems * rows).view(problems, -1, 1)
+
+
+def _refitted(weight: Tensor, target: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
+    """Return ``target`` but for rows with pruned weights, whose other weights are refitted to it.
+    Conjugate gradients come near a solution only, so they need no float64.
+    """
+    some = (~kept).any(2).any(0).nonzero().flatten()  # rows that have lost weights in any problem
+    start = target.clone()
+    refitted = refit(
+        weight[:, some].float(), target[:, some].float(), hessian.float(), kept[:, some]
+    )
+    start[:, some] = refitted.double()
+    return start
 
 
 def _better(first: _Candidate, other: _Candidate) -> _Candidate:

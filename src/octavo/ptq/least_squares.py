@@ -12,6 +12,7 @@ __all__ = ["damped", "least_squares_target", "output_error", "refit"]
 STEPS = 15
 TINY = torch.finfo(torch.float32).tiny
 LEAST_DAMP = 1e-6  # the first share to try where a hessian needs more damping than was asked for
+MARGIN = 1e-9  # share of the damping without which a hessian must still be definite
 SAFE_DAMP = 1e-3  # from this share on, no rounding of a sum in float32 makes a hessian indefinite
 
 
@@ -55,6 +56,8 @@ def refit(weight: Tensor, target: Tensor, hessian: Tensor, free: Tensor) -> Tens
     preconditioned = residual / diagonal  # z
     direction = preconditioned  # p
     product = _row_product(residual, preconditioned)  # r z: (problems, rows, 1)
+    if not bool(product.any()):  # as without drift, where the weights are the target
+        return weight
     for _ in range(STEPS):
         bent = (direction @ hessian).mul_(free)  # p H, where free
         step = product / _row_product(direction, bent).clamp(min=TINY)  # r z / p H p
@@ -77,12 +80,13 @@ def damped(hessian: Tensor, damp: float) -> Tensor:
     as much more as it takes to make it positive definite.
 
     An input that was never anything but zero, or that other inputs determine, makes a hessian
-    singular; it needs the damping.
+    singular; it needs the damping. One that is hardly definite may lose that by rounding as soon as
+    its columns are put into another order, so it has to be definite by a margin.
     """
     hessian = hessian.double()
     mean = hessian.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)  # (problems, 1)
     unit = torch.where(mean > 0, mean, 1)
-    while damp < SAFE_DAMP and not _is_definite(_with_added(hessian, damp * unit)):
+    while damp < SAFE_DAMP and not _is_definite(_with_added(hessian, (damp - MARGIN) * unit)):
         damp = max(10 * damp, LEAST_DAMP)
     return _with_added(hessian, damp * unit)
 

@@ -75,11 +75,14 @@ def quantize_inputs(job: Job, model: nn.Module, settings: Activations | None) ->
 def check_search(job: Job, model: nn.Module) -> None:
     """Raise PlanError or BudgetError unless the recipe's search, if any, fits the network."""
     settings = job.recipe.search
-    batch = next(iter(job.task.calibration()), None)
+    batches = iter(job.task.calibration())
+    batch = next(batches, None)
     if settings is None or batch is None:
         return
     batch = on_device(batch, device_of(model))
-    space = survey(model, batch, settings.options, settings.pins, settings.activations)
+    space = survey(
+        model, batch, settings.options, settings.pins, settings.activations, others=batches
+    )
     check_budget(space, settings.budget)
 
 

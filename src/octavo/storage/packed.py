@@ -3,7 +3,7 @@
 ``octavo.storage.container`` writes and reads the bytes of the file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from octavo.activations.quantizer import (
     store_effective_scales,
 )
 from octavo.errors import FormatError, PlanError
+from octavo.network.memory import memory_of
 from octavo.plan import Plan
 from octavo.storage import container
 from octavo.storage.container import Floats
@@ -214,7 +215,7 @@ def _scale_names(packed: Packed, model: nn.Module) -> set[str]:
 def _check_all_fit(values: Mapping[str, Tensor], model: nn.Module, optional: set[str]) -> None:
     """Raise PlanError unless the model has a tensor for each value, and a value for each tensor."""
     state = model.state_dict()
-    first: dict[tuple[Any, ...], Tensor] = {}  # by location in memory, the first value it gets
+    first: dict[Hashable, Tensor] = {}  # by the memory of the target, the first value it gets
     for name in {**values, **state}:
         if name in optional and name not in state:
             continue
@@ -223,8 +224,7 @@ def _check_all_fit(values: Mapping[str, Tensor], model: nn.Module, optional: set
             raise PlanError(f"{name}: missing in {side}; expected the architecture that was packed")
         target = state[name]
         _check_fits(name, values[name], target)
-        location = (target.data_ptr(), *target.stride()) if target.numel() else (name,)
-        if not _same(first.setdefault(location, values[name]), values[name]):
+        if not _same(first.setdefault(memory_of(target), values[name]), values[name]):
             raise PlanError(
                 f"{name}: the model shares this tensor with another that was packed with other "
                 "values"
@@ -265,12 +265,11 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
     check_state(model)
     store_effective_scales(model)
     quantized = {name for layer in layers.values() for name in layer.names}
-    shared: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}  # by location in memory
+    shared: dict[Hashable, tuple[list[str], Tensor]] = {}  # by memory
     for name, value in model.state_dict().items():
         if name in quantized:
             continue
-        location = (value.data_ptr(), value.dtype, value.shape, value.stride())
-        names, _ = shared.setdefault(location if value.numel() else (name,), ([], value))
+        names, _ = shared.setdefault(memory_of(value), ([], value))
         names.append(name)
     floats = [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()]
     return Packed(layers, floats, input_formats(model))

@@ -37,9 +37,9 @@ def test_a_run_writes_the_course_of_its_search(
     assert len(course["beliefs"]) == len(watcher.beliefs) > 0
     for moment in course["beliefs"]:
         assert np.sum(moment["probabilities"], 1) == pytest.approx(np.ones(2), abs=1e-3)
-    assert [row[1:] for row in course["episodes"]] == [
-        list(belief.rewards) for belief in watcher.beliefs
-    ]
+    rewards = [reward for belief in watcher.beliefs for reward in belief.rewards]
+    assert course["rewards"] == rewards
+    assert course["beliefs"][-1]["episode"] == len(rewards)
 
 
 def test_of_many_beliefs_some_are_kept_the_first_and_the_last_among_them() -> None:
@@ -50,5 +50,6 @@ def test_of_many_beliefs_some_are_kept_the_first_and_the_last_among_them() -> No
     course = search_details(result, beliefs)
     kept = [moment["measured"] for moment in course["beliefs"]]
     assert (len(kept), kept[0], kept[-1]) == (MOMENTS, 0, 999)
-    assert course["episodes"][5] == [5, 0.0, None]
+    assert course["rewards"][:3] == [0.0, None, 0.0]
+    assert course["beliefs"][0]["episode"] == 2
     json.dumps(course, allow_nan=False)

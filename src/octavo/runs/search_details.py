@@ -1,5 +1,6 @@
 """The course of a search as plain data: ``search.json`` in a run's folder, for its report."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -47,20 +48,27 @@ def search_details(result: SearchResult, beliefs: Sequence[Belief]) -> Json:
             }
             for estimate in result.estimates
         ],
-        "episodes": [[belief.measured, *map(_number, belief.rewards)] for belief in beliefs],
-        "beliefs": [_belief(belief) for belief in _spread(beliefs)],
+        "rewards": [_number(reward) for belief in beliefs for reward in belief.rewards],
+        "beliefs": [_belief(*each) for each in _spread(_numbered(beliefs))],
     }
 
 
-def _belief(belief: Belief) -> Json:
+def _numbered(beliefs: Sequence[Belief]) -> list[tuple[int, Belief]]:
+    """Return each belief with the number of episodes up to it."""
+    ends = itertools.accumulate(len(belief.rewards) for belief in beliefs)
+    return list(zip(ends, beliefs, strict=True))
+
+
+def _belief(episode: int, belief: Belief) -> Json:
     return {
+        "episode": episode,
         "measured": belief.measured,
         "entropy": _number(belief.entropy),
         "probabilities": _table(belief.probabilities, digits=4),
     }
 
 
-def _spread(beliefs: Sequence[Belief]) -> list[Belief]:
+def _spread(beliefs: Sequence[tuple[int, Belief]]) -> list[tuple[int, Belief]]:
     """Return at most ``MOMENTS`` of the beliefs, spread evenly, the first and the last included."""
     if len(beliefs) <= MOMENTS:
         return list(beliefs)

@@ -1,0 +1,94 @@
+"""The chart that compares runs: their metric against the bytes of their files."""
+
+from collections.abc import Sequence
+
+import altair as alt
+
+from octavo.report.charts.theme import Colours, Figure, data
+from octavo.report.record import RunRecord
+from octavo.runs.run_folder import Json
+
+__all__ = ["front_figure"]
+
+LINES = (14, 27)  # pixels below a dot where its name stands, in turn for neighbours
+
+
+def front_figure(records: Sequence[RunRecord], colours: Colours) -> Figure:
+    """Return the accuracy-size front of several runs."""
+    rows = [_row(record) for record in records]
+    base = alt.Chart(data(rows)).encode(
+        x=alt.X(
+            "bytes:Q",
+            title="bytes of the file (log scale)",
+            scale=alt.Scale(type="log", nice=False, padding=40),
+            axis=alt.Axis(format="~s", tickCount=6),
+        ),
+        y=alt.Y(
+            "metric:Q", title="metric (higher is better)", scale=alt.Scale(zero=False, padding=18)
+        ),
+        tooltip=[
+            alt.Tooltip("run:N"),
+            alt.Tooltip("method:N"),
+            alt.Tooltip("metric:Q", format=".2f"),
+            alt.Tooltip("bytes:Q", format=",d"),
+            alt.Tooltip("ratio:Q", title="times smaller", format=".1f"),
+        ],
+    )
+    line = (
+        alt.Chart(data(_front(rows)))
+        .mark_line(color=colours["first"], strokeWidth=1.8)
+        .encode(x="bytes:Q", y="metric:Q", order="bytes:Q")
+    )
+    dots = base.mark_point(filled=True, size=90, opacity=1, color=colours["first"])
+    names = [_names(rows, dy) for dy in LINES]
+    return Figure(
+        "front",
+        "Metric against the size of the file",
+        "Each dot is a run. The line joins the runs that no other beats in both metric and size. "
+        "Dashed: the network in full precision, before.",
+        alt.layer(line, *_before(records, colours), dots, *names),
+        360,
+    )
+
+
+def _names(rows: Sequence[Json], dy: int) -> alt.Chart:
+    """Return the names of every second run: neighbours have theirs on different lines."""
+    sorted_ = sorted(rows, key=lambda row: (row["bytes"], row["metric"]))
+    own = sorted_[::2] if dy == LINES[0] else sorted_[1::2]
+    return (
+        alt.Chart(data(own))
+        .mark_text(align="left", dx=6, dy=dy)
+        .encode(x="bytes:Q", y="metric:Q", text="label:N")
+    )
+
+
+def _row(record: RunRecord) -> Json:
+    return {
+        "run": record.name,
+        "label": record.name,
+        "method": record.method,
+        "bytes": record.result["file_bytes"],
+        "metric": record.result["score"],
+        "ratio": record.result["ratio"],
+    }
+
+
+def _front(rows: Sequence[Json]) -> list[Json]:
+    """Return the rows that no other beats in both metric and bytes, by rising bytes."""
+    front: list[Json] = []
+    for row in sorted(rows, key=lambda row: (row["bytes"], -row["metric"])):
+        if not front or row["metric"] > front[-1]["metric"]:
+            front.append(row)
+    return front
+
+
+def _before(records: Sequence[RunRecord], colours: Colours) -> list[alt.Chart]:
+    """Return a line for each metric in full precision; runs of one network share it."""
+    scores = sorted({round(record.result["float_score"], 4) for record in records})
+    rows = [{"metric": score, "name": f"full precision {score:.2f}"} for score in scores]
+    rule = alt.Chart(data(rows)).mark_rule(color=colours["second"], strokeDash=[5, 3])
+    text = alt.Chart(data(rows)).mark_text(align="left", dx=3, dy=-6, color=colours["second"])
+    return [
+        rule.encode(y="metric:Q"),
+        text.encode(x=alt.value(0), y="metric:Q", text="name:N"),
+    ]

@@ -71,7 +71,8 @@ def _of_the_size(record: RunRecord) -> Iterator[str]:
     skipped = sum(row["weights"] for row in record.details.get("skipped", []))
     kept = [row for row in record.layers if row.bits is None]
     if kept:
-        yield f"The plan leaves {len(kept)} layers in float that could be quantized."
+        layers = "1 layer" if len(kept) == 1 else f"{len(kept)} layers"
+        yield f"The plan leaves {layers} in float that could be quantized."
     if skipped:
         yield (
             f"{skipped:,} parameters, biases and norms among them, are not quantized; they are "

@@ -19,7 +19,7 @@ LIGHT: Final = {
     "second": "#b34700",
     "third": "#00704f",
     "fourth": "#a0387a",
-    "faint": "#7a93a8",
+    "faint": "#6f8aa1",
 }
 DARK: Final = {
     "paper": "#14171b",

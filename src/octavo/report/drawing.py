@@ -5,6 +5,7 @@ The page embeds Vega, Vega-Lite and Vega-Embed, which vl-convert brings as one s
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 LIBRARIES = ("altair", "vl_convert")
+SCRIPT = "window.vegaEmbed = vegaEmbed;"  # what the page calls
 WIDTH = 640  # pixels of a figure in a file
 PNG_SCALE = 3  # 3 x 72 dots per inch
 
@@ -88,11 +90,12 @@ def page_spec(figure: "Figure") -> str:
     return text.replace("<", "\\u003c")
 
 
+@cache
 def chart_script() -> str:
     """Return the script that draws charts, ready to stand inside a page."""
     import vl_convert
 
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle(SCRIPT).replace("</script", "<\\/script")
 
 
 def save_figures(figures: Sequence["Figure"], folder: Path) -> list[Path]:

@@ -67,7 +67,7 @@ def stored_bytes(layers: Mapping[str, Quantized]) -> dict[str, float]:
     streams: dict[Width, list[str]] = {}
     for name, layer in layers.items():
         streams.setdefault(layer.codebook.width, []).append(name)
-    stored = {}
+    stored: dict[str, float] = {}
     for width, names in streams.items():
         codes = torch.cat([layers[name].codes.reshape(-1) for name in names])
         stream = len(coding.encode_codes(codes, width))

@@ -1,8 +1,6 @@
 """One run of a recipe, from the float network to the metric of the reloaded one; resumable."""
 
 import platform
-import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -69,7 +67,6 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
         FormatError: a file of the folder is damaged, or belongs to half a run of other weights.
 
     """
-    started = time.monotonic()
     check_folder(folder, recipe)
     watch = Stopwatch(progress)
     job, model, float_model = _load(recipe, folder, watch)
@@ -89,10 +86,9 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
     score = _reloaded_score(job)
     exports = _exports(job, packed)
     control = {"control_score": control_score(job)} if recipe.controlled else {}
-
-    seconds = quantization.seconds_before + time.monotonic() - started
     watch.count()
-    _write_details(job, float_model, quantization, packed, watch.seconds)
+    seconds = quantization.seconds_before + sum(watch.seconds.values())
+    _write_details(job, float_model, quantization, packed, watch)
     result = {
         "recipe": recipe.model_dump(mode="json"),
         "environment": environment(),
@@ -124,7 +120,7 @@ def _write_details(
     float_model: nn.Module,
     quantization: Quantization,
     packed: Packed,
-    seconds: Mapping[str, float],
+    watch: Stopwatch,
 ) -> None:
     """Write what only the report shows."""
     stages = {"quantized": quantization.figures.get("stages", [])}
@@ -133,7 +129,7 @@ def _write_details(
     content = {
         **network_details(float_model, packed, absorbed=job.recipe.ptq.absorb),
         "stages": stages,
-        "seconds": {name: round(time, 2) for name, time in seconds.items()},
+        "seconds": {name: round(time, 2) for name, time in watch.seconds.items()},
     }
     write_compact(job.folder / DETAILS, content)
 

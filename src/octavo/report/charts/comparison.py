@@ -55,11 +55,12 @@ def _names(rows: Sequence[Json], dy: int) -> alt.Chart:
     """Return the names of every second run: neighbours have theirs on different lines."""
     sorted_ = sorted(rows, key=lambda row: (row["bytes"], row["metric"]))
     own = sorted_[::2] if dy == LINES[0] else sorted_[1::2]
-    return (
+    names: alt.Chart = (
         alt.Chart(data(own))
         .mark_text(align="left", dx=6, dy=dy)
         .encode(x="bytes:Q", y="metric:Q", text="label:N")
     )
+    return names
 
 
 def _row(record: RunRecord) -> Json:

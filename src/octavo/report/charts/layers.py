@@ -1,6 +1,8 @@
 """The charts of the layers: their bits and bytes, and their weights before and after."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 
@@ -13,37 +15,26 @@ __all__ = ["layer_figures", "weights_figure"]
 ROW = 19  # pixels of a layer's bar
 
 
-def layer_figures(record: RunRecord, colours: Colours) -> list[Figure]:
-    """Return the bars of each layer: its bits, its bytes, its weights and its sensitivity."""
-    rows = [row for row in record.layers if row.bits is not None]
-    if not rows:
-        return []
-    figures = [
-        _bars(rows, "bits", "Bits of each layer", "bits", _bits, colours["first"], "d"),
-        _bars(
-            rows,
-            "bytes",
-            "Bytes of each layer in the file",
-            "bytes",
-            _bytes,
-            colours["third"],
-            ",.0f",
-        ),
-        _bars(
-            rows, "parameters", "Weights of each layer", "weights", _weights, colours["faint"], ",d"
-        ),
-    ]
-    if any(row.loss_alone is not None for row in rows):
-        title = "Sensitivity: loss of the objective when only this layer is quantized"
-        figures.append(
-            _bars(rows, "sensitivity", title, "loss alone", _loss, colours["second"], ".3~g")
-        )
-    elif any(row.compensated is not None for row in rows):
-        title = "Sensitivity: error of each layer's outputs after calibration"
-        figures.append(
-            _bars(rows, "sensitivity", title, "relative error", _error, colours["second"], ".1%")
-        )
-    return figures
+@dataclass(frozen=True)
+class _Measure:
+    """A number that every layer has.
+
+    Attributes:
+        name: the name of its figure.
+        title: the title of its figure.
+        unit: the title of its axis.
+        of: returns the number of a layer; None where the run did not write it down.
+        colour: the name of its colour.
+        form: the format in which it is written at the end of its bar.
+
+    """
+
+    name: str
+    title: str
+    unit: str
+    of: Callable[[LayerRow], float | None]
+    colour: str
+    form: str
 
 
 def _bits(row: LayerRow) -> float:
@@ -51,44 +42,63 @@ def _bits(row: LayerRow) -> float:
     return int(digits or 0)
 
 
-def _bytes(row: LayerRow) -> float:
-    return row.stored_bytes or 0.0
+MEASURES = (
+    _Measure("bits", "Bits of each layer", "bits", _bits, "first", "d"),
+    _Measure(
+        "bytes",
+        "Bytes of each layer in the file",
+        "bytes",
+        lambda row: row.stored_bytes,
+        "third",
+        ",.0f",
+    ),
+    _Measure(
+        "parameters", "Weights of each layer", "weights", lambda row: row.weights, "faint", ",d"
+    ),
+    _Measure(
+        "sensitivity",
+        "Sensitivity: loss of the objective when only this layer is quantized",
+        "loss alone",
+        lambda row: row.loss_alone,
+        "second",
+        ".3~g",
+    ),
+    _Measure(
+        "errors",
+        "Error of each layer's outputs after calibration",
+        "relative error",
+        lambda row: row.compensated,
+        "fourth",
+        ".1%",
+    ),
+)
 
 
-def _weights(row: LayerRow) -> float:
-    return row.weights
+def layer_figures(record: RunRecord, colours: Colours) -> list[Figure]:
+    """Return the bars of each layer, one figure for each measure that the run wrote down."""
+    rows = [row for row in record.layers if row.bits is not None]
+    known = [each for each in MEASURES if any(each.of(row) is not None for row in rows)]
+    return [_bars(rows, measure, colours) for measure in known]
 
 
-def _loss(row: LayerRow) -> float:
-    return max(row.loss_alone or 0.0, 0.0)
-
-
-def _error(row: LayerRow) -> float:
-    return row.compensated or 0.0
-
-
-def _bars(
-    rows: list[LayerRow],
-    name: str,
-    title: str,
-    unit: str,
-    value: Callable[[LayerRow], float],
-    colour: str,
-    form: str,
-) -> Figure:
-    """Return one bar for each layer, with its value written at its end."""
-    values = [{"layer": row.name, "value": value(row)} for row in rows]
-    most = max(value(row) for row in rows) or 1.0
-    axis = alt.Axis(tickCount=4, format=_axis_format(form, most))
+def _bars(rows: list[LayerRow], measure: _Measure, colours: Colours) -> Figure:
+    """Return one bar for each layer, with its number written at its end."""
+    values: list[dict[str, Any]] = [
+        {"layer": row.name, "value": max(measure.of(row) or 0, 0)} for row in rows
+    ]
+    most = max(row["value"] for row in values) or 1.0
+    axis = alt.Axis(tickCount=4, format=_axis_format(measure.form, most))
+    number = alt.Tooltip("value:Q", title=measure.unit, format=measure.form)
     base = alt.Chart(data(values)).encode(
         y=alt.Y("layer:N", sort=None, title=None, axis=alt.Axis(labelLimit=150, ticks=False)),
-        x=alt.X("value:Q", title=unit, axis=axis, scale=alt.Scale(domain=[0, most * 1.2])),
-        tooltip=[alt.Tooltip("layer:N"), alt.Tooltip("value:Q", title=unit, format=form)],
+        x=alt.X("value:Q", title=measure.unit, axis=axis, scale=alt.Scale(domain=[0, most * 1.2])),
+        tooltip=["layer:N", number],
     )
-    bars = base.mark_bar(color=colour, height={"band": 0.7})
-    numbers = base.mark_text(align="left", dx=4).encode(text=alt.Text("value:Q", format=form))
-    caption = f"One bar for each layer, in the order of the network; {unit} at its end."
-    return Figure(f"layers-{name}", title, caption, bars + numbers, ROW * len(rows))
+    bars = base.mark_bar(color=colours[measure.colour], height={"band": 0.7})
+    text = alt.Text("value:Q", format=measure.form)
+    numbers = base.mark_text(align="left", dx=4).encode(text=text)
+    caption = f"One bar for each layer, in the order of the network; {measure.unit} at its end."
+    return Figure(f"layers-{measure.name}", measure.title, caption, bars + numbers, ROW * len(rows))
 
 
 def _axis_format(form: str, most: float) -> str:
@@ -150,7 +160,8 @@ def _histogram(layers: list[Json], colours: Colours) -> Chart:
     )
     stems = levels.mark_rule(color=colours["second"], strokeWidth=2).encode(y2=alt.datum(0))
     dots = levels.mark_point(color=colours["second"], filled=True, size=55, opacity=1)
-    return alt.layer(before, stems + dots).resolve_scale(y="independent")
+    both: Chart = alt.layer(before, stems + dots).resolve_scale(y="independent")
+    return both
 
 
 def _before(layer: Json) -> Json:

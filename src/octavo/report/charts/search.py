@@ -42,7 +42,7 @@ def _x() -> alt.X:
     return alt.X("bytes:Q", title="bytes of the file (estimated)", scale=scale)
 
 
-def _y(course: Course) -> Any:
+def _y(course: Course) -> alt.Y:
     name = "divergence from full precision" if course.divergence else "metric"
     return upwards(name, divergence=course.divergence)
 
@@ -62,21 +62,23 @@ def _slim(rows: Sequence[Json], *keys: str) -> list[Json]:
 
 
 def _points(course: Course, colours: Colours) -> Chart:
-    return (
+    points: Chart = (
         alt.Chart(data(_slim(course.trials, "number")))
         .mark_circle(color=colours["faint"], size=42, opacity=0.65)
         .encode(
             x=_x(), y=_y(course), tooltip=_tooltip(course, alt.Tooltip("number:Q", title="trial"))
         )
     )
+    return points
 
 
 def _front(rows: Sequence[Json], course: Course, colour: str, dash: list[int]) -> Chart:
-    return (
+    line: Chart = (
         alt.Chart(data(_slim(rows)))
         .mark_line(color=colour, strokeWidth=1.8, strokeDash=dash, interpolate="step-after")
         .encode(x=_x(), y=_y(course), order="bytes:Q")
     )
+    return line
 
 
 def _marks(course: Course, colours: Colours) -> list[Chart]:
@@ -142,46 +144,30 @@ def belief_figures(course: Course, colours: Colours) -> list[Figure]:
 
 def _stack(course: Course, colours: Colours) -> Figure:
     """Return the probabilities of one layer at a time, stacked."""
-    rows = []
-    for at, name in enumerate(course.layers):
-        for action, width in enumerate(course.actions[at]):
-            series = [moment["probabilities"][at][action] or 0.0 for moment in course.beliefs]
-            rows.append(
-                {
-                    "layer": name,
-                    "bits": _label(width),
-                    "episode": [moment["episode"] for moment in course.beliefs],
-                    "probability": series,
-                }
-            )
     widths = list(dict.fromkeys(_label(width) for row in course.actions for width in row))[::-1]
     chosen = alt.param(
         "layer",
         value=course.layers[0],
         bind=alt.binding_select(options=list(course.layers), name="layer "),
     )
+    share = alt.Y(
+        "probability:Q",
+        stack="zero",
+        title="probability",
+        scale=alt.Scale(domain=[0, 1]),
+        axis=alt.Axis(format="%"),
+    )
+    shade = alt.Scale(domain=widths, range=[1, 0.2])  # the most bits have the strongest colour
     areas = (
-        alt.Chart(data(rows))
+        alt.Chart(data(_probabilities(course)))
         .transform_filter("datum.layer == layer")
         .transform_flatten(["episode", "probability"])
         .mark_area(color=colours["first"], line={"color": colours["paper"], "strokeWidth": 1})
         .encode(
             x=alt.X("episode:Q", title="episodes", scale=alt.Scale(nice=False)),
-            y=alt.Y(
-                "probability:Q",
-                stack="zero",
-                title="probability",
-                scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(format="%"),
-            ),
-            opacity=alt.Opacity(
-                "bits:N", title=None, sort=widths, scale=alt.Scale(domain=widths, range=[1, 0.2])
-            ),
-            tooltip=[
-                alt.Tooltip("bits:N"),
-                alt.Tooltip("episode:Q"),
-                alt.Tooltip("probability:Q", format=".1%"),
-            ],
+            y=share,
+            opacity=alt.Opacity("bits:N", title=None, sort=widths, scale=shade),
+            tooltip=["bits:N", "episode:Q", alt.Tooltip("probability:Q", format=".1%")],
         )
         .add_params(chosen)
     )
@@ -193,6 +179,21 @@ def _stack(course: Course, colours: Colours) -> Figure:
         areas,
         220,
     )
+
+
+def _probabilities(course: Course) -> list[Json]:
+    """Return a row for each layer and width, with its probability after each of the episodes."""
+    episodes = [moment["episode"] for moment in course.beliefs]
+    return [
+        {
+            "layer": name,
+            "bits": _label(width),
+            "episode": episodes,
+            "probability": [_known(moment, at)[action] for moment in course.beliefs],
+        }
+        for at, name in enumerate(course.layers)
+        for action, width in enumerate(course.actions[at])
+    ]
 
 
 def _label(width: Any) -> str:

@@ -10,7 +10,7 @@ from octavo.runs.run_folder import Json
 
 __all__ = ["Chart", "Colours", "Figure", "Rows", "configured", "data", "upwards"]
 
-Chart: TypeAlias = alt.Chart | alt.LayerChart
+Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart
 Colours: TypeAlias = Mapping[str, str]
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
@@ -42,7 +42,7 @@ def data(rows: Rows) -> alt.InlineData:
     return alt.InlineData(values=[dict(row) for row in rows])
 
 
-def upwards(title: str, *, divergence: bool) -> Any:
+def upwards(title: str, *, divergence: bool) -> alt.Y:
     """Return the axis of an objective, on which better is higher.
 
     A divergence is shown as it is, on a logarithmic axis that falls.

@@ -45,7 +45,6 @@ def _bands(stages: list[Json]) -> list[Json]:
         {
             "from": end - length,
             "to": end,
-            "frozen": f"{stage['portion']:.4g}",
             "share": stage["portion"],
         }
         for stage, length, end in zip(stages, lengths, ends, strict=True)
@@ -54,51 +53,48 @@ def _bands(stages: list[Json]) -> list[Json]:
 
 
 def _loss_figure(stages: dict[str, list[Json]], colours: Colours) -> Figure:
+    """Return the loss of both networks over bands that show how much is frozen."""
     rows = _curve(stages.get(QUANTIZED, []), QUANTIZED) + _curve(stages.get(CONTROL, []), CONTROL)
-    bands = (
-        alt.Chart(data(_bands(stages[QUANTIZED])))
-        .mark_rect(color=colours["first"])
-        .encode(
-            x=alt.X("from:Q", title="step of retraining", scale=alt.Scale(nice=False)),
-            x2="to:Q",
-            opacity=alt.Opacity(
-                "share:Q", scale=alt.Scale(domain=[0, 1], range=[0, 0.22]), legend=None
-            ),
-            tooltip=[alt.Tooltip("share:Q", title="share frozen", format=".1%")],
-        )
-    )
-    shares = (
-        alt.Chart(data(_bands(stages[QUANTIZED])))
-        .mark_text(align="left", baseline="top", dx=3, dy=3, color=colours["muted"])
-        .encode(x="from:Q", y=alt.value(0), text=alt.Text("share:Q", format=".0%"))
-    )
     names = [QUANTIZED, CONTROL]
+    colour = alt.Scale(domain=names, range=[colours["first"], colours["second"]])
+    dash = alt.Scale(domain=names, range=[[1, 0], [5, 3]])
     lines = (
         alt.Chart(data(rows))
         .mark_line(strokeWidth=1.6, interpolate="monotone")
         .encode(
             x="step:Q",
             y=alt.Y("loss:Q", title="loss (log scale)", scale=alt.Scale(type="log", nice=False)),
-            color=alt.Color(
-                "network:N", title=None,
-                scale=alt.Scale(domain=names, range=[colours["first"], colours["second"]]),
-            ),
-            strokeDash=alt.StrokeDash(
-                "network:N", title=None, scale=alt.Scale(domain=names, range=[[1, 0], [5, 3]])
-            ),
-            tooltip=[
-                alt.Tooltip("network:N"), alt.Tooltip("step:Q"), alt.Tooltip("loss:Q", format=".4~g")
-            ],
+            color=alt.Color("network:N", title=None, scale=colour),
+            strokeDash=alt.StrokeDash("network:N", title=None, scale=dash),
+            tooltip=["network:N", "step:Q", alt.Tooltip("loss:Q", format=".4~g")],
         )
-    )  # fmt: skip
+    )
     return Figure(
         "loss",
         "Loss through the stages",
         "The loss of each step of retraining. A band is a stage; the number in it is the share of "
         "weights that is frozen. The control trains the same steps in full precision.",
-        bands + shares + lines,
+        alt.layer(*_stage_bands(stages[QUANTIZED], colours), lines),
         260,
     )
+
+
+def _stage_bands(stages: list[Json], colours: Colours) -> list[alt.Chart]:
+    """Return a band for each stage, the stronger the more is frozen, and the share in numbers."""
+    base = alt.Chart(data(_bands(stages))).encode(
+        x=alt.X("from:Q", title="step of retraining", scale=alt.Scale(nice=False))
+    )
+    strength = alt.Scale(domain=[0, 1], range=[0, 0.22])
+    bands = base.mark_rect(color=colours["first"]).encode(
+        x2="to:Q",
+        opacity=alt.Opacity("share:Q", scale=strength, legend=None),
+        tooltip=[alt.Tooltip("share:Q", title="share frozen", format=".1%")],
+    )
+    muted = colours["muted"]
+    shares = base.mark_text(align="left", baseline="top", dx=3, dy=3, color=muted).encode(
+        y=alt.value(0), text=alt.Text("share:Q", format=".0%")
+    )
+    return [bands, shares]
 
 
 def _metric_figure(record: RunRecord, colours: Colours) -> Figure:

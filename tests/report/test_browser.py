@@ -103,9 +103,18 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Any]:
         context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, PHONE])
-@pytest.mark.parametrize("name", ["report", "plain", "comparison"])
+@pytest.mark.parametrize(
+    ("name", "width", "scheme"),
+    [
+        ("report", 1200, "light"),
+        ("report", 1200, "dark"),
+        ("report", PHONE, "light"),
+        ("report", PHONE, "dark"),
+        ("comparison", 1200, "light"),
+        ("comparison", PHONE, "dark"),
+        ("plain", PHONE, "light"),
+    ],
+)
 def test_a_page_opens_offline_without_a_complaint_or_a_request(
     opened: Any, pages: dict[str, Path], name: str, width: int, scheme: str
 ) -> None:
@@ -171,9 +180,9 @@ def test_pointing_at_a_trial_shows_its_plan(opened: Any, searched: RunRecord) ->
     page = opened("report").page
     figure = page.locator("#figure-trials")
     figure.scroll_into_view_if_needed()
-    ring = figure.locator(".mark-symbol path").last  # the chosen plan, drawn last
+    ring = figure.locator(".mark-symbol.role-mark path").last  # around the chosen plan
     box = ring.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 1)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     tooltip = page.locator("#vg-tooltip-element.visible")
     tooltip.wait_for(timeout=PATIENCE)
     plan = ", ".join(f"{name} {bits}" for name, bits in searched.result["search"]["plan"].items())
@@ -185,7 +194,7 @@ def test_the_layer_of_the_histogram_is_chosen_by_keyboard(opened: Any) -> None:
     page = opened("report").page
     figure = page.locator("#figure-weights")
     before = figure.locator("svg").inner_html()
-    figure.get_by_label("layer").select_option("3")
+    figure.get_by_role("combobox").select_option("3")
     page.wait_for_function(
         "before => document.querySelector('#figure-weights svg').innerHTML !== before", arg=before
     )

@@ -105,7 +105,7 @@ def _axis_format(form: str, most: float) -> str:
     """Return the format of an axis: SI prefixes are for large numbers only."""
     if form.endswith("%"):
         return "~%"
-    return "~s" if most >= 1000 else "~g"
+    return "~s" if most >= 1000 else ".3~g"
 
 
 def weights_figure(record: RunRecord, colours: Colours) -> Figure | None:

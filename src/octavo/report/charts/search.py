@@ -12,6 +12,7 @@ from octavo.runs.run_folder import Json
 __all__ = ["belief_figures", "reward_figure", "trials_figure"]
 
 MARKS = ("uniform plan", "exact plan", "chosen plan")
+COLUMNS = 30  # of the map of all layers
 SHAPES = ("square", "triangle-up", "circle")
 
 
@@ -203,14 +204,16 @@ def _label(width: Any) -> str:
 def _means(course: Course, colours: Colours) -> Figure:
     """Return the mean bits of all layers as a map."""
     rows = []
-    moments = [moment["episode"] for moment in course.beliefs]
+    every = -(-len(course.beliefs) // COLUMNS)  # rounded up
+    beliefs = course.beliefs[::every]
+    moments = [moment["episode"] for moment in beliefs]
     for at, name in enumerate(course.layers):
         bits = [_bits(action) for action in course.actions[at]]
         means = [
             round(sum(p * b for p, b in zip(_known(moment, at), bits, strict=False)), 3)
-            for moment in course.beliefs
+            for moment in beliefs
         ]
-        ends = [*moments[1:], 2 * moments[-1] - moments[-2]]
+        ends = [*moments[1:], course.beliefs[-1]["episode"]]
         rows.append({"layer": name, "from": moments, "to": ends, "mean": means})
     chart = (
         alt.Chart(data(rows))

@@ -87,6 +87,7 @@ def configured(figure: Figure, colours: Colours, width: int | str = "container")
         padding={"left": 2, "right": 8, "top": 4, "bottom": 2},
     )
     spec: Json = chart.to_dict()
+    spec["description"] = f"{figure.title}. {figure.caption}"  # what a screen reader says
     spec["config"] = {
         "font": FONT,
         "view": {"stroke": None},

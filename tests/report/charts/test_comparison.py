@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from tests.report.charts.drawn import rows_by_layer
+
 from octavo.report.charts.comparison import front_figure
 from octavo.report.record import RunRecord
 
@@ -20,8 +22,7 @@ def test_the_line_joins_the_runs_that_no_other_beats(
         run(searched, "middle", 400, 90.0),
         run(searched, "same size, worse", 400, 85.0),
     ]
-    layers = front_figure(records, colours).chart.to_dict()["layer"]
-    line, before, _, dots, *names = [layer["data"]["values"] for layer in layers]
+    line, before, _, dots, *names = rows_by_layer(front_figure(records, colours))
     assert [row["run"] for row in line] == ["small", "middle", "large"]
     assert {row["run"] for row in dots} == {record.name for record in records}
     assert {row["run"] for rows in names for row in rows} == {record.name for record in records}

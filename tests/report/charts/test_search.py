@@ -1,6 +1,9 @@
 """The charts of the search: every trial is there, and the policy's probabilities fill the band."""
 
+from dataclasses import replace
+
 import pytest
+from tests.report.charts.drawn import rows_by_layer
 
 from octavo.report.charts.search import belief_figures, reward_figure, trials_figure
 from octavo.report.course import Course
@@ -14,23 +17,13 @@ def course(searched: RunRecord) -> Course:
     return found
 
 
-def rows_of(figure, layer: int | None = None) -> list[dict]:
-    chart = figure.chart.to_dict()
-    part = chart if layer is None else chart["layer"][layer]
-    return part["data"]["values"]
-
-
 def test_every_trial_is_a_dot_with_its_plan(course: Course, colours: dict[str, str]) -> None:
     figure = trials_figure(course, colours)
-    rows = rows_of(figure, 0)
+    rows = rows_by_layer(figure)[0]
     assert len(rows) == len(course.trials)
     assert {row["plan"] for row in rows} == {row["plan"] for row in course.trials}
-    marks = [
-        row["mark"]
-        for layer in figure.chart.to_dict()["layer"]
-        for row in layer["data"]["values"]
-        if "mark" in row
-    ]
+    rows = [row for layer in rows_by_layer(figure) for row in layer]
+    marks = [row["mark"] for row in rows if "mark" in row]
     assert sorted(marks) == ["chosen plan", "exact plan", "uniform plan"]
 
 
@@ -38,11 +31,11 @@ def test_the_probabilities_of_a_layer_add_up_at_every_episode(
     course: Course, colours: dict[str, str]
 ) -> None:
     stack, means = belief_figures(course, colours)
-    rows = [row for row in rows_of(stack) if row["layer"] == "0"]
+    rows = [row for row in rows_by_layer(stack)[0] if row["layer"] == "0"]
     assert len(rows) == 5
     for parts in zip(*(row["probability"] for row in rows), strict=True):
         assert sum(parts) == pytest.approx(1, abs=1e-3)
-    assert all(2 <= mean <= 6 for row in rows_of(means) for mean in row["mean"])
+    assert all(2 <= mean <= 6 for row in rows_by_layer(means)[0] for mean in row["mean"])
 
 
 def test_each_measured_episode_has_its_reward(course: Course, colours: dict[str, str]) -> None:
@@ -52,8 +45,6 @@ def test_each_measured_episode_has_its_reward(course: Course, colours: dict[str,
 
 
 def test_a_policy_that_never_learned_has_no_charts(course: Course, colours: dict[str, str]) -> None:
-    from dataclasses import replace
-
     silent = replace(course, beliefs=(), rewards=())
     assert belief_figures(silent, colours) == []
     assert reward_figure(silent, colours) is None

@@ -1,21 +1,14 @@
 """The charts of retraining: the stages stand one behind the other."""
 
+from tests.report.charts.drawn import rows_by_layer
+
 from octavo.report.charts.training import training_figures
 from octavo.report.record import RunRecord
 
 
 def test_steps_go_on_from_stage_to_stage(searched: RunRecord, colours: dict[str, str]) -> None:
     loss, metric = training_figures(searched, colours)
-    sets = (
-        list(loss.chart.to_dict()["datasets"].values())
-        if "datasets" in loss.chart.to_dict()
-        else []
-    )
-    rows = [
-        row
-        for layer in loss.chart.to_dict()["layer"]
-        for row in layer.get("data", {}).get("values", [])
-    ] or [row for rows in sets for row in rows]
+    rows = [row for layer in rows_by_layer(loss) for row in layer]
     steps = [row["step"] for row in rows if row.get("network") == "quantized"]
     assert steps == list(range(1, 13))  # 6 + 4 + 2
     assert [row["step"] for row in rows if row.get("network") == "control"] == steps

@@ -10,7 +10,12 @@ temperatures and by the squared error of logits, once as the candidates leave th
 also solved sequentially, as ``calibrate`` does, and run on 3,072 more training images: its
 divergence, and how often its class is that of full precision. A measure is good if its ranks are
 those of the solved networks (Spearman's correlation). Rows are written as they come, and skipped if
-they are there. Writes benchmarks/results/objective.json.
+they are there.
+
+Two more measures show what trials add to that. The *sum of single layers* is the additive model:
+the losses of trials in which one layer alone is quantized. *Four quantizations* is the mean of four
+trials, whose candidates are each calibrated on a quarter of the images: their errors differ by
+chance. Writes benchmarks/results/objective.json.
 """
 
 import json
@@ -44,6 +49,7 @@ BATCH = 32
 FORWARD = 64  # images of a forward pass that only measures
 BYTES = 70_000
 PLANS = 24
+OPTIONS = (2, 3, 4, 5)
 TEMPERATURES = (1, 2, 4, 8, 16, 32)
 Row = dict[str, Any]
 
@@ -97,6 +103,42 @@ def plans(space: Space, trials: Environment) -> list[Choice]:
     return list(dict.fromkeys(map(tuple, chosen)))[:PLANS]
 
 
+def errors_apart(
+    model: nn.Module, space: Space, images: tuple[Tensor, Tensor], choices: list[Choice]
+) -> list[dict[str, float]]:
+    """Return for each choice the measures in which errors of layers cannot cancel by chance.
+
+    Args:
+        model: the network in full precision.
+        space: the layers and their actions.
+        images: those that calibrate, and those that score.
+        choices: the choices that are measured.
+
+    """
+
+    def trials(calibrating: Tensor) -> Environment:
+        return Environment(
+            model, space.names, calibrating.split(BATCH), space.actions,
+            scoring=scoring.split(BATCH),
+        )  # fmt: skip
+
+    calibrating, scoring = images
+    several = [trials(calibrating[first::4]).objectives(choices) for first in range(4)]
+    layers = range(len(space.names))
+    pairs = sorted({pair for choice in choices for pair in enumerate(choice)})
+    alone = [tuple(action if at == layer else None for at in layers) for layer, action in pairs]
+    objective = dict(zip(pairs, trials(calibrating).objectives(alone), strict=True))
+    measured: list[dict[str, float]] = []
+    for choice, objectives in zip(choices, zip(*several, strict=True), strict=True):
+        measured.append({
+            f"sum of single layers, {len(scoring)}": -sum(
+                objective[pair] for pair in enumerate(choice)
+            ),
+            f"four quantizations, {len(scoring)}": -sum(objectives) / len(objectives),
+        })  # fmt: skip
+    return measured
+
+
 def correlations(rows: list[Row]) -> dict[str, dict[str, float]]:
     """Return how well each measure ranks the plans by what the solved networks lose."""
     divergences = [row["divergence"] for row in rows]
@@ -119,7 +161,7 @@ def main() -> None:
     parts = (CALIBRATING, SCORING[-1], OTHERS)
     calibrating, scoring, others = torch.cat(list(task.calibration())).split(parts)
     inputs = calibrating.split(BATCH)
-    surveyed = survey(model, inputs[0], (2, 3, 4, 5), {})
+    surveyed = survey(model, inputs[0], OPTIONS, {})
     trials = Environment(
         model, surveyed.names, inputs, surveyed.actions, scoring=scoring[: SCORING[0]].split(BATCH)
     )
@@ -145,9 +187,16 @@ def main() -> None:
         }
         result["rows"].append(row)
         print(row, flush=True)
-        if len(result["rows"]) > 1:
-            result["correlations"] = correlations(result["rows"])
         write_json(RESULT, result)
+    choices = [tuple(map(OPTIONS.index, row["bits"])) for row in result["rows"]]
+    for count in SCORING:
+        images = (calibrating, scoring[:count])
+        for row, more in zip(
+            result["rows"], errors_apart(model, space, images, choices), strict=True
+        ):
+            row["scores"] |= more
+    result["correlations"] = correlations(result["rows"])
+    write_json(RESULT, result)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,20 @@ from octavo.runs.run_folder import Json
 
 __all__ = ["front_figure"]
 
-LINES = (14, 27)  # pixels below a dot where its name stands, in turn for neighbours
 
-
-def front_figure(records: Sequence[RunRecord], colours: Colours) -> Figure:
-    """Return the accuracy-size front of several runs."""
+def front_figure(
+    records: Sequence[RunRecord], colours: Colours, metric: str = "metric (higher is better)"
+) -> Figure:
+    """Return the accuracy-size front of several runs; ``metric`` is the title of its axis."""
     rows = [_row(record) for record in records]
     base = alt.Chart(data(rows)).encode(
         x=alt.X(
             "bytes:Q",
             title="bytes of the file (log scale)",
-            scale=alt.Scale(type="log", nice=False, padding=40),
+            scale=alt.Scale(type="log", nice=False, padding=48),
             axis=alt.Axis(format="~s", tickCount=6),
         ),
-        y=alt.Y(
-            "metric:Q", title="metric (higher is better)", scale=alt.Scale(zero=False, padding=18)
-        ),
+        y=alt.Y("metric:Q", title=metric, scale=alt.Scale(zero=False, padding=18)),
         tooltip=[
             alt.Tooltip("run:N"),
             alt.Tooltip("method:N"),
@@ -40,27 +38,26 @@ def front_figure(records: Sequence[RunRecord], colours: Colours) -> Figure:
         .encode(x="bytes:Q", y="metric:Q", order="bytes:Q")
     )
     dots = base.mark_point(filled=True, size=90, opacity=1, color=colours["first"])
-    names = [_names(rows, dy) for dy in LINES]
     return Figure(
         "front",
         "Metric against the size of the file",
         "Each dot is a run. The line joins the runs that no other beats in both metric and size. "
         "Dashed: the network in full precision, before.",
-        alt.layer(line, *_before(records, colours), dots, *names),
+        alt.layer(line, *_before(records, colours), dots, *_names(rows)),
         360,
     )
 
 
-def _names(rows: Sequence[Json], dy: int) -> alt.Chart:
-    """Return the names of every second run: neighbours have theirs on different lines."""
-    sorted_ = sorted(rows, key=lambda row: (row["bytes"], row["metric"]))
-    own = sorted_[::2] if dy == LINES[0] else sorted_[1::2]
-    names: alt.Chart = (
-        alt.Chart(data(own))
-        .mark_text(align="left", dx=6, dy=dy)
-        .encode(x="bytes:Q", y="metric:Q", text="label:N")
-    )
-    return names
+def _names(rows: Sequence[Json]) -> list[alt.Chart]:
+    """Return the names of the runs: above the line where they are on it, else below their dots.
+
+    The smallest has nothing but the axis on its left, so its name is below too.
+    """
+    on_line = _front(rows)[1:]
+    others = [row for row in rows if row not in on_line]
+    above = alt.Chart(data(on_line)).mark_text(align="right", dx=5, dy=-11)
+    below = alt.Chart(data(others)).mark_text(align="left", dx=6, dy=13)
+    return [each.encode(x="bytes:Q", y="metric:Q", text="label:N") for each in (above, below)]
 
 
 def _row(record: RunRecord) -> Json:

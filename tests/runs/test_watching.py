@@ -1,4 +1,4 @@
-"""What a run keeps of its events: the loss of each step, and the time of each phase."""
+"""A run keeps the loss of each step and the time of each phase."""
 
 from octavo.progress import Event, silent
 from octavo.runs.training import StepFigures

@@ -1,4 +1,4 @@
-"""What a chart draws: the rows of each of its layers."""
+"""The rows that a chart draws."""
 
 from typing import Any
 

@@ -1,7 +1,8 @@
-"""What charts have in common: better is up, and colours are only those that are given."""
+"""In all charts better is up, and the colours are only those that are given."""
 
 import json
 import re
+from typing import Any
 
 import altair as alt
 
@@ -15,13 +16,18 @@ def figure() -> Figure:
     return Figure("a", "The title", "The caption.", chart, 100)
 
 
+def axis_of(divergence: bool) -> dict[str, Any]:
+    axis: Any = upwards("loss", divergence=divergence).to_dict()
+    return dict(axis)
+
+
 def test_better_is_up_and_the_axis_says_what_better_is() -> None:
-    falling = upwards("divergence", divergence=True).to_dict()
+    falling = axis_of(True)
     assert falling["scale"]["reverse"] is True
-    assert falling["title"] == "divergence (nearer 0 is better)"
-    rising = upwards("metric", divergence=False).to_dict()
+    assert falling["title"] == "loss (nearer 0 is better)"
+    rising = axis_of(False)
     assert "reverse" not in rising["scale"]
-    assert rising["title"] == "metric (higher is better)"
+    assert rising["title"] == "loss (higher is better)"
 
 
 def test_a_page_has_the_colours_of_its_style_sheet_and_a_file_has_its_own() -> None:

@@ -203,18 +203,7 @@ def _label(width: Any) -> str:
 
 def _means(course: Course, colours: Colours) -> Figure:
     """Return the mean bits of all layers as a map."""
-    rows = []
-    every = -(-len(course.beliefs) // COLUMNS)  # rounded up
-    beliefs = course.beliefs[::every]
-    moments = [moment["episode"] for moment in beliefs]
-    for at, name in enumerate(course.layers):
-        bits = [_bits(action) for action in course.actions[at]]
-        means = [
-            round(sum(p * b for p, b in zip(_known(moment, at), bits, strict=False)), 3)
-            for moment in beliefs
-        ]
-        ends = [*moments[1:], course.beliefs[-1]["episode"]]
-        rows.append({"layer": name, "from": moments, "to": ends, "mean": means})
+    rows = _mean_bits(course)
     chart = (
         alt.Chart(data(rows))
         .transform_flatten(["from", "to", "mean"])
@@ -244,6 +233,23 @@ def _means(course: Course, colours: Colours) -> Figure:
         chart,
         max(17 * len(rows), 80),
     )
+
+
+def _mean_bits(course: Course) -> list[Json]:
+    """Return a row for each layer: the mean of its bits from one moment to the next."""
+    every = -(-len(course.beliefs) // COLUMNS)  # rounded up
+    beliefs = course.beliefs[::every]
+    moments = [moment["episode"] for moment in beliefs]
+    ends = [*moments[1:], course.beliefs[-1]["episode"]]
+    rows = []
+    for at, name in enumerate(course.layers):
+        bits = [_bits(action) for action in course.actions[at]]
+        means = [
+            round(sum(p * b for p, b in zip(_known(moment, at), bits, strict=False)), 3)
+            for moment in beliefs
+        ]
+        rows.append({"layer": name, "from": moments, "to": ends, "mean": means})
+    return rows
 
 
 def _known(moment: Json, layer: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""What all charts have in common: their type, their configuration and their axes."""
+"""The type of a figure, and the configuration and the axes that all charts share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,8 +55,37 @@ def upwards(title: str, *, divergence: bool) -> alt.Y:
 
 
 def configured(figure: Figure, colours: Colours, width: int | str = "container") -> Json:
-    """Return the Vega-Lite specification of a figure in these colours."""
-    axis = {
+    """Return the Vega-Lite specification of a figure in these colours.
+
+    Args:
+        figure: the figure.
+        colours: the colours, by the names that ``octavo.report.colours`` has for them.
+        width: pixels of the figure in a file; ``"container"`` fills the width of a page.
+
+    """
+    in_page = width == "container"
+    chart = figure.chart.properties(
+        width=width,
+        height=figure.height,
+        background="transparent" if in_page else colours["paper"],
+        autosize=alt.AutoSizeParams(type="fit-x" if in_page else "pad", contains="padding"),
+        padding={"left": 2, "right": 8, "top": 4, "bottom": 2},
+    )
+    spec: Json = chart.to_dict()
+    spec["description"] = f"{figure.title}. {figure.caption}"  # what a screen reader says
+    spec["config"] = {
+        "font": FONT,
+        "view": {"stroke": None},
+        "axis": _axes(colours),
+        "legend": _legends(colours, {"signal": "width < 420 ? 2 : 4"} if in_page else 4),
+        "text": {"fill": colours["ink"], "fontSize": 11},
+    }
+    return spec
+
+
+def _axes(colours: Colours) -> Json:
+    """Return the configuration of all axes."""
+    return {
         "domainColor": colours["line"],
         "gridColor": colours["line"],
         "gridOpacity": 0.6,
@@ -67,32 +96,17 @@ def configured(figure: Figure, colours: Colours, width: int | str = "container")
         "labelFontSize": 11,
         "titleFontSize": 12,
     }
-    legend = {
+
+
+def _legends(colours: Colours, columns: Any) -> Json:
+    """Return the configuration of all legends, with the number of their columns."""
+    return {
         "orient": "top",
         "labelColor": colours["ink"],
         "titleColor": colours["ink"],
         "titleFontWeight": "normal",
         "labelFontSize": 12,
         "labelLimit": 260,
-        "columns": {"signal": "width < 420 ? 2 : 4"} if width == "container" else 4,
+        "columns": columns,
         "symbolStrokeWidth": 2,
     }
-    chart = figure.chart.properties(
-        width=width,
-        height=figure.height,
-        background="transparent" if width == "container" else colours["paper"],
-        autosize=alt.AutoSizeParams(
-            type="fit-x" if width == "container" else "pad", contains="padding"
-        ),
-        padding={"left": 2, "right": 8, "top": 4, "bottom": 2},
-    )
-    spec: Json = chart.to_dict()
-    spec["description"] = f"{figure.title}. {figure.caption}"  # what a screen reader says
-    spec["config"] = {
-        "font": FONT,
-        "view": {"stroke": None},
-        "axis": axis,
-        "legend": legend,
-        "text": {"fill": colours["ink"], "fontSize": 11},
-    }
-    return spec

@@ -27,3 +27,11 @@ def test_the_line_joins_the_runs_that_no_other_beats(
     assert {row["run"] for row in dots} == {record.name for record in records}
     assert {row["run"] for rows in names for row in rows} == {record.name for record in records}
     assert len(before) == 1  # they all began with one network
+
+
+def test_no_layer_is_empty_where_one_run_beats_all(
+    searched: RunRecord, colours: dict[str, str]
+) -> None:
+    """Vega would complain of it in the browser's console."""
+    records = [run(searched, "best", 100, 90.0), run(searched, "worse", 200, 80.0)]
+    assert all(rows_by_layer(front_figure(records, colours)))

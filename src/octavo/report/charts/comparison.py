@@ -55,9 +55,14 @@ def _names(rows: Sequence[Json]) -> list[alt.Chart]:
     """
     on_line = _front(rows)[1:]
     others = [row for row in rows if row not in on_line]
-    above = alt.Chart(data(on_line)).mark_text(align="right", dx=5, dy=-11)
-    below = alt.Chart(data(others)).mark_text(align="left", dx=6, dy=13)
-    return [each.encode(x="bytes:Q", y="metric:Q", text="label:N") for each in (above, below)]
+    places = [(on_line, "right", 5, -11), (others, "left", 6, 13)]
+    return [
+        alt.Chart(data(own))
+        .mark_text(align=align, dx=dx, dy=dy)
+        .encode(x="bytes:Q", y="metric:Q", text="label:N")
+        for own, align, dx, dy in places
+        if own  # Vega warns of a layer without rows
+    ]
 
 
 def _row(record: RunRecord) -> Json:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.report.charts.drawn import rows_by_layer
 
-from octavo.report.charts.search import belief_figures, reward_figure, trials_figure
+from octavo.report.charts.trials import belief_figures, reward_figure, trials_figure
 from octavo.report.course import Course
 from octavo.report.record import RunRecord
 

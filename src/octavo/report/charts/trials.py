@@ -84,30 +84,24 @@ def _front(rows: Sequence[Json], course: Course, colour: str, dash: list[int]) -
 
 def _marks(course: Course, colours: Colours) -> list[Chart]:
     """Return the marks of the uniform, the exact and the chosen plan, the last as a ring."""
-    own = [colours["second"], colours["fourth"], colours["third"]]
-    marks = []
-    for filled, rows in (
-        (True, [row for row in course.marked if row["mark"] != MARKS[-1]]),
-        (False, [row for row in course.marked if row["mark"] == MARKS[-1]]),
-    ):
-        marks.append(
-            alt.Chart(data(_slim(rows, "mark")))
-            .mark_point(filled=filled, size=120 if filled else 330, opacity=1, strokeWidth=2.5)
-            .encode(
-                x=_x(),
-                y=_y(course),
-                shape=alt.Shape(
-                    "mark:N", title=None, scale=alt.Scale(domain=list(MARKS), range=list(SHAPES))
-                ),
-                color=alt.Color(
-                    "mark:N",
-                    title=None,
-                    scale=alt.Scale(domain=list(MARKS), range=own),
-                ),
-                tooltip=_tooltip(course, alt.Tooltip("mark:N", title="the")),
-            )
+    range_ = [colours["second"], colours["fourth"], colours["third"]]
+    colour = alt.Scale(domain=list(MARKS), range=range_)
+    shape = alt.Scale(domain=list(MARKS), range=list(SHAPES))
+    chosen = [row for row in course.marked if row["mark"] == MARKS[-1]]
+    others = [row for row in course.marked if row["mark"] != MARKS[-1]]
+    return [
+        alt.Chart(data(_slim(rows, "mark")))
+        .mark_point(filled=filled, size=size, opacity=1, strokeWidth=2.5)
+        .encode(
+            x=_x(),
+            y=_y(course),
+            shape=alt.Shape("mark:N", title=None, scale=shape),
+            color=alt.Color("mark:N", title=None, scale=colour),
+            tooltip=_tooltip(course, alt.Tooltip("mark:N")),
         )
-    return marks
+        for rows, filled, size in ((others, True, 120), (chosen, False, 330))
+        if rows  # Vega warns of a layer without rows
+    ]
 
 
 def reward_figure(course: Course, colours: Colours) -> Figure | None:

@@ -56,8 +56,8 @@ def require_charts(user: str) -> None:
 def figures_of(record: RunRecord, colours: "Colours") -> dict[str, list["Figure"]]:
     """Return the figures of a run's report, by the name of their section."""
     from octavo.report.charts.layers import layer_figures, weights_figure
-    from octavo.report.charts.trials import belief_figures, reward_figure, trials_figure
     from octavo.report.charts.training import training_figures
+    from octavo.report.charts.trials import belief_figures, reward_figure, trials_figure
 
     figures = {
         "layers": layer_figures(record, colours),

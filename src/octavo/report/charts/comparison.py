@@ -55,12 +55,11 @@ def _names(rows: Sequence[Json]) -> list[alt.Chart]:
     """
     on_line = _front(rows)[1:]
     others = [row for row in rows if row not in on_line]
-    places = [(on_line, "right", 5, -11), (others, "left", 6, 13)]
+    above = alt.MarkDef("text", align="right", dx=5, dy=-11)
+    below = alt.MarkDef("text", align="left", dx=6, dy=13)
     return [
-        alt.Chart(data(own))
-        .mark_text(align=align, dx=dx, dy=dy)
-        .encode(x="bytes:Q", y="metric:Q", text="label:N")
-        for own, align, dx, dy in places
+        alt.Chart(data(own), mark=mark).encode(x="bytes:Q", y="metric:Q", text="label:N")
+        for own, mark in ((on_line, above), (others, below))
         if own  # Vega warns of a layer without rows
     ]
 

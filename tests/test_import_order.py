@@ -32,7 +32,8 @@ FLOORS = (
 )
 LEVEL = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes"}
-OPTIONAL = ONNX | {"sklearn", "torchvision", "timm", "PIL", "datasets", "optuna", "cmaes"}
+CHARTS = {"altair", "vl_convert"}
+OPTIONAL = ONNX | CHARTS | {"sklearn", "torchvision", "timm", "PIL", "datasets", "optuna", "cmaes"}
 
 
 def room(module: str) -> str:
@@ -132,7 +133,7 @@ def test_the_numbers_floor_knows_no_modules() -> None:
 def test_optional_packages_are_imported_where_they_are_used() -> None:
     for path in PACKAGE.rglob("*.py"):
         top = imported_at_once(ast.parse(path.read_text(encoding="utf-8")))
-        allowed = ONNX if path.parent.name == "deploy" else set()
+        allowed = {"deploy": ONNX, "charts": CHARTS}.get(path.parent.name, set())
         assert not top & (OPTIONAL - allowed), path.name
 
 

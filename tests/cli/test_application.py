@@ -18,7 +18,18 @@ from octavo.deploy.forms import FORMS
 from octavo.dnq.settings import METHODS
 from octavo.errors import FormatError
 
-COMMANDS = ("demo", "run", "inspect", "search", "quantize", "export", "evaluate", "verify")
+COMMANDS = (
+    "demo",
+    "run",
+    "inspect",
+    "search",
+    "quantize",
+    "export",
+    "evaluate",
+    "report",
+    "compare",
+    "verify",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

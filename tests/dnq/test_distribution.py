@@ -195,3 +195,12 @@ def test_the_log_probability_has_the_gradient_of_the_enumeration() -> None:
             moved.append(math.log(probabilities_of(ledger, COSTS, changed, int(rooms[0]))[choice]))
         slope = (moved[0] - moved[1]) / (2 * step)
         assert float(own.grad[0, layer, action]) == pytest.approx(slope, abs=1e-7)
+
+
+def test_marginals_are_those_of_the_enumeration() -> None:
+    ledger, logits, rooms, within = distribution_of(COSTS, [13.0, 9.0], 0)
+    for at, room in enumerate(rooms.tolist()):
+        expected = np.zeros(COSTS.shape)
+        for choice, probability in probabilities_of(ledger, COSTS, logits[at], room).items():
+            expected[range(len(choice)), choice] += probability
+        assert within.marginals()[at].numpy() == pytest.approx(expected, abs=1e-9)

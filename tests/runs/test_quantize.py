@@ -36,7 +36,8 @@ def test_ptq_neither_trains_nor_has_a_control(folder: Path) -> None:
     }
     result = run(recipe(method="ptq", ptq=settings, fit="max", per="tensor"), folder, watcher)
     assert set(files(folder.parent)) == {
-        f"one/{name}" for name in ("recipe.json", "packed.safetensors", "result.json")
+        f"one/{name}"
+        for name in ("details.json", "recipe.json", "packed.safetensors", "result.json")
     }
     assert (Tiny.losses, watcher.steps, result["labels_used"]) == (0, [], False)
     assert not {"control_score", "stages"} & set(result)

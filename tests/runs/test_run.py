@@ -38,7 +38,13 @@ def test_the_result_says_what_was_reached_and_what_it_cost(folder: Path) -> None
     assert set(files(folder.parent)) == {
         *(
             f"one/{name}"
-            for name in ("recipe.json", "quantized.pt", "packed.safetensors", "result.json")
+            for name in (
+                "details.json",
+                "recipe.json",
+                "quantized.pt",
+                "packed.safetensors",
+                "result.json",
+            )
         ),
         *(
             f"{next(folder.parent.glob('control-*')).name}/{name}"

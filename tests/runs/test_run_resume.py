@@ -13,6 +13,7 @@ import torch
 from tests.runs.tiny import Cut, Tiny, Watcher, files, packed_bytes, recipe, timeless
 
 from octavo.errors import FormatError, RecipeError, TrainingError
+from octavo.runs.details import without_curves
 from octavo.runs.run import run
 from octavo.runs.run_folder import digest_of
 
@@ -170,7 +171,7 @@ def test_a_stage_that_diverged_goes_on_with_a_lower_learning_rate(folder: Path) 
     Tiny.spoil_at, watcher = None, Watcher()
     result = run(recipe(retraining={"learning_rate": 0.01, "labels": 0.5}), folder, watcher)
     assert watcher.stages[0] == "quantized, stage 2/3"
-    assert result["stages"][0] == kept[0]
+    assert result["stages"][:1] == without_curves(kept)
     assert [stage["learning_rate"] for stage in result["stages"]] == [0.05, 0.01, 0.01]
     assert result["recipe"]["retraining"]["learning_rate"] == 0.01
 

@@ -48,11 +48,13 @@ def test_a_run_searches_for_its_bits(
     watcher, task = Watcher(), Tiny()
     result = run(searching(method, seed=3), folder, watcher)
     names = (
+        "details.json",
         "packed.safetensors",
         "plan.yaml",
         "quantized.pt",
         "recipe.json",
         "result.json",
+        "search.json",
         "search.jsonl",
     )
     assert set(files(folder.parent)) == {f"one/{name}" for name in names}

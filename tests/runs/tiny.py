@@ -140,6 +140,7 @@ class Watcher:
         self.layers: list[LayerResult] = []
         self.searches: list[int] = []
         self.trials: list[Trial] = []
+        self.beliefs: list[Any] = []
 
     def __call__(self, event: Event) -> None:
         if event.phase == "note":
@@ -152,6 +153,8 @@ class Watcher:
             self.trials.append(event.detail)
         elif event.phase == "search":
             self.searches.append(event.total)
+        elif event.phase == "policy":
+            self.beliefs.append(event.detail)
         else:
             assert (event.phase, event.done) == ("retrain", 0)
             self.stages.append(event.message)

@@ -14,6 +14,7 @@ from octavo._deprecated import DEPRECATED
 from octavo.cli.files import evaluate, export, verify
 from octavo.cli.models import inspect, search
 from octavo.cli.options import err
+from octavo.cli.reports import compare, report
 from octavo.cli.runs import demo, quantize, run
 from octavo.errors import OctavoError
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, run, inspect, search, quantize, export, evaluate, verify):
+for command in (demo, run, inspect, search, quantize, export, evaluate, report, compare, verify):
     app.command()(command)
 
 

@@ -17,6 +17,7 @@ from octavo.cli.options import (
     print_written,
     task_options,
 )
+from octavo.cli.reports import write_report
 from octavo.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def _run(path: Path, recipe: "Recipe", folder: Path, as_json: bool) -> None:
     with Display(err if as_json else out) as display:
         result = run_recipe(recipe, folder, display)
     published = publish(recipe, path, folder)
+    page = write_report(folder)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
@@ -142,5 +144,5 @@ def _run(path: Path, recipe: "Recipe", folder: Path, as_json: bool) -> None:
         out.print(layers_table(result["layers"]))
     out.print(result_table(result))
     files = f"the network: {folder / 'packed.safetensors'}   the figures: {folder / 'result.json'}"
-    lines = [files, *(f"published: {copy}" for copy in published)]
+    lines = [files, f"the report: {page}", *(f"published: {copy}" for copy in published)]
     out.print("\n".join(lines), soft_wrap=True, markup=False)

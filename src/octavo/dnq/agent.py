@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from octavo.dnq.belief import Belief
 from octavo.dnq.distribution import WithinBudget
 from octavo.dnq.evaluator import Evaluator, is_ranged
 from octavo.dnq.front import Estimate
@@ -21,6 +22,7 @@ from octavo.dnq.reinforce import Learner, Reinforce
 from octavo.dnq.reward import learning_reward
 from octavo.dnq.space import Choice
 from octavo.dnq.world_model import WorldModel, world_model_of
+from octavo.progress import Event
 
 __all__ = ["dnq"]
 
@@ -149,6 +151,26 @@ class _Agent:
         self._world_model.learn(measured, [known[choice] for choice in measured])
         if min(objectives) > -math.inf:
             self._learn(limits, sampled, objectives)
+            self._report(choices, objectives)
+
+    def _report(self, choices: Sequence[Choice], objectives: Sequence[float]) -> None:
+        """Report what the policy believes now; nothing is drawn or changed for it."""
+        evaluator = self._evaluator
+        space = evaluator.space
+        limit = space.limit
+        if self._ranged:  # the middle of the feasible range stands for all budgets
+            limit = (space.cost(space.cheapest) + space.cost(space.dearest)) / 2
+        with torch.no_grad():
+            within: WithinBudget = self._policy(torch.tensor([limit], dtype=torch.float64))
+        pairs = zip(choices, objectives, strict=True)
+        belief = Belief(
+            measured=self._total - evaluator.left,
+            limit=limit,
+            probabilities=within.marginals()[0].numpy(),
+            entropy=float(within.entropy()[0]),
+            rewards=tuple(evaluator.reward(*pair) for pair in pairs),
+        )
+        evaluator.progress(Event("policy", belief.measured, self._total, detail=belief))
 
     def _sampled(self, limits: Tensor, count: int) -> Tensor:
         """Return choices that the policy samples, (budgets, count, layers)."""

@@ -153,15 +153,26 @@ class WithinBudget:
 
     def entropy(self) -> Tensor:
         """Return the entropy under each budget in nats, without a gradient, (budgets,)."""
+        total, marginal = self._total_and_marginals()
+        logits = self._logits.detach()
+        own = (marginal * logits.clamp(min=-1e6)).sum((1, 2))
+        unspent = self._rooms - (marginal * self._ledger.units).sum((1, 2))
+        return total - own + unspent / self._ledger.step
+
+    def marginals(self) -> Tensor:
+        """Return the probability of each layer's actions, without a gradient, (budgets, layers,
+        actions).
+        """
+        return self._total_and_marginals()[1]
+
+    def _total_and_marginals(self) -> tuple[Tensor, Tensor]:
+        """Return ``log Z`` and the probability of each action, which is its gradient."""
         logits = self._logits.detach().requires_grad_()
         with torch.enable_grad():
             total = WithinBudget(self._ledger, logits, self._rooms)._total()
             (gradient,) = torch.autograd.grad(total.sum(), logits)
         # The logits were normalized again, so the gradient lacks their own probabilities.
-        marginal = gradient + logits.detach().exp()  # (budgets, layers, actions)
-        own = (marginal * logits.detach().clamp(min=-1e6)).sum((1, 2))
-        unspent = self._rooms - (marginal * self._ledger.units).sum((1, 2))
-        return total.detach() - own + unspent / self._ledger.step
+        return total.detach(), gradient + logits.detach().exp()
 
     def _total(self) -> Tensor:
         """Return ``log Z`` under each budget, (budgets,)."""

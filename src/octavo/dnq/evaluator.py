@@ -75,6 +75,7 @@ class Evaluator:
     Attributes:
         reserve: the number of evaluations that are withheld for now: see
             ``octavo.dnq.refinement``.
+        progress: the callback that a method may report its own events to.
 
     Args:
         space: the layers and their actions.
@@ -107,7 +108,7 @@ class Evaluator:
         self._measure = partial(_measured, environment, journal)
         self._evaluations = evaluations
         self.trade_off = trade_off
-        self._progress = progress
+        self.progress = progress
         self._seen: dict[Partial, float] = {}  # objectives of all choices that were counted
         self._whole: set[Choice] = set()  # choices that are trials
         self._sensitivity: Sensitivity | None = None  # measured once
@@ -232,7 +233,7 @@ class Evaluator:
             self.reward(choice, objective),
         )
         self.trials.append(trial)
-        self._progress(Event("search", len(self._seen), self._evaluations, detail=trial))
+        self.progress(Event("search", len(self._seen), self._evaluations, detail=trial))
 
 
 def is_ranged(evaluator: Evaluator) -> bool:

@@ -98,7 +98,8 @@ def search(
         pins: layers whose width is given.
         absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
         progress: called with an ``Event`` of the phase ``"search"`` for each trial; its detail is
-            the ``Trial``.
+            the ``Trial``. The method ``dnq`` also reports events of the phase ``"policy"``, whose
+            detail is a ``Belief``.
         activations: the bits that the inputs of layers may get, such as ``(4, 8)``: they are
             searched for together with those of the weights, under a budget of ``bit_ops``. The
             result's plan has them as ``activations``, for ``quantize_activations``; inputs that

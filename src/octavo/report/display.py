@@ -66,6 +66,8 @@ class Display:
             self._show_step(event, event.detail)
         elif isinstance(event.detail, Trial):
             self._show_trial(event, event.detail)
+        elif event.phase == "policy":
+            return  # for the report; trials say enough here
         elif event.phase == "search" and not event.message:
             self._begin("PTQ of every layer at every width, and each layer alone")
             self._rewards = []

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from octavo.deploy.exporting import Exported
 from octavo.inspection import Inspection
+from octavo.report.record import RunRecord
 from octavo.storage.packed import Packed
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "layers_table",
     "packed_rows",
     "result_table",
+    "runs_table",
     "skipped_table",
     "titled_table",
 ]
@@ -67,6 +69,27 @@ def bits_range(bits: Iterable[int]) -> str:
     """Return ``4``, or ``4 to 8`` where they differ."""
     low, *others = sorted(set(bits))
     return f"{low} to {others[-1]}" if others else str(low)
+
+
+def runs_table(records: Iterable[RunRecord]) -> Table:
+    """Return the figures of several runs, a row each."""
+    table = titled_table("runs", CONTROL)
+    table.add_column("run", overflow="fold")
+    table.add_column("how")
+    for column in ("before", "control", "after", "bytes", "times smaller"):
+        table.add_column(column, justify="right")
+    for record in records:
+        result = record.result
+        table.add_row(
+            escape(record.name),
+            escape(record.method),
+            f"{result['float_score']:.2f}",
+            "not run" if record.control is None else f"{record.control:.2f}",
+            f"{result['score']:.2f}",
+            f"{result['file_bytes']:,}",
+            f"{result['ratio']:.1f}",
+        )
+    return table
 
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:

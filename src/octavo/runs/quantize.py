@@ -8,6 +8,7 @@ from torch import nn
 from octavo._seeds import seed_of, seeded
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
+from octavo.dnq.belief import Belief
 from octavo.dnq.prices import check_budget
 from octavo.dnq.searching import search
 from octavo.dnq.survey import survey
@@ -19,13 +20,16 @@ from octavo.progress import Event
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.freezer import LayerResult
+from octavo.runs.details import write_compact
 from octavo.runs.orders import load_orders
 from octavo.runs.run_folder import Json
+from octavo.runs.search_details import search_details
 from octavo.runs.search_figures import search_figures
 from octavo.runs.sections import Activations, Search
 from octavo.runs.stages import Job, teacher_of
 from octavo.runs.steps import freeze
 from octavo.runs.training import retrain, step_count
+from octavo.runs.watching import keeping_beliefs
 from octavo.storage.packed import Packed
 
 __all__ = [
@@ -87,7 +91,8 @@ def check_search(job: Job, model: nn.Module) -> None:
 
 
 def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]:
-    """Search for the width of each layer, and save the plan as ``plan.yaml``.
+    """Search for the width of each layer; save the plan as ``plan.yaml``, and the course of the
+    search as ``search.json``.
 
     Where the search is for the bits of inputs too, the inputs of ``model`` are quantized.
 
@@ -96,6 +101,7 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
 
     """
     job.progress(Event("search", total=settings.trials))
+    beliefs: list[Belief] = []
     result = search(
         model,
         job.task.calibration(),
@@ -110,10 +116,11 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
         absorb=job.recipe.ptq.absorb,
         seed=job.recipe.seed,
         journal=job.folder / "search.jsonl",
-        progress=job.progress,
+        progress=keeping_beliefs(job.progress, beliefs),
         retrain_steps=_retraining(job, settings.retrain_steps),
     )
     result.plan.save(job.folder / "plan.yaml")
+    write_compact(job.folder / "search.json", search_details(result, beliefs))
     widths = ", ".join(f"{name} {width}" for name, width in result.plan.items())
     job.note(
         f"search: {result.objective:.5g}, "

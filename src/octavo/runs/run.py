@@ -1,7 +1,6 @@
 """One run of a recipe, from the float network to the metric of the reloaded one; resumable."""
 
 import platform
-import time
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from octavo.dnq.methods import method_of
 from octavo.errors import RecipeError
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.progress import Progress, silent
+from octavo.runs.details import DETAILS, network_details, without_curves, write_compact
 from octavo.runs.orders import load_orders
 from octavo.runs.quantize import (
     Quantization,
@@ -31,8 +31,9 @@ from octavo.runs.quantize import (
 from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json, check_folder, digest_of, finished, write_json
 from octavo.runs.stages import Job
-from octavo.runs.steps import control_score, prune, warm_up
+from octavo.runs.steps import control_score, control_stages, prune, warm_up
 from octavo.runs.task import Task, load_task, model_of
+from octavo.runs.watching import Stopwatch
 from octavo.storage.coding import grouped as coding
 from octavo.storage.packed import Packed
 
@@ -66,9 +67,9 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
         FormatError: a file of the folder is damaged, or belongs to half a run of other weights.
 
     """
-    started = time.monotonic()
     check_folder(folder, recipe)
-    job, model, float_model = _load(recipe, folder, progress)
+    watch = Stopwatch(progress)
+    job, model, float_model = _load(recipe, folder, watch)
     complete = finished(folder, recipe, job.digest)
     if complete is not None:
         job.note(f"{folder} is complete: nothing to do")
@@ -85,8 +86,9 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
     score = _reloaded_score(job)
     exports = _exports(job, packed)
     control = {"control_score": control_score(job)} if recipe.controlled else {}
-
-    seconds = quantization.seconds_before + time.monotonic() - started
+    watch.count()
+    seconds = quantization.seconds_before + sum(watch.seconds.values())
+    _write_details(job, float_model, quantization, packed, watch)
     result = {
         "recipe": recipe.model_dump(mode="json"),
         "environment": environment(),
@@ -95,7 +97,7 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
         "float_score": float_score,
         **activation_bits,
         **search_figures,
-        **quantization.figures,
+        **_plain(quantization.figures),
         "score": score,
         **exports,
         **control,
@@ -104,6 +106,32 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
     }
     write_json(folder / "result.json", result)
     return result
+
+
+def _plain(figures: Json) -> Json:
+    """Return the figures of quantization without what ``details.json`` has."""
+    if "stages" not in figures:
+        return figures
+    return figures | {"stages": without_curves(figures["stages"])}
+
+
+def _write_details(
+    job: Job,
+    float_model: nn.Module,
+    quantization: Quantization,
+    packed: Packed,
+    watch: Stopwatch,
+) -> None:
+    """Write what only the report shows."""
+    stages = {"quantized": quantization.figures.get("stages", [])}
+    if job.recipe.controlled:
+        stages["control"] = control_stages(job)
+    content = {
+        **network_details(float_model, packed, absorbed=job.recipe.ptq.absorb),
+        "stages": stages,
+        "seconds": {name: round(time, 2) for name, time in watch.seconds.items()},
+    }
+    write_compact(job.folder / DETAILS, content)
 
 
 def publish(recipe: Recipe, recipe_path: Path, folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from typing import Any, TypeAlias
 
 from octavo.dnq.evaluator import Trial
 from octavo.dnq.finalists import Finalist
+from octavo.dnq.front import Estimate
 from octavo.dnq.refinement import Refinement
 from octavo.dnq.search_result import SearchResult
 from octavo.formats.width import write_widths
@@ -53,8 +54,8 @@ def front_figures(result: SearchResult) -> list[Json]:
     ]
 
 
-def estimated_bytes(result: SearchResult, trial: Trial) -> int:
-    """Return the estimated bytes of the packed file of a trial's plan."""
+def estimated_bytes(result: SearchResult, trial: Trial | Estimate) -> int:
+    """Return the estimated bytes of the packed file of a plan that was measured or proposed."""
     sizes = result.sizes
     codes = sum(float(sizes.codes[pair]) for pair in enumerate(trial.choice))
     return round(sizes.rest + codes)

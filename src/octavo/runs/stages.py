@@ -3,6 +3,7 @@
 ``octavo.runs.steps`` has the steps themselves.
 """
 
+import math
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +17,13 @@ from torch import nn
 from octavo._io import write_atomically
 from octavo._seeds import seed_of
 from octavo.errors import FormatError, RecipeError, TrainingError, brief
+from octavo.network.forward import in_mode
 from octavo.progress import Event, Progress
 from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json
 from octavo.runs.task import Task, load_task, model_of
 from octavo.runs.training import Retraining, retrain
+from octavo.runs.watching import LossCurve
 
 __all__ = [
     "History",
@@ -110,6 +113,7 @@ class Step:
         stages: the plans of the stages.
         before_stage: called before each stage; INQ freezes a portion.
         after_update: called after each update of the weights; surgery changes its masks.
+        scored: measure the metric after each stage, for the report.
 
     """
 
@@ -120,6 +124,7 @@ class Step:
     stages: Sequence[StagePlan]
     before_stage: Callable[[], object] = _nothing
     after_update: Callable[[], object] = _nothing
+    scored: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,8 @@ class History:
     """The stages that a step has been through.
 
     Attributes:
-        stages: one entry for each stage, as ``result.json`` has it.
+        stages: one entry for each stage, as ``result.json`` has it, with the curve of its loss and,
+            where it was measured, the metric after it.
         seconds_before: the time of the stages that an earlier process did.
 
     """
@@ -182,9 +188,11 @@ def _run_stage(step: Step, index: int, job: Job, teacher: nn.Module | None) -> J
     """Do one stage and return its entry of the history."""
     plan = step.stages[index]
     label = f"{step.name}, stage {index + 1}/{len(step.stages)}"
+    curve = LossCurve()
 
     def after_update(event: Event) -> None:
         step.after_update()
+        curve.add(event)
         job.progress(replace(event, message=label))
 
     torch.manual_seed(plan.seed)
@@ -204,13 +212,22 @@ def _run_stage(step: Step, index: int, job: Job, teacher: nn.Module | None) -> J
     except TrainingError as error:
         kept = f"stage {index} is kept in {step.file}" if index else "no stage was done yet"
         raise TrainingError(f"{step.name}, stage {index + 1}, {error} ({kept})") from error
-    return {
+    entry = {
         "portion": plan.portion,
         "epochs": plan.epochs,
         "learning_rate": plan.retraining.learning_rate,
         "loss": round(loss, 5),
         "seconds": round(time.monotonic() - started, 1),
+        "curve": curve.points(),
     }
+    return entry | _metric(step, job) if step.scored else entry
+
+
+def _metric(step: Step, job: Job) -> Json:
+    """Return the metric of the network as it is now; nothing where it is no finite number."""
+    with in_mode(step.model, training=False):
+        score = float(job.task.score(step.model))
+    return {"score": score} if math.isfinite(score) else {}
 
 
 def resume(step: Step, digest: str) -> History:

@@ -17,7 +17,7 @@ from octavo.runs.run_folder import Json, read_json, write_json
 from octavo.runs.stages import History, Job, Step, stage_plans, train
 from octavo.runs.training import step_count
 
-__all__ = ["control_score", "freeze", "prune", "warm_up"]
+__all__ = ["control_score", "control_stages", "freeze", "prune", "warm_up"]
 
 # The numbers of the first stages, from which the seeds follow: each step draws its own numbers.
 WARM_UP = -1
@@ -73,6 +73,7 @@ def freeze(incremental: Incremental, job: Job) -> History:
         state=incremental,
         stages=stage_plans(job.recipe, job.recipe.schedule, first=INQ),
         before_stage=lambda: next(stages),
+        scored=True,
     )
     return train(step, job)
 
@@ -99,6 +100,13 @@ def control_score(job: Job) -> float:
         raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
     job.note(f"control, full precision trained equally long: {score:.2f}")
     return score
+
+
+def control_stages(job: Job) -> list[Json]:
+    """Return the stages of the control, which has been trained, with their loss curves."""
+    folder = _shared_folder("control", job.folder, _control_settings(job))
+    stages = read_json(folder / "result.json").get("stages")
+    return list(stages) if isinstance(stages, list) else []
 
 
 def _train_control(model: nn.Module, folder: Path, job: Job) -> list[Json]:

@@ -1,0 +1,92 @@
+"""Progress callbacks that keep what they see, for the report of a run."""
+
+import time
+from collections.abc import Callable
+
+from octavo.dnq.belief import Belief
+from octavo.progress import Event, Progress
+from octavo.runs.training import StepFigures
+
+__all__ = ["LossCurve", "Stopwatch", "keeping_beliefs"]
+
+POINTS = 60  # points of a stage's loss curve
+NAMES = {"search": "search", "policy": "search", "calibrate": "post-training quantization"}
+OTHER = "scores and files"  # the time that belongs to no long computation
+
+
+class LossCurve:
+    """The loss of a stage of retraining, step by step, from the events of ``retrain``.
+
+    An event has the mean loss since the stage began. The difference of two such sums is the loss
+    of the steps between the two events.
+    """
+
+    def __init__(self) -> None:
+        self._means: list[tuple[int, float]] = []  # the step, and the mean loss up to there
+
+    def add(self, event: Event) -> None:
+        """Take in an event of retraining."""
+        if isinstance(event.detail, StepFigures):
+            self._means.append((event.done, event.detail.loss))
+
+    def points(self, most: int = POINTS) -> list[tuple[int, float]]:
+        """Return at most so many points: a step, and the mean loss since the point before it."""
+        every = -(-len(self._means) // most)  # rounded up
+        picked = self._means[::-1][:: max(every, 1)][::-1]  # the last one is always among them
+        points = []
+        steps = 0
+        total = 0.0
+        for step, mean in picked:
+            since = mean * step - total
+            points.append((step, round(since / (step - steps), 6)))
+            steps = step
+            total = mean * step
+        return points
+
+
+class Stopwatch:
+    """A progress callback that counts the seconds of each phase, and passes the events on.
+
+    The time since the event before belongs to the phase of the event that has come. A phase is
+    named in the words of the page.
+
+    Attributes:
+        seconds: seconds by the name of the phase, in the order in which the phases began.
+
+    """
+
+    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+        self._clock = clock
+        self._last = clock()
+
+    def __call__(self, event: Event) -> None:
+        """Count the time until the event, and pass it on."""
+        self.count(self._name(event))
+        self._progress(event)
+
+    def count(self, name: str = OTHER) -> None:
+        """Add the time since the last event to the phase of this name."""
+        now = self._clock()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def _name(self, event: Event) -> str:
+        """Return the name of an event's phase; the first event of a phase ends what was before."""
+        if event.phase == "retrain" and event.done:
+            return f"retraining, {event.message.partition(',')[0]}"
+        if event.phase in NAMES and event.detail is not None:
+            return NAMES[event.phase]
+        return OTHER
+
+
+def keeping_beliefs(progress: Progress, beliefs: list[Belief]) -> Progress:
+    """Return a progress callback that appends what the policy believes to ``beliefs``."""
+
+    def watch(event: Event) -> None:
+        if isinstance(event.detail, Belief):
+            beliefs.append(event.detail)
+        progress(event)
+
+    return watch

@@ -15,10 +15,11 @@ benchmarks/results/dispatch.json.
 import copy
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -183,22 +184,19 @@ class Images:
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"expected retraining to ask for no {name}")
 
-    def train_batches(self) -> list[Batch]:
+    def train_batches(self) -> Sequence[Batch]:
         """Return the batches of an epoch."""
         return self._batches
 
 
 def loop(model: nn.Module, images: Tensor, steps: int = STEPS) -> dict[str, float]:
     """Count the training loop, for each step, with the readings of a GPU."""
-    on_cpu = training.steps_between_readings
-    training.steps_between_readings = lambda _device: steps_between_readings(torch.device("cuda"))
-    try:
-        student = frozen(model)
-        teacher = copy.deepcopy(model).eval()
-        task: Any = Images(steps, images)
+    student = frozen(model)
+    teacher = copy.deepcopy(model).eval()
+    task: Any = Images(steps, images)
+    as_on_a_gpu = steps_between_readings(torch.device("cuda"))
+    with mock.patch.object(training, "steps_between_readings", return_value=as_on_a_gpu):
         count = counted(lambda: retrain(student, task, 1.0, Retraining(), teacher=teacher))
-    finally:
-        training.steps_between_readings = on_cpu
     return {
         "operations": count.operations / steps,
         "synchronisations": count.synchronisations / steps,
@@ -214,8 +212,8 @@ def rounding(weights: int) -> dict[str, int]:
     codebook = PowerOfTwo(4, torch.zeros(1024, dtype=torch.int32))
     codebook.project(torch.zeros(1024, 1))  # what a codebook keeps is made once
     return {
-        name: counted(lambda method=method: method(weight)).operations
-        for name, method in (("project", codebook.project), ("encode", codebook.encode))
+        "project": counted(lambda: codebook.project(weight)).operations,
+        "encode": counted(lambda: codebook.encode(weight)).operations,
     }
 
 

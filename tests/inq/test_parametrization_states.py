@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.formats.registry import codebook_at
+from octavo.formats.width import Width
 from octavo.inq.incremental import Incremental
 from octavo.inq.parametrization import attach_frozen_weights
 from octavo.network.layers import find_layers
@@ -29,7 +30,7 @@ def network() -> nn.Sequential:
 
 
 def incremental(model: nn.Module) -> Incremental:
-    plan = {"0": 3, "2": "apot5", "4": 8}
+    plan: dict[str, Width | int | str] = {"0": 3, "2": "apot5", "4": 8}
     return Incremental(model, plan, per="channel", fit="mse", portions=(0.5, 0.75, 1.0))
 
 

@@ -68,7 +68,7 @@ def test_at_temperature_1_it_is_the_plain_kl_divergence() -> None:
     expected = nn.functional.kl_div(q.log_softmax(1), p.log_softmax(1), log_target=True,
                                     reduction="batchmean")  # fmt: skip
     model, network = nn.Identity(), nn.Sequential(nn.Linear(2, 2, bias=False))
-    network[0].weight.copy_(2 * torch.eye(2))
+    network.get_parameter("0.weight").copy_(2 * torch.eye(2))
     found = -Divergence(model, BATCHES, temperature=1.0).of(network)
     assert found == pytest.approx(float(expected), rel=1e-5)
 

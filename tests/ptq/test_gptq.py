@@ -145,7 +145,8 @@ def test_a_pruned_layer_takes_one_factorization_whatever_its_patterns(
 
     def counted(matrix: Tensor) -> Tensor:
         factorized.append(len(matrix))
-        return cholesky(matrix)
+        factor: Tensor = cholesky(matrix)
+        return factor
 
     monkeypatch.setattr(torch.linalg, "cholesky", counted)
     gptq(weight, hessian, LEVELS, kept)

@@ -24,7 +24,7 @@ def classifier() -> Any:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4))
     with torch.no_grad():
-        model[2].weight.mul_(20)  # its logits say something
+        model.get_parameter("2.weight").mul_(20)  # its logits say something
     return model.eval()
 
 

@@ -129,7 +129,7 @@ class RunRecord:
 
     @property
     def method(self) -> str:
-        """How the network was quantized, in a few words: ``3 bits, INQ``."""
+        """Return in a few words how the network was quantized: ``3 bits, INQ``."""
         return f"{_widths(self)}, {_way(self.recipe)}"
 
 

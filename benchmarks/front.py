@@ -23,7 +23,7 @@ RUNS = {  # a committed result, and its name in the picture
     "resnet20-sparse-4bit": "85 % pruned, 4 bits",
     "resnet20-inq-2bit": "2 bits",
     "resnet20-inq-3bit": "3 bits",
-    "resnet20-dnq-3.0": "3 bits on average, by DNQ",
+    "resnet20-dnq-70kb": "2.4 bits on average, by DNQ",
     "resnet20-inq-4bit": "4 bits",
     "resnet20-inq-5bit": "5 bits",
 }

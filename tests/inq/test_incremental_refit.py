@@ -259,7 +259,7 @@ def test_inputs_that_do_not_fit_leave_the_model_as_it_was() -> None:
             [{"y": 1}],
             "^Sequential: the model does not take these calibration inputs: TypeError",
         ),
-        (model, [batches[0][:0]], "^0: no calibration input reaches this layer"),
+        (model, [batches[0][:0]], "^0, 3, 6, 9: no calibration input reaches these layers"),
         (model, [spoilt], "^0: expected finite calibration inputs"),
         (closed, [torch.randn(4, 9)], "^branch: no calibration input reaches this layer"),
     ]

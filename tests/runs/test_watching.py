@@ -52,5 +52,5 @@ def test_the_time_before_an_event_belongs_to_its_phase() -> None:
 def test_all_events_are_passed_on() -> None:
     seen: list[Event] = []
     event = Event("note", message="a")
-    Stopwatch(keeping_beliefs(seen.append, []))(event)
+    Stopwatch(keeping_beliefs(seen.append, []), lambda: 0.0)(event)
     assert seen == [event]

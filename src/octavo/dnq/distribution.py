@@ -163,7 +163,7 @@ class WithinBudget:
         """Return the probability of each layer's actions, without a gradient, (budgets, layers,
         actions).
         """
-        return self._total_and_marginals()[1]
+        return self._total_and_marginals()[1].clamp(min=0.0)  # rounding may leave -1e-17
 
     def _total_and_marginals(self) -> tuple[Tensor, Tensor]:
         """Return ``log Z`` and the probability of each action, which is its gradient."""

@@ -1,6 +1,7 @@
 """One run of a recipe, from the float network to the metric of the reloaded one; resumable."""
 
 import platform
+import time
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -68,7 +69,7 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
 
     """
     check_folder(folder, recipe)
-    watch = Stopwatch(progress)
+    watch = Stopwatch(progress, time.monotonic)
     job, model, float_model = _load(recipe, folder, watch)
     complete = finished(folder, recipe, job.digest)
     if complete is not None:

@@ -38,7 +38,15 @@ __all__ = [
 ]
 
 # The errors of reading a file that is damaged, or that has the state of another network.
-DAMAGE = (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError)
+DAMAGE = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)

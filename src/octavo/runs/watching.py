@@ -1,6 +1,5 @@
 """Progress callbacks that keep what they see, for the report of a run."""
 
-import time
 from collections.abc import Callable
 
 from octavo.dnq.belief import Belief
@@ -55,7 +54,7 @@ class Stopwatch:
 
     """
 
-    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, progress: Progress, clock: Callable[[], float]) -> None:
         self.seconds: dict[str, float] = {}
         self._progress = progress
         self._clock = clock

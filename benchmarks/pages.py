@@ -30,7 +30,8 @@ def load(name: str) -> Any:
 
 def results(pattern: str) -> list[Any]:
     """The committed results of runs whose names match: most bits first, then by seed."""
-    matching = [json.loads(path.read_text()) for path in RESULTS.glob(f"{pattern}.json")]
+    every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{pattern}.json"))]
+    matching = [run for run in every if "recipe" in run]
     return sorted(matching, key=lambda run: (-run["nominal_bits"], run["recipe"]["seed"]))
 
 
@@ -48,7 +49,16 @@ def epochs(run: Any) -> str:
 
 
 def control(run: Any) -> str:
-    return f"{run['control_score']:.2f}" if "control_score" in run else "not run"
+    """The metric of the control, which runs that differ in bits alone share."""
+    alike = [other for other in [run, *results("resnet20-*")] if training(other) == training(run)]
+    scores = [other["control_score"] for other in alike if "control_score" in other]
+    return f"{scores[0]:.2f}" if scores else "not run"
+
+
+def training(run: Any) -> list[Any]:
+    """What the control of a run depends on, see ``octavo.runs.steps``."""
+    keys = ("task", "options", "teacher", "retraining", "seed", "warmup", "epochs", "prune")
+    return [run["recipe"].get(key) for key in keys]
 
 
 def size(row: Any) -> list[str]:

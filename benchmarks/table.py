@@ -301,6 +301,17 @@ def int8_scores() -> str:
 
 # Filling the pages
 
+
+def memory() -> str:
+    ways = {way: [row for row in load("memory")["rows"] if row["way"] == way]
+            for way in ("sequential", "streamed")}  # fmt: skip
+    rows = [
+        [f"{kept['images']:,}", f"{kept['mb']:,}", f"{streamed['mb']:,}"]
+        for kept, streamed in zip(ways["sequential"], ways["streamed"], strict=True)
+    ]
+    return markdown(["images", "`sequential=True`", "`sequential=False`"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "summary": summary,
@@ -326,6 +337,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speech": speech,
     "speed": speed,
     "start-up": startup,
+    "memory": memory,
     "exports": exports,
     "int8": int8_scores,
 }

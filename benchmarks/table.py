@@ -303,13 +303,11 @@ def int8_scores() -> str:
 
 
 def memory() -> str:
-    ways = {way: [row for row in load("memory")["rows"] if row["way"] == way]
-            for way in ("sequential", "streamed")}  # fmt: skip
-    rows = [
-        [f"{kept['images']:,}", f"{kept['mb']:,}", f"{streamed['mb']:,}"]
-        for kept, streamed in zip(ways["sequential"], ways["streamed"], strict=True)
-    ]
-    return markdown(["images", "`sequential=True`", "`sequential=False`"], rows)
+    by_images: dict[int, list[str]] = {}
+    for row in load("memory")["rows"]:  # first all that are sequential, then all streamed
+        by_images.setdefault(row["images"], []).append(f"{row['mb']:,}")
+    head = ["images", "`sequential=True`", "`sequential=False`"]
+    return markdown(head, [[f"{images:,}", *both] for images, both in by_images.items()])
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -31,7 +31,8 @@ def test_run_ends_in_a_table_and_the_second_time_does_nothing(
     assert "the network: runs/r/packed.safetensors   the figures: runs/r/result.json" in said.out
     before = files()
     again = octavo("run", "r.yaml")
-    assert again.out.startswith("runs/r is complete: nothing to do\n")
+    complete = "runs/r is complete: nothing to do; name another --folder to run afresh\n"
+    assert again.out.startswith(complete)
     assert again.out.endswith(said.out[said.out.index("full precision against") :])
     assert files() == before
 
@@ -232,6 +233,9 @@ def test_the_demo_from_a_fresh_folder_to_its_table(octavo: Callable[..., Any]) -
     assert done.stdout.index("│ time") < done.stdout.index(
         "the network: runs/demo/packed.safetensors"
     )
+    proposed = re.findall(r"^  octavo (.+?)   ", done.stdout, re.MULTILINE)
+    assert len(proposed) == 3
+    assert [octavo(*command.split()).status for command in proposed] == [0, 0, 0]
     assert octavo("verify", "runs/demo/packed.safetensors").status == 0
     evaluated = octavo("evaluate", "runs/demo/packed.safetensors", "--task", "digits", "--json")
     assert f"{json.loads(evaluated.out)['score']:.2f}" == table["metric"][-1]

@@ -13,7 +13,7 @@ def said(record: RunRecord, **result: Any) -> str:
 
 def test_the_price_is_what_the_control_has_more(searched: RunRecord) -> None:
     text = said(searched, score=90.0, control_score=92.5, float_score=91.0)
-    assert "the metric fell by 2.50: this is the price of quantization" in text
+    assert "the metric fell by 2.50: this is what quantization changed" in text
     assert "Against the network that went in, it fell by 1.00" in text
     assert "rose by 0.50" in said(searched, score=90.0, control_score=89.5)
     assert "the metric is the same" in said(searched, score=90.0, control_score=90.0)

@@ -85,7 +85,9 @@ def test_a_complete_run_does_nothing_the_second_time(
     monkeypatch.setattr("octavo._io.os.replace", None)
     watcher = Watcher()
     assert run(recipe(publish="elsewhere"), folder, watcher) == result
-    assert watcher.notes == [f"{folder} is complete: nothing to do"]
+    assert watcher.notes == [
+        f"{folder} is complete: nothing to do; name another --folder to run afresh"
+    ]
     assert (files(folder.parent), watcher.steps) == (before, [])
 
 

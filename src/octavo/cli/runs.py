@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["demo", "quantize", "run"]
 
+NEXT = """
+Three commands to try next:
+  octavo evaluate {folder}/packed.safetensors --task digits   load the file and score it
+  octavo inspect digits   see which tensors can be quantized, and which cannot
+  octavo quantize digits --method ptq --bits 3 -o quick.safetensors   quantize without training"""
+
 
 def demo(
     folder: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
@@ -40,6 +46,8 @@ def demo(
 
     path = RECIPES / "digits-dnq.yaml"
     _run(path, load_recipe(path), folder, as_json)
+    if not as_json:
+        typer.echo(NEXT.format(folder=folder))
 
 
 def run(

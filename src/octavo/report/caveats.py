@@ -23,7 +23,7 @@ def _of_the_metric(record: RunRecord) -> Iterator[str]:
         difference = score - record.control
         yield (
             f"Against the control, which trained equally long in full precision, the metric "
-            f"{_changed(difference)}: this is the price of quantization. Against the network that "
+            f"{_changed(difference)}: this is what quantization changed. Against the network that "
             f"went in, it {_changed(score - record.result['float_score'])}."
         )
     elif record.recipe.get("method") == "inq":

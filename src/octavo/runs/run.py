@@ -73,7 +73,7 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
     job, model, float_model = _load(recipe, folder, watch)
     complete = finished(folder, recipe, job.digest)
     if complete is not None:
-        job.note(f"{folder} is complete: nothing to do")
+        job.note(f"{folder} is complete: nothing to do; name another --folder to run afresh")
         return complete
 
     float_score = _float_score(job, float_model)

@@ -324,6 +324,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration cost": calibration_cost,
     "sums": sums,
     "searches, ResNet-20": partial(rendered, search_tables.searches, 20),
+    "searches, ResNet-56": partial(rendered, search_tables.searches, 56),
     "uniform": partial(rendered, search_tables.uniform),
     "final choice": partial(rendered, search_tables.final_choice),
     "ablation": partial(rendered, search_tables.ablation),

@@ -13,7 +13,6 @@ benchmarks/results/dispatch.json.
 """
 
 import copy
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.registry import fitted_codebook
 from octavo.runs import training
 from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
 from octavo.runs.step_log import steps_between_readings
 from octavo.runs.task import Batch
 from octavo.runs.tasks.resnet import resnet
@@ -268,7 +268,7 @@ def main() -> None:
         "environment": environment(),
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(RESULT, content)
 
 
 if __name__ == "__main__":

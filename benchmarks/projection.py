@@ -6,7 +6,6 @@ Both run in turn in one process. Writes benchmarks/results/projection.json: for 
 granularity the median of the paired ratios.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
 
 COUNT = 64_000_000
 REPEATS = 9
@@ -67,7 +67,7 @@ def main() -> None:
         "environment": environment(),
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(RESULT, content)
 
 
 if __name__ == "__main__":

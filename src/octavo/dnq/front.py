@@ -1,7 +1,7 @@
 """The front of a search: the plans that no other beats in both objective and cost."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -10,7 +10,7 @@ import numpy as np
 from octavo.dnq.space import Choice, Space
 from octavo.errors import BudgetError
 
-__all__ = ["Estimate", "best_within", "front_of", "knee_of"]
+__all__ = ["Estimate", "best_within", "front_of", "knee_of", "undominated"]
 
 
 class Rated(Protocol):
@@ -26,6 +26,7 @@ class Rated(Protocol):
 
 
 R = TypeVar("R", bound=Rated)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,20 @@ class Estimate:
 
 def front_of(rated: Iterable[R], space: Space) -> tuple[R, ...]:
     """Return the plans that no other beats in both objective and cost, by rising cost."""
-    front: list[R] = []
-    for each in sorted(rated, key=lambda each: (space.cost(each.choice), -each.objective)):
-        if not front or each.objective > front[-1].objective:
-            front.append(each)
-    return tuple(front)
+    return tuple(
+        undominated(rated, lambda each: space.cost(each.choice), lambda each: each.objective)
+    )
+
+
+def undominated(
+    items: Iterable[T], cost: Callable[[T], float], value: Callable[[T], float]
+) -> list[T]:
+    """Return the items that no other beats in both value and cost, by rising cost."""
+    front: list[T] = []
+    for item in sorted(items, key=lambda item: (cost(item), -value(item))):
+        if not front or value(item) > value(front[-1]):
+            front.append(item)
+    return front
 
 
 def best_within(rated: Sequence[R], space: Space, count: int = 1) -> list[R]:

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Self
 
+from octavo.dnq.front import undominated
 from octavo.report.record import RunRecord
 from octavo.runs.run_folder import Json
 
@@ -63,8 +65,8 @@ class Course:
             actions,
             divergence,
             tuple(trials),
-            tuple(_front(trials)),
-            tuple(_front(proposals)),
+            tuple(undominated(trials, itemgetter("bytes"), itemgetter("objective"))),
+            tuple(undominated(proposals, itemgetter("bytes"), itemgetter("objective"))),
             tuple(_marked(trials, record.result["search"])),
             tuple(content["beliefs"]),
             tuple(_rewards(content["rewards"], divergence=divergence)),
@@ -114,15 +116,6 @@ def _rows(
 def shown(objective: float, *, divergence: bool) -> float:
     """Return the number that is drawn for an objective, to six digits."""
     return float(f"{max(-objective, LEAST) if divergence else objective:.6g}")
-
-
-def _front(rows: Sequence[Json]) -> list[Json]:
-    """Return the rows that no other beats in both objective and bytes, by rising bytes."""
-    front: list[Json] = []
-    for row in sorted(rows, key=lambda row: (row["bytes"], -row["objective"])):
-        if not front or row["objective"] > front[-1]["objective"]:
-            front.append(row)
-    return front
 
 
 def _near(proposals: Sequence[Json], trials: Sequence[Json]) -> list[Json]:

@@ -87,13 +87,12 @@ def control_score(job: Job) -> float:
         FormatError: the file of an earlier control is damaged.
 
     """
-    settings = _control_settings(job)
-    folder = _shared_folder("control", job.folder, settings)
+    folder = _control_folder(job)
     done = folder / "result.json"
     if not done.exists():
         model = job.new_model()
         stages = _train_control(model, folder, job)
-        content = settings | {"score": float(job.task.score(model)), "stages": stages}
+        content = _control_settings(job) | {"score": float(job.task.score(model)), "stages": stages}
         write_json(done, content)
     score = read_json(done).get("score")
     if not isinstance(score, float):
@@ -104,9 +103,12 @@ def control_score(job: Job) -> float:
 
 def control_stages(job: Job) -> list[Json]:
     """Return the stages of the control, which has been trained, with their loss curves."""
-    folder = _shared_folder("control", job.folder, _control_settings(job))
-    stages = read_json(folder / "result.json").get("stages")
+    stages = read_json(_control_folder(job) / "result.json").get("stages")
     return list(stages) if isinstance(stages, list) else []
+
+
+def _control_folder(job: Job) -> Path:
+    return _shared_folder("control", job.folder, _control_settings(job))
 
 
 def _train_control(model: nn.Module, folder: Path, job: Job) -> list[Json]:

@@ -1,9 +1,11 @@
 """The chart that compares runs: their metric against the bytes of their files."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import altair as alt
 
+from octavo.dnq.front import undominated
 from octavo.report.charts.theme import Colours, Figure, data
 from octavo.report.record import RunRecord
 from octavo.runs.run_folder import Json
@@ -16,6 +18,7 @@ def front_figure(
 ) -> Figure:
     """Return the accuracy-size front of several runs; ``metric`` is the title of its axis."""
     rows = [_row(record) for record in records]
+    front = undominated(rows, itemgetter("bytes"), itemgetter("metric"))
     base = alt.Chart(data(rows)).encode(
         x=alt.X(
             "bytes:Q",
@@ -33,7 +36,7 @@ def front_figure(
         ],
     )
     line = (
-        alt.Chart(data(_front(rows)))
+        alt.Chart(data(front))
         .mark_line(color=colours["first"], strokeWidth=1.8)
         .encode(x="bytes:Q", y="metric:Q", order="bytes:Q")
     )
@@ -43,17 +46,16 @@ def front_figure(
         "Metric against the size of the file",
         "Each dot is a run. The line joins the runs that no other beats in both metric and size. "
         "Dashed: the network in full precision, before.",
-        alt.layer(line, *_before(records, colours), dots, *_names(rows)),
+        alt.layer(line, *_before(records, colours), dots, *_names(rows, front[1:])),
         360,
     )
 
 
-def _names(rows: Sequence[Json]) -> list[alt.Chart]:
+def _names(rows: Sequence[Json], on_line: Sequence[Json]) -> list[alt.Chart]:
     """Return the names of the runs: above the line where they are on it, else below their dots.
 
     The smallest has nothing but the axis on its left, so its name is below too.
     """
-    on_line = _front(rows)[1:]
     others = [row for row in rows if row not in on_line]
     above = alt.MarkDef("text", align="right", dx=5, dy=-11)
     below = alt.MarkDef("text", align="left", dx=6, dy=13)
@@ -73,15 +75,6 @@ def _row(record: RunRecord) -> Json:
         "metric": record.result["score"],
         "ratio": record.result["ratio"],
     }
-
-
-def _front(rows: Sequence[Json]) -> list[Json]:
-    """Return the rows that no other beats in both metric and bytes, by rising bytes."""
-    front: list[Json] = []
-    for row in sorted(rows, key=lambda row: (row["bytes"], -row["metric"])):
-        if not front or row["metric"] > front[-1]["metric"]:
-            front.append(row)
-    return front
 
 
 def _before(records: Sequence[RunRecord], colours: Colours) -> list[alt.Chart]:

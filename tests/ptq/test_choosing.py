@@ -2,16 +2,18 @@
 among them, so a network is never worse than with these."""
 
 import copy
+import math
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.ptq.networks_of_others import KINDS, Masked, Scaled, Standardized, made
 from torch import Tensor, nn
 
+from octavo.errors import PlanError
 from octavo.formats.registry import fitted_codebook
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
@@ -80,11 +82,35 @@ def test_never_worse_than_nearest_levels_end_to_end(
     """On the inputs that were set aside it holds exactly, on others but for their chance."""
     model = made(kind, seed, width)
     inputs = [torch.randn(count, 16, generator=torch.Generator().manual_seed(seed))]
+    assume(math.isfinite(error(model, rounded(model, bits))))  # rows of equal levels deviate by 0
     twin, packed = calibrated(model, bits, inputs, sequential=sequential)
     held_out = packed.held_out
     assert held_out.samples == len(range(7, count, 8))
     assert held_out.divergence <= held_out.nearest
     assert error(model, twin) < 1.25 * error(model, rounded(model, bits))
+
+
+def constant_rows(seed: int) -> tuple[Any, list[Tensor]]:
+    """A standardized layer, one of whose rows is all zero at the nearest levels of 2 bits: it is
+    divided by a deviation of 0.
+    """
+    model = made(Standardized, seed, 5)
+    inputs = [torch.randn(200, 16, generator=torch.Generator().manual_seed(seed))]
+    assert math.isnan(error(model, rounded(model, 2)))
+    return model, inputs
+
+
+def test_a_solution_with_outputs_that_are_not_finite_is_not_chosen() -> None:
+    model, inputs = constant_rows(30)
+    twin, packed = calibrated(model, 2, inputs)
+    assert error(model, twin) < 0.6
+    assert packed.held_out.nearest == math.inf
+
+
+def test_a_layer_that_no_solution_keeps_finite_is_named() -> None:
+    model, inputs = constant_rows(4)
+    with pytest.raises(PlanError, match=r"^second: with its weight quantized .* give it more bits"):
+        calibrated(model, 2, inputs)
 
 
 def test_where_nothing_was_set_aside_only_layers_that_need_it_are_measured(

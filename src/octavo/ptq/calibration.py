@@ -35,7 +35,7 @@ from octavo.progress import Progress, silent
 from octavo.ptq.absorption import absorbing_norms
 from octavo.ptq.float_inputs import freeze_from_float
 from octavo.ptq.freezer import Freezer, Frozen
-from octavo.ptq.measuring import Measured, explain, measure, warn_if_large
+from octavo.ptq.measuring import Measured, divergence_of, explain, measure, warn_if_large
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.setting_aside import deal, handed_over, is_divisible
 from octavo.ptq.settings import PtqOrder, PtqSettings
@@ -245,7 +245,7 @@ def _checked(model: nn.Module, solved: _Solved, dealt: _Dealt, *, explained: boo
     norms = {layer: names[norm] for layer, norm in solved.norms.items()}
     measured = Measured(solved.network, model.state_dict(), norms)
     measured.with_nearest(solved.rounding)
-    nearest = -divergence.of(solved.network)
+    nearest = divergence_of(solved.network, divergence)
     if nearest < held_out.divergence:
         packed = solved.packed_nearest()
         held_out = replace(held_out, divergence=nearest)

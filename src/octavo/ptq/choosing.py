@@ -6,11 +6,13 @@ hold, the solution of least error by the closed form may be worse than nearest l
 outputs are computed, and nearest levels are among the solutions; so a layer is never worse.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from octavo.errors import PlanError
 from octavo.network.layers import Layer
 from octavo.network.moments import Moments
 from octavo.ptq.absorption import rescaled
@@ -37,6 +39,9 @@ def choose(layer: Layer, moments: Moments, site: Site | None, solve: Solve) -> S
         site: all batches at the layer; None where they do not wait at it.
         solve: solves the layer from moments.
 
+    Raises:
+        PlanError: no solution has finite outputs where full precision has.
+
     """
     first = solve(moments)
     if site is None or (site.is_described and not site.held_out):
@@ -49,6 +54,11 @@ def choose(layer: Layer, moments: Moments, site: Site | None, solve: Solve) -> S
     best = min(best, nearest, key=_error_of)  # of equals, the first
     if layer.form == "recurrent" and not layer.attribute.startswith("weight_ih"):
         best = _in_rounds(best, trials, solve)
+    if math.isinf(best.error):
+        raise PlanError(
+            f"{layer.name}: with its weight quantized its outputs become NaN or infinite; give it "
+            "more bits, or leave it out of the plan"
+        )
     return replace(best.solution, measured=best.error)
 
 

@@ -1,5 +1,6 @@
 """Measure a quantized network on held-out inputs, and find the layers that cost most."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from octavo.plan import Plan
 from octavo.storage.held_out import HeldOut
 from octavo.storage.quantized import Quantized
 
-__all__ = ["Measured", "explain", "measure", "warn_if_large"]
+__all__ = ["Measured", "divergence_of", "explain", "measure", "warn_if_large"]
 
 # Finer widths for the layers that cost most: powers of two become no finer beyond 5 bits.
 FINER = (Width(5), Width(6, "apot"), Width(8, "apot"))
@@ -93,10 +94,16 @@ def measure(
         if not conduct.repeats:  # then even full precision is far from itself
             return HeldOut(samples), None
         divergence = Divergence(model, batches, conduct, temperature=1.0)
-        of_network = -divergence.of(network)
+        of_network = divergence_of(network, divergence)
     except PlanError:  # the model returns nothing to compare
         return HeldOut(samples), None
     return HeldOut(samples, of_network, constant=divergence.of_constant), divergence
+
+
+def divergence_of(network: nn.Module, divergence: Divergence) -> float:
+    """Return the divergence of a network; infinite where its outputs are not finite."""
+    value = -divergence.of(network)
+    return value if math.isfinite(value) else math.inf
 
 
 def explain(
@@ -120,7 +127,7 @@ def explain(
     in_float: dict[str, float] = {}
     for layer, _ in layers:
         before = measured.put(layer, measured.original[layer.parameter])
-        in_float[layer.name] = -divergence.of(measured.network)
+        in_float[layer.name] = divergence_of(measured.network, divergence)
         measured.put_back(before)
     ranked = sorted(layers, key=lambda pair: in_float[pair[0].name])
     costly = tuple((layer.name, in_float[layer.name]) for layer, _ in ranked[:NAMED])
@@ -149,7 +156,7 @@ def _repaired(
                 del widths[layer.name]
             else:
                 widths[layer.name] = finer
-            is_near = not held_out.is_too_far(-divergence.of(measured.network))
+            is_near = not held_out.is_too_far(divergence_of(measured.network, divergence))
         for before in reversed(changed):
             measured.put_back(before)
         if is_near:

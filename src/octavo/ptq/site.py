@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from octavo.network.kinds import ONE_WEIGHT
@@ -68,6 +69,7 @@ class Site:
 
         It is measured on the held-out inputs; if there are none, on those that the layer is solved
         from. A recurrent layer runs through all its steps, so the errors of its states feed back.
+        It is infinite where outputs become NaN or infinite that are finite in full precision.
         """
         squared_error = 0.0
         squared_output = 0.0
@@ -77,8 +79,12 @@ class Site:
                 now = dict(named_tensors(meeting.output()))
             for name, tensor in named_tensors(full):
                 if tensor.is_floating_point() and name in now and now[name].shape == tensor.shape:
-                    squared_error += float((now[name] - tensor).double().square().sum())
-                    squared_output += float(tensor.double().square().sum())
+                    counted = tensor.isfinite()  # what full precision rules out counts nothing
+                    difference = torch.where(counted, now[name] - tensor, 0)
+                    squared_error += float(difference.double().square().sum())
+                    squared_output += float(torch.where(counted, tensor, 0).double().square().sum())
+        if not math.isfinite(squared_error):
+            return math.inf
         return math.sqrt(squared_error / squared_output) if squared_output > 0 else 0.0
 
     @contextlib.contextmanager

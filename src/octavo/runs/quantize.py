@@ -1,5 +1,6 @@
 """The steps of a run that quantize its network: inputs, the search for a plan, PTQ and INQ."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
@@ -186,12 +187,14 @@ def _held_out(packed: Packed) -> Json | None:
     held_out = packed.held_out
     if held_out is None or not held_out.samples:
         return None
-    return {
-        "samples": held_out.samples,
-        "divergence": held_out.divergence,
-        "nearest": held_out.nearest,
-        "lost": held_out.lost,
+    figures = {
+        "divergence": held_out.divergence, "nearest": held_out.nearest, "lost": held_out.lost,
+    }  # fmt: skip
+    finite = {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in figures.items()
     }
+    return {"samples": held_out.samples, **finite}
 
 
 def _row(layer: LayerResult) -> Json:

@@ -6,8 +6,7 @@ from octavo.plan import Plan
 
 __all__ = ["HeldOut"]
 
-# Share of what the outputs say about the inputs that may be lost without a word. Classifiers that
-# lost a tenth had lost about two points of accuracy.
+# Share of what the outputs say about the inputs that may be lost without a word; our choice.
 LARGE = 0.1
 NEGLIGIBLE = 0.02  # a divergence, in nats or as a relative squared error, that is never large
 
@@ -25,7 +24,8 @@ class HeldOut:
         samples: number of samples that were set aside, or number of batches where batches cannot be
             divided; 0 if there were too few inputs, and nothing was measured.
         divergence: the quantized network's divergence; None if nothing was set aside, or if the
-            outputs cannot be compared.
+            outputs cannot be compared. Infinite if they are not finite where those of full
+            precision are, as the other divergences are.
         nearest: the divergence if all weights take their nearest level.
         constant: the divergence of the mean output, which says nothing about the inputs.
         costly: the layers that cost most, the worst first, and the divergence if this layer alone

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["Interrupted", "Interruption", "listening"]
+__all__ = ["Interrupted", "Interruption", "keeping", "listening"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WAIT = b"\nThe step that is under way is finished and saved. Once more ends the process at once.\n"
@@ -100,6 +100,15 @@ def listening() -> Iterator[Interruption]:
     finally:
         for number in heard:
             signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def keeping(kept: str) -> Iterator[None]:
+    """Say what is kept of a work that is interrupted, unless that was said already."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(stop.signal, stop.kept or kept) from None
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -1,4 +1,4 @@
-"""What the steps of one run have in common."""
+"""The job: everything that the steps of one run have in common."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

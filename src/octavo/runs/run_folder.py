@@ -93,23 +93,23 @@ def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
 
 @contextlib.contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Keep other processes away from the folder of a run for a while; it is made where it is
-    missing, and removed if it stays empty.
+    """Keep other processes away from the folder of a run for a while; it and the folders above it
+    are made where they are missing, and removed if they stay empty.
 
     Raises:
         RecipeError: another process works in it.
 
     """
-    new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder, "this run"):
             remove_leftovers(folder)
             yield
     finally:
-        if new:
-            with contextlib.suppress(OSError):  # it is not empty
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # one that is not empty ends it
+            for path in new:
+                path.rmdir()
 
 
 def file_digests(folder: Path, names: Sequence[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from octavo.dnq.evaluator import Evaluator, is_ranged
 from octavo.dnq.file_sizes import FileSizes
 from octavo.dnq.finalists import RetrainSteps, Shipping, choose, file_limit
 from octavo.dnq.front import front_of, knee_of
-from octavo.dnq.journal import Journal
+from octavo.dnq.journal import Journal, held
 from octavo.dnq.methods import SearchMethod, measures_layers, method_of
 from octavo.dnq.objective import Objective
 from octavo.dnq.prices import check_budget, within
@@ -93,7 +93,8 @@ def search(
             divergence of logits at temperature 8 and the relative squared error of everything else:
             see ``octavo.network.outputs``.
         seed: the same seed gives the same plan, whatever the number of workers.
-        journal: file to which each trial is appended; a search that was killed goes on from it.
+        journal: file to which each trial is appended; a search that was killed goes on from it. One
+            process at a time writes it.
         workers: how many plans are measured at a time.
         pins: layers whose width is given.
         absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
@@ -115,7 +116,8 @@ def search(
         PlanError: nothing to search, an unknown pin or method, too few trials to measure each layer
             alone, inputs that are quantized already, inputs that do not fit, or an objective that
             is no finite number.
-        RecipeError: the journal is that of another search.
+        RecipeError: the journal is that of another search, or another process writes it.
+        FormatError: the journal is damaged before its last line.
 
     """
     request = _Request(
@@ -130,7 +132,8 @@ def search(
     _check_trials(space, method, trials, refine)
     warn_if_mostly_float(model)
     _warn_of_left_out(model, space)
-    return _searched(faithful_copy(model, batches[0]), batches, space, request)
+    with held(journal):
+        return _searched(faithful_copy(model, batches[0]), batches, space, request)
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +257,7 @@ def _journal(
     if request.absorb:
         settings["absorb"] = True
     path = None if request.journal is None else Path(request.journal)
-    return Journal(path, space.actions, settings)
+    return Journal(path, space.actions, settings, request.progress)
 
 
 def _check_request(request: _Request) -> None:

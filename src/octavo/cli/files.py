@@ -7,10 +7,12 @@ import typer
 
 from octavo.cli.options import (
     AsJson,
+    Device,
     Options,
     PackedFile,
     TaskOption,
     print_figures,
+    task_network,
     task_options,
 )
 
@@ -55,6 +57,7 @@ def evaluate(
     ],
     task: TaskOption,
     option: Options = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Load a packed network into a task's model, or an ONNX file into ONNX Runtime, and score it.
@@ -63,7 +66,7 @@ def evaluate(
     """
     from octavo.deploy.exporting import load_onnx
     from octavo.report.tables import packed_rows
-    from octavo.runs.task import load_task, model_of
+    from octavo.runs.task import load_task
     from octavo.storage.packed import Packed
 
     loaded = load_task(task, task_options(option))
@@ -72,7 +75,7 @@ def evaluate(
         print_figures({"score": score, "file_bytes": file.stat().st_size}, as_json)
         return
     packed = Packed.load(file)
-    model = model_of(loaded, task)
+    model = task_network(loaded, task, device)
     packed.apply(model)
     print_figures({"score": loaded.score(model), **packed_rows(packed)}, as_json)
 

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octavo.cli.options import AsJson, Options, TaskName, err, out, print_written, task_options
+from octavo.cli.options import (
+    AsJson,
+    Device,
+    Options,
+    TaskName,
+    err,
+    out,
+    print_written,
+    task_network,
+    task_options,
+)
 from octavo.dnq.settings import METHOD, METHODS, OBJECTIVES, OPTIONS, REFINE, TRIALS
 from octavo.errors import BudgetError, PlanError, nearest
 
@@ -23,7 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["inspect", "search"]
 
 
-def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> None:
+def inspect(
+    task: TaskName, option: Options = None, device: Device = "auto", as_json: AsJson = False
+) -> None:
     """Show which layers of a network can be quantized, which cannot and why, and which budgets are
     feasible.
 
@@ -32,12 +44,13 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
     from torch import Tensor
 
     from octavo.inspection import inspect as inspect_model
-    from octavo.runs.task import model_of
+    from octavo.network.forward import device_of, on_device
 
     loaded = _task(task, option)
     batch = next(iter(loaded.calibration()), None)
     example = batch[:1] if isinstance(batch, Tensor) else batch  # the cost of a single input
-    inspection = inspect_model(model_of(loaded, task), example)
+    model = task_network(loaded, task, device)
+    inspection = inspect_model(model, on_device(example, device_of(model)))
     if as_json:
         typer.echo(json.dumps(asdict(inspection), indent=2))
     else:
@@ -112,6 +125,7 @@ def search(
     workers: Workers = 1,
     journal: JournalFile = None,
     option: Options = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Learn how many bits each layer of a task's network gets, and write the plan.
@@ -133,13 +147,13 @@ def search(
         "workers": workers,
         "journal": journal,
     }
-    result = _searched(loaded, task, settings, as_json)
+    result = _searched(task_network(loaded, task, device), loaded, settings, as_json)
     result.plan.save(output)
     if as_json:
         typer.echo(json.dumps(_search_figures(result, method), indent=2))
-        return
-    _print_search(result, whole_range=budget is None and trade_off is None)
-    print_written(output)
+    else:
+        _print_search(result, whole_range=budget is None and trade_off is None)
+        print_written(output)
 
 
 def _task(name: str, option: list[str] | None) -> "Task":
@@ -165,20 +179,19 @@ def _print_inspection(inspection: "Inspection") -> None:
 
 
 def _searched(
-    task: "Task", name: str, settings: Mapping[str, Any], as_json: bool
+    network: "nn.Module", task: "Task", settings: Mapping[str, Any], as_json: bool
 ) -> "SearchResult":
     """Search for a plan of a task's network, and show how far the search is."""
     from octavo.dnq.searching import search as search_bits
     from octavo.progress import Event
     from octavo.report.display import Display
     from octavo.runs.interruption import keeping
-    from octavo.runs.task import model_of
 
     journal = settings["journal"]
     kept = "" if journal is None else f"the trials so far are kept in {journal}"
     with keeping(kept), Display(err if as_json else out) as display:
         display(Event("search", total=settings["trials"]))
-        return search_bits(model_of(task, name), task.calibration(), progress=display, **settings)
+        return search_bits(network, task.calibration(), progress=display, **settings)
 
 
 def _print_search(result: "SearchResult", *, whole_range: bool) -> None:

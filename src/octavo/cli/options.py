@@ -2,22 +2,30 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from octavo.runs.task import Task
+
 __all__ = [
     "AsJson",
+    "Device",
     "Options",
     "Overrides",
     "PackedFile",
+    "RecipeDevice",
     "TaskName",
     "TaskOption",
     "err",
     "out",
     "print_figures",
     "print_written",
+    "task_network",
     "task_options",
 ]
 
@@ -51,6 +59,17 @@ Overrides = Annotated[
         "--set", help="Override a key of the recipe: key=value, the value in YAML. May be repeated."
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Where the network runs: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU that CUDA "
+        "sees.",
+    ),
+]
+RecipeDevice = Annotated[
+    str | None, typer.Option("--device", help="Instead of the recipe's device.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 PackedFile = Annotated[Path, typer.Argument(help="A packed network.", show_default=False)]
 
@@ -60,6 +79,14 @@ def task_options(pairs: list[str] | None) -> dict[str, Any]:
     from octavo.runs.recipe import key_value
 
     return dict(key_value(pair, "--option") for pair in pairs or ())
+
+
+def task_network(task: "Task", name: str, device: str) -> "nn.Module":
+    """Return the network of a task, which is called ``name``, on a device."""
+    from octavo.network.devices import device_named
+    from octavo.runs.task import model_of
+
+    return model_of(task, name, device_named(device))
 
 
 def print_figures(figures: dict[str, Any], as_json: bool) -> None:

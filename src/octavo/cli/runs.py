@@ -1,16 +1,19 @@
 """The commands that run a recipe: ``demo``, ``run`` and ``quantize``."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from octavo.cli.options import (
     AsJson,
+    Device,
     Options,
     Overrides,
+    RecipeDevice,
     TaskName,
     err,
     out,
@@ -19,6 +22,7 @@ from octavo.cli.options import (
 )
 from octavo.cli.reports import write_report
 from octavo.errors import RecipeError
+from octavo.progress import silent
 from octavo.runs.interruption import listening
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ Three commands to try next:
 
 def demo(
     folder: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Train a small network on handwritten digits, learn the bits of its layers, quantize it, and
@@ -48,8 +53,8 @@ def demo(
     from octavo.runs.recipes import RECIPES
 
     path = RECIPES / "digits-dnq.yaml"
-    _run(path, load_recipe(path), folder, as_json)
-    if not as_json:
+    recipe = load_recipe(path, [f"device={device}"])
+    if _run(path, recipe, folder, as_json) and not as_json:
         typer.echo(NEXT.format(folder=folder))
 
 
@@ -69,16 +74,20 @@ def run(
             min=0, help="Minutes of retraining after which the state inside a stage is saved."
         ),
     ] = SAVE_EVERY,
+    device: RecipeDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """Do everything that a recipe says. The same command continues a run that was stopped.
+
+    On several GPUs: `torchrun --nproc-per-node 8 -m octavo run recipe.yaml`
 
     Example: `octavo run digits --set seed=1 --folder runs/seed1`
     """
     from octavo.runs.recipe import load_recipe
 
     path = _recipe_path(recipe)
-    content = load_recipe(path, overrides or ())
+    chosen = [] if device is None else [f"device={device}"]
+    content = load_recipe(path, [*(overrides or ()), *chosen])
     _run(path, content, folder or Path("runs") / path.stem, as_json, save_every)
 
 
@@ -100,6 +109,7 @@ def quantize(
     ] = "inq",
     option: Options = None,
     overrides: Overrides = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Quantize a task's network with octavo's default settings and write the packed file.
@@ -117,11 +127,13 @@ def quantize(
         "bits": yaml_value(bits, "--bits"),
         "method": method,
         "control": False,
+        "device": device,
     }
     recipe = make_recipe(override(content, overrides or ()), "quantize")
-    digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
+    digest = hashlib.sha256(recipe.model_dump_json(exclude={"device"}).encode()).hexdigest()[:8]
     folder = Path("runs") / f"quantize-{output.stem}-{digest}"  # other settings are another run
-    _run(folder, recipe, folder, as_json)
+    if not _run(folder, recipe, folder, as_json):
+        return
     Packed.load(folder / "packed.safetensors").save(output)
     if not as_json:
         print_written(output)
@@ -146,17 +158,37 @@ def _recipe_path(recipe: Path) -> Path:
 
 def _run(
     path: Path, recipe: "Recipe", folder: Path, as_json: bool, save_every: float = SAVE_EVERY
-) -> None:
-    """Run a recipe in its folder, publish what it publishes, and print the result."""
+) -> bool:
+    """Run a recipe in its folder, together with the ranks that torchrun has started.
+
+    Rank 0 publishes what the recipe publishes, and prints the result.
+
+    Returns:
+        True on rank 0.
+
+    """
     from octavo.report.display import Display
-    from octavo.report.tables import layers_table, result_table
-    from octavo.runs.run import publish
+    from octavo.runs.launch import launched
     from octavo.runs.run import run as run_recipe
 
-    with Display(err if as_json else out) as display, listening() as interruption:
+    with launched(recipe.device) as ranks, contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Display(err if as_json else out)) if ranks.leads else silent
+        interruption = stack.enter_context(listening())
         result = run_recipe(
-            recipe, folder, display, interruption=interruption, save_every=60 * save_every
+            recipe, folder, progress, interruption=interruption, save_every=60 * save_every
         )
+    if ranks.leads:
+        _conclude(path, recipe, folder, result, as_json)
+    return ranks.leads
+
+
+def _conclude(
+    path: Path, recipe: "Recipe", folder: Path, result: dict[str, Any], as_json: bool
+) -> None:
+    """Publish what the recipe publishes, write the report, and print the result."""
+    from octavo.report.tables import layers_table, result_table
+    from octavo.runs.run import publish
+
     published = publish(recipe, path, folder)
     page = write_report(folder)
     if as_json:

@@ -80,6 +80,14 @@ class Ranks:
         distributed.all_reduce(total)
         return (total / self.count).to(tensor.device)
 
+    def most(self, *numbers: float) -> list[float]:
+        """Return the largest of each number over the ranks."""
+        if self.count == 1:
+            return list(numbers)
+        tensor = _carried(torch.tensor(numbers, dtype=torch.float64))
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+        return cast("list[float]", tensor.tolist())
+
     def check_equal(self, values: Mapping[str, str], doing: str) -> None:
         """Raise TrainingError, on every rank, unless all ranks have the same values.
 

@@ -100,12 +100,11 @@ def control_score(job: Job) -> float:
     """
     folder = _control_folder(job)
     done = folder / "result.json"
-    if not done.exists():
-        model = job.new_model()
-        stages = _train_control(model, folder, job)
-        content = _control_settings(job) | {"score": float(job.task.score(model)), "stages": stages}
-        write_json(done, content)
-    score = read_json(done).get("score")
+    if not job.ranks.once(done.exists):
+        model = job.new_shared_model()
+        content = _control_settings(job) | {"stages": _train_control(model, folder, job)}
+        job.ranks.once(lambda: write_json(done, content | {"score": float(job.task.score(model))}))
+    score = job.ranks.once(lambda: read_json(done)).get("score")
     if not isinstance(score, float):
         raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
     job.note(f"control, full precision trained equally long: {score:.2f}")
@@ -143,7 +142,10 @@ def _train_control(model: nn.Module, folder: Path, job: Job) -> list[Json]:
 def _float_settings(job: Job) -> Json:
     """Return the settings that retraining in full precision depends on."""
     keys = {"task", "options", "teacher", "retraining", "seed"}
-    return job.recipe.model_dump(mode="json", include=keys) | {"float_digest": job.digest}
+    settings: Json = job.recipe.model_dump(mode="json", include=keys)
+    if job.recipe.retraining.accumulate == 1:
+        del settings["retraining"]["accumulate"]  # earlier versions have shared without this key
+    return settings | {"float_digest": job.digest}
 
 
 def _control_settings(job: Job) -> Json:

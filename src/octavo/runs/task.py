@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 
 from octavo.errors import OctavoError, RecipeError, brief, nearest
@@ -56,7 +57,7 @@ class Task(Protocol):
     def score(self, model: nn.Module) -> float:
         """Return the metric of the model, such as its accuracy in per cent; higher is better.
 
-        The model is left as it was.
+        The model is left as it was. Its inputs go to the device that it is on.
         """
 
 
@@ -92,8 +93,13 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     return cast("Task", task)
 
 
-def model_of(task: Task, name: str) -> nn.Module:
-    """Return a new copy of a task's network; ``name`` is the name of the task, for errors.
+def model_of(task: Task, name: str, device: torch.device | None = None) -> nn.Module:
+    """Return a new copy of a task's network.
+
+    Args:
+        task: the task.
+        name: the name of the task, for errors.
+        device: the device that the network is moved to; None leaves it where the task puts it.
 
     Raises:
         RecipeError: the task failed to make it.
@@ -101,7 +107,8 @@ def model_of(task: Task, name: str) -> nn.Module:
 
     """
     try:
-        return task.model()
+        model = task.model()
+        return model if device is None else model.to(device)
     except OctavoError:
         raise
     except Exception as error:

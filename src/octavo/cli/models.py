@@ -151,9 +151,8 @@ def search(
     result.plan.save(output)
     if as_json:
         typer.echo(json.dumps(_search_figures(result, method), indent=2))
-    else:
-        _print_search(result, whole_range=budget is None and trade_off is None)
-        print_written(output)
+        return
+    _print_search(result, output, whole_range=budget is None and trade_off is None)
 
 
 def _task(name: str, option: list[str] | None) -> "Task":
@@ -194,8 +193,10 @@ def _searched(
         return search_bits(network, task.calibration(), progress=display, **settings)
 
 
-def _print_search(result: "SearchResult", *, whole_range: bool) -> None:
-    """Print the plan of a search; where it covered the whole range, its front too."""
+def _print_search(result: "SearchResult", output: Path, *, whole_range: bool) -> None:
+    """Print the plan of a search, where it covered the whole range its front too, and the file that
+    was written.
+    """
     from octavo.report.search_tables import (
         finalists_table,
         front_table,
@@ -208,6 +209,7 @@ def _print_search(result: "SearchResult", *, whole_range: bool) -> None:
     out.print(plan_table(result), finalists_table(result))
     if result.refinement is not None:
         out.print(refinement_line(result.refinement), soft_wrap=True, markup=False)
+    print_written(output)
 
 
 def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None":

@@ -47,7 +47,7 @@ def cut(batch: Batch, count: int) -> list[tuple[Batch, float]]:
     edges = [rows * number // count for number in range(count + 1)]
     pieces = [slice(edges[number], edges[number + 1]) for number in range(count)]
     return [
-        (tuple(rows_of(batch, piece)), (piece.stop - piece.start) / rows)  # type: ignore[misc]
+        (tuple(rows_of(batch, piece)), (piece.stop - piece.start) / rows)
         for piece in pieces
     ]
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from octavo.errors import TrainingError
 from octavo.network.random_state import RandomState
 from octavo.network.ranks import ALONE, Ranks
-from octavo.runs.parallel import OwnNumbers, PartLosses, check_same, cut, even_out
+from octavo.runs.parallel import OwnNumbers, OwnRows, PartLosses, check_same, cut, even_out
 from octavo.runs.training import Retraining, Training
 
 ROWS = 10  # of a batch: no whole number of them in four parts
@@ -113,6 +114,26 @@ def test_a_batch_is_cut_into_consecutive_rows() -> None:
 def test_a_batch_that_cannot_be_cut_is_refused(batch: Any, said: str) -> None:
     with pytest.raises(TrainingError, match=rf"same number of rows, at least 2, .*; {said}$"):
         cut(batch, 2)
+
+
+class Epoch(list[Any]):
+    """An epoch that gives a part of each batch by itself."""
+
+    def part(self, number: int, count: int) -> list[Any]:
+        return [f"{number} of {count}"]
+
+
+def test_each_rank_has_its_rows_of_each_batch() -> None:
+    batches = [(torch.arange(5), torch.arange(5))] * 2
+    task: Any = SimpleNamespace(train_batches=lambda: batches)
+    assert list(OwnRows(task, ALONE).train_batches()) == [(batches[0], 1.0)] * 2
+    for number, rows in enumerate(([0, 1], [2, 3, 4])):
+        own = list(OwnRows(task, Ranks(number, 2)).train_batches())
+        assert [share for _, share in own] == [len(rows) / 5] * 2
+        assert [part.tolist() for batch, _ in own for part in batch] == [rows] * 4
+    task = SimpleNamespace(train_batches=lambda: Epoch(batches))
+    assert next(iter(OwnRows(task, ALONE).train_batches()))[0] is batches[0]
+    assert list(OwnRows(task, Ranks(1, 2)).train_batches()) == [("1 of 2", 0.5)]
 
 
 def drawn(number: int) -> tuple[list[float], list[float]]:

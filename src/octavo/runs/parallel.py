@@ -4,7 +4,7 @@ memory. The gradients add up to that of the whole batch.
 
 import contextlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from octavo.network.distributed import do_not_broadcast
 from octavo.network.random_state import RandomState
 from octavo.network.ranks import ALONE, Ranks, fingerprint
 from octavo.network.samples import rows_of, sample_count
-from octavo.runs.task import Batch
+from octavo.runs.task import Batch, Task
 
-__all__ = ["OwnNumbers", "PartLosses", "check_same", "cut", "even_out"]
+__all__ = ["OwnNumbers", "OwnRows", "PartLosses", "check_same", "cut", "even_out"]
 
 LossOf = Callable[[Batch], Tensor]
 
@@ -42,14 +42,38 @@ def cut(batch: Batch, count: int) -> list[tuple[Batch, float]]:
         got = "others" if rows is None else f"{rows}"
         raise TrainingError(
             f"expected batches of tensors with the same number of rows, at least {count}, to cut "
-            f"each into {count} parts (ranks times retraining.accumulate); got {got}"
+            f"each into {count} parts, for ranks or for retraining.accumulate; got {got}"
         )
     edges = [rows * number // count for number in range(count + 1)]
     pieces = [slice(edges[number], edges[number + 1]) for number in range(count)]
-    return [
-        (tuple(rows_of(batch, piece)), (piece.stop - piece.start) / rows)
-        for piece in pieces
-    ]
+    return [(tuple(rows_of(batch, piece)), (piece.stop - piece.start) / rows) for piece in pieces]
+
+
+class OwnRows:
+    """The batches of a task, of which each rank has some rows.
+
+    Where the epoch has a method ``part``, that gives the rows; else every rank reads all of them
+    and leaves out those of the others.
+
+    Args:
+        task: gives the batches.
+        ranks: the ranks that train together.
+
+    """
+
+    def __init__(self, task: Task, ranks: Ranks) -> None:
+        self._task = task
+        self._ranks = ranks
+
+    def train_batches(self) -> Iterable[tuple[Batch, float]]:
+        """Return an epoch: this rank's part of each batch, and its share of the rows."""
+        epoch = self._task.train_batches()
+        count = self._ranks.count
+        if count == 1:
+            return ((batch, 1.0) for batch in epoch)
+        if hasattr(epoch, "part"):
+            return ((batch, 1 / count) for batch in epoch.part(self._ranks.number, count))
+        return (cut(batch, count)[self._ranks.number] for batch in epoch)
 
 
 class _Loss(nn.Module):
@@ -76,7 +100,7 @@ class PartLosses:
     Args:
         model: the model that the loss is a function of.
         loss_of: computes the loss of a batch, a mean over its rows.
-        accumulate: the number of parts that this rank computes one after another.
+        accumulate: the number of parts of this rank's rows.
         ranks: the ranks that train the model together.
 
     """
@@ -94,17 +118,22 @@ class PartLosses:
             self._wrapped = DistributedDataParallel(loss, find_unused_parameters=True)
             self._loss_of = self._wrapped
 
-    def __call__(self, batch: Batch) -> Iterator[Tensor]:
+    def __call__(self, batch: Batch, share: float = 1.0) -> Iterator[Tensor]:
         """Yield a loss for each part; the caller makes its gradient before it asks for the next.
 
-        The mean of their sums over the ranks is the loss of the batch.
+        The mean of their sums over the ranks is the loss of the whole batch.
+
+        Args:
+            batch: this rank's rows of a batch.
+            share: their share of its rows.
+
         """
-        parts = cut(batch, self._accumulate * self._ranks.count)
-        own = parts[self._ranks.number * self._accumulate :][: self._accumulate]
-        for number, (part, share) in enumerate(own, 1):
-            with self._silent() if number < len(own) else contextlib.nullcontext():
+        weight = share * self._ranks.count
+        for number, (part, of_these) in enumerate(cut(batch, self._accumulate), 1):
+            last = number == self._accumulate
+            with contextlib.nullcontext() if last else self._silent():
                 loss = self._loss_of(part)
-                yield loss if share == 1 else loss * (share * self._ranks.count)
+                yield loss if weight * of_these == 1 else loss * (weight * of_these)
 
     def _silent(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which gradients are not averaged yet."""

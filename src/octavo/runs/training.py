@@ -21,7 +21,7 @@ from octavo.network.ranks import ALONE, Ranks
 from octavo.progress import Event, Progress, silent
 from octavo.runs.batch_stream import BatchStream
 from octavo.runs.descent import Descent
-from octavo.runs.parallel import OwnNumbers, PartLosses
+from octavo.runs.parallel import OwnNumbers, OwnRows, PartLosses
 from octavo.runs.step_log import StepLog, steps_between_readings
 from octavo.runs.task import Batch, Task
 
@@ -167,7 +167,7 @@ class Training:
         self._log = StepLog(self.steps, steps_between_readings(device), ranks)
         self._random = RandomState(model)
         self._numbers = OwnNumbers(self._random, ranks)
-        self._batches = BatchStream(task, self._random)
+        self._batches = BatchStream(OwnRows(task, ranks), self._random)
         self._ranks = ranks
         self._device = device
         self._started = (0, time.monotonic())  # the steps that were done then, and the time
@@ -180,8 +180,8 @@ class Training:
 
         """
         with self._numbers.of_data():
-            batch = next(self._batches)
-        losses = self._losses(on_device(batch, self._device))
+            batch, share = next(self._batches)
+        losses = self._losses(on_device(batch, self._device), share)
         was_read = self._log.add(*self._update(losses))
         self.done += 1
         if not was_read:

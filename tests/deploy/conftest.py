@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from octavo.deploy import floating, int8
+from octavo.deploy.comparison import differences
 from octavo.deploy.exporting import export_checked
 from octavo.deploy.graph import OpenGraph, trace
-from octavo.deploy.runtime import OnnxModel, differences
+from octavo.deploy.runtime import OnnxModel
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.network.layers import channels_first, find_layers
 from octavo.storage.packed import Packed, pack

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from octavo.deploy import forms
+from octavo.deploy.comparison import Comparison
 from octavo.deploy.exporting import Form, export, export_checked
-from octavo.deploy.forms import FORMS, Comparison, FormFile, Job, check_forms, maker, register_form
+from octavo.deploy.forms import FORMS, FormFile, Job, check_forms, maker, register_form
 from octavo.errors import ExportError
 from octavo.storage.packed import Packed, pack
 

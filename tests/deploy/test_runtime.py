@@ -8,7 +8,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from octavo.deploy.runtime import OnnxModel, agreement, differences
+from octavo.deploy.comparison import agreement, differences
+from octavo.deploy.runtime import OnnxModel
 from octavo.errors import ExportError, FormatError, PlanError
 
 

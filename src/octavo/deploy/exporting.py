@@ -18,7 +18,9 @@ from octavo.storage.packed import Packed
 
 __all__ = ["Exported", "Form", "export", "export_checked", "load_onnx"]
 
-Form = Literal["lut", "fp8", "int8", "float", "mx"]  # octavo's own; others may be registered
+Form = Literal[
+    "lut", "fp8", "int8", "float", "mx", "hf", "gguf"
+]  # octavo's own; others may be registered
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Exported:
             not run, such as ``mx``.
         agreement: the share of predicted classes that are the same; None as ``difference``.
         inexact: the layers whose weights the file does not store exactly.
+        wider: the quantized layers that the file stores as numbers of 16 bits.
 
     """
 
@@ -43,6 +46,7 @@ class Exported:
     difference: float | None
     agreement: float | None
     inexact: tuple[str, ...]
+    wider: tuple[str, ...]
 
 
 def export(
@@ -106,16 +110,23 @@ def export_checked(
         content = make(Job(network, packed, batches))
     except FormatError as error:  # it is about the new file: none was read
         raise ExportError(f"{type(model).__name__}: {error}; nothing was written") from error
-    write_atomically(path, lambda file: file.write(content.data))
+    files = content.files(Path(path))
+    for name, data in files.items():
+        _write(name, data)
     comparison = content.comparison
     return Exported(
         path=Path(path),
         form=form,
-        bytes=len(content.data),
+        bytes=sum(map(len, files.values())),
         difference=comparison.largest if comparison else None,
         agreement=comparison.agreement if comparison else None,
         inexact=content.inexact,
+        wider=content.wider,
     )
+
+
+def _write(path: Path, data: bytes) -> None:
+    write_atomically(path, lambda file: file.write(data))
 
 
 def load_onnx(path: str | Path) -> nn.Module:

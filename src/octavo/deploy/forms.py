@@ -6,18 +6,19 @@ octavo's own forms and those of a user are registered in the same way, by :func:
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias, cast
 
 from torch import nn
 
+from octavo.deploy.comparison import Comparison
 from octavo.errors import ExportError, PlanError, nearest
 from octavo.network.forward import Inputs
 from octavo.storage.packed import Packed
 
 __all__ = [
     "FORMS",
-    "Comparison",
     "FormFile",
     "Job",
     "Make",
@@ -59,35 +60,29 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The outputs of a file beside those of the network, in units of the largest output.
-
-    Attributes:
-        largest: the largest difference.
-        mean: the mean difference.
-        agreement: the share of predicted classes that are the same.
-
-    """
-
-    largest: float
-    mean: float
-    agreement: float
-
-
-@dataclass(frozen=True)
 class FormFile:
-    """The content of a file of a form, after its checks.
+    """The content of a file or folder of a form, after its checks.
 
     Attributes:
-        data: the content of the file.
+        data: the content of the file; of a form that is a folder, the content of each of its files
+            by its name.
         comparison: its outputs beside the network's; None for a form that does not run.
         inexact: the layers whose weights the file does not store exactly.
+        wider: the quantized layers that the file stores as numbers of 16 bits, because its small
+            formats do not hold them.
 
     """
 
-    data: bytes
+    data: bytes | Mapping[str, bytes]
     comparison: Comparison | None = None
     inexact: tuple[str, ...] = ()
+    wider: tuple[str, ...] = ()
+
+    def files(self, path: Path) -> dict[Path, bytes]:
+        """Return the content of each file that is written under the path of the export."""
+        if isinstance(self.data, bytes):
+            return {path: self.data}
+        return {path / name: content for name, content in self.data.items()}
 
 
 Make: TypeAlias = Callable[[Job], FormFile]
@@ -121,6 +116,8 @@ register_form("fp8", "octavo.deploy.fp8:make")
 register_form("int8", "octavo.deploy.int8:make")
 register_form("float", "octavo.deploy.float32:make")
 register_form("mx", "octavo.deploy.mx:make")
+register_form("hf", "octavo.deploy.hf:make")
+register_form("gguf", "octavo.deploy.gguf:make")
 
 
 def maker(name: str) -> Make:

@@ -15,9 +15,10 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from octavo.deploy.elements import E2M1, E2M1_NUMBERS, E4M3, Format, elements
+from octavo.deploy.e2m1 import BLOCK, pairs, unpaired
+from octavo.deploy.elements import E2M1, E4M3, Format, elements
 from octavo.deploy.forms import FormFile, Job
 from octavo.errors import ExportError
 from octavo.network.layers import channels_back
@@ -25,7 +26,6 @@ from octavo.storage.quantized import Quantized
 
 __all__ = ["BLOCK", "make", "read_mx"]
 
-BLOCK = 32
 HEADER = "octavo.mx"
 
 
@@ -75,7 +75,7 @@ def read_mx(path: str | Path) -> dict[str, Tensor]:
         scales = tensors.pop(f"{parameter}_scale").float()
         columns = prod(row["shape"][1:])
         is_fp4 = stored.dtype == torch.float4_e2m1fn_x2
-        numbers = _from_e2m1(stored) if is_fp4 else stored.float()
+        numbers = unpaired(stored.view(torch.uint8)) if is_fp4 else stored.float()
         matrix = numbers[:, :columns] * scales.repeat_interleave(BLOCK, 1)[:, :columns]
         tensors |= dict.fromkeys(
             row["names"], channels_back(matrix.view(row["shape"]), row["groups"])
@@ -92,20 +92,8 @@ def _blocks(name: str, layer: Quantized) -> tuple[Tensor, Tensor]:
     element, scale = elements(layer.codebook, layer.codes, _format(layer), name)
     matrix = element.reshape(len(element), -1)
     scales = scale.reshape(-1, 1).expand(len(matrix), -(-matrix.shape[1] // BLOCK))
-    stored = _to_e2m1(matrix) if _format(layer) is E2M1 else matrix.to(torch.float8_e4m3fn)
+    if _format(layer) is E2M1:
+        stored = pairs(matrix).view(torch.float4_e2m1fn_x2)
+    else:
+        stored = matrix.to(torch.float8_e4m3fn)
     return stored, scales.to(torch.float8_e8m0fnu).contiguous()
-
-
-def _to_e2m1(matrix: Tensor) -> Tensor:
-    """Store two elements in a byte; a row of odd length ends in a zero."""
-    magnitude = torch.searchsorted(E2M1_NUMBERS, matrix.abs()).to(torch.uint8)  # 3 bits
-    sign = (matrix < 0).to(torch.uint8)
-    codes = magnitude | sign << 3
-    codes = nn.functional.pad(codes, (0, codes.shape[1] % 2))
-    return (codes[:, ::2] | codes[:, 1::2] << 4).view(torch.float4_e2m1fn_x2)
-
-
-def _from_e2m1(stored: Tensor) -> Tensor:
-    byte = stored.view(torch.uint8)
-    codes = torch.stack([byte & 15, byte >> 4], -1).flatten(1)
-    return E2M1_NUMBERS[(codes & 7).int()] * torch.where(codes > 7, -1.0, 1.0)

@@ -7,7 +7,7 @@ Needs ``pip install 'octavo[hf]'``. ``octavo.export(..., form="hf")`` makes a fo
 from pathlib import Path
 
 import transformers
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from octavo.errors import FormatError, PlanError, brief
@@ -17,6 +17,7 @@ __all__ = ["PACKED", "from_pretrained", "save_pretrained"]
 
 PACKED = "octavo.safetensors"
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 
 
 def save_pretrained(
@@ -76,6 +77,8 @@ def from_pretrained(folder: str | Path) -> PreTrainedModel:
     packed = Packed.load(folder / PACKED)
     model = _model(folder)
     packed.apply(model)
+    if (folder / GENERATION).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.eval()
 
 

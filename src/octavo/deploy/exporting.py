@@ -62,17 +62,21 @@ def export(
 
     ``lut``, ``fp8``, ``int8`` and ``float`` are ONNX files of opset 21 with standard operators only
     and a free batch size; they need ``octavo[onnx]``. ``mx`` is a safetensors file of MXFP4 and
-    MXFP8 tensors. docs/export.md describes each. ``octavo.deploy.forms.register_form`` adds others.
+    MXFP8 tensors. ``hf`` is a folder for ``transformers`` and vLLM, and needs ``octavo[hf]``;
+    ``gguf`` is a file for llama.cpp, and needs ``octavo[gguf]``. docs/export.md describes each.
+    ``octavo.deploy.forms.register_form`` adds others.
 
     Args:
         model: the network's architecture, in full precision or not; it is not changed.
         packed: the weights.
-        path: the file to write. Until the new file is complete and checked, an older one stays.
+        path: the file to write, or the folder for ``hf``. Until the new file is complete and
+            checked, an older one stays.
         form: ``lut`` (4-bit codes and a table of levels), ``fp8`` (E4M3 elements), ``int8``
-            (quantized activations too), ``float``, or ``mx``.
+            (quantized activations too), ``float``, ``mx``, ``hf`` or ``gguf``.
         example: one batch of several inputs that the model is called with: a tensor, or a tuple or
             dict of arguments. Or a list of batches: ``int8`` takes the ranges of activations from
-            all of them. ``mx`` does not run the model and needs none.
+            all of them. ``mx`` and ``gguf`` do not run the model and need none; ``hf``
+            compares its outputs if there is one.
 
     Returns:
         The path.

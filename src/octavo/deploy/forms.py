@@ -23,6 +23,7 @@ __all__ = [
     "Job",
     "Make",
     "check_forms",
+    "file_name",
     "maker",
     "missing_library",
     "register_form",
@@ -87,7 +88,9 @@ class FormFile:
 
 Make: TypeAlias = Callable[[Job], FormFile]
 
+SUFFIXES = {"mx": ".safetensors", "hf": "", "gguf": ".gguf"}  # of the forms that are not ONNX
 ONNX_LIBRARIES = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes"}
+HF_LIBRARIES = {"transformers": "hf", "compressed_tensors": "hf", "gguf": "gguf"}  # their extras
 
 _makers: dict[str, Make | str] = {}
 FORMS: Mapping[str, Make | str] = MappingProxyType(_makers)  # by name, in order of registration
@@ -120,6 +123,11 @@ register_form("hf", "octavo.deploy.hf:make")
 register_form("gguf", "octavo.deploy.gguf:make")
 
 
+def file_name(form: str) -> str:
+    """Return the name that a file, or a folder, of a form gets in the folder of a run."""
+    return form + SUFFIXES.get(form, ".onnx")
+
+
 def maker(name: str) -> Make:
     """Return the function that makes files of a form.
 
@@ -146,6 +154,8 @@ def missing_library(error: ImportError, user: str) -> str:
     library = (error.name or "").partition(".")[0]
     if library in ONNX_LIBRARIES:
         return f"ONNX needs {library}: pip install 'octavo[onnx]'"
+    if library in HF_LIBRARIES:
+        return f"{user} needs {library}: pip install 'octavo[{HF_LIBRARIES[library]}]'"
     return f"{user} needs {error.name}, which is not installed"
 
 

@@ -9,6 +9,7 @@ one in its low bits; and ``L.weight_scale``, uint8 ``(rows, columns / 32)``, the
 import contextlib
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,14 @@ def make(job: Job) -> FormFile:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Let ``transformers`` save and load without progress bars and remarks."""
+    """Let ``transformers`` save and load without progress bars, remarks and warnings."""
     verbosity = logging.get_verbosity()
     with_bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if with_bars:

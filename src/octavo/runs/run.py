@@ -14,7 +14,7 @@ from torch import nn
 
 from octavo._io import write_atomically
 from octavo.deploy.exporting import Exported, export_checked, load_onnx
-from octavo.deploy.forms import check_forms
+from octavo.deploy.forms import check_forms, file_name
 from octavo.dnq.methods import method_of
 from octavo.errors import RecipeError
 from octavo.plan import Plan, matching_plan, planned_layers
@@ -274,8 +274,7 @@ def _exports(job: Job, packed: Packed) -> Json:
     """Write each form that the recipe lists into the folder, and return their figures."""
     figures: Json = {}
     for form in job.recipe.export:
-        ending = "safetensors" if form == "mx" else "onnx"
-        path = job.folder / f"{form}.{ending}"
+        path = job.folder / file_name(form)
         example = list(job.task.calibration())
         exported = export_checked(job.new_model(), packed, path, form=form, example=example)
         scores = exported_scores(exported, packed, job.task, job.recipe.task)

@@ -24,7 +24,7 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            help="lut, fp8, int8 or float, which are ONNX; mx, hf or gguf. See docs/export.md."
+            help="lut, fp8, int8, float, mx, hf or gguf; the first four are ONNX: docs/export.md."
         ),
     ] = "lut",
     option: Options = None,

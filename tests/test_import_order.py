@@ -28,7 +28,7 @@ FLOORS = (
     ("network",),
     ("formats",),
     ("_deprecated",),
-    ("errors", "progress", "_io", "_seeds"),
+    ("errors", "progress", "_io", "_seeds", "_yaml"),
 )
 LEVEL = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes"}

@@ -273,13 +273,13 @@ def test_counts_of_layers_that_are_not_planned_are_not_saved(tmp_path: Path) -> 
         ("a: b: c", "not a readable plan"),
         ("bits: !!python/object/apply:os.getcwd []", "not a readable plan"),
         ("bits: {a: *none}", "not a readable plan"),
-        ("bits: &x {a: *x}", "a: expected an integer from 2 to 8"),
+        ("bits: &x {a: *x}", "not a readable plan: line 1, column 14: expected the anchor"),
         ("bits: {[1]: 3}", "not a readable plan"),
         ("bits: {a: 3}\x00", "not a readable plan"),
-        ("bits: {a: 2001-99-99}", "not a readable plan: month must be in 1..12"),
+        ("bits: {a: 2001-99-99}", "a: expected an integer from 2 to 8"),
         (
             "bits:\n  a: 3\n  a: 4",
-            "not a readable plan: line 3: the key 'a' comes twice; keep one of the two",
+            "not a readable plan: line 3, column 3: the key 'a' comes twice; keep one of the two",
         ),
     ],
 )

@@ -10,7 +10,8 @@ from typing import Any, Self, TypeVar
 import yaml
 from torch import nn
 
-from octavo._io import read_yaml, write_atomically
+from octavo._io import write_atomically
+from octavo._yaml import read_yaml_file
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_widths
 from octavo.network.float_share import warn_if_mostly_float
@@ -175,7 +176,7 @@ class Plan(MutableMapping[str, Width]):
 
         """
         try:
-            content = read_yaml(Path(path).read_text(encoding="utf-8"))
+            content = read_yaml_file(path)
         except (OSError, ValueError) as error:
             raise PlanError(f"{path}: not a readable plan: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("bits"), dict):
@@ -331,7 +332,7 @@ def _no_layers(model: nn.Module) -> PlanError:
 
 def _checked_counts(counts: Mapping[str, int] | None) -> dict[str, int]:
     for name, count in (counts or {}).items():
-        if not isinstance(count, int) or count < 0:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise PlanError(f"{name}: expected a count, got {count!r}")
     return {str(name): count for name, count in (counts or {}).items()}
 

@@ -175,6 +175,8 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"search.retrain_steps: expected method inq, which retrains, got {self.method}"
             )
+        if not (self.publish or "").isprintable():
+            raise ValueError(f"publish: expected a path of printable text, got {self.publish!r}")
         if isinstance(self.epochs, tuple) and len(self.epochs) != portions:
             raise ValueError(
                 f"epochs: expected one number, or {portions}, one a portion; got {len(self.epochs)}"

@@ -1,6 +1,8 @@
 """Plans as data, what they cost, budgets, and what is said about names that a model does not
 have."""
 
+import fnmatch
+import glob
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import Apot, Width
-from octavo.plan import Budget, Cost, Plan, matching_plan, planned_layers
+from octavo.plan import Budget, Cost, Plan, matching, matching_plan, planned_layers
 from octavo.pruning.surgery import Surgery
 
 
@@ -466,3 +468,18 @@ def test_a_layers_own_name_is_no_pattern() -> None:
     assert list(surgery.finish()) == ["a[1]"]
     quantize_activations(model, [torch.randn(8, 4)], {"a[1]": 4})
     assert list(input_formats(model)) == ["a[1]"]
+
+
+def test_a_key_for_each_layer_is_looked_up_and_not_compared_with_every_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"layers.{n}.a[{n}]*" for n in range(100)]
+    compared = []
+    translate = fnmatch.translate
+    monkeypatch.setattr(fnmatch, "translate", lambda p: compared.append(p) or translate(p))
+    for keys in (names, map(glob.escape, names)):
+        plan = dict(zip(keys, range(100), strict=True))
+        assert matching(names, plan, "Net") == dict(zip(names, range(100), strict=True))
+    assert compared == []
+    assert matching(["a[*]", "a*"], {"a[[]*[]]*": 1}, "Net") == {"a[*]": 1}  # a pattern after all
+    assert compared == ["a[[]*[]]*"]

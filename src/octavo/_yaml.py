@@ -27,7 +27,7 @@ COLLECTIONS = {yaml.SequenceStartEvent: TAG + "seq", yaml.MappingStartEvent: TAG
 
 # libyaml's parser where PyYAML was built with it: the same events, twenty times as fast.
 PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-RESOLVER = yaml.resolver.Resolver()
+RESOLVER: Any = yaml.resolver.Resolver()
 CONSTRUCTOR = yaml.constructor.SafeConstructor()
 SCALARS = {
     TAG + "null": CONSTRUCTOR.construct_yaml_null,

@@ -159,7 +159,7 @@ def _open(data: bytes) -> tuple[dict[str, bytes], Json]:
         found = ", ".join(head)
         raise FormatError(f"the header: expected version and manifest_crc32, found {found}")
     try:
-        tensors = safetensors.deserialize(data)
+        tensors = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise FormatError(f"the container is truncated or damaged: {error}") from error
     for name, tensor in tensors:

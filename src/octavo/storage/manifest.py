@@ -231,7 +231,7 @@ def checksum(*tensors: Tensor) -> int:
     """Return the CRC-32 of the tensors' bytes, one after the other."""
     crc = 0
     for tensor in tensors:
-        crc = zlib.crc32(_bytes_of(tensor), crc)
+        crc = zlib.crc32(_bytes_of(tensor).data, crc)
     return crc
 
 

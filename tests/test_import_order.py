@@ -30,7 +30,7 @@ FLOORS = (
     ("formats",),
     ("_deprecated",),
     ("_locks",),
-    ("errors", "progress", "_io", "_seeds"),
+    ("errors", "progress", "_io", "_seeds", "_yaml"),
 )
 LEVEL = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes"}

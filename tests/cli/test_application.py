@@ -240,13 +240,15 @@ def test_a_deprecated_word_is_one_line_on_stderr(
     octavo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other warnings are shown as ever: here, they are errors."""
-    monkeypatch.setattr("octavo.storage.packed.Packed.load", lambda _: warn_renamed("old", "new"))
+    monkeypatch.setattr(
+        "octavo.storage.packed.Packed.load", lambda *_, **__: warn_renamed("old", "new")
+    )
     monkeypatch.setattr("octavo.report.tables.packed_rows", lambda _: {})
     said = octavo("verify", "tiny.py", "--json")
     assert (said.status, said.out) == (0, '{"verified": "tiny.py"}\n')
     assert said.err == "octavo: old is deprecated and goes in the next version: use new\n"
     monkeypatch.setattr(
-        "octavo.storage.packed.Packed.load", lambda _: warnings.warn("other", stacklevel=2)
+        "octavo.storage.packed.Packed.load", lambda *_, **__: warnings.warn("other", stacklevel=2)
     )
     with pytest.raises(UserWarning, match="other"):
         octavo("verify", "tiny.py")

@@ -323,7 +323,7 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
 def _reloaded_score(job: Job) -> float:
     """Return the metric of a new network that the packed file was applied to, as its user will."""
     model = job.new_model()
-    Packed.load(job.folder / PACKED).apply(model)
+    Packed.load(job.folder / PACKED, model=model).apply(model)
     score = float(job.task.score(model))
     job.note(f"quantized, packed and loaded again: {score:.2f}")
     return score

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from octavo.formats.codebook import Codebook
@@ -37,6 +38,11 @@ class Quantized:
         return cls(
             names, codebook_at(codebook.width, codebook.max_exponent.cpu()), codes, layer.groups
         )
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the parameter."""
+        return channels_back(torch.empty(self.codes.shape, device="meta"), self.groups).shape
 
     def weight(self) -> Tensor:
         """Return the weights, float32, in the parameter's own layout."""

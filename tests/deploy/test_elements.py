@@ -12,7 +12,8 @@ from torch import Tensor
 from octavo.deploy.elements import E2M1, E4M3, INT8, Format, elements, integers
 from octavo.errors import ExportError
 from octavo.formats.powers_of_two import PowerOfTwo
-from octavo.formats.sums_of_powers import AdditivePowers
+from octavo.formats.registry import codebook_at
+from octavo.formats.width import Apot
 
 TYPES = {E2M1: ml_dtypes.float4_e2m1fn, E4M3: ml_dtypes.float8_e4m3fn, INT8: np.int8}
 
@@ -80,7 +81,7 @@ def test_int8_at_five_bits_is_exact_without_the_smallest_level() -> None:
 
 @pytest.mark.parametrize(("form", "bits"), [(E4M3, 5), (E4M3, 6), (INT8, 5), (INT8, 6)])
 def test_sums_of_two_powers_are_held_too(form: Format, bits: int) -> None:
-    book = AdditivePowers(bits, torch.tensor([-3, 0, 5]))
+    book = codebook_at(Apot(bits), torch.tensor([-3, 0, 5]))
     codes = torch.arange(2**bits - 1, dtype=torch.uint8).repeat(3, 1)
     element, scale = elements(book, codes, form, "conv1")
     assert np.array_equal(element.numpy().astype(TYPES[form]).astype(np.float32), element.numpy())
@@ -100,7 +101,10 @@ def test_levels_that_a_format_does_not_hold_are_refused_by_name(form: Format, bi
         ExportError, match=r"^conv1: FP8 E4M3 does not hold the 127 levels of its width, apot7$"
     ):
         elements(
-            AdditivePowers(7, torch.tensor(0)), torch.zeros(1, 4, dtype=torch.uint8), E4M3, "conv1"
+            codebook_at(Apot(7), torch.tensor(0)),
+            torch.zeros(1, 4, dtype=torch.uint8),
+            E4M3,
+            "conv1",
         )
 
 

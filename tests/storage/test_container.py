@@ -358,7 +358,7 @@ def test_the_file_is_a_safetensors_file() -> None:
     assert {(entry["dtype"], len(entry["shape"])) for _, entry in tensors} == {("U8", 1)}
     strings, octavo = byte_strings(data)
     assert octavo == {"version": 1, "manifest_crc32": zlib.crc32(strings["manifest"])}
-    assert VERSION == 3
+    assert VERSION == 4
 
 
 def test_byte_strings_that_would_be_empty_are_absent() -> None:
@@ -467,7 +467,7 @@ def test_types_are_those_of_the_format() -> None:
     assert all(str(dtype) == f"torch.{name}" for name, dtype in DTYPES.items())
 
 
-@pytest.mark.parametrize("version", [4, 1000, 1.5, "1", None, [1], {}, 0, -1])
+@pytest.mark.parametrize("version", [5, 1000, 1.5, "1", None, [1], {}, 0, -1])
 def test_other_versions_are_refused(version: Any) -> None:
     data = to_file(*pack(*network()))
     strings, octavo = byte_strings(data)

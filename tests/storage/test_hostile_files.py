@@ -335,10 +335,10 @@ def test_metadata_of_another_kind(metadata: Any) -> None:
 
 def test_a_newer_version_says_so_before_anything_else() -> None:
     strings = {**strings_of(DATA), "manifest": b"all is different there"}
-    for version in (4, 99, 10**30):
+    for version in (5, 99, 10**30):
         data = container(strings, {"octavo": json.dumps({"version": version})})
         with pytest.raises(
-            FormatError, match=f"version {version} is newer than 3, .*: upgrade octavo"
+            FormatError, match=f"version {version} is newer than 4, .*: upgrade octavo"
         ):
             unpack(data)
 
@@ -358,7 +358,7 @@ def apot(manifest: Any, strings: Strings) -> None:
         ),
         (
             lambda m, s: m["layers"][2].update(grid="cubes"),
-            r"^manifest: fc, layers\.2\.grid: Input should be 'powers' or 'apot'",
+            r"^manifest: fc, layers\.2\.grid: Input should be 'powers', 'apot', 'fp' or 'int'",
         ),
         (
             lambda m, s: m["layers"][2].update(grid=None),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo.errors import PlanError
 from octavo.formats.codebook import Codebook
+from octavo.formats.rows import spread
 from octavo.network.layers import Layer
 
 __all__ = [
@@ -83,7 +84,7 @@ def rank(
     distance = (values - levels).abs_()
     if order == "relative":
         smallest = float(codebook.unit_levels()[codebook.zero + 1])  # above zero, at a scale of 1
-        scale = codebook.scale().to(weight.device).view(-1, *[1] * (weight.dim() - 1))
+        scale = spread(codebook.scale().to(weight.device), weight.shape, codebook.group_size)
         distance /= levels.abs_().maximum(scale * smallest / 2)
     return distance.neg_()
 

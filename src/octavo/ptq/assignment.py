@@ -28,8 +28,15 @@ class Assignment:
 
     @classmethod
     def measured(
-        cls, codes: Tensor, weight: Tensor, hessian: Tensor, levels: Tensor
+        cls,
+        codes: Tensor,
+        weight: Tensor,
+        hessian: Tensor,
+        levels: Tensor,
+        scale: Tensor | None = None,
     ) -> "Assignment":
         """Compute the errors from the codes and the weights themselves."""
-        error = (weight - levels[codes.int()]).double()  # (problems, rows, columns)
+        level = levels[codes.int()]
+        level = level if scale is None else level * scale
+        error = (weight - level).double()  # (problems, rows, columns)
         return cls(codes, output_error(error, hessian.double()), error.square().sum(2))

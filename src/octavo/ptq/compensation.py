@@ -25,9 +25,11 @@ def compensate(
     levels: Tensor,
     order: PtqOrder,
     *,
+    scale: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> Assignment:
-    """Find codes that make ``levels[codes] @ X`` close to ``weight @ X``.
+    """Find codes that make ``levels[codes] @ X``, or ``(scale * levels[codes]) @ X``, close to
+    ``weight @ X``.
 
     Args:
         weight: (problems, rows, columns).
@@ -35,6 +37,7 @@ def compensate(
             ``octavo.ptq.least_squares.damped``.
         levels: the levels that each weight may take, ascending.
         order: the order in which weights freeze: see ``octavo.ptq.settings.PtqSettings``.
+        scale: the scale of each weight's levels, the shape of ``weight``; None if all are 1.
         kept: bool, (problems, rows, columns), false where a weight is pruned; None where none is.
             If ``weight`` has several times as many rows, these are candidates for the same rows.
 
@@ -46,8 +49,8 @@ def compensate(
     if order == "gptq":
         if kept is not None:
             kept = kept.repeat(1, weight.shape[1] // kept.shape[1], 1)
-        return gptq(weight, hessian, levels, kept)
+        return gptq(weight, hessian, levels, kept, scale)
     method = functools.partial(obq, order=order)
     if kept is None:
-        return method(weight, hessian, levels)
-    return compensate_kept(weight, hessian, levels, kept, method)
+        return method(weight, hessian, levels, scale=scale)
+    return compensate_kept(weight, hessian, levels, kept, method, scale)

@@ -21,7 +21,13 @@ BLOCK = 64  # columns that are changed before the columns beyond them are update
 
 
 def descended(
-    codes: Tensor, weight: Tensor, hessian: Tensor, levels: Tensor, free: Tensor, columns: Tensor
+    codes: Tensor,
+    weight: Tensor,
+    hessian: Tensor,
+    levels: Tensor,
+    free: Tensor,
+    columns: Tensor,
+    scale: Tensor | None = None,
 ) -> Assignment:
     """Change each code once, one column at a time, where that lowers the squared error of the
     outputs.
@@ -33,8 +39,10 @@ def descended(
         levels: the levels that each weight may take, ascending.
         free: bool, false for codes that stay, the shape of ``weight``.
         columns: the order of the columns, (problems, columns).
+        scale: the scale of each weight's levels, the shape of ``weight``; None if all are 1.
 
     """
+    scale = torch.ones_like(weight) if scale is None else scale
     levels = levels.to(weight.dtype)
     index = columns.unsqueeze(1).expand_as(weight)  # (problems, rows, columns)
     moment = hessian.to(weight.dtype)
@@ -44,9 +52,10 @@ def descended(
     moment = moment.permute(1, 2, 0).contiguous()  # H: (k, i, problems)
     ordered = weight.gather(2, index).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
     changed = codes.gather(2, index).permute(2, 0, 1).long().contiguous()
-    _descend(changed, ordered, moment, levels, free.gather(2, index).permute(2, 0, 1))
+    scales = scale.gather(2, index).permute(2, 0, 1).contiguous()
+    _descend(changed, ordered, moment, levels, scales, free.gather(2, index).permute(2, 0, 1))
 
-    errors = ordered - levels[changed]
+    errors = ordered - levels[changed] * scales
     output_errors = errors * torch.einsum("kip,kpr->ipr", moment, errors)
     return Assignment(
         codes.scatter(2, index, changed.permute(1, 2, 0).to(torch.uint8)),
@@ -55,21 +64,24 @@ def descended(
     )
 
 
-def _descend(codes: Tensor, weight: Tensor, moment: Tensor, levels: Tensor, free: Tensor) -> None:
+def _descend(
+    codes: Tensor, weight: Tensor, moment: Tensor, levels: Tensor, scale: Tensor, free: Tensor
+) -> None:
     """Let each column take its best levels; ``codes``, (columns, problems, rows), change in
     place.
     """
     boundaries = edges(levels)
-    chosen = levels[codes]  # q
+    chosen = levels[codes] * scale  # q
     bent = torch.einsum("kip,kpr->ipr", moment, weight - chosen)  # e H
     diagonal = moment.diagonal().T.unsqueeze(2)  # H_jj: (columns, problems, 1)
     for start in range(0, len(weight), BLOCK):
         end = min(start + BLOCK, len(weight))
         before = chosen[start:end].clone()
         for j in range(start, end):
-            best = torch.bucketize(chosen[j] + bent[j] / diagonal[j], boundaries, right=True)
+            wanted = (chosen[j] + bent[j] / diagonal[j]) / scale[j]
+            best = torch.bucketize(wanted, boundaries, right=True)
             codes[j] = torch.where(free[j], best, codes[j])
-            lowered = chosen[j] - levels[codes[j]]  # e_j rises by as much
+            lowered = chosen[j] - levels[codes[j]] * scale[j]  # e_j rises by as much
             chosen[j] -= lowered
             bent[j + 1 : end].addcmul_(moment[j, j + 1 : end].unsqueeze(2), lowered)
         # The columns beyond the block: the same sum for all columns of the block at once.

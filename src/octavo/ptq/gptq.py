@@ -35,7 +35,13 @@ __all__ = ["column_order", "gptq"]
 BLOCK = 64  # columns that freeze before the columns beyond them are updated
 
 
-def gptq(weight: Tensor, hessian: Tensor, levels: Tensor, kept: Tensor | None = None) -> Assignment:
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    levels: Tensor,
+    kept: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Assignment:
     """Find codes that make ``levels[codes] @ X`` close to ``weight @ X``, by GPTQ.
 
     Args:
@@ -44,16 +50,17 @@ def gptq(weight: Tensor, hessian: Tensor, levels: Tensor, kept: Tensor | None = 
         levels: the levels that each weight may take, ascending; if weights are pruned, the middle
             one is zero.
         kept: bool, false where a weight is pruned, the shape of ``weight``; None where none is.
+        scale: the scale of each weight's levels, the shape of ``weight``; None if all are 1.
 
     """
     columns = column_order(hessian)  # (problems, columns)
     if kept is not None:
         used = kept.any(1).gather(1, columns).byte()  # (problems, columns)
         columns = columns.gather(1, used.argsort(dim=1, stable=True))  # the unused ones first
-    assignment = _in_order(weight, hessian, levels, columns, kept)
+    assignment = _in_order(weight, hessian, levels, columns, kept, scale)
     if kept is None:
         return assignment
-    return _with_descent(assignment, weight, hessian, levels, columns, kept)
+    return _with_descent(assignment, weight, hessian, levels, columns, kept, scale)
 
 
 def column_order(hessian: Tensor) -> Tensor:
@@ -62,7 +69,12 @@ def column_order(hessian: Tensor) -> Tensor:
 
 
 def _in_order(
-    weight: Tensor, hessian: Tensor, levels: Tensor, columns: Tensor, kept: Tensor | None
+    weight: Tensor,
+    hessian: Tensor,
+    levels: Tensor,
+    columns: Tensor,
+    kept: Tensor | None,
+    scale: Tensor | None,
 ) -> Assignment:
     """Freeze the columns in an order, (problems, columns)."""
     factor = _upper_factor(hessian, columns)  # M: (problems, columns, columns)
@@ -74,7 +86,9 @@ def _in_order(
     index = columns.unsqueeze(1).expand_as(weight)  # (problems, rows, columns)
     ordered = weight.gather(2, index).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
     pruned = None if kept is None else ~kept.gather(2, index).permute(2, 0, 1).contiguous()
-    codes, updated, errors = _freeze_columns(ordered, ratios, levels.to(weight.dtype), pruned)
+    scales = None if scale is None else scale.gather(2, index).permute(2, 0, 1).contiguous()
+    levels = levels.to(weight.dtype)
+    codes, updated, errors = _freeze_columns(ordered, ratios, levels, pruned, scales)
 
     original_codes = torch.empty_like(weight, dtype=torch.uint8)
     original_codes.scatter_(2, index, codes.permute(1, 2, 0).to(torch.uint8))
@@ -94,6 +108,7 @@ def _with_descent(
     levels: Tensor,
     columns: Tensor,
     kept: Tensor,
+    scale: Tensor | None,
 ) -> Assignment:
     """Let coordinate descent follow in the rows that have lost other columns than all rows have."""
     used = kept.any(1, keepdim=True)  # (problems, 1, columns): by any row
@@ -103,7 +118,15 @@ def _with_descent(
         return assignment
     codes = assignment.codes
     free = kept & uneven
-    better = descended(codes[:, some], weight[:, some], hessian, levels, free[:, some], columns)
+    better = descended(
+        codes[:, some],
+        weight[:, some],
+        hessian,
+        levels,
+        free[:, some],
+        columns,
+        None if scale is None else scale[:, some],
+    )
     return Assignment(
         codes.index_copy(1, some, better.codes),
         assignment.output_error.index_copy(1, some, better.output_error),
@@ -112,7 +135,11 @@ def _with_descent(
 
 
 def _freeze_columns(
-    weight: Tensor, ratios: Tensor, levels: Tensor, pruned: Tensor | None
+    weight: Tensor,
+    ratios: Tensor,
+    levels: Tensor,
+    pruned: Tensor | None,
+    scales: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Freeze one column after another, and update those that are still free.
 
@@ -122,6 +149,7 @@ def _freeze_columns(
         ratios: ``M_ki / M_ii``, (k, i, problems).
         levels: ascending.
         pruned: bool, true where the middle level, zero, is taken; None where it nowhere is.
+        scales: the scale of each weight's levels; None if all are 1.
 
     Returns:
         The codes (int64), ``w' - q`` and ``e = w - q``, all in the shape of ``weight``.
@@ -139,10 +167,13 @@ def _freeze_columns(
     for start in range(0, count, BLOCK):
         end = min(start + BLOCK, count)
         for i, (w, code, q, e, ratio) in enumerate(columns[start:end], start):
-            torch.bucketize(w, boundaries, right=True, out=code)
+            in_units = w if scales is None else w / scales[i]
+            torch.bucketize(in_units, boundaries, right=True, out=code)
             if pruned is not None:
                 code.masked_fill_(pruned[i], len(levels) // 2)
             torch.take(levels, code, out=q)  # q_i: the level nearest to w'_i
+            if scales is not None:
+                q.mul_(scales[i])
             e.sub_(q)  # e_i = w_i - q_i
             # w'_j += e_i M_ij / M_jj for the columns j that are left in the block
             updated[i + 1 : end].addcmul_(ratio[i + 1 : end], e)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import LARGEST, Codebook, Per, check_finite
+from octavo.formats.codebook import LARGEST, Codebook, power
+from octavo.formats.fitting import Fit, Per, check_finite, group_size_of, read_per
 from octavo.formats.registry import codebook_at, fitted_codebook
+from octavo.formats.rows import spread
 from octavo.formats.width import WidthLike
 from octavo.formats.zeros import pruned_mask
 from octavo.network.layers import Layer, channels_first
@@ -82,28 +84,33 @@ def solve(
     _check_inputs(moments, layer.name)
     if layer.form == "embedding" and not layer.tied:
         return _looked_up(layer, rows, bits, settings)
+    per = read_per(settings.per, layer.name)
+    size = group_size_of(per)
     problem = _Problem.of(rows, moments, bits, settings.damp)
-    fitted, exponents = problem.exponents(rows, settings, layer.name)
+    fitted, exponents = problem.exponents(rows, per, settings.fit, layer.name)
     scaled = scaled and fitted.dim() > 0  # a factor needs a channel of its own
 
-    rounded = codebook_at(bits, fitted).encode(rows).view(problem.target.shape)
-    nearest = problem.candidate(_Scale.of(fitted), rounded)
-    scales = [_Scale.of(exponent) for exponent in exponents]
+    rounded = codebook_at(bits, fitted, size).encode(rows).view(problem.target.shape)
+    nearest = problem.candidate(_Scale.of(fitted, size), rounded)
+    scales = [_Scale.of(exponent, size) for exponent in exponents]
     if scaled:
-        scales += [_Scale.of(exponents[0], factor) for factor in FACTORS]
+        scales += [_Scale.of(exponents[0], size, factor) for factor in FACTORS]
     solved = problem.best_of(scales, "gptq")
     if settings.order != "gptq":  # the slower orders only get the scales that GPTQ chose
         solved = problem.best_of([solved.scale], settings.order)
     best = _better(nearest, solved)
     of_nearest = problem.relative_error(nearest)
     return Solution(
-        codebook_at(bits, best.scale.max_exponent),
+        codebook_at(bits, best.scale.max_exponent, size),
         best.codes.reshape(rows.shape),
         of_nearest,
         problem.relative_error(best),
         best.scale.factor if scaled else None,
         Solution(
-            codebook_at(bits, fitted), nearest.codes.reshape(rows.shape), of_nearest, of_nearest
+            codebook_at(bits, fitted, size),
+            nearest.codes.reshape(rows.shape),
+            of_nearest,
+            of_nearest,
         ),
     )
 
@@ -140,15 +147,29 @@ def _check_inputs(moments: Moments, name: str) -> None:
 
 @dataclass(frozen=True)
 class _Scale:
-    """The scale of a candidate's levels: ``factor * 2^max_exponent``, one or one per channel."""
+    """The scale of a candidate's levels: ``factor * 2^max_exponent``.
+
+    Attributes:
+        max_exponent: one, one per channel, or (channels, groups).
+        factor: float64, one or one per channel.
+        group_size: the inputs of a channel that share an exponent; 0 if there are no groups.
+
+    """
 
     max_exponent: Tensor
-    factor: Tensor  # float64, the shape of max_exponent
+    factor: Tensor
+    group_size: int
 
     @classmethod
-    def of(cls, max_exponent: Tensor, factor: float = 1.0) -> "_Scale":
-        ones = torch.ones_like(max_exponent, dtype=torch.float64)
-        return cls(max_exponent, factor * ones)
+    def of(cls, max_exponent: Tensor, group_size: int, factor: float = 1.0) -> "_Scale":
+        by_row = max_exponent[:, 0] if group_size else max_exponent
+        ones = torch.ones_like(by_row, dtype=torch.float64)
+        return cls(max_exponent, factor * ones, group_size)
+
+    @property
+    def row_exponent(self) -> Tensor:
+        """The largest exponent of each channel; one if all channels share it."""
+        return self.max_exponent.amax(1) if self.group_size else self.max_exponent
 
 
 @dataclass(frozen=True)
@@ -195,14 +216,11 @@ class _Problem:
         start = _refitted(weight.double(), target, hessian, kept)
         return cls(target, start, kept, moments.hessian, hessian, unit)
 
-    def exponents(
-        self, rows: Tensor, settings: PtqSettings, name: str
-    ) -> tuple[Tensor, list[Tensor]]:
+    def exponents(self, rows: Tensor, per: Per, fit: Fit, name: str) -> tuple[Tensor, list[Tensor]]:
         """Return the exponent that fits the weights alone, and the exponents to try."""
-        if settings.fit == "mse":
-            return self._least_error_exponents(rows, settings.per, name)
-        width = self.unit.width
-        fitted = fitted_codebook(rows, width, fit=settings.fit, per=settings.per, name=name)
+        if fit == "mse":
+            return self._least_error_exponents(rows, per, name)
+        fitted = fitted_codebook(rows, self.unit.width, fit=fit, per=per, name=name)
         return fitted.max_exponent, [fitted.max_exponent]
 
     def _least_error_exponents(
@@ -220,7 +238,7 @@ class _Problem:
         fit = functools.partial(
             fitted_codebook, width=self.unit.width, fit="mse", per=per, name=name
         )
-        if per == "channel":  # each row has its own, so both fit in one call
+        if per != "tensor":  # each row has its own, so both fit in one call
             weights = torch.cat([weight, start])
             shares = torch.cat([equal, importance])
             fitted, exponent = fit(weights, importance=shares).max_exponent.chunk(2)
@@ -233,7 +251,7 @@ class _Problem:
     def best_of(self, scales: list[_Scale], order: PtqOrder) -> _Candidate:
         """Solve one candidate for each scale, all in one call, and return the best."""
         count = len(scales)
-        exponents = [self._by_row(scale.max_exponent) for scale in scales]
+        exponents = [self._by_row(scale.row_exponent) for scale in scales]
         factors = [self._by_row(scale.factor) for scale in scales]
         # In units of its own scale, every candidate has the same levels: the unit codebook's.
         in_units = [
@@ -241,7 +259,14 @@ class _Problem:
             for exponent, factor in zip(exponents, factors, strict=True)
         ]
         weight = torch.cat(in_units, 1)  # (problems, count * rows, columns)
-        assignment = compensate(weight, self.damped, self.unit.levels(), order, kept=self.kept)
+        assignment = compensate(
+            weight,
+            self.damped,
+            self.unit.levels(),
+            order,
+            scale=self._scale_of_weights(scales),
+            kept=self.kept,
+        )
 
         # |e X|^2 = e H_damped e^T - damping * |e|^2, and back from units: (problems, count * rows)
         damping = self.damped[:, :1, 0] - self.hessian[:, :1, 0]  # (problems, 1)
@@ -257,7 +282,9 @@ class _Problem:
     def candidate(self, scale: _Scale, codes: Tensor) -> _Candidate:
         """Return the candidate of these codes, its error measured."""
         unit_levels = self.unit.levels().double()[codes.int()]  # (problems, rows, columns)
-        in_exponent = torch.ldexp(unit_levels, self._by_row(scale.max_exponent))
+        in_exponent = torch.ldexp(
+            unit_levels, self._by_weight(scale.max_exponent, scale.group_size)
+        )
         level = in_exponent * self._by_row(scale.factor)
         return _Candidate(scale, codes, self._output_error(self.target - level))
 
@@ -276,6 +303,26 @@ class _Problem:
         unit = error.abs().max().clamp(min=torch.finfo(error.dtype).tiny)
         in_units = output_error((error / unit).float(), self.hessian)
         return in_units.clamp(min=0).double() * unit.square()
+
+    def _scale_of_weights(self, scales: list[_Scale]) -> Tensor | None:
+        """Return the scale of each weight in units of its row, float32, (problems, count * rows,
+        columns); None if there are no groups.
+        """
+        if not scales[0].group_size:
+            return None
+        below = [scale.max_exponent - scale.row_exponent.unsqueeze(1) for scale in scales]
+        by_weight = [self._by_weight(power(one), scales[0].group_size) for one in below]
+        return torch.cat(by_weight, 1).float()
+
+    def _by_weight(self, values: Tensor, group_size: int) -> Tensor:
+        """Return one value for each exponent as what broadcasts to (problems, rows, columns),
+        float64.
+        """
+        if not group_size:
+            return self._by_row(values)
+        problems, rows, columns = self.target.shape
+        by_channel = spread(values, torch.Size([problems * rows, columns]), group_size)
+        return by_channel.double().view(problems, rows, columns)
 
     def _by_row(self, values: Tensor) -> Tensor:
         """Return one value, or one per channel, as (problems, rows, 1), float64: torch.ldexp may
@@ -307,9 +354,12 @@ def _better(first: _Candidate, other: _Candidate) -> _Candidate:
         return other if other.error.sum() < first.error.sum() else first
     other_wins = other.error < first.error  # (problems, rows)
     channel_wins = other_wins.flatten()  # (problems * rows,): the channels
+    size = first.scale.group_size
+    exponent_wins = channel_wins.unsqueeze(1) if size else channel_wins
     scale = _Scale(
-        torch.where(channel_wins, other.scale.max_exponent, first.scale.max_exponent),
+        torch.where(exponent_wins, other.scale.max_exponent, first.scale.max_exponent),
         torch.where(channel_wins, other.scale.factor, first.scale.factor),
+        size,
     )
     codes = torch.where(other_wins.unsqueeze(2), other.codes, first.codes)
     return _Candidate(scale, codes, torch.where(other_wins, other.error, first.error))

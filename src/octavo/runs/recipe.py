@@ -17,7 +17,7 @@ from pydantic import (
 from octavo._io import read_yaml
 from octavo.deploy.exporting import Form
 from octavo.errors import OctavoError, RecipeError, nearest
-from octavo.formats.codebook import Fit, Per
+from octavo.formats.fitting import Fit, Per
 from octavo.inq.partition import (
     ORDER,
     PORTIONS,

@@ -98,8 +98,8 @@ class Packed:
     def stored_bits(self) -> float:
         """Bits that codes and exponents take in the file, per quantized weight."""
         blobs, _ = _encoded(self)
-        codes = sum(len(blob) for name, blob in blobs.items() if name.startswith("codes."))
-        stored = codes + len(blobs["exponents"])
+        parts = ("codes.", "exponents")
+        stored = sum(len(blob) for name, blob in blobs.items() if name.startswith(parts))
         return 8 * stored / sum(layer.codes.numel() for layer in self.layers.values())
 
     @property

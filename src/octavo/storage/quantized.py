@@ -6,7 +6,7 @@ from typing import Self
 from torch import Tensor
 
 from octavo.formats.codebook import Codebook
-from octavo.formats.registry import codebook_at
+from octavo.formats.registry import with_exponents
 from octavo.network.layers import Layer, channels_back
 
 __all__ = ["Quantized"]
@@ -34,9 +34,8 @@ class Quantized:
     def of(cls, layer: Layer, codebook: Codebook, codes: Tensor) -> Self:
         """Make it from a model's layer and its codes, which have the output channels first."""
         names = (layer.parameter, *(full for full, *_ in layer.tied))
-        return cls(
-            names, codebook_at(codebook.width, codebook.max_exponent.cpu()), codes, layer.groups
-        )
+        on_host = with_exponents(codebook, codebook.max_exponent.cpu())
+        return cls(names, on_host, codes, layer.groups)
 
     def weight(self) -> Tensor:
         """Return the weights, float32, in the parameter's own layout."""

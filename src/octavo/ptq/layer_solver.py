@@ -23,6 +23,7 @@ from octavo.network.moments import Moments
 from octavo.network.thread_state import without_autocast
 from octavo.ptq.compensation import compensate
 from octavo.ptq.least_squares import damped, least_squares_target, output_error, refit
+from octavo.ptq.rounding import Rounding
 from octavo.ptq.settings import PtqOrder, PtqSettings
 
 __all__ = ["Solution", "solve"]
@@ -259,14 +260,8 @@ class _Problem:
             for exponent, factor in zip(exponents, factors, strict=True)
         ]
         weight = torch.cat(in_units, 1)  # (problems, count * rows, columns)
-        assignment = compensate(
-            weight,
-            self.damped,
-            self.unit.levels(),
-            order,
-            scale=self._scale_of_weights(scales),
-            kept=self.kept,
-        )
+        rounding = Rounding(self.unit.levels(), self._scale_of_weights(scales))
+        assignment = compensate(weight, self.damped, rounding, order, kept=self.kept)
 
         # |e X|^2 = e H_damped e^T - damping * |e|^2, and back from units: (problems, count * rows)
         damping = self.damped[:, :1, 0] - self.hessian[:, :1, 0]  # (problems, 1)

@@ -42,8 +42,8 @@ def read_per(per: Any, name: str = "weight") -> Per:
         case ["group", int(size)] if size >= 2:
             return "group", size
     raise PlanError(
-        f'{name}: expected per "tensor" or "channel", or ("group", 32) with another number of at '
-        f"least 2 if you like, got {per!r}"
+        f'{name}: expected per "tensor" or "channel", got {per!r}; or write ("group", 32), '
+        "with any number of at least 2"
     )
 
 

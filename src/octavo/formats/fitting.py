@@ -57,8 +57,8 @@ def fitted(
 ) -> Codebook:
     """Return the codebook with the exponents that fit ``weight``.
 
-    ``fit="max"`` is the least exponent whose ``reach`` no weight exceeds; a row of zeros gets the
-    exponent 0. The other arguments and the errors are those of
+    ``fit="max"`` is the least exponent within whose ``reach`` all weights are. A row of zeros gets
+    the exponent 0. The other arguments and the errors are those of
     ``octavo.formats.powers_of_two.power_of_two``.
 
     Args:
@@ -124,7 +124,7 @@ def _largest_exponent(rows: Tensor, unit: Codebook) -> Tensor:
     """
     largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
     mantissa, exponent = torch.frexp(largest)  # largest = mantissa * 2^exponent, 1/2 <= mantissa
-    least = exponent - (2 * mantissa <= unit.reach).int()
+    least = exponent - (2 * mantissa <= unit.reach.fitted).int()
     within = least.clamp(unit.lowest_max_exponent, LARGEST)
     return torch.where(largest > 0, within, 0).to(torch.int32)
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import LARGEST, Codebook, power
+from octavo.formats.codebook import LARGEST, Codebook
 from octavo.formats.fitting import Fit, Per, check_finite, group_size_of, read_per
 from octavo.formats.registry import codebook_at, fitted_codebook
-from octavo.formats.rows import spread
 from octavo.formats.width import WidthLike
 from octavo.formats.zeros import pruned_mask
 from octavo.network.layers import Layer, channels_first
@@ -23,6 +22,7 @@ from octavo.network.moments import Moments
 from octavo.network.thread_state import without_autocast
 from octavo.ptq.compensation import compensate
 from octavo.ptq.least_squares import damped, least_squares_target, output_error, refit
+from octavo.ptq.level_scale import LevelScale
 from octavo.ptq.rounding import Rounding
 from octavo.ptq.settings import PtqOrder, PtqSettings
 
@@ -92,10 +92,11 @@ def solve(
     scaled = scaled and fitted.dim() > 0  # a factor needs a channel of its own
 
     rounded = codebook_at(bits, fitted, size).encode(rows).view(problem.target.shape)
-    nearest = problem.candidate(_Scale.of(fitted, size), rounded)
-    scales = [_Scale.of(exponent, size) for exponent in exponents]
+    shape = problem.target.shape
+    nearest = problem.candidate(LevelScale.of(fitted, size, shape), rounded)
+    scales = [LevelScale.of(exponent, size, shape) for exponent in exponents]
     if scaled:
-        scales += [_Scale.of(exponents[0], size, factor) for factor in FACTORS]
+        scales += [scales[0].times(factor) for factor in FACTORS]
     solved = problem.best_of(scales, "gptq")
     if settings.order != "gptq":  # the slower orders only get the scales that GPTQ chose
         solved = problem.best_of([solved.scale], settings.order)
@@ -147,37 +148,10 @@ def _check_inputs(moments: Moments, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Scale:
-    """The scale of a candidate's levels: ``factor * 2^max_exponent``.
-
-    Attributes:
-        max_exponent: one, one per channel, or (channels, groups).
-        factor: float64, one or one per channel.
-        group_size: the inputs of a channel that share an exponent; 0 if there are no groups.
-
-    """
-
-    max_exponent: Tensor
-    factor: Tensor
-    group_size: int
-
-    @classmethod
-    def of(cls, max_exponent: Tensor, group_size: int, factor: float = 1.0) -> "_Scale":
-        by_row = max_exponent[:, 0] if group_size else max_exponent
-        ones = torch.ones_like(by_row, dtype=torch.float64)
-        return cls(max_exponent, factor * ones, group_size)
-
-    @property
-    def row_exponent(self) -> Tensor:
-        """The largest exponent of each channel; one if all channels share it."""
-        return self.max_exponent.amax(1) if self.group_size else self.max_exponent
-
-
-@dataclass(frozen=True)
 class _Candidate:
     """Codes of a layer's weights at one scale, and the squared error of its outputs."""
 
-    scale: _Scale
+    scale: LevelScale
     codes: Tensor  # (problems, rows, columns)
     error: Tensor  # squared error of the outputs, (problems, rows)
 
@@ -249,18 +223,19 @@ class _Problem:
         neighbours = [exponent + step for step in (0, 1, -1)]
         return fitted, [one.clamp(self.unit.lowest_max_exponent, LARGEST) for one in neighbours]
 
-    def best_of(self, scales: list[_Scale], order: PtqOrder) -> _Candidate:
+    def best_of(self, scales: list[LevelScale], order: PtqOrder) -> _Candidate:
         """Solve one candidate for each scale, all in one call, and return the best."""
         count = len(scales)
-        exponents = [self._by_row(scale.row_exponent) for scale in scales]
-        factors = [self._by_row(scale.factor) for scale in scales]
+        exponents = [scale.row_exponent() for scale in scales]
+        factors = [scale.row_factor() for scale in scales]
         # In units of its own scale, every candidate has the same levels: the unit codebook's.
         in_units = [
             (torch.ldexp(self.start, -exponent) / factor).float()
             for exponent, factor in zip(exponents, factors, strict=True)
         ]
         weight = torch.cat(in_units, 1)  # (problems, count * rows, columns)
-        rounding = Rounding(self.unit.levels(), self._scale_of_weights(scales))
+        below = [one for scale in scales if (one := scale.below_row()) is not None]
+        rounding = Rounding(self.unit.levels(), torch.cat(below, 1) if below else None)
         assignment = compensate(weight, self.damped, rounding, order, kept=self.kept)
 
         # |e X|^2 = e H_damped e^T - damping * |e|^2, and back from units: (problems, count * rows)
@@ -274,13 +249,10 @@ class _Problem:
         best = functools.reduce(_better, [_Candidate(*part) for part in parts])
         return self.candidate(best.scale, best.codes)
 
-    def candidate(self, scale: _Scale, codes: Tensor) -> _Candidate:
+    def candidate(self, scale: LevelScale, codes: Tensor) -> _Candidate:
         """Return the candidate of these codes, its error measured."""
         unit_levels = self.unit.levels().double()[codes.int()]  # (problems, rows, columns)
-        in_exponent = torch.ldexp(
-            unit_levels, self._by_weight(scale.max_exponent, scale.group_size)
-        )
-        level = in_exponent * self._by_row(scale.factor)
+        level = torch.ldexp(unit_levels, scale.exponent()) * scale.row_factor()
         return _Candidate(scale, codes, self._output_error(self.target - level))
 
     def relative_error(self, candidate: _Candidate) -> float:
@@ -298,33 +270,6 @@ class _Problem:
         unit = error.abs().max().clamp(min=torch.finfo(error.dtype).tiny)
         in_units = output_error((error / unit).float(), self.hessian)
         return in_units.clamp(min=0).double() * unit.square()
-
-    def _scale_of_weights(self, scales: list[_Scale]) -> Tensor | None:
-        """Return the scale of each weight in units of its row, float32, (problems, count * rows,
-        columns); None if there are no groups.
-        """
-        if not scales[0].group_size:
-            return None
-        below = [scale.max_exponent - scale.row_exponent.unsqueeze(1) for scale in scales]
-        by_weight = [self._by_weight(power(one), scales[0].group_size) for one in below]
-        return torch.cat(by_weight, 1).float()
-
-    def _by_weight(self, values: Tensor, group_size: int) -> Tensor:
-        """Return one value for each exponent as what broadcasts to (problems, rows, columns),
-        float64.
-        """
-        if not group_size:
-            return self._by_row(values)
-        problems, rows, columns = self.target.shape
-        by_channel = spread(values, torch.Size([problems * rows, columns]), group_size)
-        return by_channel.double().view(problems, rows, columns)
-
-    def _by_row(self, values: Tensor) -> Tensor:
-        """Return one value, or one per channel, as (problems, rows, 1), float64: torch.ldexp may
-        compute its power of two in the type of the exponent.
-        """
-        problems, rows, _ = self.target.shape
-        return values.double().expand(problems * rows).view(problems, -1, 1)
 
 
 def _refitted(weight: Tensor, target: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
@@ -344,17 +289,9 @@ def _better(first: _Candidate, other: _Candidate) -> _Candidate:
     """Return the candidate of less error, or row by row where each row has its own scale; of
     equals, the first.
     """
-    by_row = first.scale.max_exponent.dim() > 0
-    if not by_row:
+    if not first.scale.max_exponent.dim():
         return other if other.error.sum() < first.error.sum() else first
     other_wins = other.error < first.error  # (problems, rows)
-    channel_wins = other_wins.flatten()  # (problems * rows,): the channels
-    size = first.scale.group_size
-    exponent_wins = channel_wins.unsqueeze(1) if size else channel_wins
-    scale = _Scale(
-        torch.where(exponent_wins, other.scale.max_exponent, first.scale.max_exponent),
-        torch.where(channel_wins, other.scale.factor, first.scale.factor),
-        size,
-    )
+    scale = first.scale.where(other_wins.flatten(), other.scale)  # the channels are all rows
     codes = torch.where(other_wins.unsqueeze(2), other.codes, first.codes)
     return _Candidate(scale, codes, torch.where(other_wins, other.error, first.error))

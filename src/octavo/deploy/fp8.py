@@ -1,4 +1,4 @@
-"""The form ``fp8``: E4M3 elements, and a scale for each layer, output channel or group of inputs."""
+"""The form ``fp8``: E4M3 elements, and a scale for each layer, channel or group of inputs."""
 
 import ml_dtypes
 import numpy as np

@@ -14,7 +14,7 @@ from octavo.dnq.search_result import SearchResult
 from octavo.dnq.searching import search
 from octavo.dnq.space import Choice
 from octavo.errors import PlanError
-from octavo.formats.codebook import Fit, Per
+from octavo.formats.fitting import Fit, Per
 from octavo.formats.width import WidthLike
 from octavo.inq.incremental import Incremental, freeze_and_retrain
 from octavo.inq.partition import FreezeOrder

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import Codebook, Fit, Per, read_per
-from octavo.formats.registry import codebook_at, fitted_codebook
+from octavo.formats.codebook import Codebook
+from octavo.formats.fitting import Fit, Per, read_per
+from octavo.formats.registry import fitted_codebook, with_exponents
 from octavo.formats.width import Width, WidthLike, write_widths
 from octavo.inq.partition import (
     ORDER,
@@ -271,7 +272,7 @@ class Incremental:
         for layer in self._layers:
             layer.parametrization.pruned = pruned.get(layer.name, 0)
         self._layers = [
-            replace(layer, codebook=codebook_at(layer.codebook.width, state["tops"][layer.name]))
+            replace(layer, codebook=with_exponents(layer.codebook, state["tops"][layer.name]))
             for layer in self._layers
         ]
         self._show_levels(self._done)

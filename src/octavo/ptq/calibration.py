@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from octavo._deprecated import renamed_arguments
-from octavo.formats.codebook import Fit, Per
+from octavo.formats.fitting import Fit, Per
 from octavo.formats.width import Width, WidthLike
 from octavo.network.copies import copied
 from octavo.network.faithful import faithful_copy

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import Fit, Per
+from octavo.formats.fitting import Fit, Per
 
 __all__ = ["PtqOrder", "PtqSettings", "check_ptq_order"]
 

@@ -106,8 +106,8 @@ class Packed:
         if not self.layers:
             raise PlanError("stored_bits: expected a network with quantized layers, got none")
         blobs, _ = _encoded(self)
-        codes = sum(len(blob) for name, blob in blobs.items() if name.startswith("codes."))
-        stored = codes + len(blobs["exponents"])
+        parts = ("codes.", "exponents")
+        stored = sum(len(blob) for name, blob in blobs.items() if name.startswith(parts))
         return 8 * stored / sum(layer.codes.numel() for layer in self.layers.values())
 
     @property

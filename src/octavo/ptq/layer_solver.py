@@ -60,13 +60,18 @@ class Solution:
 
 @without_autocast()
 def solve(
-    layer: Layer, moments: Moments, bits: WidthLike, settings: PtqSettings, *, scaled: bool = False
+    layer: Layer,
+    moments: Moments,
+    bits: WidthLike,
+    settings: PtqSettings,
+    *,
+    scaled: bool = False,
+    pruned: Tensor | None = None,
 ) -> Solution:
     """Find the codes of ``layer`` that keep its full-precision outputs best; they are never worse
     than rounding to the nearest level.
 
-    Pruned weights (see ``octavo.formats.zeros.pruned_mask``) freeze first, at zero, so that only
-    the others compensate.
+    Pruned weights freeze first, at zero, so that only the others compensate.
 
     Args:
         layer: the layer.
@@ -75,6 +80,8 @@ def solve(
         settings: the order, the fit, what shares an exponent, and the damping.
         scaled: True if each channel's levels may be multiplied with a factor within an octave,
             which the caller lets a batch norm cancel.
+        pruned: true where a weight is pruned and zero, the shape of the weight; None takes zeros
+            for pruned weights where ``octavo.formats.zeros.pruned_mask`` does.
 
     Raises:
         PlanError: the layer's weights or its inputs are not finite.
@@ -87,7 +94,8 @@ def solve(
         return _looked_up(layer, rows, bits, settings)
     per = read_per(settings.per, layer.name)
     size = group_size_of(per)
-    problem = _Problem.of(rows, moments, bits, settings.damp)
+    pruned = pruned_mask(rows) if pruned is None else channels_first(pruned, layer.groups)
+    problem = _Problem.of(rows, moments, bits, settings.damp, pruned)
     fitted, exponents = problem.exponents(rows, per, settings.fit, layer.name)
     scaled = scaled and fitted.dim() > 0  # a factor needs a channel of its own
 
@@ -179,13 +187,15 @@ class _Problem:
     unit: Codebook
 
     @classmethod
-    def of(cls, rows: Tensor, moments: Moments, bits: WidthLike, damp: float) -> "_Problem":
+    def of(
+        cls, rows: Tensor, moments: Moments, bits: WidthLike, damp: float, pruned: Tensor
+    ) -> "_Problem":
         """Set up the problem of a layer's weights, given with their output channels first."""
         hessian = damped(moments.hessian, damp)
         weight = rows.reshape(moments.drift.shape)  # (problems, rows, columns)
         target = least_squares_target(weight, hessian, moments.drift)
         unit = codebook_at(bits, torch.zeros((), dtype=torch.int32, device=rows.device))
-        kept = ~pruned_mask(rows).reshape(target.shape)
+        kept = ~pruned.reshape(target.shape)
         if kept.all():
             return cls(target, target, None, moments.hessian, hessian, unit)
         start = _refitted(weight.double(), target, hessian, kept)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from octavo.errors import printable
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "Device",
+    "Limit",
     "Options",
     "Overrides",
     "PackedFile",
@@ -35,8 +38,8 @@ err = Console(stderr=True, highlight=False)
 TaskName = Annotated[
     str,
     typer.Argument(
-        help="A ready-made task (digits, cifar10, image_folder), or a class of yours: "
-        "path/to/file.py:Class or package.module:Class."
+        help="A ready-made task (digits, cifar10, image_folder, causal_lm, text_classification), "
+        "or a class of yours: path/to/file.py:Class or package.module:Class."
     ),
 ]
 TaskOption = Annotated[
@@ -71,6 +74,14 @@ RecipeDevice = Annotated[
     str | None, typer.Option("--device", help="Instead of the recipe's device.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        help="The most bytes that the file may decode to, a byte for each quantized weight. "
+        "Default: the largest of 64 times its size, 256 MiB and the size of the task's model.",
+        show_default=False,
+    ),
+]
 PackedFile = Annotated[Path, typer.Argument(help="A packed network.", show_default=False)]
 
 
@@ -97,12 +108,12 @@ def print_figures(figures: dict[str, Any], as_json: bool) -> None:
     width = max(14, *map(len, figures))
     for key, value in figures.items():
         name = key.replace("_", " ")
-        out.print(f"{name:>{width}}  {_shown(value)}", soft_wrap=True, markup=False)
+        out.print(f"{name:>{width}}  {printable(_shown(value))}", soft_wrap=True, markup=False)
 
 
 def print_written(path: Path) -> None:
     """Say which file was written."""
-    out.print(f"written: {path}", soft_wrap=True, markup=False)
+    out.print(f"written: {printable(str(path))}", soft_wrap=True, markup=False)
 
 
 def _shown(value: Any) -> str:

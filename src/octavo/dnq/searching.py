@@ -1,5 +1,6 @@
 """The search for the bits of each layer: the public function, and the course of a search."""
 
+import contextlib
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,9 +33,17 @@ from octavo.formats.width import WidthLike
 from octavo.network.divergence import TEMPERATURE
 from octavo.network.faithful import faithful_copy
 from octavo.network.float_share import warn_if_mostly_float
-from octavo.network.forward import Inputs, batches_of, check_batches, device_of, on_device
+from octavo.network.forward import (
+    Inputs,
+    batches_of,
+    check_batches,
+    device_of,
+    naming_errors,
+    on_device,
+)
 from octavo.network.layers import find_layers
 from octavo.network.thread_state import cpu_by_default
+from octavo.network.values import check_range, check_values
 from octavo.network.warned import warning_once
 from octavo.plan import Budget
 from octavo.progress import Progress, silent
@@ -125,6 +134,8 @@ def search(
         progress, retrain_steps,
     )  # fmt: skip
     _check_request(request)
+    check_values(model)
+    check_range(model)
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
     check_batches(len(batches))
     space = survey(model, batches[0], options, pins or {}, activations, others=batches[1:])
@@ -132,8 +143,9 @@ def search(
     _check_trials(space, method, trials, refine)
     warn_if_mostly_float(model)
     _warn_of_left_out(model, space)
-    with held(journal):
-        return _searched(faithful_copy(model, batches[0]), batches, space, request)
+    twin = faithful_copy(model, batches[0])
+    with held(journal), _naming_errors(twin, request):
+        return _searched(twin, batches, space, request)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +202,12 @@ def _searched(
         estimates=outcome.estimates,
         enumerated=outcome.enumerated,
     )
+
+
+def _naming_errors(model: nn.Module, request: _Request) -> contextlib.AbstractContextManager[None]:
+    """Name the layer in whose call inputs fail; functions of the user have inputs of their own."""
+    own = request.objective is not None or request.retrain_steps is not None
+    return contextlib.nullcontext() if own else naming_errors(model)
 
 
 def _evaluator(

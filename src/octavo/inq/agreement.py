@@ -1,6 +1,6 @@
 """Ranks that train one network by INQ agree on its settings, its first weights and what freezes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,7 +11,7 @@ from octavo.network.distributed import do_not_broadcast, is_sharded
 from octavo.network.parametrizations import original
 from octavo.network.ranks import Ranks, fingerprint
 
-__all__ = ["check_alike", "check_settings", "keep_from_broadcasts", "refit_on_one", "start_alike"]
+__all__ = ["agreed", "check_alike", "keep_from_broadcasts", "refit_on_one", "start_alike"]
 
 
 def start_alike(ranks: Ranks, model: nn.Module) -> None:
@@ -27,9 +27,10 @@ def start_alike(ranks: Ranks, model: nn.Module) -> None:
     ranks.share(tensor for _, tensor in tensors)
 
 
-def check_settings(ranks: Ranks, settings: Mapping[str, Any]) -> None:
-    """Raise TrainingError unless all ranks have these settings."""
+def agreed(ranks: Ranks, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings; raise TrainingError unless all ranks have the same."""
     ranks.check_equal({name: repr(value) for name, value in settings.items()}, "Incremental")
+    return settings
 
 
 def check_alike(ranks: Ranks, layers: Sequence[PlannedLayer], doing: str) -> None:

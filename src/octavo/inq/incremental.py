@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import Codebook, Fit, Per, read_per
-from octavo.formats.registry import codebook_at, fitted_codebook
+from octavo.formats.codebook import Codebook
+from octavo.formats.fitting import Fit, Per, read_per
+from octavo.formats.registry import fitted_codebook, with_exponents
 from octavo.formats.width import Width, WidthLike, write_widths
 from octavo.inq.agreement import (
+    agreed,
     check_alike,
-    check_settings,
     keep_from_broadcasts,
     refit_on_one,
     start_alike,
@@ -38,10 +39,10 @@ from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.forward import Inputs, batches_of
 from octavo.network.layers import Layer, channels_first
 from octavo.network.parametrizations import release
+from octavo.network.pruned import find_pruned, set_to_zero
 from octavo.network.ranks import ALONE, Ranks
 from octavo.plan import planned_layers
 from octavo.progress import Event, Progress, silent
-from octavo.pruning.masks import find_pruned, set_to_zero
 from octavo.ptq.calibration import calibrate_quietly
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
@@ -140,10 +141,10 @@ class Incremental:
         self._progress = progress or silent
         self._done = 0  # portions that are frozen
         settings = {"fit": fit, "per": per, "seed": seed, "straight_through": straight_through}
-        self._settings = _described(plan, portions, order, inputs) | settings
-        check_settings(self._ranks, self._settings)
+        self._settings = agreed(self._ranks, _described(plan, portions, order, inputs) | settings)
         set_to_zero(layers, pruned)
-        choose = partial(_codebooks, model, planned, self._inputs, fit, per, self._progress)
+        of_ptq = PtqSettings(fit=fit, per=per, masks=masks)
+        choose = partial(_codebooks, model, planned, self._inputs, of_ptq, self._progress)
         self._layers = _start(layers, self._ranks.once(choose), pruned)
         keep_from_broadcasts(self._ranks, model, self._layers)
 
@@ -250,7 +251,7 @@ class Incremental:
         for layer in self._layers:
             layer.parametrization.pruned = pruned.get(layer.name, 0)
         self._layers = [
-            replace(layer, codebook=codebook_at(layer.codebook.width, state["tops"][layer.name]))
+            replace(layer, codebook=with_exponents(layer.codebook, state["tops"][layer.name]))
             for layer in self._layers
         ]
         self._show_levels(self._done)
@@ -353,18 +354,18 @@ def _codebooks(
     model: nn.Module,
     planned: Sequence[tuple[Layer, Width]],
     inputs: list[Inputs] | None,
-    fit: Fit,
-    per: Per,
+    settings: PtqSettings,
     progress: Progress,
 ) -> list[Codebook]:
     """Choose the codebook of each layer: from its weights alone or, with inputs, by PTQ."""
     if inputs is not None:
         plan = {layer.name: bits for layer, bits in planned}
-        settings = PtqSettings(fit=fit, per=per)
         packed = calibrate_quietly(model, plan, inputs, settings, progress)
         return [packed.layers[layer.name].codebook for layer, _ in planned]
     codebooks = []
     for layer, bits in planned:
         weight = channels_first(layer.weight, layer.groups)
-        codebooks.append(fitted_codebook(weight, bits, fit=fit, per=per, name=layer.name))
+        codebooks.append(
+            fitted_codebook(weight, bits, fit=settings.fit, per=settings.per, name=layer.name)
+        )
     return codebooks

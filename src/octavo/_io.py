@@ -1,14 +1,16 @@
-"""Files that are either whole or not there, and YAML as plain data."""
+"""Files that are either whole or not there, and plain data as YAML and as strict JSON."""
 
+import json
+import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-__all__ = ["read_yaml", "write_atomically"]
+__all__ = ["check_output", "json_text", "read_yaml", "write_atomically"]
 
 TEXT = "tag:yaml.org,2002:str"
 MERGE = "tag:yaml.org,2002:merge"
@@ -33,6 +35,48 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_output(path: str | Path) -> None:
+    """Make sure that a file can be put where a user wants it; call it before the work begins.
+
+    Raises:
+        FileNotFoundError: its folder does not exist. A folder that is made in silence hides a
+            misspelt one.
+
+    """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{path}: the folder {folder} does not exist; make it first: mkdir -p {folder}"
+        )
+
+
+def json_text(content: Any, *, indent: int | None = None, compact: bool = False) -> str:
+    """Return plain data as strict JSON.
+
+    A number that is not finite becomes null, because JSON has none: other readers than Python's
+    refuse ``NaN``.
+
+    Args:
+        content: the data.
+        indent: spaces of each level; None: all on one line.
+        compact: leave out the spaces after commas and colons.
+
+    """
+    separators = (",", ":") if compact else None
+    return json.dumps(_finite(content), indent=indent, separators=separators, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return plain data with None for each number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def _umask() -> int:

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 import yaml
 from torch import nn
 
-from octavo._io import read_yaml, write_atomically
+from octavo._io import check_output, read_yaml, write_atomically
 from octavo.errors import BudgetError, PlanError, nearest
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_widths
 from octavo.network.float_share import warn_if_mostly_float
@@ -150,7 +150,13 @@ class Plan(MutableMapping[str, Width]):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as YAML that a person can edit."""
+        """Write the plan as YAML that a person can edit.
+
+        Raises:
+            FileNotFoundError: the folder of ``path`` does not exist.
+
+        """
+        check_output(path)
         content: dict[str, Any] = {
             "bits": write_widths(self._bits),
             "weights": {n: self.weights[n] for n in self if n in self.weights},

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from octavo._io import check_output
 from octavo.cli.options import (
     AsJson,
     Options,
@@ -41,6 +42,7 @@ def export(
     from octavo.runs.task import load_task, model_of
     from octavo.storage.packed import Packed
 
+    check_output(output)
     packed = Packed.load(file)
     loaded = load_task(task, task_options(option))
     batches = list(loaded.calibration())
@@ -63,18 +65,19 @@ def evaluate(
     """
     from octavo.deploy.exporting import load_onnx
     from octavo.report.tables import packed_rows
-    from octavo.runs.task import load_task, model_of
+    from octavo.runs.task import load_task, metric_of, model_of
     from octavo.storage.packed import Packed
 
     loaded = load_task(task, task_options(option))
     if file.suffix == ".onnx":
-        score = loaded.score(load_onnx(file))
+        score = metric_of(loaded, task, load_onnx(file), f"the network in {file}")
         print_figures({"score": score, "file_bytes": file.stat().st_size}, as_json)
         return
     packed = Packed.load(file)
     model = model_of(loaded, task)
     packed.apply(model)
-    print_figures({"score": loaded.score(model), **packed_rows(packed)}, as_json)
+    score = metric_of(loaded, task, model, f"the network in {file}")
+    print_figures({"score": score, **packed_rows(packed)}, as_json)
 
 
 def verify(file: PackedFile, as_json: AsJson = False) -> None:

@@ -1,6 +1,5 @@
 """The commands that look at a task's network: ``inspect`` and ``search``."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from octavo._io import check_output, json_text
 from octavo.cli.options import AsJson, Options, TaskName, err, out, print_written, task_options
 from octavo.dnq.settings import METHOD, METHODS, OBJECTIVES, OPTIONS, REFINE, TRIALS
 from octavo.errors import BudgetError, PlanError, nearest
@@ -39,7 +39,7 @@ def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> 
     example = batch[:1] if isinstance(batch, Tensor) else batch  # the cost of a single input
     inspection = inspect_model(model_of(loaded, task), example)
     if as_json:
-        typer.echo(json.dumps(asdict(inspection), indent=2))
+        typer.echo(json_text(asdict(inspection), indent=2))
     else:
         _print_inspection(inspection)
 
@@ -118,6 +118,7 @@ def search(
 
     Example: `octavo search digits --budget average_bits=3 --pin conv1=5 -o plan.yaml`
     """
+    check_output(output)
     loaded = _task(task, option)
     settings = {
         "budget": _budget(budget),
@@ -136,7 +137,7 @@ def search(
     result = _searched(loaded, task, settings, as_json)
     result.plan.save(output)
     if as_json:
-        typer.echo(json.dumps(_search_figures(result, method), indent=2))
+        typer.echo(json_text(_search_figures(result, method), indent=2))
         return
     _print_search(result, whole_range=budget is None and trade_off is None)
     print_written(output)

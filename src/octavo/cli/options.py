@@ -1,11 +1,12 @@
 """The arguments that several commands share, and the functions that read and print values."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from octavo._io import json_text
 
 __all__ = [
     "AsJson",
@@ -65,7 +66,7 @@ def task_options(pairs: list[str] | None) -> dict[str, Any]:
 def print_figures(figures: dict[str, Any], as_json: bool) -> None:
     """Print figures by name: one a line, or all as one line of JSON."""
     if as_json:
-        typer.echo(json.dumps(figures))
+        typer.echo(json_text(figures))
         return
     width = max(14, *map(len, figures))
     for key, value in figures.items():

@@ -1,11 +1,11 @@
 """The commands that make pages and figures of finished runs: ``report`` and ``compare``."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from octavo._io import check_output, json_text
 from octavo.cli.options import AsJson, out, print_written
 
 __all__ = ["compare", "report", "write_report"]
@@ -53,6 +53,7 @@ def report(
         require_charts("octavo report --figures")
     page = record.folder / PAGE if run.is_dir() else run.with_suffix(".html")
     path = output or page
+    check_output(path)
     write_page(report_page(record), path)
     print_written(path)
     if figures is not None:
@@ -82,9 +83,10 @@ def compare(
 
     records = [RunRecord.load(run) for run in runs]
     if as_json:
-        typer.echo(json.dumps([record.figures for record in records], indent=2))
+        typer.echo(json_text([record.figures for record in records], indent=2))
         return
     require_charts("octavo compare")
+    check_output(output)
     out.print(runs_table(records))
     write_page(comparison_page(records), output)
     print_written(output)

@@ -1,12 +1,12 @@
 """The commands that run a recipe: ``demo``, ``run`` and ``quantize``."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from octavo._io import check_output, json_text
 from octavo.cli.options import (
     AsJson,
     Options,
@@ -101,6 +101,7 @@ def quantize(
     from octavo.runs.recipe import make_recipe, override, yaml_value
     from octavo.storage.packed import Packed
 
+    check_output(output)
     content = {
         "task": task,
         "options": task_options(option),
@@ -146,7 +147,7 @@ def _run(path: Path, recipe: "Recipe", folder: Path, as_json: bool) -> None:
     published = publish(recipe, path, folder)
     page = write_report(folder)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        typer.echo(json_text(result, indent=2))
         return
     if "stages" not in result:  # PTQ alone: there is no table of stages, but one of layers
         out.print(layers_table(result["layers"]))

@@ -57,11 +57,11 @@ class Journal:
             with self._path.open("a", encoding="utf-8") as file:
                 for choice, objective in new:
                     line = {"bits": self._written(choice), "score": objective}
-                    file.write(json.dumps(line) + "\n")
+                    file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def _open(self, path: Path, settings: Mapping[str, Any]) -> None:
         """Begin a file, or read the one that is there."""
-        begun = json.dumps({"settings": settings}) + "\n"
+        begun = json.dumps({"settings": settings}, allow_nan=False) + "\n"
         lines = _lines(path)
         whole = [line for line in lines if line.endswith("\n")]
         if not whole and begun.startswith("".join(lines)):

@@ -4,14 +4,13 @@ It has the layers with their bytes and their weights before and after, what stay
 the loss curves of retraining, and the time that each part took.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from octavo._io import write_atomically
+from octavo._io import json_text, write_atomically
 from octavo.formats.width import Width, write_width
 from octavo.inspection import inspect
 from octavo.network.layers import Layer, channels_first, find_layers
@@ -118,5 +117,5 @@ def without_curves(stages: Sequence[Json]) -> list[Json]:
 
 def write_compact(path: Path, content: Json) -> None:
     """Write strict JSON without spaces: nobody reads these files line by line."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    text = json_text(content, compact=True)
     write_atomically(path, lambda file: file.write(text.encode()))

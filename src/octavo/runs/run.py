@@ -33,7 +33,7 @@ from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json, check_folder, digest_of, finished, write_json
 from octavo.runs.stages import Job
 from octavo.runs.steps import control_score, control_stages, prune, warm_up
-from octavo.runs.task import Task, load_task, model_of
+from octavo.runs.task import Task, load_task, metric_of, model_of
 from octavo.runs.watching import Stopwatch
 from octavo.storage.coding import grouped as coding
 from octavo.storage.packed import Packed
@@ -169,8 +169,8 @@ def exported_scores(exported: Exported, packed: Packed, task: Task, name: str) -
     model = model_of(task, name)
     packed.apply(model)
     return {
-        "score": float(task.score(load_onnx(exported.path))),
-        "packed_score": float(task.score(model)),
+        "score": metric_of(task, name, load_onnx(exported.path), f"the file {exported.path}"),
+        "packed_score": metric_of(task, name, model, "the packed network"),
     }
 
 
@@ -227,7 +227,7 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
 
 def _float_score(job: Job, model: nn.Module) -> float:
     """Return the metric of the full-precision network."""
-    score = float(job.task.score(model))
+    score = job.metric(model, "the full-precision network")
     job.note(f"full precision: {score:.2f}")
     return score
 
@@ -265,7 +265,7 @@ def _reloaded_score(job: Job) -> float:
     """Return the metric of a new network that the packed file was applied to, as its user will."""
     model = job.new_model()
     Packed.load(job.folder / PACKED).apply(model)
-    score = float(job.task.score(model))
+    score = job.metric(model, f"the quantized network, which is kept in {job.folder / PACKED}")
     job.note(f"quantized, packed and loaded again: {score:.2f}")
     return score
 

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from octavo._io import write_atomically
+from octavo._io import json_text, write_atomically
 from octavo.errors import FormatError, RecipeError
 from octavo.runs.recipe import Recipe, recorded_recipe
 from octavo.storage.digest import digest
@@ -89,8 +89,9 @@ def read_json(path: Path) -> Json:
 
 
 def write_json(path: Path, content: Json) -> None:
-    """Write a file that :func:`read_json` reads, whole or not at all."""
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+    """Write a file that :func:`read_json` reads, whole or not at all; it is strict JSON."""
+    text = json_text(content, indent=2)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def digest_of(model: nn.Module) -> str:

@@ -18,12 +18,13 @@ from octavo._io import write_atomically
 from octavo._seeds import seed_of
 from octavo.errors import FormatError, RecipeError, TrainingError, brief
 from octavo.network.forward import in_mode
+from octavo.network.warned import warn
 from octavo.progress import Event, Progress
 from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json
-from octavo.runs.task import Task, load_task, model_of
+from octavo.runs.task import Task, load_task, metric_of, model_of
 from octavo.runs.training import Retraining, retrain
-from octavo.runs.watching import LossCurve
+from octavo.runs.watching import LossCurve, diverged
 
 __all__ = [
     "History",
@@ -71,6 +72,10 @@ class Job:
     def note(self, text: str) -> None:
         """Report a line of text."""
         self.progress(Event("note", message=text))
+
+    def metric(self, model: nn.Module, network: str) -> float:
+        """Return the task's metric of a model; ``network`` says in words what it is, for errors."""
+        return metric_of(self.task, self.recipe.task, model, network)
 
     def new_model(self) -> nn.Module:
         """Return a new copy of the task's float network."""
@@ -220,6 +225,7 @@ def _run_stage(step: Step, index: int, job: Job, teacher: nn.Module | None) -> J
     except TrainingError as error:
         kept = f"stage {index} is kept in {step.file}" if index else "no stage was done yet"
         raise TrainingError(f"{step.name}, stage {index + 1}, {error} ({kept})") from error
+    _warn_if_diverged(step, label, curve.points(), plan)
     entry = {
         "portion": plan.portion,
         "epochs": plan.epochs,
@@ -229,6 +235,19 @@ def _run_stage(step: Step, index: int, job: Job, teacher: nn.Module | None) -> J
         "curve": curve.points(),
     }
     return entry | _metric(step, job) if step.scored else entry
+
+
+def _warn_if_diverged(
+    step: Step, label: str, curve: list[tuple[int, float]], plan: StagePlan
+) -> None:
+    """Warn if the loss of a stage rose instead of falling."""
+    if diverged(curve):
+        warn(
+            f"{label}: retraining diverged: its loss rose from {curve[0][1]:.3g} to "
+            f"{curve[-1][1]:.3g}. Lower the learning rate, as by --set "
+            f"retraining.learning_rate={plan.retraining.learning_rate / 10:g}, in another folder, "
+            f"or delete {step.file}"
+        )
 
 
 def _metric(step: Step, job: Job) -> Json:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from torch import Tensor, nn
 
-from octavo.errors import OctavoError, RecipeError, brief, nearest
+from octavo.errors import OctavoError, RecipeError, nearest
 from octavo.network.forward import Inputs
+from octavo.runs.user_code import told
 
-__all__ = ["Batch", "Task", "load_callable", "load_task", "model_of"]
+__all__ = ["Batch", "Task", "load_callable", "load_task", "metric_of", "model_of"]
 
 Batch: TypeAlias = tuple[Inputs, Any]
 
@@ -82,7 +84,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     except OctavoError:
         raise
     except Exception as error:
-        raise RecipeError(f"task {name!r}: making it failed: {brief(error)}") from error
+        raise RecipeError(f"task {name!r}: making it failed: {told(error)}") from error
     missing = [method for method in METHODS if not callable(getattr(task, method, None))]
     if missing:
         raise RecipeError(
@@ -105,7 +107,33 @@ def model_of(task: Task, name: str) -> nn.Module:
     except OctavoError:
         raise
     except Exception as error:
-        raise RecipeError(f"task {name!r}: its model() failed: {brief(error)}") from error
+        raise RecipeError(f"task {name!r}: its model() failed: {told(error)}") from error
+
+
+def metric_of(task: Task, name: str, model: nn.Module, network: str) -> float:
+    """Return a task's metric of a model.
+
+    Args:
+        task: the task.
+        name: its name, for errors.
+        model: the model; it is left as it was.
+        network: what the model is, in words, for errors.
+
+    Raises:
+        RecipeError: the task returned no finite number.
+
+    """
+    value: Any = task.score(model)
+    try:
+        metric = float(value)
+    except (TypeError, ValueError):
+        metric = math.nan
+    if not math.isfinite(metric):
+        raise RecipeError(
+            f"task {name!r}: expected a finite number from its score(), the metric, got "
+            f"{value!r:.60} for {network}; return a float, where higher is better"
+        )
+    return metric
 
 
 def load_callable(source: str, attribute: str, what: str) -> Callable[..., object]:
@@ -125,7 +153,7 @@ def load_callable(source: str, attribute: str, what: str) -> Callable[..., objec
     except OctavoError:
         raise
     except Exception as error:
-        raise RecipeError(f"{what}: importing {source} failed: {brief(error)}") from error
+        raise RecipeError(f"{what}: importing {source} failed: {told(error)}") from error
     maker: object = getattr(module, attribute, None)
     if callable(maker):
         return maker

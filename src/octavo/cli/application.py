@@ -11,6 +11,7 @@ from octavo.cli.files import evaluate, export, verify
 from octavo.cli.models import inspect, search
 from octavo.cli.reports import compare, report
 from octavo.cli.runs import demo, quantize, run
+from octavo.cli.starting import init
 from octavo.errors import OctavoError
 
 __all__ = ["app", "main"]
@@ -21,7 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, run, inspect, search, quantize, export, evaluate, report, compare, verify):
+COMMANDS = (
+    demo, init, inspect, search, quantize, run, evaluate, export, report, compare, verify,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -1,7 +1,7 @@
 """The commands that take a packed file: ``export``, ``evaluate`` and ``verify``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,18 +10,32 @@ from octavo.cli.options import (
     AsJson,
     Options,
     PackedFile,
+    PlanFile,
     TaskOption,
     print_figures,
     task_options,
 )
+from octavo.errors import ExportError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from octavo.network.forward import Inputs
+    from octavo.storage.packed import Packed
 
 __all__ = ["evaluate", "export", "verify"]
 
 
 def export(
-    file: PackedFile,
     task: TaskOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="A packed network; without one, --plan.", show_default=False
+        ),
+    ] = None,
+    plan: PlanFile = None,
     form: Annotated[
         str,
         typer.Option(
@@ -34,6 +48,8 @@ def export(
     """Write a packed network as an ONNX file or as MXFP4 and MXFP8 tensors, and check the file
     against the network.
 
+    With `--plan`, the task's network is calibrated as the plan says, and then exported.
+
     Example: `octavo export runs/demo/packed.safetensors --task digits --form lut -o model.onnx`
     """
     from octavo.deploy.exporting import export_checked
@@ -43,17 +59,38 @@ def export(
     from octavo.storage.packed import Packed
 
     check_output(output)
-    packed = Packed.load(file)
+    if (file is None) == (plan is None):
+        raise ExportError("expected either a packed network or --plan, got both or neither")
+    given = Packed.load(file) if file is not None else None
     loaded = load_task(task, task_options(option))
+    model = model_of(loaded, task)
     batches = list(loaded.calibration())
-    exported = export_checked(model_of(loaded, task), packed, output, form=form, example=batches)
+    packed = given or _calibrated(model, plan or Path(), batches)
+    exported = export_checked(model, packed, output, form=form, example=batches)
     scores = exported_scores(exported, packed, loaded, task)
     print_figures(exported_rows(exported) | scores, as_json)
 
 
+def _calibrated(model: "nn.Module", plan: Path, batches: "list[Inputs]") -> "Packed":
+    """Quantize a network by PTQ as the file of a plan says; its inputs too, where it says so."""
+    from octavo.activations.quantization import quantize_activations
+    from octavo.network.copies import copied
+    from octavo.plan import Plan
+    from octavo.ptq.calibration import calibrate
+
+    widths = Plan.load(plan)
+    if widths.activations:
+        model = copied(model)
+        quantize_activations(model, batches, widths.activations)
+    return calibrate(model, widths, batches)
+
+
 def evaluate(
     file: Annotated[
-        Path, typer.Argument(help="A packed network, or an ONNX file.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A packed network, or an ONNX file.", show_default=False
+        ),
     ],
     task: TaskOption,
     option: Options = None,

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo._io import check_output, json_text
-from octavo.cli.options import AsJson, Options, TaskName, err, out, print_written, task_options
+from octavo.cli.options import (
+    AsJson,
+    NetworkName,
+    Options,
+    TaskName,
+    err,
+    out,
+    print_written,
+    task_options,
+)
 from octavo.dnq.settings import METHOD, METHODS, OBJECTIVES, OPTIONS, REFINE, TRIALS
 from octavo.errors import BudgetError, PlanError, nearest
 
@@ -23,21 +32,24 @@ if TYPE_CHECKING:
 __all__ = ["inspect", "search"]
 
 
-def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> None:
+def inspect(network: NetworkName, option: Options = None, as_json: AsJson = False) -> None:
     """Show which layers of a network can be quantized, which cannot and why, and which budgets are
-    feasible.
+    feasible. The file of a plan is shown as a table.
 
     Example: `octavo inspect digits`
     """
-    from torch import Tensor
-
+    from octavo.formats.width import write_widths
     from octavo.inspection import inspect as inspect_model
-    from octavo.runs.task import model_of
+    from octavo.plan import Plan
+    from octavo.runs.models import load_model
+    from octavo.runs.plan_files import ENDINGS
 
-    loaded = _task(task, option)
-    batch = next(iter(loaded.calibration()), None)
-    example = batch[:1] if isinstance(batch, Tensor) else batch  # the cost of a single input
-    inspection = inspect_model(model_of(loaded, task), example)
+    if network.endswith(ENDINGS):
+        plan = Plan.load(network)
+        figures = {"bits": write_widths(plan), "activations": plan.activations}
+        typer.echo(json_text(figures, indent=2) if as_json else str(plan))
+        return
+    inspection = inspect_model(*load_model(network, task_options(option)))
     if as_json:
         typer.echo(json_text(asdict(inspection), indent=2))
     else:

@@ -10,9 +10,12 @@ from octavo._io import json_text
 
 __all__ = [
     "AsJson",
+    "NetworkName",
     "Options",
     "Overrides",
     "PackedFile",
+    "PlanFile",
+    "Quiet",
     "TaskName",
     "TaskOption",
     "err",
@@ -28,8 +31,18 @@ err = Console(stderr=True, highlight=False)
 TaskName = Annotated[
     str,
     typer.Argument(
+        metavar="TASK",
         help="A ready-made task (digits, cifar10, image_folder), or a class of yours: "
-        "path/to/file.py:Class or package.module:Class."
+        "path/to/file.py:Class or package.module:Class.",
+    ),
+]
+NetworkName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NETWORK",
+        help="A task, ready-made (digits, cifar10, image_folder) or yours (path/to/file.py:Class); "
+        "a network of a library (torchvision:resnet18, timm:NAME, hf:NAME), or what a function "
+        "returns (path/to/file.py:function); or the file of a plan (plan.yaml).",
     ),
 ]
 TaskOption = Annotated[
@@ -52,8 +65,17 @@ Overrides = Annotated[
         "--set", help="Override a key of the recipe: key=value, the value in YAML. May be repeated."
     ),
 ]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan", help="The file of a plan, as `octavo search` wrote it, edited by hand or not."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
-PackedFile = Annotated[Path, typer.Argument(help="A packed network.", show_default=False)]
+PackedFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A packed network.", show_default=False)
+]
 
 
 def task_options(pairs: list[str] | None) -> dict[str, Any]:

@@ -13,7 +13,9 @@ __all__ = ["compare", "report", "write_report"]
 Runs = Annotated[
     list[Path],
     typer.Argument(
-        help="The folders of finished runs, or their published results (.json).", show_default=False
+        metavar="RUN...",
+        help="The folders of finished runs, or their published results (.json).",
+        show_default=False,
     ),
 ]
 Page = Annotated[
@@ -30,6 +32,7 @@ def report(
     run: Annotated[
         Path,
         typer.Argument(
+            metavar="RUN",
             help="The folder of a finished run, or its published result (.json).",
             show_default=False,
         ),

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from octavo.cli.options import (
     AsJson,
     Options,
     Overrides,
+    PlanFile,
     TaskName,
     err,
     out,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo", "quantize", "run"]
 
+BITS = "3"  # of every layer, where neither bits nor a plan are given
 NEXT = """
 Three commands to try next:
   octavo evaluate {folder}/packed.safetensors --task digits   load the file and score it
@@ -53,7 +55,9 @@ def demo(
 def run(
     recipe: Annotated[
         Path,
-        typer.Argument(help="A YAML file, or the name of a recipe that comes with octavo."),
+        typer.Argument(
+            metavar="RECIPE", help="A YAML file, or the name of a recipe that comes with octavo."
+        ),
     ],
     overrides: Overrides = None,
     folder: Annotated[
@@ -76,12 +80,12 @@ def quantize(
     task: TaskName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The packed file to write.")],
     bits: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="The bits of every layer: 2 to 8, or apot5 to apot8; or the file of a plan, such "
-            "as plan.yaml."
+            help="The bits of every layer: 2 to 8, or apot5 to apot8. Default: 3.",
         ),
-    ] = "3",
+    ] = None,
+    plan: PlanFile = None,
     method: Annotated[
         str,
         typer.Option(
@@ -94,18 +98,18 @@ def quantize(
 ) -> None:
     """Quantize a task's network with octavo's default settings and write the packed file.
 
-    `--bits plan.yaml` takes the plan that `octavo search` wrote.
+    `--plan plan.yaml` gives each layer the bits that the plan says.
 
     Example: `octavo quantize digits --bits 4 --method ptq -o digits.safetensors`
     """
-    from octavo.runs.recipe import make_recipe, override, yaml_value
+    from octavo.runs.recipe import make_recipe, override
     from octavo.storage.packed import Packed
 
     check_output(output)
     content = {
         "task": task,
         "options": task_options(option),
-        "bits": yaml_value(bits, "--bits"),
+        **_widths(bits, plan),
         "method": method,
         "control": False,
     }
@@ -116,6 +120,18 @@ def quantize(
     Packed.load(folder / "packed.safetensors").save(output)
     if not as_json:
         print_written(output)
+
+
+def _widths(bits: str | None, plan: Path | None) -> dict[str, Any]:
+    """Return the keys of a recipe that say the bits, from the options of the command line."""
+    from octavo.runs.plan_files import plan_keys
+    from octavo.runs.recipe import yaml_value
+
+    if plan is None:
+        return {"bits": yaml_value(bits or BITS, "--bits")}
+    if bits is not None:
+        raise RecipeError(f"expected one of --bits and --plan, got both: {bits} and {plan}")
+    return plan_keys(plan)
 
 
 def _recipe_path(recipe: Path) -> Path:

@@ -16,7 +16,16 @@ from octavo.errors import OctavoError, RecipeError, nearest
 from octavo.network.forward import Inputs
 from octavo.runs.user_code import told
 
-__all__ = ["Batch", "Task", "load_callable", "load_task", "metric_of", "model_of"]
+__all__ = [
+    "Batch",
+    "Task",
+    "as_task",
+    "load_callable",
+    "load_task",
+    "make",
+    "metric_of",
+    "model_of",
+]
 
 Batch: TypeAlias = tuple[Inputs, Any]
 
@@ -76,15 +85,23 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
         OctavoError: an error that the task itself raises, such as missing data.
 
     """
-    options = dict(options or {})
+    return as_task(make(name, options or {}), name)
+
+
+def make(name: str, options: Mapping[str, Any]) -> object:
+    """Return what the class or function called ``name`` makes of ``options``: see `load_task`."""
     maker = load_callable(*_split(name), f"task {name!r}")
     _check_options(name, maker, options)
     try:
-        task = maker(**options)
+        return maker(**options)
     except OctavoError:
         raise
     except Exception as error:
         raise RecipeError(f"task {name!r}: making it failed: {told(error)}") from error
+
+
+def as_task(task: object, name: str) -> Task:
+    """Return an object as a task, or raise RecipeError if it lacks a method of one."""
     missing = [method for method in METHODS if not callable(getattr(task, method, None))]
     if missing:
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""`octavo inspect torchvision:NAME` and `timm:NAME` need no task, and count what one image costs."""
+"""`octavo inspect torchvision:NAME` and `timm:NAME` need no task, and count what an image costs."""
 
 import pytest
 

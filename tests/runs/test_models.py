@@ -43,7 +43,7 @@ def test_a_function_or_a_class_of_a_file(mine: str) -> None:
     model, example = load_model(f"{mine}:Net", {"width": 7})
     assert (model.layer.out_features, example) == (7, None)
     model, example = load_model(f"{mine}:with_input", {})
-    assert torch.equal(example, torch.zeros(2, 4))
+    assert torch.equal(torch.as_tensor(example), torch.zeros(2, 4))
     with pytest.raises(RecipeError, match="expected the methods model, calibration"):
         load_model(f"{mine}:nothing", {})
     with pytest.raises(RecipeError, match="expected the options width, got 'depth'"):

@@ -150,9 +150,9 @@ def search(
     result.plan.save(output)
     if as_json:
         typer.echo(json_text(_search_figures(result, method), indent=2))
-        return
-    _print_search(result, whole_range=budget is None and trade_off is None)
-    print_written(output)
+    else:
+        _print_search(result, whole_range=budget is None and trade_off is None)
+        print_written(output)
 
 
 def _task(name: str, option: list[str] | None) -> "Task":

@@ -92,8 +92,8 @@ def control_score(job: Job) -> float:
     if not done.exists():
         model = job.new_model()
         stages = _train_control(model, folder, job)
-        score = job.metric(model, "the control")
-        content = _control_settings(job) | {"score": score, "stages": stages}
+        metric = job.metric(model, "the control")
+        content = _control_settings(job) | {"score": metric, "stages": stages}
         write_json(done, content)
     score = read_json(done).get("score")
     if not isinstance(score, float):

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from octavo._io import check_output
 from octavo.cli.options import (
     AsJson,
     Options,
@@ -52,6 +51,7 @@ def export(
 
     Example: `octavo export runs/demo/packed.safetensors --task digits --form lut -o model.onnx`
     """
+    from octavo._io import check_output
     from octavo.deploy.exporting import export_checked
     from octavo.report.tables import exported_rows
     from octavo.runs.run import exported_scores

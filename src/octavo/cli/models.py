@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octavo._io import check_output, json_text
 from octavo.cli.options import (
     AsJson,
     NetworkName,
@@ -38,6 +37,7 @@ def inspect(network: NetworkName, option: Options = None, as_json: AsJson = Fals
 
     Example: `octavo inspect digits`
     """
+    from octavo._io import json_text
     from octavo.formats.width import write_widths
     from octavo.inspection import inspect as inspect_model
     from octavo.plan import Plan
@@ -130,6 +130,8 @@ def search(
 
     Example: `octavo search digits --budget average_bits=3 --pin conv1=5 -o plan.yaml`
     """
+    from octavo._io import check_output, json_text
+
     check_output(output)
     loaded = _task(task, option)
     settings = {
@@ -150,9 +152,9 @@ def search(
     result.plan.save(output)
     if as_json:
         typer.echo(json_text(_search_figures(result, method), indent=2))
-    else:
-        _print_search(result, whole_range=budget is None and trade_off is None)
-        print_written(output)
+        return
+    _print_search(result, whole_range=budget is None and trade_off is None)
+    print_written(output)
 
 
 def _task(name: str, option: list[str] | None) -> "Task":
@@ -183,7 +185,7 @@ def _searched(
     """Search for a plan of a task's network, and show how far the search is."""
     from octavo.dnq.searching import search as search_bits
     from octavo.progress import Event
-    from octavo.report.display import Display
+    from octavo.progress.display import Display
     from octavo.runs.task import model_of
 
     with Display(err if as_json else out) as display:

@@ -6,8 +6,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from octavo._io import json_text
-
 __all__ = [
     "AsJson",
     "NetworkName",
@@ -87,6 +85,8 @@ def task_options(pairs: list[str] | None) -> dict[str, Any]:
 
 def print_figures(figures: dict[str, Any], as_json: bool) -> None:
     """Print figures by name: one a line, or all as one line of JSON."""
+    from octavo._io import json_text
+
     if as_json:
         typer.echo(json_text(figures))
         return

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from octavo._io import check_output, json_text
 from octavo.cli.options import AsJson, out, print_written
 
 __all__ = ["compare", "report", "write_report"]
@@ -46,6 +45,7 @@ def report(
 
     Example: `octavo report runs/demo --figures runs/demo/figures`
     """
+    from octavo._io import check_output
     from octavo.report.colours import LIGHT
     from octavo.report.drawing import figures_of, require_charts, save_figures
     from octavo.report.page import PAGE, report_page, write_page
@@ -78,6 +78,7 @@ def compare(
 
     Example: `octavo compare runs/demo runs/digits -o comparison.html`
     """
+    from octavo._io import check_output, json_text
     from octavo.report.colours import LIGHT
     from octavo.report.drawing import comparison_figures, require_charts, save_figures
     from octavo.report.page import comparison_page, write_page

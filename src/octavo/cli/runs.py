@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octavo._io import check_output, json_text
 from octavo.cli.options import (
     AsJson,
     Options,
@@ -102,6 +101,7 @@ def quantize(
 
     Example: `octavo quantize digits --bits 4 --method ptq -o digits.safetensors`
     """
+    from octavo._io import check_output
     from octavo.runs.recipe import make_recipe, override
     from octavo.storage.packed import Packed
 
@@ -153,7 +153,8 @@ def _recipe_path(recipe: Path) -> Path:
 
 def _run(path: Path, recipe: "Recipe", folder: Path, as_json: bool) -> None:
     """Run a recipe in its folder, publish what it publishes, and print the result."""
-    from octavo.report.display import Display
+    from octavo._io import json_text
+    from octavo.progress.display import Display
     from octavo.report.tables import layers_table, result_table
     from octavo.runs.run import publish
     from octavo.runs.run import run as run_recipe

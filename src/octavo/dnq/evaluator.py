@@ -25,6 +25,7 @@ from octavo.progress import Event, Progress, silent
 
 __all__ = ["Evaluator", "Measures", "Trial", "is_ranged"]
 
+ALONE = "measuring each layer alone"
 NOTED = 16  # objectives that are journalled at a time: the most that a kill can lose
 
 
@@ -160,6 +161,13 @@ class Evaluator:
         """Measure choices, and return their objectives: minus infinity for what is new when no
         evaluation is left.
         """
+        objectives = list[float]()
+        for first in range(0, len(choices), NOTED):  # reported as they are measured
+            objectives += self._some_objectives(choices[first : first + NOTED])
+        return objectives
+
+    def _some_objectives(self, choices: Sequence[Choice]) -> list[float]:
+        """Measure a few choices, and return their objectives."""
         new = [choice for choice in dict.fromkeys(choices) if choice not in self._seen]
         new = new[: self.left]
         for choice, measurement in zip(new, self._measure(new), strict=True):
@@ -210,7 +218,7 @@ class Evaluator:
         choices = full_and_single(actions)
         _check_left(self, [choice for choice in choices if choice not in self._seen])
         full = self._environment.full_outputs() if outputs else ()
-        measured = self._measure(choices, keep_outputs=bool(full))
+        measured = self._measured_alone(choices, keep_outputs=bool(full))
         for choice, measurement in zip(choices, measured, strict=True):
             self._seen[choice] = measurement.objective
         changed = {}
@@ -219,6 +227,17 @@ class Evaluator:
             changed = {pair: measurement.outputs for pair, measurement in alone}
         self._sensitivity = Sensitivity(_losses(actions, measured), full, changed)
         return self._sensitivity
+
+    def _measured_alone(
+        self, choices: Sequence[Partial], *, keep_outputs: bool
+    ) -> list[Measurement]:
+        """Measure full precision and single layers, and report how far it is."""
+        self.progress(Event("survey", 0, len(choices), ALONE))
+        measured = list[Measurement]()
+        for first in range(0, len(choices), NOTED):
+            measured += self._measure(choices[first : first + NOTED], keep_outputs=keep_outputs)
+            self.progress(Event("survey", len(measured), len(choices), ALONE))
+        return measured
 
     def _note(self, choice: Choice, objective: float) -> None:
         """Add the choice to the trials unless it is one, and report it."""

@@ -31,7 +31,7 @@ from octavo.network.layers import Layer
 from octavo.network.reach import batches_for, check_reached, unreached
 from octavo.network.samples import sample_count
 from octavo.plan import planned_layers
-from octavo.progress import Progress, silent
+from octavo.progress import Progress, ProgressLike, showing, silent
 from octavo.ptq.absorption import absorbing_norms
 from octavo.ptq.float_inputs import freeze_from_float
 from octavo.ptq.freezer import Freezer, Frozen
@@ -61,7 +61,7 @@ def calibrate(
     damp: float = PtqSettings.damp,
     sequential: bool = PtqSettings.sequential,
     absorb: bool = PtqSettings.absorb,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Packed:
     """Quantize ``model`` by PTQ; the model is left as it was.
 
@@ -93,8 +93,8 @@ def calibrate(
         absorb: give each channel ahead of a batch norm a scale of its own, which the batch norm
             cancels by its running statistics. This is far better where channels have few weights,
             as in depthwise convolutions. ``per`` must be ``"channel"``.
-        progress: called after each layer with an ``Event`` of the phase ``"calibrate"``, whose
-            detail is a ``LayerResult``.
+        progress: True shows how far it is. A function is called after each layer with an ``Event``
+            of the phase ``"calibrate"``, whose detail is a ``LayerResult``.
 
     Raises:
         PlanError: an unknown layer, no inputs, inputs that the model does not take or that are not
@@ -104,7 +104,8 @@ def calibrate(
     settings = PtqSettings(
         order=order, fit=fit, per=per, damp=damp, sequential=sequential, absorb=absorb
     )
-    packed = calibrate_quietly(model, plan, inputs, settings, progress or silent, explained=True)
+    with showing(progress) as callback:
+        packed = calibrate_quietly(model, plan, inputs, settings, callback, explained=True)
     if packed.held_out is not None:
         warn_if_large(packed.held_out, packed.plan)
     return packed

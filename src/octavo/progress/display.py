@@ -1,0 +1,197 @@
+"""A live progress bar on a terminal and in a notebook, plain lines elsewhere."""
+
+import time
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from octavo.progress.curve import best_so_far, widths
+from octavo.progress.event import Event
+
+__all__ = ["Display"]
+
+QUIET = 15.0  # seconds between plain lines
+BURST = 0.05  # seconds: trials that come so close together were measured before the first came
+SHOWN = 0.5  # seconds after which a speed is known
+
+
+class Display:
+    """A ``Progress`` callback that shows the events of a computation on a rich console.
+
+    Use it as a context manager, so that the bar is gone in the end. Each phase announces itself
+    when it begins. Notes and the lines of calibrated layers stay; all else is drawn over.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_interactive or console.is_jupyter  # it can draw over what it drew
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(None),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._label = ""
+        self._began = time.monotonic()  # the time when the phase began
+        self._printed = time.monotonic()  # the time of the last plain line
+        self._first_trial = 0.0
+        self._burst = 0  # trials that came with the first one
+        self._rewards: list[float] = []
+        self._best = ""  # the widths of the best trial
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event: a note, the beginning of a phase, or a step of one."""
+        if event.phase == "note":
+            self._print(event.message)
+        elif not event.done:
+            self._announce(event)
+        elif event.phase == "freeze":
+            self._show_frozen(event)
+        elif event.detail is None:
+            self._show_count(event)
+        elif event.phase == "calibrate":
+            self._show_layer(event, event.detail)
+        elif event.phase == "retrain":
+            self._show_step(event, event.detail)
+        elif event.phase == "search":
+            self._show_trial(event, event.detail)
+
+    def _announce(self, event: Event) -> None:
+        """Begin a phase with a bar. Elsewhere, a line announces a phase whose steps are counted; a
+        short one, and retraining, end in a line of their own.
+        """
+        if event.phase == "search" and not event.message:
+            self._rewards = []
+            return
+        self._begin(event.message)
+        if not self._live and event.total and event.phase != "retrain":
+            self._print_now(event.message)
+
+    def _show_count(self, event: Event) -> None:
+        """Show that a step is done of which there is nothing else to say."""
+        if self._label != event.message:
+            self._begin(event.message)
+        elapsed = time.monotonic() - self._began
+        line = f"{event.message}  {event.done}/{event.total}"
+        if elapsed > SHOWN:
+            line += f"  {_time_left(event, event.done / elapsed)} left"
+        if self._live:
+            self._move(event, line)
+        elif self._is_time():
+            self._print_now(line)
+
+    def _show_frozen(self, event: Event) -> None:
+        """Show that a layer has frozen a portion of its weights."""
+        line = f"freezing, layer {event.done}/{event.total}  {event.message}"
+        if self._live:
+            self._move(event, line)
+        else:
+            self._print(line)
+
+    def _show_layer(self, event: Event, layer: Any) -> None:
+        """Print the line of a calibrated layer, and move the bar."""
+        if event.done == 1:
+            self._begin("PTQ")
+        self._print(
+            f"PTQ, layer {event.done}/{event.total}  {layer.name}  "
+            f"output error {layer.compensated:.1%}, {layer.nearest:.1%} at the nearest levels"
+        )
+        if self._live:
+            self._move(event, f"PTQ, layer {event.done}/{event.total}")
+
+    def _show_step(self, event: Event, step: Any) -> None:
+        """Move the bar of a stage by a step, or now and then print a line."""
+        if self._label != event.message:
+            self._begin(event.message)
+        state = (
+            f"epoch {step.epoch:.2f}  loss {step.loss:.4f}  {step.speed:.1f} steps/s  "
+            f"{_time_left(event, step.speed)} left"
+        )
+        if self._live:
+            self._move(event, f"{self._label}  {state}")
+        elif event.done == event.total or self._is_time():
+            self._print_now(f"{self._label}  step {event.done}/{event.total}  {state}")
+
+    def _show_trial(self, event: Event, trial: Any) -> None:
+        """Move the bar of a search by a trial, or now and then print a line.
+
+        It has the speed, the time left, and the curve of the best reward so far.
+        """
+        self._rewards.append(trial.reward)
+        if trial.reward == max(self._rewards):
+            self._best = widths(trial.plan)
+        line = (
+            f"trial {event.done}/{event.total}  best {max(self._rewards):.4g}  {self._pace(event)}"
+            f"{best_so_far(self._rewards)}\nbest so far, bits by layer: {self._best}"
+        )
+        if self._live:
+            self._move(event, line)
+        elif self._is_time():
+            self._print_now(line)
+
+    def _pace(self, event: Event) -> str:
+        """Return the speed of a search and its time left; nothing until they are known.
+
+        Both count from the first trials: the time before went into PTQ and into single layers.
+        """
+        now = time.monotonic()
+        if len(self._rewards) == 1:
+            self._begin("")
+            self._first_trial = now
+            self._printed = now
+        if now - self._first_trial < BURST:
+            self._burst = len(self._rewards)
+        if now - self._first_trial < SHOWN:
+            return ""
+        speed = (len(self._rewards) - self._burst) / (now - self._first_trial)
+        return f"{speed:.1f} plans/s  {_time_left(event, speed)} left  " if speed else ""
+
+    def _begin(self, label: str) -> None:
+        """Start a new bar."""
+        self._label = label
+        self._began = time.monotonic()
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(label, total=None)
+
+    def _move(self, event: Event, line: str) -> None:
+        """Move the bar to where the event stands, and show ``line`` beside it."""
+        if self._task is None:
+            self._begin(line)
+        if self._task is not None:
+            self._bar.update(self._task, description=line, total=event.total, completed=event.done)
+
+    def _is_time(self) -> bool:
+        """Tell if the last plain line was long enough ago for another."""
+        return time.monotonic() - self._printed > QUIET
+
+    def _print_now(self, line: str) -> None:
+        self._printed = time.monotonic()
+        self._print(line)
+
+    def _print(self, text: str) -> None:
+        """Print a line, above the bar where there is one."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _time_left(event: Event, speed: float) -> timedelta:
+    """Return the time that the steps that are left take; a step too many takes no time back."""
+    return timedelta(seconds=round(max(event.total - event.done, 0) / speed))

@@ -28,6 +28,7 @@ FLOORS = (
     ("network",),
     ("formats",),
     ("_deprecated",),
+    ("_locks",),
     ("errors", "progress", "_io", "_seeds"),
 )
 LEVEL = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -13,6 +13,7 @@ from octavo.cli.reports import compare, report
 from octavo.cli.runs import demo, quantize, run
 from octavo.cli.starting import init
 from octavo.errors import OctavoError
+from octavo.runs.interruption import Interrupted
 
 __all__ = ["app", "main"]
 
@@ -51,7 +52,8 @@ def main() -> None:
     An error that octavo raises on purpose, and a file that cannot be read or written, become one
     line on stderr and exit status 2. An error in the user's own task becomes its traceback, without
     octavo's frames, and exit status 1. With ``--debug``, anywhere among the words, the whole
-    traceback is shown instead. A warning of octavo becomes one line on stderr.
+    traceback is shown instead. A warning of octavo becomes one line on stderr. After SIGINT or
+    SIGTERM, one line says what was kept, and the exit status is 130 or 143.
     """
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
@@ -72,3 +74,6 @@ def main() -> None:
             raise
         print_line(f"octavo: {error}", "red")
         sys.exit(2)
+    except Interrupted as stop:
+        print_line(f"octavo: {stop}", "yellow")
+        sys.exit(stop.status)

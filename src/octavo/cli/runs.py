@@ -19,6 +19,7 @@ from octavo.cli.options import (
 )
 from octavo.cli.reports import write_report
 from octavo.errors import RecipeError
+from octavo.runs.interruption import listening
 
 if TYPE_CHECKING:
     from octavo.runs.recipe import Recipe
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["demo", "quantize", "run"]
 
 BITS = "3"  # of every layer, where neither bits nor a plan are given
+SAVE_EVERY = 10.0  # minutes between two savings inside a stage
+
 NEXT = """
 Three commands to try next:
   octavo evaluate {folder}/packed.safetensors --task digits   load the file and score it
@@ -63,6 +66,12 @@ def run(
         Path | None,
         typer.Option(help="The run's folder; default: runs/ and the recipe's name."),
     ] = None,
+    save_every: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Minutes of retraining after which the state inside a stage is saved."
+        ),
+    ] = SAVE_EVERY,
     as_json: AsJson = False,
 ) -> None:
     """Do everything that a recipe says. The same command continues a run that was stopped.
@@ -72,7 +81,8 @@ def run(
     from octavo.runs.recipe import load_recipe
 
     path = _recipe_path(recipe)
-    _run(path, load_recipe(path, overrides or ()), folder or Path("runs") / path.stem, as_json)
+    content = load_recipe(path, overrides or ())
+    _run(path, content, folder or Path("runs") / path.stem, as_json, save_every)
 
 
 def quantize(
@@ -151,7 +161,9 @@ def _recipe_path(recipe: Path) -> Path:
     return path
 
 
-def _run(path: Path, recipe: "Recipe", folder: Path, as_json: bool) -> None:
+def _run(
+    path: Path, recipe: "Recipe", folder: Path, as_json: bool, save_every: float = SAVE_EVERY
+) -> None:
     """Run a recipe in its folder, publish what it publishes, and print the result."""
     from octavo._io import json_text
     from octavo.progress.display import Display
@@ -159,8 +171,10 @@ def _run(path: Path, recipe: "Recipe", folder: Path, as_json: bool) -> None:
     from octavo.runs.run import publish
     from octavo.runs.run import run as run_recipe
 
-    with Display(err if as_json else out) as display:
-        result = run_recipe(recipe, folder, display)
+    with Display(err if as_json else out) as display, listening() as interruption:
+        result = run_recipe(
+            recipe, folder, display, interruption=interruption, save_every=60 * save_every
+        )
     published = publish(recipe, path, folder)
     page = write_report(folder)
     if as_json:

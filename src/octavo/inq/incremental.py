@@ -245,7 +245,7 @@ class Incremental:
         """Continue with the model and the stages where ``state`` was taken.
 
         Raises:
-            PlanError: the state comes from other settings; the message names the first that
+            PlanError: the state comes from other settings, or is damaged; the message names what
                 differs.
 
         """
@@ -261,10 +261,13 @@ class Incremental:
                 raise PlanError(
                     f"{key}: expected the state of a run with {expected!r}, got one with {saved!r}"
                 )
+        # States of the first versions lack the two keys: their networks were not pruned.
+        portions = tuple(state.get("portions", self.portions))
+        check_schedule(portions, self._straight_through)
+        _check_saved(state, portions, self._layers)
         self.model.load_state_dict(state["model"])
         self._done = state["done"]
-        # States of the first versions lack the two keys: their networks were not pruned.
-        self.portions = tuple(state.get("portions", self.portions))
+        self.portions = portions
         pruned = state.get("pruned", {})
         self._orders = orders_of(self.order, len(self.portions))
         for layer in self._layers:
@@ -313,6 +316,24 @@ def _planned(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tuple[Laye
     planned = planned_layers(model, plan)
     warn_if_mostly_float(model)
     return planned
+
+
+def _check_saved(
+    state: Mapping[str, Any], portions: Sequence[float], layers: Iterable[PlannedLayer]
+) -> None:
+    """Raise PlanError unless a state has a number of stages, and the exponents of each layer."""
+    done = state["done"]
+    if isinstance(done, bool) or not isinstance(done, int) or not 0 <= done <= len(portions):
+        raise PlanError(f"done: expected a number from 0 to {len(portions)}, got {done!r}")
+    for layer in layers:
+        own = layer.codebook.max_exponent
+        saved = state["tops"].get(layer.name)
+        if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (own.shape, own.dtype):
+            raise PlanError(
+                f"{layer.name}: expected exponents of shape {tuple(own.shape)} and type "
+                f"{own.dtype}, got {getattr(saved, 'shape', None)} and "
+                f"{getattr(saved, 'dtype', type(saved).__name__)}"
+            )
 
 
 def _start(

@@ -30,6 +30,7 @@ from octavo.network.forward import (
 from octavo.network.layers import Layer
 from octavo.network.reach import batches_for, check_reached, unreached
 from octavo.network.samples import sample_count
+from octavo.network.values import check_range
 from octavo.plan import planned_layers
 from octavo.progress import Progress, ProgressLike, showing, silent
 from octavo.ptq.absorption import absorbing_norms
@@ -133,6 +134,7 @@ def calibrate_quietly(
     """
     check_state(model)
     planned_layers(model, plan)  # checks the plan before anything is copied or read
+    check_range(model)
     warn_if_mostly_float(model)
     batches = iter(batches_of(inputs))
     first = [on_device(batch, device_of(model)) for batch in itertools.islice(batches, 1)]

@@ -5,12 +5,10 @@ the loss curves of retraining, and the time that each part took.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from octavo._io import json_text, write_atomically
 from octavo.formats.width import Width, write_width
 from octavo.inspection import inspect
 from octavo.network.layers import Layer, channels_first, find_layers
@@ -19,7 +17,7 @@ from octavo.storage.coding import grouped as coding
 from octavo.storage.packed import Packed
 from octavo.storage.quantized import Quantized
 
-__all__ = ["DETAILS", "network_details", "without_curves", "write_compact"]
+__all__ = ["DETAILS", "network_details", "without_curves"]
 
 DETAILS = "details.json"
 BINS = 60  # bins of a histogram of weights
@@ -113,9 +111,3 @@ def without_curves(stages: Sequence[Json]) -> list[Json]:
     """Return the stages as ``result.json`` has them: without their loss curves and metrics."""
     hidden = ("curve", "score")
     return [{key: stage[key] for key in stage if key not in hidden} for stage in stages]
-
-
-def write_compact(path: Path, content: Json) -> None:
-    """Write strict JSON without spaces: nobody reads these files line by line."""
-    text = json_text(content, compact=True)
-    write_atomically(path, lambda file: file.write(text.encode()))

@@ -22,6 +22,7 @@ from octavo.activations.quantizer import (
 )
 from octavo.errors import FormatError, PlanError
 from octavo.network.memory import memory_of
+from octavo.network.values import check_values
 from octavo.plan import Plan
 from octavo.storage import container
 from octavo.storage.container import Floats
@@ -282,6 +283,7 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
 
 def check_state(model: nn.Module) -> None:
     """Raise PlanError unless a packed file can hold every entry of the model's state dict."""
+    check_values(model)
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or value.dtype not in DTYPES.values():
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__

@@ -76,7 +76,7 @@ def test_what_does_not_retrain_has_no_control() -> None:
     }
     table = result_table(untrained)
     assert cells(table)[:2] == [["", "full precision", "quantized"], ["metric", "91.73", "91.50"]]
-    assert table.caption is None
+    assert table.caption == "metric: the score of the task, higher is better"
 
 
 class Net(nn.Module):

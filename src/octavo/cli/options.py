@@ -1,10 +1,17 @@
 """The arguments that several commands share, and the functions that read and print values."""
 
+import contextlib
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from octavo.progress import Progress
 
 __all__ = [
     "AsJson",
@@ -16,11 +23,14 @@ __all__ = [
     "Quiet",
     "TaskName",
     "TaskOption",
+    "TensorBoard",
     "err",
     "out",
     "print_figures",
+    "print_next",
     "print_written",
     "task_options",
+    "watched",
 ]
 
 out = Console(highlight=False)
@@ -70,10 +80,35 @@ PlanFile = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
+TensorBoard = Annotated[
+    bool,
+    typer.Option(
+        help="Write losses, metrics and rewards for TensorBoard too, into the run's folder."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 PackedFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="A packed network.", show_default=False)
 ]
+
+
+@contextlib.contextmanager
+def watched(as_json: bool, quiet: bool) -> "Iterator[Progress]":
+    """Show how far a command is: on stderr where stdout is for a script, nowhere if it is quiet.
+
+    It begins with the import of PyTorch, which takes seconds.
+    """
+    from octavo.progress import Event, silent
+    from octavo.progress.display import Display
+
+    if quiet:
+        yield silent
+        return
+    with Display(err if as_json else out) as display:
+        if "torch" not in sys.modules:
+            display(Event("import", message="importing PyTorch"))
+        import_module("octavo.runs.run")
+        yield display
 
 
 def task_options(pairs: list[str] | None) -> dict[str, Any]:
@@ -94,6 +129,11 @@ def print_figures(figures: dict[str, Any], as_json: bool) -> None:
     for key, value in figures.items():
         name = key.replace("_", " ")
         out.print(f"{name:>{width}}  {_shown(value)}", soft_wrap=True, markup=False)
+
+
+def print_next(command: str) -> None:
+    """Say which command may come next."""
+    out.print(f"next: {command}", soft_wrap=True, markup=False)
 
 
 def print_written(path: Path) -> None:

@@ -11,11 +11,13 @@ from octavo.cli.options import (
     Options,
     Overrides,
     PlanFile,
+    Quiet,
     TaskName,
-    err,
+    TensorBoard,
     out,
     print_written,
     task_options,
+    watched,
 )
 from octavo.cli.reports import write_report
 from octavo.errors import RecipeError
@@ -38,6 +40,7 @@ Three commands to try next:
 
 def demo(
     folder: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a small network on handwritten digits, learn the bits of its layers, quantize it, and
@@ -45,11 +48,14 @@ def demo(
 
     Example: `octavo demo`
     """
-    from octavo.runs.recipe import load_recipe
     from octavo.runs.recipes import RECIPES
 
     path = RECIPES / "digits-dnq.yaml"
-    _run(path, load_recipe(path), folder, as_json)
+    with watched(as_json, quiet):
+        from octavo.runs.recipe import load_recipe
+
+        recipe = load_recipe(path)
+    _run(path, recipe, folder, as_json, quiet)
     if not as_json:
         typer.echo(NEXT.format(folder=folder))
 
@@ -72,17 +78,21 @@ def run(
             min=0, help="Minutes of retraining after which the state inside a stage is saved."
         ),
     ] = SAVE_EVERY,
+    tensorboard: TensorBoard = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Do everything that a recipe says. The same command continues a run that was stopped.
 
     Example: `octavo run digits --set seed=1 --folder runs/seed1`
     """
-    from octavo.runs.recipe import load_recipe
-
     path = _recipe_path(recipe)
-    content = load_recipe(path, overrides or ())
-    _run(path, content, folder or Path("runs") / path.stem, as_json, save_every)
+    folder = folder or Path("runs") / path.stem
+    with watched(as_json, quiet):
+        from octavo.runs.recipe import load_recipe
+
+        content = load_recipe(path, overrides or ())
+    _run(path, content, folder, as_json, quiet, save_every=save_every, tensorboard=tensorboard)
 
 
 def quantize(
@@ -103,6 +113,7 @@ def quantize(
     ] = "inq",
     option: Options = None,
     overrides: Overrides = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantize a task's network with octavo's default settings and write the packed file.
@@ -112,21 +123,18 @@ def quantize(
     Example: `octavo quantize digits --bits 4 --method ptq -o digits.safetensors`
     """
     from octavo._io import check_output
-    from octavo.runs.recipe import make_recipe, override
-    from octavo.storage.packed import Packed
 
     check_output(output)
-    content = {
-        "task": task,
-        "options": task_options(option),
-        **_widths(bits, plan),
-        "method": method,
-        "control": False,
-    }
-    recipe = make_recipe(override(content, overrides or ()), "quantize")
+    with watched(as_json, quiet):
+        from octavo.runs.recipe import make_recipe, override
+        from octavo.storage.packed import Packed
+
+        content = {"task": task, "options": task_options(option), "method": method}
+        content |= {"control": False, **_widths(bits, plan)}
+        recipe = make_recipe(override(content, overrides or ()), "quantize")
     digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
     folder = Path("runs") / f"quantize-{output.stem}-{digest}"  # other settings are another run
-    _run(folder, recipe, folder, as_json)
+    _run(folder, recipe, folder, as_json, quiet)
     Packed.load(folder / "packed.safetensors").save(output)
     if not as_json:
         print_written(output)
@@ -162,26 +170,34 @@ def _recipe_path(recipe: Path) -> Path:
 
 
 def _run(
-    path: Path, recipe: "Recipe", folder: Path, as_json: bool, save_every: float = SAVE_EVERY
+    path: Path,
+    recipe: "Recipe",
+    folder: Path,
+    as_json: bool,
+    quiet: bool,
+    *,
+    save_every: float = SAVE_EVERY,
+    tensorboard: bool = False,
 ) -> None:
     """Run a recipe in its folder, publish what it publishes, and print the result."""
     from octavo._io import json_text
-    from octavo.progress.display import Display
-    from octavo.report.tables import layers_table, result_table
+    from octavo.progress import Event
+    from octavo.report.tables import result_table
     from octavo.runs.run import publish
     from octavo.runs.run import run as run_recipe
+    from octavo.runs.tensorboard import scalars_to
 
-    with Display(err if as_json else out) as display, listening() as interruption:
-        result = run_recipe(
-            recipe, folder, display, interruption=interruption, save_every=60 * save_every
-        )
-    published = publish(recipe, path, folder)
-    page = write_report(folder)
+    with watched(as_json, quiet) as progress, listening() as interruption:
+        with scalars_to(folder / "tensorboard" if tensorboard else None, progress) as watch:
+            result = run_recipe(
+                recipe, folder, watch, interruption=interruption, save_every=60 * save_every
+            )
+        published = publish(recipe, path, folder)
+        progress(Event("report", message="writing the report"))
+        page = write_report(folder)
     if as_json:
         typer.echo(json_text(result, indent=2))
         return
-    if "stages" not in result:  # PTQ alone: there is no table of stages, but one of layers
-        out.print(layers_table(result["layers"]))
     out.print(result_table(result))
     files = f"the network: {folder / 'packed.safetensors'}   the figures: {folder / 'result.json'}"
     lines = [files, f"the report: {page}", *(f"published: {copy}" for copy in published)]

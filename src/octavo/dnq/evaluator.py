@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, Self
@@ -161,22 +161,16 @@ class Evaluator:
         """Measure choices, and return their objectives: minus infinity for what is new when no
         evaluation is left.
         """
-        objectives = list[float]()
-        for first in range(0, len(choices), NOTED):  # reported as they are measured
-            objectives += self._some_objectives(choices[first : first + NOTED])
-        return objectives
-
-    def _some_objectives(self, choices: Sequence[Choice]) -> list[float]:
-        """Measure a few choices, and return their objectives."""
-        new = [choice for choice in dict.fromkeys(choices) if choice not in self._seen]
-        new = new[: self.left]
-        for choice, measurement in zip(new, self._measure(new), strict=True):
-            self._seen[choice] = measurement.objective
-        objectives = [self._seen.get(choice, -math.inf) for choice in choices]
-        for choice, objective in zip(choices, objectives, strict=True):
-            if objective > -math.inf:
-                self._note(choice, objective)
-        return objectives
+        for first in range(0, len(choices), NOTED):  # each few are reported as they are measured
+            some = choices[first : first + NOTED]
+            new = [choice for choice in dict.fromkeys(some) if choice not in self._seen]
+            new = new[: self.left]
+            for choice, measurement in zip(new, self._measure(new), strict=True):
+                self._seen[choice] = measurement.objective
+            for choice in some:
+                if choice in self._seen:
+                    self._note(choice, self._seen[choice])
+        return [self._seen.get(choice, -math.inf) for choice in choices]
 
     def reference(self, choice: Choice) -> float:
         """Measure a choice beside the search: it is a trial, but takes no evaluation."""
@@ -218,7 +212,8 @@ class Evaluator:
         choices = full_and_single(actions)
         _check_left(self, [choice for choice in choices if choice not in self._seen])
         full = self._environment.full_outputs() if outputs else ()
-        measured = self._measured_alone(choices, keep_outputs=bool(full))
+        measure = partial(self._measure, keep_outputs=bool(full))
+        measured = _measured_alone(measure, choices, self.progress)
         for choice, measurement in zip(choices, measured, strict=True):
             self._seen[choice] = measurement.objective
         changed = {}
@@ -227,17 +222,6 @@ class Evaluator:
             changed = {pair: measurement.outputs for pair, measurement in alone}
         self._sensitivity = Sensitivity(_losses(actions, measured), full, changed)
         return self._sensitivity
-
-    def _measured_alone(
-        self, choices: Sequence[Partial], *, keep_outputs: bool
-    ) -> list[Measurement]:
-        """Measure full precision and single layers, and report how far it is."""
-        self.progress(Event("survey", 0, len(choices), ALONE))
-        measured = list[Measurement]()
-        for first in range(0, len(choices), NOTED):
-            measured += self._measure(choices[first : first + NOTED], keep_outputs=keep_outputs)
-            self.progress(Event("survey", len(measured), len(choices), ALONE))
-        return measured
 
     def _note(self, choice: Choice, objective: float) -> None:
         """Add the choice to the trials unless it is one, and report it."""
@@ -252,12 +236,27 @@ class Evaluator:
             self.reward(choice, objective),
         )
         self.trials.append(trial)
-        self.progress(Event("search", len(self._seen), self._evaluations, detail=trial))
+        most = self._evaluations - self.reserve
+        self.progress(Event("search", len(self._seen), most, detail=trial))
 
 
 def is_ranged(evaluator: Evaluator) -> bool:
     """Tell if a search has neither a budget nor a trade-off, so that it covers all budgets."""
     return math.isinf(evaluator.space.limit) and not evaluator.trade_off
+
+
+def _measured_alone(
+    measure: Callable[[Sequence[Partial]], list[Measurement]],
+    choices: Sequence[Partial],
+    progress: Progress,
+) -> list[Measurement]:
+    """Measure full precision and single layers, and report how far it is."""
+    progress(Event("survey", 0, len(choices), ALONE))
+    measured = list[Measurement]()
+    for first in range(0, len(choices), NOTED):
+        measured += measure(choices[first : first + NOTED])
+        progress(Event("survey", len(measured), len(choices), ALONE))
+    return measured
 
 
 def _losses(actions: Sequence[Sequence[Action]], measured: Sequence[Measurement]) -> np.ndarray:

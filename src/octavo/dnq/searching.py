@@ -243,7 +243,7 @@ def _measure(evaluator: Evaluator, method: SearchMethod, refine: float) -> Outco
     every = all_choices(evaluator.space, evaluator.left)
     if every is None:
         return run_refined(method, evaluator, refine)
-    evaluator.rewards(every)
+    evaluator.under(evaluator.space.limit, len(every)).rewards(every)  # it counts up to these
     return Outcome(enumerated=True)
 
 

@@ -134,8 +134,7 @@ class Incremental:
             "inputs": inputs is not None,
         }
         set_to_zero(layers, pruned)
-        with showing(progress) as callback:
-            codebooks = _codebooks(model, planned, self._inputs, fit, per, callback)
+        codebooks = _codebooks(model, planned, self._inputs, fit, per, progress)
         self._layers = _start(layers, codebooks, pruned)
 
     def __iter__(self) -> Iterator[Stage]:
@@ -383,13 +382,14 @@ def _codebooks(
     inputs: list[Inputs] | None,
     fit: Fit,
     per: Per,
-    progress: Progress,
+    progress: ProgressLike,
 ) -> list[Codebook]:
     """Choose the codebook of each layer: from its weights alone or, with inputs, by PTQ."""
     if inputs is not None:
         plan = {layer.name: bits for layer, bits in planned}
         settings = PtqSettings(fit=fit, per=per)
-        packed = calibrate_quietly(model, plan, inputs, settings, progress)
+        with showing(progress) as callback:
+            packed = calibrate_quietly(model, plan, inputs, settings, callback)
         return [packed.layers[layer.name].codebook for layer, _ in planned]
     codebooks = []
     for layer, bits in planned:

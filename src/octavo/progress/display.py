@@ -1,21 +1,18 @@
 """A live progress bar on a terminal and in a notebook, plain lines elsewhere."""
 
 import time
-from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from octavo.progress.curve import best_so_far, widths
 from octavo.progress.event import Event
+from octavo.progress.trials import SHOWN, Trials, time_left
 
 __all__ = ["Display"]
 
 QUIET = 15.0  # seconds between plain lines
-BURST = 0.05  # seconds: trials that come so close together were measured before the first came
-SHOWN = 0.5  # seconds after which a speed is known
 
 
 class Display:
@@ -38,10 +35,7 @@ class Display:
         self._label = ""
         self._began = time.monotonic()  # the time when the phase began
         self._printed = time.monotonic()  # the time of the last plain line
-        self._first_trial = 0.0
-        self._burst = 0  # trials that came with the first one
-        self._rewards: list[float] = []
-        self._best = ""  # the widths of the best trial
+        self._trials: Trials | None = None  # of the search that goes on
 
     def __enter__(self) -> Self:
         if self._live:
@@ -79,11 +73,11 @@ class Display:
         short one, and retraining, end in a line of their own.
         """
         if event.phase == "search" and not event.message:
-            self._rewards = []
+            self._trials = None
             return
         self._begin(event.message)
         if not self._live and event.total and event.phase != "retrain":
-            self._print_now(event.message)
+            self._print_now_and_then(event.message, always=True)
 
     def _show_count(self, event: Event) -> None:
         """Show that a step is done of which there is nothing else to say."""
@@ -92,11 +86,11 @@ class Display:
         elapsed = time.monotonic() - self._began
         line = f"{event.message}  {event.done}/{event.total}"
         if elapsed > SHOWN:
-            line += f"  {_time_left(event, event.done / elapsed)} left"
+            line += f"  {time_left(event, event.done / elapsed)} left"
         if self._live:
             self._move(event, line)
-        elif self._is_time():
-            self._print_now(line)
+        else:
+            self._print_now_and_then(line)
 
     def _show_frozen(self, event: Event) -> None:
         """Show that a layer has frozen a portion of its weights."""
@@ -123,46 +117,25 @@ class Display:
             self._begin(event.message)
         state = (
             f"epoch {step.epoch:.2f}  loss {step.loss:.4f}  {step.speed:.1f} steps/s  "
-            f"{_time_left(event, step.speed)} left"
+            f"{time_left(event, step.speed)} left"
         )
         if self._live:
             self._move(event, f"{self._label}  {state}")
-        elif event.done == event.total or self._is_time():
-            self._print_now(f"{self._label}  step {event.done}/{event.total}  {state}")
+        else:
+            line = f"{self._label}  step {event.done}/{event.total}  {state}"
+            self._print_now_and_then(line, always=event.done == event.total)
 
     def _show_trial(self, event: Event, trial: Any) -> None:
-        """Move the bar of a search by a trial, or now and then print a line.
-
-        It has the speed, the time left, and the curve of the best reward so far.
-        """
-        self._rewards.append(trial.reward)
-        if trial.reward == max(self._rewards):
-            self._best = widths(trial.plan)
-        line = (
-            f"trial {event.done}/{event.total}  best {max(self._rewards):.4g}  {self._pace(event)}"
-            f"{best_so_far(self._rewards)}\nbest so far, bits by layer: {self._best}"
-        )
+        """Move the bar of a search by a trial, or now and then print its lines."""
+        if self._trials is None:
+            self._trials = Trials()
+            self._begin("")
+            self._printed = self._began
+        line = self._trials.add(event, trial, time.monotonic())
         if self._live:
             self._move(event, line)
-        elif self._is_time():
-            self._print_now(line)
-
-    def _pace(self, event: Event) -> str:
-        """Return the speed of a search and its time left; nothing until they are known.
-
-        Both count from the first trials: the time before went into PTQ and into single layers.
-        """
-        now = time.monotonic()
-        if len(self._rewards) == 1:
-            self._begin("")
-            self._first_trial = now
-            self._printed = now
-        if now - self._first_trial < BURST:
-            self._burst = len(self._rewards)
-        if now - self._first_trial < SHOWN:
-            return ""
-        speed = (len(self._rewards) - self._burst) / (now - self._first_trial)
-        return f"{speed:.1f} plans/s  {_time_left(event, speed)} left  " if speed else ""
+        else:
+            self._print_now_and_then(line)
 
     def _begin(self, label: str) -> None:
         """Start a new bar."""
@@ -179,19 +152,12 @@ class Display:
         if self._task is not None:
             self._bar.update(self._task, description=line, total=event.total, completed=event.done)
 
-    def _is_time(self) -> bool:
-        """Tell if the last plain line was long enough ago for another."""
-        return time.monotonic() - self._printed > QUIET
-
-    def _print_now(self, line: str) -> None:
-        self._printed = time.monotonic()
-        self._print(line)
+    def _print_now_and_then(self, line: str, *, always: bool = False) -> None:
+        """Print a line if the last one was long enough ago."""
+        if always or time.monotonic() - self._printed > QUIET:
+            self._printed = time.monotonic()
+            self._print(line)
 
     def _print(self, text: str) -> None:
         """Print a line, above the bar where there is one."""
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _time_left(event: Event, speed: float) -> timedelta:
-    """Return the time that the steps that are left take; a step too many takes no time back."""
-    return timedelta(seconds=round(max(event.total - event.done, 0) / speed))

@@ -18,7 +18,7 @@ from octavo.deploy.forms import check_forms
 from octavo.dnq.methods import method_of
 from octavo.errors import FormatError, RecipeError
 from octavo.plan import Plan, matching_plan, planned_layers
-from octavo.progress import Progress, silent
+from octavo.progress import Event, Progress, silent
 from octavo.runs.details import DETAILS, network_details, without_curves
 from octavo.runs.interruption import Interruption
 from octavo.runs.job import SAVE_EVERY, Job
@@ -265,16 +265,16 @@ def _load(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Job, nn.Mod
     task = load_task(recipe.task, recipe.options)
     if recipe.search is not None:
         method_of(recipe.search.method)  # the task's file may register it
-    model, float_model = _two_models(task, recipe.task)
+    model, float_model = _two_models(task, recipe.task, progress)
     if recipe.bits is not None:
         planned_layers(model, matching_plan(model, recipe.bits))
     job = Job(recipe, task, folder, digest_of(float_model), progress)
     return job, model, float_model
 
 
-def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
+def _two_models(task: Task, name: str, progress: Progress) -> tuple[nn.Module, nn.Module]:
     """Return two copies of the task's network."""
-    model = model_of(task, name)
+    model = model_of(task, name, progress)
     copy = model_of(task, name)
     if copy is model:  # it would be its own teacher and its own control
         raise RecipeError(
@@ -286,6 +286,7 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
 
 def _float_score(job: Job, model: nn.Module) -> float:
     """Return the metric of the full-precision network."""
+    job.progress(Event("score", message="measuring the metric in full precision"))
     score = job.metric(model, "the full-precision network")
     job.note(f"full precision: {score:.2f}")
     return score

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from octavo.errors import OctavoError, RecipeError, nearest
 from octavo.network.forward import Inputs
+from octavo.progress import Event, Progress, silent
 from octavo.runs.user_code import told
 
 __all__ = [
@@ -111,16 +112,24 @@ def as_task(task: object, name: str) -> Task:
     return cast("Task", task)
 
 
-def model_of(task: Task, name: str) -> nn.Module:
-    """Return a new copy of a task's network; ``name`` is the name of the task, for errors.
+def model_of(task: Task, name: str, progress: Progress = silent) -> nn.Module:
+    """Return a new copy of a task's network.
+
+    Args:
+        task: the task.
+        name: its name, for errors.
+        progress: handed on to a ``model()`` that takes an argument of this name: one that trains
+            its network can say how far it is.
 
     Raises:
         RecipeError: the task failed to make it.
         OctavoError: an error that the task itself raises, such as missing data.
 
     """
+    takes = "progress" in inspect.signature(task.model).parameters
+    progress(Event("model", message=f"making the network of the task {name}"))
     try:
-        return task.model()
+        return cast("Any", task).model(progress=progress) if takes else task.model()
     except OctavoError:
         raise
     except Exception as error:

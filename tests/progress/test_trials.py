@@ -3,7 +3,7 @@
 import pytest
 
 from octavo.plan import Plan
-from octavo.progress.curve import best_so_far, widths
+from octavo.progress.trials import best_so_far, widths
 
 
 @pytest.mark.parametrize(

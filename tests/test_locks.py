@@ -63,7 +63,7 @@ def test_a_file_system_without_locks_has_none(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(_locks.fcntl, "flock", refuse)
+    monkeypatch.setattr("octavo._locks.fcntl.flock", refuse)
     with locked(tmp_path, "this run"):
         pass
     monkeypatch.setattr(_locks, "fcntl", None)  # a system without them

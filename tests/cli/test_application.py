@@ -66,8 +66,8 @@ FIRST_LINES = {
         "it."
     ),
     "export": (
-        "Write a packed network as an ONNX file or as MXFP4 and MXFP8 tensors, and check the file "
-        "against the network."
+        "Write a packed network as ONNX, MXFP4 tensors, a folder of transformers or GGUF, and "
+        "check it against the network."
     ),
     "report": (
         "Write the page of a finished run: one HTML file that opens offline, with charts and "
@@ -147,7 +147,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         (["evaluate", "none.onnx", "-t", "tiny.py:Tiny"], "none.onnx: No such file or directory"),
         (
             ["run", "r.yaml", "--set", "export=[lutt]"],
-            "r.yaml: export.0: Input should be 'lut', 'fp8', 'int8', 'float' or 'mx'",
+            "r.yaml: export.0: Input should be 'lut', 'fp8', 'int8', 'float', 'mx', 'hf' or 'gguf'",
         ),
         (
             ["run", "none.yaml"],
@@ -174,7 +174,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["run", "r.yaml", "--set", "task=digit"],
-            "task: expected one of digits, cifar10, image_folder, package.module:Class or",
+            "task: expected one of digits, cifar10, image_folder, causal_lm, ",
         ),
         (
             ["run", "r.yaml", "--set", "task=tiny.py:Tinny"],
@@ -292,13 +292,15 @@ def test_a_deprecated_word_is_one_line_on_stderr(
     octavo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other warnings are shown as ever: here, they are errors."""
-    monkeypatch.setattr("octavo.storage.packed.Packed.load", lambda _: warn_renamed("old", "new"))
+    monkeypatch.setattr(
+        "octavo.storage.packed.Packed.load", lambda *_, **__: warn_renamed("old", "new")
+    )
     monkeypatch.setattr("octavo.report.tables.packed_rows", lambda _: {})
     said = octavo("verify", "tiny.py", "--json")
     assert (said.status, said.out) == (0, '{"verified": "tiny.py"}\n')
     assert said.err == "octavo: old is deprecated and goes in the next version: use new\n"
     monkeypatch.setattr(
-        "octavo.storage.packed.Packed.load", lambda _: warnings.warn("other", stacklevel=2)
+        "octavo.storage.packed.Packed.load", lambda *_, **__: warnings.warn("other", stacklevel=2)
     )
     said = octavo("verify", "tiny.py")
     assert (said.status, "UserWarning: other" in said.err) == (1, True)

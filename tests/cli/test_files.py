@@ -151,3 +151,12 @@ def test_verify_knows_octavos_other_files(
     message = refused("verify", file)
     assert message.startswith(f"{file}: {said}")
     assert "give the packed file that it was made from" in message
+
+
+def test_a_limit_on_what_a_file_decodes_to(
+    octavo: Callable[..., Any], packed: Path, refused: Callable[..., str]
+) -> None:
+    assert octavo("verify", str(packed), "--limit", "1000000").status == 0
+    for words in (["verify"], ["evaluate", "-t", "tiny.py:Tiny"]):
+        said = refused(words[0], str(packed), *words[1:], "--limit", "9")
+        assert said.startswith(f"{packed}: expected at most 9 bytes once decoded, found ")

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: what is said, the exit status, and that the same command goes on."""
 
+import importlib
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from octavo.runs import checkpoints
 
 STOPS = """
 import signal
@@ -39,9 +42,7 @@ def stops(octavo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(Path.cwd())
     for name in ("tiny", "stops"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    import stops
-
-    yield stops.Stops
+    yield importlib.import_module("stops").Stops
     for name in ("tiny", "stops"):
         sys.modules.pop(name, None)
 
@@ -137,15 +138,13 @@ def test_state_inside_a_stage_is_saved_as_often_as_asked(
     octavo: Callable[..., Any], stops: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    from octavo.runs import stages
-
-    write = stages.write_checkpoint
+    write = checkpoints.write_checkpoint
 
     def note(path: Path, content: Any) -> None:
         seen.append(path.name)
         write(path, content)
 
-    monkeypatch.setattr(stages, "write_checkpoint", note)
+    monkeypatch.setattr("octavo.runs.stages.write_checkpoint", note)
     assert octavo("run", "r.yaml", *LABELS, "--save-every", "0").status == 0
     assert seen == [*["quantized-stage.pt"] * 3, "quantized.pt", "quantized.pt"]
     assert "Minutes of retraining" in octavo("run", "--help").out

@@ -134,10 +134,10 @@ def test_a_sealed_line_is_read_where_it_makes_sense(content: dict[str, Any]) -> 
         Journal(path, ACTIONS, SETTINGS)
         with path.open("a") as file:
             file.write(json.dumps(sealed(content)) + "\n")
-        score = content.get("score")
+        score: Any = content.get("score")
         number = isinstance(score, int | float) and not isinstance(score, bool)
         finite = number and math.isfinite(score)
-        bits = content.get("bits")
+        bits: Any = content.get("bits")
         known = isinstance(bits, list) and all(b in (2, 3, None) or b == "3" for b in bits)
         if set(content) == {"bits", "score"} and finite and known and len(bits) == 2:
             assert True not in bits

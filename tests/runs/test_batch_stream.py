@@ -44,9 +44,9 @@ def stream(task: Any) -> tuple[BatchStream, RandomState]:
     return BatchStream(task, random), random
 
 
-def taken(batches: BatchStream, count: int, noise: int) -> list[tuple[Tensor, Tensor]]:
+def taken(batches: BatchStream, count: int, noise: int) -> list[Any]:
     """Take batches, and draw numbers after each, as the dropout of a model does."""
-    seen = []
+    seen: list[Any] = []
     for _ in range(count):
         seen.append(next(batches))
         torch.rand(noise)

@@ -10,6 +10,7 @@ from typing import Any
 
 from octavo._deprecated import DEPRECATED
 from octavo.cli.options import err
+from octavo.errors import printable
 
 __all__ = ["print_line", "print_theirs", "warnings_as_lines"]
 
@@ -18,7 +19,7 @@ PACKAGE = Path(__file__).parents[1]
 
 def print_line(text: str, style: str) -> None:
     """Print a text as one line on stderr."""
-    err.print(" ".join(text.split()), style=style, soft_wrap=True, markup=False)
+    err.print(printable(" ".join(text.split())), style=style, soft_wrap=True, markup=False)
 
 
 def print_theirs(error: BaseException) -> bool:
@@ -33,8 +34,8 @@ def print_theirs(error: BaseException) -> bool:
     theirs = user_traceback(error)
     if theirs is None:
         return False
-    lines = traceback.format_exception(type(error), error, theirs)
-    err.print("".join(lines).rstrip(), soft_wrap=True, markup=False)
+    lines = "".join(traceback.format_exception(type(error), error, theirs)).splitlines()
+    err.print("\n".join(map(printable, lines)), soft_wrap=True, markup=False)
     print_line("octavo: the task failed, see above; --debug shows the frames of octavo too", "red")
     return True
 

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from octavo.errors import printable
+
 if TYPE_CHECKING:
     from octavo.progress import Progress
 
 __all__ = [
     "AsJson",
+    "Limit",
     "NetworkName",
     "Options",
     "Overrides",
@@ -40,15 +43,15 @@ TaskName = Annotated[
     str,
     typer.Argument(
         metavar="TASK",
-        help="A ready-made task (digits, cifar10, image_folder), or a class of yours: "
-        "path/to/file.py:Class or package.module:Class.",
+        help="A ready-made task (digits, cifar10, image_folder, causal_lm, text_classification), "
+        "or a class of yours: path/to/file.py:Class or package.module:Class.",
     ),
 ]
 NetworkName = Annotated[
     str,
     typer.Argument(
         metavar="NETWORK",
-        help="A task, ready-made (digits, cifar10, image_folder) or yours (path/to/file.py:Class); "
+        help="A task, ready-made (such as digits) or yours (path/to/file.py:Class); "
         "a network of a library (torchvision:resnet18, timm:NAME, hf:NAME), or what a function "
         "returns (path/to/file.py:function); or the file of a plan (plan.yaml).",
     ),
@@ -87,6 +90,14 @@ TensorBoard = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        help="The most bytes that the file may decode to, a byte for each quantized weight. "
+        "Default: the largest of 64 times its size, 256 MiB and the size of the task's model.",
+        show_default=False,
+    ),
+]
 PackedFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="A packed network.", show_default=False)
 ]
@@ -128,17 +139,17 @@ def print_figures(figures: dict[str, Any], as_json: bool) -> None:
     width = max(14, *map(len, figures))
     for key, value in figures.items():
         name = key.replace("_", " ")
-        out.print(f"{name:>{width}}  {_shown(value)}", soft_wrap=True, markup=False)
+        out.print(f"{name:>{width}}  {printable(_shown(value))}", soft_wrap=True, markup=False)
 
 
 def print_next(command: str) -> None:
     """Say which command may come next."""
-    out.print(f"next: {command}", soft_wrap=True, markup=False)
+    out.print(f"next: {printable(command)}", soft_wrap=True, markup=False)
 
 
 def print_written(path: Path) -> None:
     """Say which file was written."""
-    out.print(f"written: {path}", soft_wrap=True, markup=False)
+    out.print(f"written: {printable(str(path))}", soft_wrap=True, markup=False)
 
 
 def _shown(value: Any) -> str:

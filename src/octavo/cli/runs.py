@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["demo", "quantize", "run"]
 
+NoCode = Annotated[
+    bool,
+    typer.Option(
+        "--no-code",
+        help="For a recipe that you did not write: refuse code that it names, and publish inside "
+        "of the run's folder only. See SECURITY.md.",
+    ),
+]
 BITS = "3"  # of every layer, where neither bits nor a plan are given
 SAVE_EVERY = 10.0  # minutes between two savings inside a stage
 
@@ -79,6 +87,7 @@ def run(
         ),
     ] = SAVE_EVERY,
     tensorboard: TensorBoard = False,
+    no_code: NoCode = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -89,9 +98,13 @@ def run(
     path = _recipe_path(recipe)
     folder = folder or Path("runs") / path.stem
     with watched(as_json, quiet):
+        from octavo.runs.no_code import check_no_code, published_inside
         from octavo.runs.recipe import load_recipe
 
         content = load_recipe(path, overrides or ())
+        if no_code:
+            check_no_code(content)
+            path = published_inside(folder)
     _run(path, content, folder, as_json, quiet, save_every=save_every, tensorboard=tensorboard)
 
 
@@ -129,8 +142,8 @@ def quantize(
         from octavo.runs.recipe import make_recipe, override
         from octavo.storage.packed import Packed
 
-        content = {"task": task, "options": task_options(option), "method": method}
-        content |= {"control": False, **_widths(bits, plan)}
+        content: dict[str, Any] = {"task": task, "options": task_options(option)}
+        content |= {"method": method, "control": False} | _widths(bits, plan)
         recipe = make_recipe(override(content, overrides or ()), "quantize")
     digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
     folder = Path("runs") / f"quantize-{output.stem}-{digest}"  # other settings are another run

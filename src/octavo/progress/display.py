@@ -7,6 +7,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from octavo.errors import printable
 from octavo.progress.event import Event
 from octavo.progress.trials import SHOWN, Trials, time_left
 
@@ -159,5 +160,6 @@ class Display:
             self._print(line)
 
     def _print(self, text: str) -> None:
-        """Print a line, above the bar where there is one."""
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        """Print lines, above the bar where there is one."""
+        lines = "\n".join(map(printable, text.split("\n")))
+        self._console.print(lines, highlight=False, soft_wrap=True, markup=False)

@@ -45,16 +45,16 @@ def explain(error: ValidationError, sections: Mapping[str, Collection[str]]) -> 
     parts = [part for key, part in zip(before, place, strict=False) if key not in UNIONS]
     where = ".".join(map(str, parts))
     if first["type"] in UNKNOWN:
-        return f"unknown key {where!r}{_instead(where, sections)}"
+        *section, key = parts
+        return f"unknown key {where!r}{_instead('.'.join(map(str, section)), str(key), sections)}"
     message = f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1)
     if first["type"] in ("missing", "value_error"):  # our own messages say what they got
         return message
     return f"{message}, got {first['input']!r}"
 
 
-def _instead(unknown: str, sections: Mapping[str, Collection[str]]) -> str:
+def _instead(section: str, key: str, sections: Mapping[str, Collection[str]]) -> str:
     """Return the end of the message about an unknown key: the key to write instead."""
-    section, _, key = unknown.rpartition(".")
     word = ALIASES.get(key, key)
     for place in (section, *sections):
         if word in sections[place]:

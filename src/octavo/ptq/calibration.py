@@ -33,7 +33,7 @@ from octavo.network.reach import batches_for, check_reached, unreached
 from octavo.network.samples import sample_count
 from octavo.network.values import check_range
 from octavo.plan import planned_layers
-from octavo.progress import Progress, silent
+from octavo.progress import Progress, ProgressLike, showing, silent
 from octavo.ptq.absorption import absorbing_norms
 from octavo.ptq.float_inputs import freeze_from_float
 from octavo.ptq.freezer import Freezer, Frozen
@@ -64,7 +64,7 @@ def calibrate(
     sequential: bool = PtqSettings.sequential,
     absorb: bool = PtqSettings.absorb,
     masks: Mapping[str, Tensor] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Packed:
     """Quantize ``model`` by PTQ; the model is left as it was.
 
@@ -101,8 +101,8 @@ def calibrate(
             are zero in the result, and the others make up for them. None, the default, takes the
             zeros of a layer for pruned weights if they are a thousandth of it or more, and it is
             not on powers of two already.
-        progress: called after each layer with an ``Event`` of the phase ``"calibrate"``, whose
-            detail is a ``LayerResult``.
+        progress: True shows how far it is. A function is called after each layer with an ``Event``
+            of the phase ``"calibrate"``, whose detail is a ``LayerResult``.
 
     Raises:
         PlanError: an unknown layer, no inputs, inputs that the model does not take or that are not
@@ -112,7 +112,8 @@ def calibrate(
     settings = PtqSettings(
         order=order, fit=fit, per=per, damp=damp, sequential=sequential, absorb=absorb, masks=masks
     )
-    packed = calibrate_quietly(model, plan, inputs, settings, progress or silent, explained=True)
+    with showing(progress) as callback:
+        packed = calibrate_quietly(model, plan, inputs, settings, callback, explained=True)
     if packed.held_out is not None:
         warn_if_large(packed.held_out, packed.plan)
     return packed

@@ -18,7 +18,7 @@ from pydantic_core import to_json
 
 from octavo._yaml import MOST_LEVELS, read_yaml, read_yaml_file
 from octavo.deploy.exporting import Form
-from octavo.errors import OctavoError, RecipeError, brief, nearest
+from octavo.errors import OctavoError, RecipeError, brief
 from octavo.formats.fitting import Fit, Per
 from octavo.inq.partition import (
     ORDER,
@@ -35,6 +35,7 @@ from octavo.runs.orders import RecipeOrder, check_orders, read_orders, write_ord
 from octavo.runs.plan_files import with_plan_file
 from octavo.runs.sections import Activations, Epochs, Prune, Ptq, RecipeWidth, Search
 from octavo.runs.training import Retraining
+from octavo.runs.unknown_keys import explain
 
 __all__ = [
     "Recipe",
@@ -66,14 +67,10 @@ Orders = Annotated[
     PlainSerializer(write_orders, when_used="json"),
 ]
 
-# Keys with a value of several forms: after such a key, pydantic's errors have the form's name.
-UNIONS = ("bits", "epochs")
-UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of the error
-
 SECTIONS: dict[str, Any] = {
+    "retraining": Retraining,
     "activations": Activations,
     "prune": Prune,
-    "retraining": Retraining,
     "ptq": Ptq,
     "search": Search,
     "search.budget": Budget,
@@ -258,7 +255,9 @@ def _validated(content: Mapping[str, Any], where: str, folder: Path | None) -> R
     except OctavoError as error:
         raise RecipeError(f"{where}: {error}") from error
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(error)}") from error
+        known = {name: tuple(section.__dataclass_fields__) for name, section in SECTIONS.items()}
+        message = explain(error, {"": tuple(Recipe.model_fields), **known})
+        raise RecipeError(f"{where}: {message}") from error
 
 
 def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -359,26 +358,3 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         deeper = isinstance(value, Mapping) and isinstance(base.get(key), dict) and key != "bits"
         base[key] = _merge(base[key], value) if deeper else value
     return base
-
-
-def _explain(error: ValidationError) -> str:
-    """Say in one line what is wrong first.
-
-    Unknown keys come first, because a key that is misspelt is missing too. A value of several forms
-    has an error for each form; the error that lies deepest belongs to the form that it nearly has.
-    """
-    errors = sorted(error.errors(), key=lambda one: one["type"] not in UNKNOWN)
-    same_key = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
-    first = max(same_key, key=lambda one: len(one["loc"]))
-    place = first["loc"]
-    before = ("", *place)  # what stands before each part; pydantic's names of forms are left out
-    parts = [part for key, part in zip(before, place, strict=False) if key not in UNIONS]
-    where = ".".join(map(str, parts))
-    if first["type"] in UNKNOWN:
-        section = ".".join(map(str, parts[:-1]))
-        known = SECTIONS[section].__dataclass_fields__ if section else Recipe.model_fields
-        return f"unknown key {where!r}{nearest(str(parts[-1]), known)}"
-    message = f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1)
-    if first["type"] in ("missing", "value_error"):  # our own messages say what they got
-        return message
-    return f"{message}, got {first['input']!r}"

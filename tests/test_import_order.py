@@ -13,6 +13,7 @@ PACKAGE = Path(octavo.__file__).parent
 FLOORS = (
     ("__init__", "__main__"),
     ("cli",),
+    ("hf",),
     ("report",),
     ("runs",),
     ("deploy",),
@@ -28,6 +29,7 @@ FLOORS = (
     ("network",),
     ("formats",),
     ("_deprecated",),
+    ("_locks",),
     ("errors", "progress", "_io", "_seeds", "_yaml"),
 )
 LEVEL = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}

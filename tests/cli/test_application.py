@@ -95,7 +95,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         (["evaluate", "none.onnx", "-t", "tiny.py:Tiny"], "none.onnx: No such file or directory"),
         (
             ["run", "r.yaml", "--set", "export=[lutt]"],
-            "r.yaml: export.0: Input should be 'lut', 'fp8', 'int8', 'float' or 'mx'",
+            "r.yaml: export.0: Input should be 'lut', 'fp8', 'int8', 'float', 'mx', 'hf' or 'gguf'",
         ),
         (
             ["run", "none.yaml"],
@@ -122,7 +122,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["run", "r.yaml", "--set", "task=digit"],
-            "task: expected one of digits, cifar10, image_folder, package.module:Class or",
+            "task: expected one of digits, cifar10, image_folder, causal_lm, ",
         ),
         (
             ["run", "r.yaml", "--set", "task=tiny.py:Tinny"],

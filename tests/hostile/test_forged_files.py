@@ -88,12 +88,12 @@ def frames(count: int) -> Edit:
 
 
 HEADERS: list[tuple[str, bytes, str]] = [
-    ("true", header(version=True), "expected a format version of 1 to 3, found True"),
-    ("one as a float", header(version=1.0), "expected a format version of 1 to 3, found 1.0"),
-    ("one as a text", header(version="1"), "expected a format version of 1 to 3, found '1'"),
-    ("zero", header(version=0), "expected a format version of 1 to 3, found 0"),
-    ("null", header(version=None), "expected a format version of 1 to 3, found None"),
-    ("a list", header(version=[1] * 99), "expected a format version of 1 to 3, found [1, 1, 1"),
+    ("true", header(version=True), "expected a format version of 1 to 4, found True"),
+    ("one as a float", header(version=1.0), "expected a format version of 1 to 4, found 1.0"),
+    ("one as a text", header(version="1"), "expected a format version of 1 to 4, found '1'"),
+    ("zero", header(version=0), "expected a format version of 1 to 4, found 0"),
+    ("null", header(version=None), "expected a format version of 1 to 4, found None"),
+    ("a list", header(version=[1] * 99), "expected a format version of 1 to 4, found [1, 1, 1"),
     ("newer", header(version=10**300), "format version 1000000000000000000"),
     ("another key", header(more=1), "the header: expected version and manifest_crc32, found"),
     ("a bool as checksum", header(manifest_crc32=True), "manifest: its checksum does not match"),

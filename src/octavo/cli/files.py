@@ -25,15 +25,15 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            help="lut, fp8, int8, float or mx; mx is safetensors, others ONNX. See docs/export.md."
+            help="lut, fp8, int8, float, mx, hf or gguf; the first four are ONNX: docs/export.md."
         ),
     ] = "lut",
     option: Options = None,
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a packed network as an ONNX file or as MXFP4 and MXFP8 tensors, and check the file
-    against the network.
+    """Write a packed network as ONNX, MXFP4 tensors, a folder of transformers or GGUF, and check
+    it against the network.
 
     Example: `octavo export runs/demo/packed.safetensors --task digits --form lut -o model.onnx`
     """

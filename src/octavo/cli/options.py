@@ -30,8 +30,8 @@ err = Console(stderr=True, highlight=False)
 TaskName = Annotated[
     str,
     typer.Argument(
-        help="A ready-made task (digits, cifar10, image_folder), or a class of yours: "
-        "path/to/file.py:Class or package.module:Class."
+        help="A ready-made task (digits, cifar10, image_folder, causal_lm, text_classification), "
+        "or a class of yours: path/to/file.py:Class or package.module:Class."
     ),
 ]
 TaskOption = Annotated[

@@ -192,4 +192,6 @@ def exported_rows(exported: Exported) -> dict[str, Any]:
         rows["largest_difference"] = exported.difference
     if exported.agreement is not None:
         rows["same_class"] = exported.agreement
+    if exported.wider:
+        rows["16_bit_layers"] = list(exported.wider)
     return rows | {"inexact_layers": list(exported.inexact)}

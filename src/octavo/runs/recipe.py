@@ -19,7 +19,7 @@ from pydantic_core import to_json
 from octavo._yaml import MOST_LEVELS, read_yaml, read_yaml_file
 from octavo.deploy.exporting import Form
 from octavo.errors import OctavoError, RecipeError, brief, nearest
-from octavo.formats.codebook import Fit, Per
+from octavo.formats.fitting import Fit, Per
 from octavo.inq.partition import (
     ORDER,
     PORTIONS,

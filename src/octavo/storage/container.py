@@ -5,7 +5,8 @@ docs/format.md is its specification. The byte strings are:
 - ``manifest`` (JSON in zstandard) names the tensors, in order, with a CRC-32 for each; the header
   of the file has the manifest's own CRC-32;
 - ``codes.B`` has the codes of all layers of the width B, by ``octavo.storage.coding.grouped``;
-- ``exponents`` (int16 in zstandard) has the exponents of all layers;
+- ``exponents`` (int16 in zstandard) has the exponents of all layers; where a layer has groups, the
+  largest of each channel, while ``exponents.groups`` has how far each group lies below;
 - ``floats`` has the raw bytes of all other tensors; where it pays, ``floats.zstd`` has the same
   bytes in zstandard instead.
 
@@ -31,6 +32,7 @@ from octavo.formats.codebook import LARGEST
 from octavo.formats.registry import codebook_at
 from octavo.formats.width import Width
 from octavo.storage.coding import grouped as coding
+from octavo.storage.exponents import DROPS, joined, split
 from octavo.storage.limits import (
     HEADER_BYTES,
     check_decoded,
@@ -53,10 +55,14 @@ from octavo.storage.streams import Stream, as_tensor, expand, squeeze
 
 __all__ = ["VERSION", "Floats", "pack", "to_file", "unpack"]
 
-VERSION = 3  # the newest; a file that needs nothing of it is written as version 1
+VERSION = 4  # the newest; a file that needs nothing of it is written as version 1
 # Compressed floats are stored if they take less than this share of the raw ones. Floats that shrink
 # less, as float32 does, are not worth a version that fewer readers know.
 PAYS = 0.9
+# The names of byte strings.
+FLOATS = "floats"
+FLOATS_ZSTD = "floats.zstd"
+GROUPS = "exponents.groups"
 HEAD = {"version", "manifest_crc32"}  # the keys of octavo's entry in the header
 
 # The names that share a tensor, and the tensor.
@@ -78,20 +84,16 @@ def pack(
             ActivationRow(name=name, **asdict(form)) for name, form in (activations or {}).items()
         ],
     )
-    exponents = [
-        raw_bytes(layer.codebook.max_exponent.to(torch.int16)) for layer in layers.values()
-    ]
     blobs = {
         "manifest": squeeze(manifest.model_dump_json(exclude_defaults=True).encode()),
         **_code_strings(layers.values()),
-        "exponents": squeeze(b"".join(exponents)),
+        **_exponent_strings(layers),
     }
     raw = b"".join(raw_bytes(value) for _, value in floats)
     squeezed = squeeze(raw, level=3)
     if len(squeezed) < PAYS * len(raw):
-        return {**blobs, "floats.zstd": squeezed}, 3
-    needs_version_2 = activations or any(row.grid != "powers" for row in manifest.layers)
-    return {**blobs, "floats": raw}, 2 if needs_version_2 else 1
+        return {**blobs, FLOATS_ZSTD: squeezed}, max(manifest.version, 3)
+    return {**blobs, FLOATS: raw}, manifest.version
 
 
 def to_file(blobs: Mapping[str, bytes], version: int) -> bytes:
@@ -129,12 +131,12 @@ def unpack(
         )
     manifest = read_manifest(expand(squeezed, most_manifest_bytes(len(squeezed)), "manifest"))
     check_decoded(manifest.decoded_bytes, default_limit(len(data)) if limit is None else limit)
-    if head["version"] == 1:
-        _check_powers(manifest)
+    _check_version(manifest, head["version"])
+    compressed = FLOATS_ZSTD in blobs if head["version"] >= 4 else head["version"] == 3
     try:
-        floats = _read_floats(manifest.floats, blobs, compressed=head["version"] >= 3)
+        floats = _read_floats(manifest.floats, blobs, compressed=compressed)
         layers = _read_layers(manifest.layers, blobs)
-        _check_known(blobs, manifest, head["version"])
+        _check_known(blobs, manifest, head["version"], FLOATS_ZSTD if compressed else FLOATS)
         return layers, floats, _read_activations(manifest.activations, floats)
     except FormatError:
         raise
@@ -188,27 +190,32 @@ def _read_head(data: bytes) -> Json:
     return head
 
 
-def _check_known(blobs: Mapping[str, bytes], manifest: Manifest, version: int) -> None:
+def _check_known(blobs: Mapping[str, bytes], manifest: Manifest, version: int, floats: str) -> None:
     """Raise FormatError where a byte string is none of those that are read."""
-    codes = {_codes_name(row.width) for row in manifest.layers}
-    floats = "floats.zstd" if version >= 3 else "floats"
+    known = {"manifest", "exponents", floats, *(_codes_name(row.width) for row in manifest.layers)}
+    if any(row.group_size for row in manifest.layers):
+        known.add(GROUPS)
     for name in blobs:
-        if name not in {"manifest", "exponents", floats, *codes}:
+        if name not in known:
             raise FormatError(
                 f"{name}: expected no byte string of this name in a file of version {version} "
                 "with these layers"
             )
 
 
-def _check_powers(manifest: Manifest) -> None:
-    """Raise FormatError where a file of version 1 has another codebook than powers of two: readers
-    of that version would take its codes for powers of two.
+def _check_version(manifest: Manifest, version: int) -> None:
+    """Raise FormatError where a layer needs a newer version than the file says it has: readers of
+    that version would take its codes for those of another codebook.
     """
     for row in manifest.layers:
-        if row.grid != "powers":
-            raise FormatError(
-                f"{row.name}: expected the grid powers in a file of version 1, got {row.grid}"
-            )
+        if row.version <= version:
+            continue
+        if row.group_size:
+            raise FormatError(f"{row.name}: expected no groups in a file of version {version}")
+        known = "powers" if version == 1 else "powers or apot"
+        raise FormatError(
+            f"{row.name}: expected the grid {known} in a file of version {version}, got {row.grid}"
+        )
 
 
 def _code_strings(layers: Iterable[Quantized]) -> dict[str, bytes]:
@@ -226,6 +233,22 @@ def _codes_name(width: Width) -> str:
     return f"codes.{width}"
 
 
+def _exponent_strings(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
+    """Return the exponents of all layers, and where there are groups, those of the groups."""
+    exponents = []
+    groups = []
+    for name, layer in layers.items():
+        exponent = layer.codebook.max_exponent
+        if layer.codebook.group_size:
+            exponent, drops = split(exponent, name)
+            groups.append(drops.reshape(-1))
+        exponents.append(raw_bytes(exponent.to(torch.int16)))
+    strings = {"exponents": squeeze(b"".join(exponents))}
+    if groups:
+        strings[GROUPS] = coding.encode_codes(torch.cat(groups), DROPS)
+    return strings
+
+
 def _layer_row(name: str, layer: Quantized) -> LayerRow:
     exponents = layer.codebook.max_exponent
     width = layer.codebook.width
@@ -237,6 +260,7 @@ def _layer_row(name: str, layer: Quantized) -> LayerRow:
         grid=GRIDS[width.codebook],
         groups=layer.groups,
         exponents=exponents.numel() if exponents.dim() else 0,
+        group_size=layer.codebook.group_size,
         crc32=checksum(layer.codes, exponents.to(torch.int16)),
     )
 
@@ -255,18 +279,21 @@ def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[s
         counts[row.width] += row.code_count
     codes = {width: _code_stream(width, counts[width], blobs) for width in sorted(counts)}
     exponents = _exponent_stream(rows, blobs)
-    layers = {
-        row.name: _read_layer(row, codes[row.width].take(row.code_count), exponents) for row in rows
-    }
-    for stream in (*codes.values(), exponents):
+    drops = _drop_stream(rows, blobs)
+    layers = {}
+    for row in rows:
+        exponent = exponents.take(row.channel_exponents).view(row.exponent_shape[:1])
+        if row.group_size:
+            exponent = joined(exponent, drops.take(row.exponent_count).view(row.exponent_shape))
+        layers[row.name] = _read_layer(row, codes[row.width].take(row.code_count), exponent)
+    for stream in (*codes.values(), exponents, drops):
         stream.check_used_up()
     return layers
 
 
-def _read_layer(row: LayerRow, codes: Tensor, exponents: Stream) -> Quantized:
-    exponent = exponents.take(row.exponent_count)
+def _read_layer(row: LayerRow, codes: Tensor, exponent: Tensor) -> Quantized:
     row.check(codes, exponent)
-    codebook = codebook_at(row.width, (exponent if row.exponents else exponent[0]).int())
+    codebook = codebook_at(row.width, exponent.int(), row.group_size)
     lowest = codebook.lowest_max_exponent
     least, most = int(exponent.min()), int(exponent.max())
     if least < lowest or most > LARGEST:
@@ -278,7 +305,11 @@ def _read_layer(row: LayerRow, codes: Tensor, exponents: Stream) -> Quantized:
 
 def _code_stream(width: Width, count: int, blobs: Mapping[str, bytes]) -> Stream:
     """Return the codes of all layers of one width."""
-    name = _codes_name(width)
+    return _decoded_stream(_codes_name(width), blobs, count, width)
+
+
+def _decoded_stream(name: str, blobs: Mapping[str, bytes], count: int, width: Width) -> Stream:
+    """Return the codes of a coded stream."""
     data = _blob(blobs, name)
     try:
         codes = coding.decode_codes(data, count, width)
@@ -289,16 +320,24 @@ def _code_stream(width: Width, count: int, blobs: Mapping[str, bytes]) -> Stream
 
 def _exponent_stream(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> Stream:
     """Return the exponents of all layers, int16."""
-    size = sum(row.exponent_count for row in rows) * torch.int16.itemsize
+    size = sum(row.channel_exponents for row in rows) * torch.int16.itemsize
     data = expand(_blob(blobs, "exponents"), size, "exponents")
     return Stream("exponents", as_tensor(data, torch.int16))
+
+
+def _drop_stream(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> Stream:
+    """Return how far the exponents of all groups lie below the largest of their channel."""
+    count = sum(row.exponent_count for row in rows if row.group_size)
+    if not any(row.group_size for row in rows):
+        return Stream(GROUPS, torch.empty(0, dtype=torch.uint8))
+    return _decoded_stream(GROUPS, blobs, count, DROPS)
 
 
 def _read_floats(
     rows: Sequence[FloatRow], blobs: Mapping[str, bytes], *, compressed: bool
 ) -> Floats:
     size = sum(row.byte_count for row in rows)
-    name = "floats.zstd" if compressed else "floats"
+    name = FLOATS_ZSTD if compressed else FLOATS
     data = expand(_blob(blobs, name), size, name) if compressed else blobs.get(name, b"")
     stream = Stream(name, as_tensor(data, torch.uint8))
     floats = []

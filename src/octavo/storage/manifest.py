@@ -4,7 +4,7 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from octavo.activations.quantizer import scale_key
 from octavo.errors import FormatError
-from octavo.formats.width import Width
+from octavo.formats.rows import group_count
+from octavo.formats.width import BITS, Width
 from octavo.storage.limits import DIMENSIONS, ROWS, VALUES
 
 __all__ = [
@@ -49,8 +50,13 @@ DTYPES = {
 STRICT = ConfigDict(strict=True, extra="forbid")  # what nothing reads, nothing checks
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
 
-Grid: TypeAlias = Literal["powers", "apot"]
-GRIDS: Mapping[str, Grid] = {"power_of_two": "powers", "apot": "apot"}  # the file's own words
+Grid: TypeAlias = Literal["powers", "apot", "fp", "int"]
+GRIDS: Mapping[str, Grid] = {  # the file's own words
+    "power_of_two": "powers",
+    "apot": "apot",
+    "fp": "fp",
+    "int": "int",
+}
 CODEBOOKS = {grid: codebook for codebook, grid in GRIDS.items()}
 
 
@@ -89,6 +95,7 @@ class LayerRow(_Row):
     groups: Annotated[int, Field(ge=0)]
     exponents: Annotated[int, Field(ge=0)]
     grid: Grid = "powers"
+    group_size: Annotated[int, Field(ge=0)] = 0
 
     @property
     def code_count(self) -> int:
@@ -96,9 +103,30 @@ class LayerRow(_Row):
         return math.prod(self.shape)
 
     @property
+    def exponent_shape(self) -> tuple[int, ...]:
+        """The shape of the exponents: (), (channels,), or (channels, groups)."""
+        if not self.group_size:
+            return (self.exponents,) if self.exponents else ()
+        return self.shape[0], group_count(math.prod(self.shape[1:]), self.group_size)
+
+    @property
     def exponent_count(self) -> int:
-        """The number of stored exponents: a scalar, for which ``exponents`` is 0, takes one."""
-        return max(1, self.exponents)
+        """The number of exponents; one where they are a scalar."""
+        return math.prod(self.exponent_shape)
+
+    @property
+    def channel_exponents(self) -> int:
+        """The numbers that the row takes from ``exponents``: one if the layer has one exponent,
+        else one for each channel.
+        """
+        return math.prod(self.exponent_shape[:1])
+
+    @property
+    def version(self) -> int:
+        """The oldest version of the format that has room for the row."""
+        if self.group_size or self.grid not in ("powers", "apot"):
+            return 4
+        return 1 if self.grid == "powers" else 2
 
     @property
     def width(self) -> Width:
@@ -112,17 +140,30 @@ class LayerRow(_Row):
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
-        if self.grid == "apot" and self.bits < 5:
-            raise ValueError(f"{self.name}: expected 5 to 8 bits on the grid apot, got {self.bits}")
-        if self.exponents not in (0, self.shape[0]):
+        possible = BITS[CODEBOOKS[self.grid]]
+        if self.bits not in possible:
             raise ValueError(
-                f"{self.name}: expected 0 or {self.shape[0]} exponents, got {self.exponents}"
+                f"{self.name}: expected {_listed(possible)} bits on the grid {self.grid}, "
+                f"got {self.bits}"
+            )
+        expected = {self.exponent_count} if self.group_size else {0, self.shape[0]}
+        if self.exponents not in expected:
+            raise ValueError(
+                f"{self.name}: expected {' or '.join(map(str, sorted(expected)))} exponents, "
+                f"got {self.exponents}"
             )
         if self.groups and (len(self.shape) < 2 or self.shape[0] % self.groups):
             raise ValueError(
                 f"{self.name}: {self.groups} groups do not divide the shape {self.shape}"
             )
         return self
+
+
+def _listed(bits: Sequence[int]) -> str:
+    """Write bits that a codebook can have: "5 to 8", or "4, 6, 8"."""
+    if len(bits) == bits[-1] - bits[0] + 1 > 1:
+        return f"{bits[0]} to {bits[-1]}"
+    return ", ".join(map(str, bits))
 
 
 class FloatRow(_Row):
@@ -164,6 +205,12 @@ class Manifest(BaseModel):
         exponents = sum(row.exponent_count for row in self.layers) * torch.int16.itemsize
         codes = sum(row.code_count for row in self.layers)
         return codes + exponents + sum(row.byte_count for row in self.floats)
+
+    @property
+    def version(self) -> int:
+        """The oldest version of the format that has room for the manifest."""
+        of_layers = max((row.version for row in self.layers), default=1)
+        return max(of_layers, 2 if self.activations else 1)
 
     @model_validator(mode="after")
     def _check_scales(self) -> Self:

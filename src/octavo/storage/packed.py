@@ -22,6 +22,7 @@ from octavo.activations.quantizer import (
 )
 from octavo.errors import FormatError, PlanError
 from octavo.network.memory import memory_of
+from octavo.network.values import check_values
 from octavo.plan import Plan
 from octavo.storage import container
 from octavo.storage.container import Floats
@@ -105,8 +106,8 @@ class Packed:
         if not self.layers:
             raise PlanError("stored_bits: expected a network with quantized layers, got none")
         blobs, _ = _encoded(self)
-        codes = sum(len(blob) for name, blob in blobs.items() if name.startswith("codes."))
-        stored = codes + len(blobs["exponents"])
+        parts = ("codes.", "exponents")
+        stored = sum(len(blob) for name, blob in blobs.items() if name.startswith(parts))
         return 8 * stored / sum(layer.codes.numel() for layer in self.layers.values())
 
     @property
@@ -318,6 +319,7 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
 
 def check_state(model: nn.Module) -> None:
     """Raise PlanError unless a packed file can hold every entry of the model's state dict."""
+    check_values(model)
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or value.dtype not in DTYPES.values():
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo.formats.codebook import Codebook
-from octavo.formats.registry import codebook_at
+from octavo.formats.registry import with_exponents
 from octavo.network.layers import Layer, channels_back
 
 __all__ = ["Quantized"]
@@ -35,9 +35,8 @@ class Quantized:
     def of(cls, layer: Layer, codebook: Codebook, codes: Tensor) -> Self:
         """Make it from a model's layer and its codes, which have the output channels first."""
         names = (layer.parameter, *(full for full, *_ in layer.tied))
-        return cls(
-            names, codebook_at(codebook.width, codebook.max_exponent.cpu()), codes, layer.groups
-        )
+        on_host = with_exponents(codebook, codebook.max_exponent.cpu())
+        return cls(names, on_host, codes, layer.groups)
 
     @property
     def shape(self) -> torch.Size:

@@ -290,7 +290,7 @@ class Incremental:
         if not self._layers:
             raise PlanError("finish: expected a run that goes on, got one that was finished before")
         for layer in self._layers:
-            free = int((~layer.parametrization.frozen).sum())
+            free = int((~layer.parametrization.frozen).count_nonzero())
             if free:
                 weights = layer.layer.weight.numel()
                 raise PlanError(

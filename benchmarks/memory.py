@@ -25,7 +25,7 @@ from octavo import Plan, calibrate
 from octavo.runs.run_folder import write_json
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
-IMAGES = (256, 1024, 4096)
+IMAGES = (256, 1024, 4096, 16384)
 GIVES_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 BATCH = 64
 BITS = 4

@@ -115,7 +115,7 @@ class Incremental:
         check_not_distributed(model, "Incremental(model, ...)")
         planned = _planned(model, plan)
         layers = [layer for layer, _ in planned]
-        per = read_per(per, layers[0].name)
+        of_ptq = PtqSettings(fit=fit, per=read_per(per, layers[0].name), masks=masks)
         pruned = find_pruned(layers, masks)
         self.model = model
         self.portions = default_portions(layers, pruned) if portions is None else portions
@@ -129,13 +129,12 @@ class Incremental:
         self._done = 0  # portions that are frozen
         self._settings = _described(plan, portions, order) | {
             "fit": fit,
-            "per": per,
+            "per": of_ptq.per,
             "seed": seed,
             "straight_through": straight_through,
             "inputs": inputs is not None,
         }
         set_to_zero(layers, pruned)
-        of_ptq = PtqSettings(fit=fit, per=per, masks=masks)
         codebooks = _codebooks(model, planned, self._inputs, of_ptq, progress)
         self._layers = _start(layers, codebooks, pruned)
 

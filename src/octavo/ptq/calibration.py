@@ -92,7 +92,7 @@ def calibrate(
         damp: share of the mean diagonal of the inputs' second moment that is added to its diagonal.
         sequential: each layer sees the inputs that the quantized layers ahead of it produce; if
             false, every layer sees full-precision inputs. The first gives better networks, and
-            keeps what all inputs have become at one layer, up to 256 MiB in memory and the rest in
+            keeps what all inputs have become at one layer, up to 512 MiB in memory and the rest in
             temporary files; the second streams them.
         absorb: give each channel ahead of a batch norm a scale of its own, which the batch norm
             cancels by its running statistics. This is far better where channels have few weights,

@@ -40,6 +40,7 @@ from octavo.runs.run_folder import (
     digest_of,
     file_digests,
     finished,
+    record_recipe,
     working_in,
     write_json,
 )
@@ -310,13 +311,11 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
 
     The folder gets its ``recipe.json`` once the recipe is known to fit the network.
     """
-    recorded = job.recipe.model_dump(mode="json")
-    file = job.folder / "recipe.json"
     if job.recipe.retrains:
-        write_json(file, recorded)
+        record_recipe(job.folder, job.recipe)
         return quantize_by_inq(job, model, plan, retrained)
     quantization = quantize_by_ptq(job, model, plan)
-    write_json(file, recorded)
+    record_recipe(job.folder, job.recipe)
     return quantization
 
 

@@ -20,10 +20,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pages import fill  # type: ignore[import-not-found]  # its neighbour
+from table import markdown  # type: ignore[import-not-found]  # its neighbour
 
 from octavo import Budget, Plan, calibrate, search
 from octavo.dnq.journal import Journal
@@ -37,6 +40,7 @@ from octavo.runs.task import load_task
 from octavo.storage.packed import Packed
 
 RESULT = Path(__file__).parent / "results" / "torture.json"
+PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 KILLS = 30
 SAVE_EVERY = 0.05  # seconds; ten minutes would never come
 SHORT = {
@@ -46,7 +50,11 @@ SHORT = {
     "control": False,
     "retraining": {"learning_rate": 0.02},
 }
-PRUNED = SHORT | {"prune": {"sparsity": 0.5, "epochs": 0.5}, "portions": [0.5, 1.0], "epochs": [0.5, 0]}
+PRUNED = SHORT | {
+    "prune": {"sparsity": 0.5, "epochs": 0.5},
+    "portions": [0.5, 1.0],
+    "epochs": [0.5, 0],
+}
 
 
 def digits_run(folder: Path) -> None:
@@ -59,8 +67,9 @@ def pruned_run(folder: Path) -> None:
 
 def digits_search(folder: Path) -> None:
     task = load_task("digits", {})
+    batches = list(task.calibration())[:2]
     found = search(
-        task.model(), task.calibration(), budget=Budget(average_bits=3), trials=64, seed=1,
+        task.model(), batches, budget=Budget(average_bits=3), trials=48, seed=1,
         journal=folder / "search.jsonl",
     )  # fmt: skip
     found.plan.save(folder / "plan.yaml")
@@ -137,7 +146,7 @@ def kills(name: str, work: Callable[[Path], None], count: int, folder: Path) -> 
     whole = folder / "whole"
     whole.mkdir()
     started = time.monotonic()
-    assert ended(in_child(lambda: work(whole)), 600) == 0
+    assert ended(in_child(partial(work, whole)), 600) == 0
     seconds = time.monotonic() - started
     expected = contents(whole)
     killed = ends = identical = 0
@@ -147,13 +156,13 @@ def kills(name: str, work: Callable[[Path], None], count: int, folder: Path) -> 
         status = None
         while status is None:
             moment = generator.uniform(0, 0.6 * seconds) if killed < count else 600
-            status = ended(in_child(lambda place=place: work(place)), moment)
+            status = ended(in_child(partial(work, place)), moment)
             killed += status is None
         ends += 1
         identical += status == 0 and contents(place) == expected
         shutil.rmtree(place)
         print(f"{name}: {killed} kills, {ends} ends, {identical} identical", flush=True)
-    return {"what": name, "kills": killed, "ends": ends, "identical": identical}
+    return {"what": name, "kills": killed, "completed": ends, "identical": identical}
 
 
 # Faults.
@@ -175,12 +184,14 @@ class Faults:
     calls: list[str] = field(default_factory=list)
 
     def count(self, name: str) -> None:
+        """Count a call, and fail if it is its turn."""
         self.calls.append(name)
         if len(self.calls) == self.at:
             raise OSError(self.error, os.strerror(self.error))
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
+        """Count the calls of a block."""
         names = ("open", "write", "fsync", "fchmod", "replace", "ftruncate", "fdopen", "fstat")
         before = {name: getattr(os, name) for name in names}
         for name in names:
@@ -208,6 +219,7 @@ class FaultyFile:
         self._faults = faults
 
     def write(self, data: Any) -> Any:
+        """Write data, or the first half of them if it is the turn of this call to fail."""
         try:
             self._faults.count("write")
         except OSError:
@@ -237,8 +249,7 @@ def savings() -> dict[str, Saving]:
     task = load_task("digits", {})
     model = task.model()
     packed = [
-        calibrate(model, Plan.uniform(model, bits), list(task.calibration())[:2])
-        for bits in (3, 4)
+        calibrate(model, Plan.uniform(model, bits), list(task.calibration())[:2]) for bits in (3, 4)
     ]
     plans = [Plan.uniform(model, bits) for bits in (3, 4)]
     states = [{"digest": "d", "log": [n], "state": {"w": torch.full((999,), n)}} for n in (0, 1)]
@@ -247,16 +258,20 @@ def savings() -> dict[str, Saving]:
     def journal(path: Path, which: int) -> None:
         Journal(path, actions, {}).add([(which, 0)], [-0.5 - which])
 
-    def scores(path: Path) -> list[float | None]:
+    def scores(path: Path) -> list[float]:
         known = Journal(path, actions, {})
-        return [known[n, 0] if (n, 0) in known else None for n in (0, 1)]
+        return [known[n, 0] for n in (0, 1) if (n, 0) in known]
 
     return {
         "packed file": Saving(
             lambda path, which: packed[which].save(path),
-            lambda path: {name: one.codes.tolist() for name, one in Packed.load(path).layers.items()},
+            lambda path: {
+                name: one.codes.tolist() for name, one in Packed.load(path).layers.items()
+            },
         ),
-        "plan": Saving(lambda path, which: plans[which].save(path), lambda path: dict(Plan.load(path))),
+        "plan": Saving(
+            lambda path, which: plans[which].save(path), lambda path: dict(Plan.load(path))
+        ),
         "result": Saving(
             lambda path, which: write_json(path, {"score": which}),
             lambda path: read_json(path)["score"],
@@ -295,6 +310,12 @@ def faults(name: str, saving: Saving, folder: Path) -> dict[str, Any]:
     return row
 
 
+def threaded(work: Callable[[Path], None], place: Path, number: int) -> None:
+    """Do a work with so many threads."""
+    torch.set_num_threads(number)
+    work(place)
+
+
 def threads(folder: Path) -> dict[str, Any]:
     """Do the same work with one thread and with two, and compare."""
     row: dict[str, Any] = {}
@@ -304,11 +325,7 @@ def threads(folder: Path) -> dict[str, Any]:
             place = folder / f"{name} {number}"
             place.mkdir()
 
-            def threaded(number: int = number, place: Path = place) -> None:
-                torch.set_num_threads(number)
-                work(place)
-
-            assert ended(in_child(threaded), 600) == 0
+            assert ended(in_child(partial(threaded, work, place, number)), 600) == 0
             found.append({k: v for k, v in contents(place).items() if "result" not in k})
         row[name] = found[0] == found[1]
     print(row, flush=True)
@@ -316,51 +333,53 @@ def threads(folder: Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the table of docs/reliability.md."""
-    lines = ["| work | kills by SIGKILL | completed | identical to an unbroken one |", "|---|---|---|---|"]
-    lines += [
-        f"| {row['what']} | {row['kills']} | {row['ends']} | {row['identical']} |"
-        for row in result["kills"]
+    """Return the tables of docs/reliability.md."""
+    threads = [[name, "yes" if same else "no"] for name, same in result["threads"].items()]
+    tables: list[tuple[str, list[list[Any]]]] = [
+        (
+            "work, kills, completed, identical to an unbroken one",
+            [list(row.values()) for row in result["kills"]],
+        ),
+        (
+            "file, calls that failed, old one kept, new one there, lost, errors without its name",
+            [list(row.values()) for row in result["faults"]],
+        ),
+        ("work, the same files with 1 thread and with 2", threads),
     ]
-    lines += ["", "| saving | calls that failed in turn | old file kept | new file there | lost | error without the path |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {row['what']} | {row['faults']} | {row['old']} | {row['new']} | {row['lost']} | {row['unnamed']} |"
-        for row in result["faults"]
-    ]
-    lines += ["", "| work | same files with 1 thread and with 2 |", "|---|---|"]
-    lines += [f"| {name} | {'yes' if same else 'no'} |" for name, same in result["threads"].items()]
-    return "\n".join(lines)
+    return "\n\n".join(
+        markdown(head, [list(map(str, row)) for row in rows]) for head, rows in tables
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=KILLS, help="of each work")
-    parser.add_argument("--table", action="store_true", help="print the table of the last result")
     asked = parser.parse_args()
-    if asked.table:
-        print(table(json.loads(RESULT.read_text())))
-        return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        for number in range(3):
-            (place / str(number)).mkdir()
-        (place / "faults").mkdir()
-        (place / "threads").mkdir()
-        result = {
-            "faults": [faults(key, saving, place / "faults") for key, saving in savings().items()],
-            "threads": threads(place / "threads"),
-            "kills": [
-                kills(key, work, asked.kills, place / str(number))
-                for number, (key, work) in enumerate(WORKS.items())
-            ],
-            "environment": environment(),
-        }
+        result = tortured(Path(name), asked.kills) | {"environment": environment()}
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    page = fill(PAGE.read_text(encoding="utf-8"), "torture", table(result))
+    PAGE.write_text(page, encoding="utf-8")
     print(table(result))
-    failed = [row for row in result["kills"] if row["identical"] != row["ends"]]
+    failed = [row for row in result["kills"] if row["identical"] != row["completed"]]
     failed += [row for row in result["faults"] if row["lost"] or row["unnamed"]]
     assert not failed, failed
+
+
+def tortured(folder: Path, count: int) -> dict[str, Any]:
+    """Do everything, with so many kills of each work."""
+    places = [folder / name for name in ("faults", "threads", *map(str, range(len(WORKS))))]
+    for place in places:
+        place.mkdir()
+    return {
+        "faults": [faults(name, saving, places[0]) for name, saving in savings().items()],
+        "threads": threads(places[1]),
+        "kills": [
+            kills(name, work, count, place)
+            for place, (name, work) in zip(places[2:], WORKS.items(), strict=True)
+        ],
+    }
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Files that are whole or not there, and YAML as octavo reads it."""
+"""Files that are whole or not there."""
 
 import os
 import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
 
-from octavo._io import read_yaml, remove_leftovers, write_atomically
+from octavo._io import remove_leftovers, write_atomically
 
 
 @pytest.fixture
@@ -306,49 +306,3 @@ def test_what_a_killed_process_left_behind_is_removed(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 3
     remove_leftovers(tmp_path)
     assert names(tmp_path) == [".hidden", "a.bin"]
-
-
-# YAML.
-
-
-@pytest.mark.parametrize(
-    ("text", "content"),
-    [
-        ("", None),
-        ("{a: [1, 0.5, yes, ~, x]}", {"a": [1, 0.5, True, None, "x"]}),
-        (
-            "{0: 1, 1.10: 2, no: 3, ~: 4, 010: 5, 2024-01-01: 6}",
-            {"0": 1, "1.10": 2, "no": 3, "~": 4, "010": 5, "2024-01-01": 6},
-        ),
-        ("a: {0: {1: 2}}", {"a": {"0": {"1": 2}}}),
-        ("{1.1: 1, 1.10: 2}", {"1.1": 1, "1.10": 2}),
-        ("{a: &x 3, *x : 4}", {"a": 3, "3": 4}),  # the value stays a number
-        (
-            "{a: &x {k: 1, l: 2}, b: {<<: *x, k: 3}}",
-            {"a": {"k": 1, "l": 2}, "b": {"k": 3, "l": 2}},
-        ),  # over it, not twice
-        ("{a: {b: &x {<<: {k: 1}, k: 2}}, c: {<<: *x}}", {"a": {"b": {"k": 2}}, "c": {"k": 2}}),
-        ("[{a: 1}, {a: 2}]", [{"a": 1}, {"a": 2}]),
-    ],
-)
-def test_what_is_read(text: str, content: Any) -> None:
-    assert read_yaml(text) == content
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("a: 1\nb: 2\na: 3", "line 3: the key 'a' comes twice; keep one of the two"),
-        ("x:\n  - {a: 1,\n     'a': 1}", "line 3: the key 'a' comes twice; keep one of the two"),
-        ("{0: 1, '0': 2}", "line 1: the key '0' comes twice; keep one of the two"),
-        ("a: [", "while parsing a flow node expected the node content"),
-        ("a: 2001-99-99", "month must be in 1..12"),
-        ("[" * 1000, "maximum recursion depth exceeded"),
-        ("{[1]: 2}", "while constructing a mapping .* found unhashable key"),
-        ("!!python/object/apply:os.getcwd []", "could not determine a constructor"),
-    ],
-)
-def test_what_is_refused_in_one_line(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=f"^{said}") as caught:
-        read_yaml(text)
-    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and YAML as plain data."""
+"""Files that are either whole or not there."""
 
 import errno
 import os
@@ -8,12 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
-__all__ = ["read_yaml", "remove_leftovers", "sync_folder", "write_atomically"]
-
-TEXT = "tag:yaml.org,2002:str"
-MERGE = "tag:yaml.org,2002:merge"
+__all__ = ["remove_leftovers", "sync_folder", "write_atomically"]
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -124,41 +119,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-class _Loader(yaml.SafeLoader):
-    """The loader of YAML whose keys are texts, as in JSON, and all different.
-
-    Plain YAML reads a layer's name ``1.10`` as the number 1.1, which is another layer, and lets the
-    second of two equal keys win.
-    """
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for index, (key, value) in enumerate(node.value):
-            if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
-                continue
-            if key.value in seen:
-                raise ValueError(
-                    f"line {key.start_mark.line + 1}: the key {key.value!r} comes twice; "
-                    "keep one of the two"
-                )
-            seen.add(key.value)
-            text = yaml.ScalarNode(TEXT, key.value, key.start_mark)  # an alias may share ``key``
-            node.value[index] = (text, value)
-        return node
-
-
-def read_yaml(text: str) -> Any:
-    """Return the plain data that ``text`` stands for; the keys of its mappings are strings.
-
-    Raises:
-        ValueError: not YAML, a type that is not plain, or a key that comes twice; the message is
-            one line.
-
-    """
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
-    except (ValueError, RecursionError, yaml.YAMLError) as error:  # a ValueError: a wrong date
-        raise ValueError(" ".join(str(error).split())) from error

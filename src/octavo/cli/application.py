@@ -16,7 +16,7 @@ from octavo.cli.models import inspect, search
 from octavo.cli.options import err
 from octavo.cli.reports import compare, report
 from octavo.cli.runs import demo, quantize, run
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, printable
 from octavo.runs.interruption import Interrupted
 
 __all__ = ["app", "main"]
@@ -72,7 +72,7 @@ def main() -> None:
 
 def _say(text: str, style: str) -> None:
     """Print a text as one line on stderr."""
-    err.print(" ".join(text.split()), style=style, soft_wrap=True, markup=False)
+    err.print(printable(" ".join(text.split())), style=style, soft_wrap=True, markup=False)
 
 
 @contextlib.contextmanager

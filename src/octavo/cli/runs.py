@@ -69,17 +69,29 @@ def run(
             min=0, help="Minutes of retraining after which the state inside a stage is saved."
         ),
     ] = SAVE_EVERY,
+    no_code: Annotated[
+        bool,
+        typer.Option(
+            "--no-code",
+            help="For a recipe that you did not write: refuse code that it names, and publish "
+            "inside of the run's folder only. See SECURITY.md.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Do everything that a recipe says. The same command continues a run that was stopped.
 
     Example: `octavo run digits --set seed=1 --folder runs/seed1`
     """
+    from octavo.runs.no_code import check_no_code, published_inside
     from octavo.runs.recipe import load_recipe
 
     path = _recipe_path(recipe)
-    content = load_recipe(path, overrides or ())
-    _run(path, content, folder or Path("runs") / path.stem, as_json, save_every)
+    loaded = load_recipe(path, overrides or ())
+    place = folder or Path("runs") / path.stem
+    if no_code:
+        check_no_code(loaded)
+    _run(published_inside(place) if no_code else path, loaded, place, as_json, save_every)
 
 
 def quantize(

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import Codebook, Fit, Per, read_per
-from octavo.formats.registry import codebook_at, fitted_codebook
+from octavo.formats.codebook import Codebook
+from octavo.formats.fitting import Fit, Per, read_per
+from octavo.formats.registry import fitted_codebook, with_exponents
 from octavo.formats.width import Width, WidthLike, write_widths
 from octavo.inq.partition import (
     ORDER,
@@ -31,9 +32,9 @@ from octavo.network.forward import Inputs, batches_of, observing
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
 from octavo.network.parametrizations import release
+from octavo.network.pruned import find_pruned, set_to_zero
 from octavo.plan import planned_layers
 from octavo.progress import Event, Progress, silent
-from octavo.pruning.masks import find_pruned, set_to_zero
 from octavo.ptq.calibration import calibrate_quietly
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.settings import PtqSettings
@@ -134,7 +135,8 @@ class Incremental:
             "inputs": inputs is not None,
         }
         set_to_zero(layers, pruned)
-        codebooks = _codebooks(model, planned, self._inputs, fit, per, self._progress)
+        of_ptq = PtqSettings(fit=fit, per=per, masks=masks)
+        codebooks = _codebooks(model, planned, self._inputs, of_ptq, self._progress)
         self._layers = _start(layers, codebooks, pruned)
 
     def __iter__(self) -> Iterator[Stage]:
@@ -271,7 +273,7 @@ class Incremental:
         for layer in self._layers:
             layer.parametrization.pruned = pruned.get(layer.name, 0)
         self._layers = [
-            replace(layer, codebook=codebook_at(layer.codebook.width, state["tops"][layer.name]))
+            replace(layer, codebook=with_exponents(layer.codebook, state["tops"][layer.name]))
             for layer in self._layers
         ]
         self._show_levels(self._done)
@@ -379,18 +381,18 @@ def _codebooks(
     model: nn.Module,
     planned: Sequence[tuple[Layer, Width]],
     inputs: list[Inputs] | None,
-    fit: Fit,
-    per: Per,
+    settings: PtqSettings,
     progress: Progress,
 ) -> list[Codebook]:
     """Choose the codebook of each layer: from its weights alone or, with inputs, by PTQ."""
     if inputs is not None:
         plan = {layer.name: bits for layer, bits in planned}
-        settings = PtqSettings(fit=fit, per=per)
         packed = calibrate_quietly(model, plan, inputs, settings, progress)
         return [packed.layers[layer.name].codebook for layer, _ in planned]
     codebooks = []
     for layer, bits in planned:
         weight = channels_first(layer.weight, layer.groups)
-        codebooks.append(fitted_codebook(weight, bits, fit=fit, per=per, name=layer.name))
+        codebooks.append(
+            fitted_codebook(weight, bits, fit=settings.fit, per=settings.per, name=layer.name)
+        )
     return codebooks

@@ -14,7 +14,7 @@ from torch import nn
 
 from octavo._io import write_atomically
 from octavo.deploy.exporting import Exported, export_checked, load_onnx
-from octavo.deploy.forms import check_forms
+from octavo.deploy.forms import check_forms, file_name
 from octavo.dnq.methods import method_of
 from octavo.errors import FormatError, RecipeError
 from octavo.plan import Plan, matching_plan, planned_layers
@@ -322,7 +322,7 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
 def _reloaded_score(job: Job) -> float:
     """Return the metric of a new network that the packed file was applied to, as its user will."""
     model = job.new_model()
-    Packed.load(job.folder / PACKED).apply(model)
+    Packed.load(job.folder / PACKED, model=model).apply(model)
     score = float(job.task.score(model))
     job.note(f"quantized, packed and loaded again: {score:.2f}")
     return score
@@ -332,8 +332,7 @@ def _exports(job: Job, packed: Packed) -> Json:
     """Write each form that the recipe lists into the folder, and return their figures."""
     figures: Json = {}
     for form in job.recipe.export:
-        ending = "safetensors" if form == "mx" else "onnx"
-        path = job.folder / f"{form}.{ending}"
+        path = job.folder / file_name(form)
         example = list(job.task.calibration())
         exported = export_checked(job.new_model(), packed, path, form=form, example=example)
         scores = exported_scores(exported, packed, job.task, job.recipe.task)

@@ -29,7 +29,7 @@ FLOORS = (
     ("network",),
     ("formats",),
     ("_deprecated",),
-    ("_locks",),
+    ("_interruption", "_locks"),
     ("errors", "progress", "_io", "_seeds", "_yaml"),
 )
 LEVEL = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -15,10 +15,10 @@ import pytest
 import torch
 from tests.runs.tiny import Cut, Tiny, Watcher, files, packed_bytes, recipe, timeless
 
+from octavo._interruption import Interrupted, listening
 from octavo._locks import locked
 from octavo.errors import FormatError, RecipeError, TrainingError
 from octavo.runs.details import without_curves
-from octavo.runs.interruption import Interrupted, listening
 from octavo.runs.run import run
 from octavo.runs.run_folder import digest_of
 from octavo.storage.checksum import sealed

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from octavo._deprecated import DEPRECATED
+from octavo._interruption import Interrupted
 from octavo.cli.files import evaluate, export, verify
 from octavo.cli.models import inspect, search
 from octavo.cli.options import err
 from octavo.cli.reports import compare, report
 from octavo.cli.runs import demo, quantize, run
 from octavo.errors import OctavoError, printable
-from octavo.runs.interruption import Interrupted
 
 __all__ = ["app", "main"]
 

@@ -168,10 +168,10 @@ def _searched(
     task: "Task", name: str, settings: Mapping[str, Any], as_json: bool
 ) -> "SearchResult":
     """Search for a plan of a task's network, and show how far the search is."""
+    from octavo._interruption import keeping
     from octavo.dnq.searching import search as search_bits
     from octavo.progress import Event
     from octavo.report.display import Display
-    from octavo.runs.interruption import keeping
     from octavo.runs.task import model_of
 
     journal = settings["journal"]

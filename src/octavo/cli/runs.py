@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from octavo._interruption import listening
 from octavo.cli.options import (
     AsJson,
     Options,
@@ -19,7 +20,6 @@ from octavo.cli.options import (
 )
 from octavo.cli.reports import write_report
 from octavo.errors import RecipeError
-from octavo.runs.interruption import listening
 
 if TYPE_CHECKING:
     from octavo.runs.recipe import Recipe

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from octavo._interruption import Interruption
 from octavo._io import write_atomically
 from octavo.deploy.exporting import Exported, export_checked, load_onnx
 from octavo.deploy.forms import check_forms, file_name
@@ -20,7 +21,6 @@ from octavo.errors import FormatError, RecipeError
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.progress import Progress, silent
 from octavo.runs.details import DETAILS, network_details, without_curves
-from octavo.runs.interruption import Interruption
 from octavo.runs.job import SAVE_EVERY, Job
 from octavo.runs.orders import load_orders
 from octavo.runs.quantize import (

@@ -9,7 +9,7 @@ CODE := $(wildcard src tests tests_vision benchmarks examples)
 VISION := .venv-vision
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vision format clean
+.PHONY: help demo test test-vision torture format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: $(VENV)/.dev  ## every check: format, lint, types, tests
 
 test-vision: $(VISION)/.installed  ## the recipes of INQ's paper on torchvision's networks, into .venv-vision: several gigabytes
 	$(VISION)/bin/python -m pytest tests_vision
+
+torture: $(VENV)/.dev  ## kill runs and searches, and let each call of saving fail; writes docs/reliability.md's tables
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
 
 format: $(VENV)/.dev  ## format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix .

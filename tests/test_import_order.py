@@ -29,7 +29,7 @@ FLOORS = (
     ("network",),
     ("formats",),
     ("_deprecated",),
-    ("_locks",),
+    ("_interruption", "_locks"),
     ("progress", "_io", "_seeds", "_yaml"),
     ("errors",),
 )

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from octavo._interruption import Interrupted
 from octavo.cli.failures import print_line, print_theirs, warnings_as_lines
 from octavo.cli.files import evaluate, export, verify
 from octavo.cli.models import inspect, search
@@ -13,7 +14,6 @@ from octavo.cli.reports import compare, report
 from octavo.cli.runs import demo, quantize, run
 from octavo.cli.starting import init
 from octavo.errors import OctavoError
-from octavo.runs.interruption import Interrupted
 
 __all__ = ["app", "main"]
 

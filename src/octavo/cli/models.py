@@ -181,9 +181,9 @@ def _searched(
     task: "Task", name: str, settings: Mapping[str, Any], progress: "Progress"
 ) -> "SearchResult":
     """Search for a plan of a task's network."""
+    from octavo._interruption import keeping
     from octavo.dnq.searching import search as search_bits
     from octavo.progress import Event
-    from octavo.runs.interruption import keeping
     from octavo.runs.task import model_of
 
     journal = settings["journal"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from octavo._interruption import listening
 from octavo.cli.options import (
     AsJson,
     Options,
@@ -21,7 +22,6 @@ from octavo.cli.options import (
 )
 from octavo.cli.reports import write_report
 from octavo.errors import RecipeError
-from octavo.runs.interruption import listening
 
 if TYPE_CHECKING:
     from octavo.runs.recipe import Recipe

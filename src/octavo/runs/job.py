@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
+from octavo._interruption import Interruption
 from octavo.progress import Event, Progress
-from octavo.runs.interruption import Interruption
 from octavo.runs.recipe import Recipe
 from octavo.runs.task import Task, load_task, metric_of, model_of
 

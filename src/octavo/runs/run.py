@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from octavo._interruption import Interruption
 from octavo._io import finite, write_atomically
 from octavo.deploy.exporting import Exported, export_checked, load_onnx
 from octavo.deploy.forms import check_forms, file_name
@@ -20,7 +21,6 @@ from octavo.errors import FormatError, RecipeError
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.progress import Event, Progress, silent
 from octavo.runs.details import DETAILS, network_details, without_curves
-from octavo.runs.interruption import Interruption
 from octavo.runs.job import SAVE_EVERY, Job
 from octavo.runs.orders import load_orders
 from octavo.runs.quantize import (
@@ -40,6 +40,7 @@ from octavo.runs.run_folder import (
     digest_of,
     file_digests,
     finished,
+    record_recipe,
     working_in,
     write_json,
 )
@@ -311,13 +312,11 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
 
     The folder gets its ``recipe.json`` once the recipe is known to fit the network.
     """
-    recorded = job.recipe.model_dump(mode="json")
-    file = job.folder / "recipe.json"
     if job.recipe.retrains:
-        write_json(file, recorded)
+        record_recipe(job.folder, job.recipe)
         return quantize_by_inq(job, model, plan, retrained)
     quantization = quantize_by_ptq(job, model, plan)
-    write_json(file, recorded)
+    record_recipe(job.folder, job.recipe)
     return quantization
 
 

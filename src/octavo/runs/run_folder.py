@@ -13,7 +13,7 @@ from octavo._io import remove_leftovers, write_atomically
 from octavo._locks import locked
 from octavo.errors import FormatError, RecipeError
 from octavo.runs.recipe import Recipe, recorded_recipe
-from octavo.storage.checksum import KEY, check, sealed
+from octavo.storage.checksum import check, sealed
 from octavo.storage.digest import digest
 from octavo.storage.packed import check_state
 
@@ -26,6 +26,7 @@ __all__ = [
     "file_digests",
     "finished",
     "read_json",
+    "record_recipe",
     "working_in",
     "write_json",
 ]
@@ -52,14 +53,21 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
     free = {"retraining", "publish", "control"}  # the keys that may differ
     if not path.exists():
         return
-    content = {key: value for key, value in read_json(path).items() if key != KEY}
-    there = recorded_recipe(content, str(path)).model_dump(mode="json")
+    there = recorded_recipe(read_json(path), str(path)).model_dump(mode="json")
     for key, now in recipe.model_dump(mode="json").items():
         if key not in free and there[key] != now:
             raise RecipeError(
                 f"{folder} holds a run with {key} {there[key]!r}, the recipe says {now!r}: "
                 "choose another --folder"
             )
+
+
+def record_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write ``recipe.json``, which :func:`check_folder` reads. It is a recipe that can be run, so
+    it has no checksum.
+    """
+    text = json.dumps(recipe.model_dump(mode="json"), indent=2)
+    write_atomically(folder / "recipe.json", lambda file: file.write(text.encode()))
 
 
 def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from octavo._interruption import Interrupted
 from octavo._seeds import seed_of
 from octavo.errors import TrainingError
 from octavo.network.forward import in_mode
 from octavo.network.warned import warn
 from octavo.progress import Event
 from octavo.runs.checkpoints import Schema, read_checkpoint, refusing, write_checkpoint
-from octavo.runs.interruption import Interrupted
 from octavo.runs.job import Job, teacher_of
 from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json

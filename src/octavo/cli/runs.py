@@ -78,8 +78,8 @@ def quantize(
     bits: Annotated[
         str,
         typer.Option(
-            help="The bits of every layer: 2 to 8, or apot5 to apot8; or the file of a plan, such "
-            "as plan.yaml."
+            help="The width of every layer: 2 to 8 bits, apot5 to apot8, fp4, fp6, fp8 or int8; or "
+            "the file of a plan, such as plan.yaml."
         ),
     ] = "3",
     method: Annotated[

@@ -32,7 +32,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     Only a run that retrains has a column for the control.
     """
     trained = "stages" in result
-    table = titled_table("full precision against powers of two", CONTROL if trained else None)
+    table = titled_table("full precision against quantized", CONTROL if trained else None)
     columns = ["full precision", "control", "quantized"]
     table.add_column("")
     for column in columns if trained else [columns[0], columns[2]]:

@@ -1,8 +1,9 @@
-"""Write the tables in README.md and benchmarks/README.md from the committed results.
+"""Write the tables in README.md, benchmarks/README.md and docs/codebooks.md from the committed
+results.
 
     python benchmarks/table.py
 
-Every figure on those two pages that comes from a result stands between two markers, and this
+Every figure on those pages that comes from a result stands between two markers, and this
 command fills the space between them. No such figure is typed by hand.
 """
 
@@ -23,7 +24,7 @@ from pages import (  # type: ignore[import-not-found]  # its neighbour
 )
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE / "README.md")
+PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE.parent / "docs" / "codebooks.md")
 Rows = list[list[str]]
 
 
@@ -192,6 +193,48 @@ def sums() -> str:
     return markdown("bits, levels, Gaussian, Laplace, ResNet-20", rows)
 
 
+def codebooks() -> str:
+    """The codebooks beside each other."""
+    rows = []
+    for name, book in load("codebooks")["weights"].items():
+        errors = book["relative_squared_error"]
+        both = [
+            f"{errors[f'{kind}, per channel']:g} / {errors[f'{kind}, per group 32']:g}"
+            for kind in ("gaussian", "laplace")
+        ]
+        width = f"{name} bits" if name.isdecimal() else f"`{name}`"
+        counts = [str(book[key]) for key in ("levels", "powers_in_a_level")]
+        rows.append([width, *counts, *both, NATIVE.get(name, "")])
+    return markdown(
+        "width, levels, shifts, error on Gaussian weights, on Laplace weights, runs natively", rows
+    )
+
+
+NATIVE = {
+    **dict.fromkeys(("2", "3", "4"), "FP4, FP8, int8"),
+    "5": "FP6 E3M2, FP8",
+    **dict.fromkeys(("apot5", "apot6"), "FP8, int8"),
+    "fp4": "MXFP4, NVFP4, int8",
+    "fp6": "MXFP6, FP8, int8",
+    "fp8": "FP8, MXFP8",
+    "int8": "int8, MXINT8",
+}
+
+
+def groups() -> str:
+    """What shares an exponent: networks, calibrated."""
+    rows = []
+    for name, row in load("codebooks")["networks"].items():
+        network, width, per = name.split("/")
+        score = f"{row['accuracy']:.2f} %" if "accuracy" in row else f"{row['divergence']:.4f}"
+        words = {"resnet20": "ResNet-20, accuracy", "llama": "stories260K, divergence"}[network]
+        width = f"{width} bits" if width.isdecimal() else f"`{width}`"
+        rows.append(
+            [words, width, per, f"{row['stored_bits']:.2f}", f"{row['file_bytes']:,}", score]
+        )
+    return markdown("network, width, exponents, bits stored, bytes of the file, score", rows)
+
+
 # Weights and inputs together
 
 
@@ -323,6 +366,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "calibration cost": calibration_cost,
     "sums": sums,
+    "codebooks": codebooks,
+    "groups": groups,
     "searches, ResNet-20": partial(rendered, search_tables.searches, 20),
     "searches, ResNet-56": partial(rendered, search_tables.searches, 56),
     "uniform": partial(rendered, search_tables.uniform),

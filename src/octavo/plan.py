@@ -52,7 +52,8 @@ class Plan(MutableMapping[str, Width]):
     """The widths of all layers, by layer name; a layer that is missing stays in float.
 
     A value may be given as plain bits, 2 to 8, as a ``Width``, or as a text: ``Apot(6)`` or
-    ``"apot6"`` gives a layer sums of two powers of two at 6 bits. Functions that take a plan take a
+    ``"apot6"`` gives a layer sums of two powers of two at 6 bits, ``"fp4"``, ``"fp6"`` or ``"fp8"``
+    floating-point numbers, and ``"int8"`` integers. Functions that take a plan take a
     plain dict too.
 
     Args:
@@ -175,8 +176,8 @@ class Plan(MutableMapping[str, Width]):
         if self.activations:
             content["activations"] = dict(self.activations)
         head = (
-            "# octavo plan: bits per layer, 2 to 8, or apot5 to apot8 (sums of two powers of two);"
-            " a layer without a line stays in float. The counts serve cost().\n"
+            "# octavo plan: bits per layer, 2 to 8 (powers of two), apot5 to apot8, fp4, fp6, fp8"
+            " or int8; a layer without a line stays in float. The counts serve cost().\n"
         )
         text = head + yaml.safe_dump(content, sort_keys=False)
         write_atomically(path, lambda file: file.write(text.encode()))

@@ -303,7 +303,7 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
             "order: 3",
             "order: expected one of magnitude, .*, or path/to/file.py:function, got 3",
         ),
-        ("per: row", "per: Input should be 'tensor' or 'channel', got 'row'"),
+        ("per: row", 'per: expected per "tensor" or "channel", got \'row\''),
         (
             "control: 7",
             "control: Input should be a valid boolean, unable to interpret input, got 7",

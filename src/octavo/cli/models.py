@@ -93,7 +93,11 @@ Objective = Annotated[
 ]
 Trials = Annotated[int, typer.Option(min=1, help="The number of plans that may be scored.")]
 Widths = Annotated[
-    str, typer.Option(help="The widths that a layer may get: bits from 2 to 8, and apot5 to apot8.")
+    str,
+    typer.Option(
+        help="The widths that a layer may get: bits from 2 to 8, apot5 to apot8, fp4, fp6, fp8, "
+        "int8."
+    ),
 ]
 Pins = Annotated[
     list[str] | None, typer.Option(help="Fix the bits of a layer: name=bits. May be repeated.")

@@ -114,7 +114,8 @@ def quantize(
     bits: Annotated[
         str | None,
         typer.Option(
-            help="The bits of every layer: 2 to 8, or apot5 to apot8. Default: 3.",
+            help="The width of every layer: 2 to 8 bits, apot5 to apot8, fp4, fp6, fp8 or int8. "
+            "Default: 3.",
         ),
     ] = None,
     plan: PlanFile = None,

@@ -76,7 +76,8 @@ class Incremental:
         order: the order in which weights freeze: see ``octavo.inq.partition.rank``. One order, or
             one for each portion; a function ``(weight, codebook) -> rank`` is an order too.
         fit: how the largest exponent is chosen: see ``octavo.formats.powers_of_two.power_of_two``.
-        per: one largest exponent for the ``"tensor"``, or one for each output ``"channel"``.
+        per: one largest exponent for the ``"tensor"``, for each output ``"channel"``, or for every
+            32 inputs of a channel, ``("group", 32)``.
         seed: the seed of the order ``"random"``.
         straight_through: the portion from which on the network sees the weights that are still free
             at their nearest levels too, while their gradients pass straight through. The last

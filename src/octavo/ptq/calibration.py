@@ -79,8 +79,8 @@ def calibrate(
 
     Args:
         model: the trained network.
-        plan: layer name to bits, or to an ``Apot``: a ``Plan`` or a dict. Layers that it does not
-            name stay in float.
+        plan: layer name to bits, or to another width such as ``"fp4"``: a ``Plan`` or a dict.
+            Layers that it does not name stay in float.
         inputs: batches that the model is called with, unlabelled: tensors, or tuples or dicts of
             arguments.
         order: the order in which weights freeze. ``"gptq"`` has one order for all rows of a layer.
@@ -88,7 +88,8 @@ def calibrate(
             weighted by the inputs), ``"magnitude"`` the largest (INQ's criterion).
         fit: the choice of the largest exponent: ``"max"`` is INQ's formula, ``"mse"`` takes the
             exponent of least squared error of the layer's outputs.
-        per: one largest exponent for each output ``"channel"``, or one for the whole tensor.
+        per: one largest exponent for each output ``"channel"``, one for the whole ``"tensor"``, or
+            one for every 32 inputs of a channel, ``("group", 32)``.
         damp: share of the mean diagonal of the inputs' second moment that is added to its diagonal.
         sequential: each layer sees the inputs that the quantized layers ahead of it produce; if
             false, every layer sees full-precision inputs. The first gives better networks, and
@@ -96,7 +97,7 @@ def calibrate(
             temporary files; the second streams them.
         absorb: give each channel ahead of a batch norm a scale of its own, which the batch norm
             cancels by its running statistics. This is far better where channels have few weights,
-            as in depthwise convolutions. ``per`` must be ``"channel"``.
+            as in depthwise convolutions. ``per`` must not be ``"tensor"``.
         masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. Pruned weights
             are zero in the result, and the others make up for them. None, the default, takes the
             zeros of a layer for pruned weights if they are a thousandth of it or more, and it is

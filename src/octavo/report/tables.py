@@ -36,7 +36,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     """
     trained = "stages" in result
     caption = f"{METRIC}; {CONTROL}" if trained else METRIC
-    table = titled_table("full precision against powers of two", caption)
+    table = titled_table("full precision against quantized", caption)
     columns = ["full precision", "control", "quantized"]
     table.add_column("")
     for column in columns if trained else [columns[0], columns[2]]:

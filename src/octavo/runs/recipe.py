@@ -19,7 +19,7 @@ from pydantic_core import to_json
 from octavo._yaml import MOST_LEVELS, read_yaml, read_yaml_file
 from octavo.deploy.exporting import Form
 from octavo.errors import OctavoError, RecipeError, brief
-from octavo.formats.fitting import Fit, Per
+from octavo.formats.fitting import Fit
 from octavo.inq.partition import (
     ORDER,
     PORTIONS,
@@ -33,7 +33,7 @@ from octavo.ptq.settings import PtqSettings
 from octavo.runs.old_words import with_new_words
 from octavo.runs.orders import RecipeOrder, check_orders, read_orders, write_orders
 from octavo.runs.plan_files import with_plan_file
-from octavo.runs.sections import Activations, Epochs, Prune, Ptq, RecipeWidth, Search
+from octavo.runs.sections import Activations, Epochs, Prune, Ptq, RecipePer, RecipeWidth, Search
 from octavo.runs.training import Retraining
 from octavo.runs.unknown_keys import explain
 
@@ -87,7 +87,8 @@ class Recipe(BaseModel):
             imitates. Without any, the teacher is the task's own network in full precision.
         bits: the width of every layer, or the widths by layer name and shell pattern; the last
             pattern that matches counts, and a layer that none matches stays in float. ``apot6``
-            instead of a number stands for sums of two powers of two. ``plan.yaml`` is the file of
+            instead of a number stands for sums of two powers of two, ``fp4`` and ``int8`` for the
+            numbers of these formats. ``plan.yaml`` is the file of
             a plan. A recipe has either ``bits`` or ``search``.
         search: the settings of the search for the width of each layer.
         activations: the settings of the quantizers of layer inputs; None quantizes no input.
@@ -107,7 +108,8 @@ class Recipe(BaseModel):
         straight_through: the portion from which on the network sees free weights at their levels:
             see ``octavo.Incremental``.
         fit: the choice of the largest exponent.
-        per: one largest exponent per ``tensor`` or per ``channel``.
+        per: one largest exponent per ``tensor``, per ``channel``, or for every 32 inputs of a
+            channel, ``[group, 32]``.
         epochs: epochs of retraining after each portion: one number for each portion, or one number
             for all portions but the last, which gets none.
         retraining: the settings of retraining.
@@ -139,7 +141,7 @@ class Recipe(BaseModel):
     order: Orders = ORDER
     straight_through: Annotated[float, Field(gt=0, le=1)] = STRAIGHT_THROUGH
     fit: Fit = PtqSettings.fit
-    per: Per = PtqSettings.per
+    per: RecipePer = PtqSettings.per
     epochs: Epochs | tuple[Epochs, ...] = 1.0
     retraining: Retraining = Retraining()
     export: tuple[Form, ...] = ()

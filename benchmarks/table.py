@@ -1,8 +1,8 @@
-"""Write the tables in README.md and benchmarks/README.md from the committed results.
+"""Write the tables of README.md and of docs/ from the committed results.
 
     python benchmarks/table.py
 
-Every figure on those two pages that comes from a result stands between two markers, and this
+Every figure on those pages that comes from a result stands between two markers, and this
 command fills the space between them. No such figure is typed by hand.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import search_tables  # type: ignore[import-not-found]  # its neighbour
 from pages import (  # type: ignore[import-not-found]  # its neighbour
     control,
+    difference,
     epochs,
     fill,
     label,
@@ -22,8 +23,8 @@ from pages import (  # type: ignore[import-not-found]  # its neighbour
     size,
 )
 
-HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE / "README.md")
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 Rows = list[list[str]]
 
 
@@ -83,6 +84,25 @@ def summary() -> str:
         " times smaller",
         rows,
     )
+
+
+def ways() -> str:
+    """What each way of quantizing reaches on ResNet-20, for the page that helps to choose."""
+    calibrated = load("oneshot")["rows"]
+    rows = []
+    for way, words in {
+        "nearest": "nearest levels",
+        "gptq": "`calibrate`",
+        "gptq, absorbed": "`calibrate`, absorb",
+    }.items():
+        scores = [calibrated[f"resnet20/{bits}/{way}"]["mean"] for bits in (4, 3, 2)]
+        rows.append([words, "none", *(f"{score:.2f}" for score in scores)])
+    runs = [load(f"resnet20-inq-{bits}bit") for bits in (4, 3, 2)]
+    trained = " or ".join(sorted({epochs(run) for run in runs}))
+    rows.append(["`Incremental`", f"{trained} epochs", *(f"{run['score']:.2f}" for run in runs)])
+    controls = [control(run) for run in runs]
+    rows.append(["control, full precision", f"{trained} epochs", *controls])
+    return markdown("way, training, 4 bits, 3 bits, 2 bits", rows)
 
 
 # Runs of recipes
@@ -299,6 +319,14 @@ def int8_scores() -> str:
     return markdown("bits, packed, int8", rows)
 
 
+def tutorial() -> str:
+    rows = []
+    for row in load("tutorial")["rows"]:
+        size_in_bytes = f"{row['file_bytes']:,}" if row["file_bytes"] else ""
+        rows.append([row["name"], f"{row['accuracy']:.1f}", size_in_bytes])
+    return markdown("network, accuracy, file in bytes", rows)
+
+
 # Filling the pages
 
 
@@ -313,6 +341,7 @@ def memory() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "summary": summary,
+    "ways": ways,
     "accuracy": partial(retrained, "resnet20-inq-*"),
     "dnq": partial(retrained, "resnet20-dnq-*"),
     "sparse": partial(retrained, "resnet20-sparse-*"),
@@ -339,6 +368,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "exports": exports,
     "int8": int8_scores,
+    "tutorial": tutorial,
+    "loop": partial(difference, "loop"),
+    "fabric": partial(difference, "fabric"),
+    "trainer": partial(difference, "trainer"),
 }
 
 

@@ -39,4 +39,4 @@ def network() -> nn.Module:
 def accuracy(model: nn.Module) -> float:
     """Return the share of test pictures whose digit is recognized, in per cent."""
     inputs, labels = parts()[1].tensors
-    return 100 * (model.eval()(inputs).argmax(1) == labels).float().mean().item()
+    return float(100 * (model.eval()(inputs).argmax(1) == labels).float().mean())

@@ -1,7 +1,9 @@
 """The examples run, and those in pairs differ in nothing but what octavo adds."""
 
+import os
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,20 @@ def test_every_pair_is_tested() -> None:
     assert {path.stem.removesuffix("_octavo") for path in EXAMPLES.glob("*_octavo.py")} == set(
         NEEDS
     )
+
+
+def test_the_notebook_runs_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("sklearn", "ipykernel", "nbformat"):
+        pytest.importorskip(package)
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES), *sys.path]))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "committed without outputs"
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert {output.output_type for output in outputs} == {"stream"}, "no errors"
+    assert all(output.name == "stdout" for output in outputs), "no warnings"
+    assert (tmp_path / "digits.safetensors").stat().st_size <= 8_500  # its budget

@@ -34,7 +34,7 @@ README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [README, *GUIDES, *OTHERS]
-LANGUAGES = {"python", "sh", "yaml", "json", "diff"}
+LANGUAGES = {"python", "sh", "yaml", "json", "diff", "c"}
 SLOW = {("demo",)}  # commands with a test of their own, in tests/cli
 
 

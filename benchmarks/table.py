@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import guide_tables  # type: ignore[import-not-found]  # its neighbour
 import search_tables  # type: ignore[import-not-found]  # its neighbour
 from pages import (  # type: ignore[import-not-found]  # its neighbour
     control,
@@ -19,90 +20,18 @@ from pages import (  # type: ignore[import-not-found]  # its neighbour
     label,
     labels,
     load,
+    markdown,
     results,
     size,
 )
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-Rows = list[list[str]]
 
 
-def markdown(head: str | list[str], rows: Rows) -> str:
-    """A table in Markdown; a head in one text has its columns separated by commas."""
-    columns = head.split(", ") if isinstance(head, str) else head
-    lines = [columns, ["---:"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def rendered(table: Callable[..., tuple[list[str], Rows]], *arguments: int) -> str:
+def rendered(table: Callable[..., tuple[list[str], list[list[str]]]], *arguments: int) -> str:
     """A table of ``search_tables`` in Markdown."""
     return markdown(*table(*arguments))
-
-
-# README.md
-
-
-def headline() -> str:
-    run = load("resnet20-inq-3bit")
-    return (
-        f"**ResNet-20 on CIFAR-10, 3 bits in every layer: {run['ratio']:.1f} times smaller, "
-        f"{run['score']:.2f} % accuracy** in a file of {run['file_bytes']:,} bytes.\n"
-        f"In full precision it has {run['float_score']:.2f} %, and {run['control_score']:.2f} % "
-        "after training equally long."
-    )
-
-
-def summary() -> str:
-    """The six rows of README.md."""
-    rows = []
-    for name, how in {
-        "resnet20-inq-4bit": "4 bits, INQ",
-        "resnet20-inq-2bit": "2 bits, INQ",
-        "resnet20-dnq-70kb": "2.4 bits on average by DNQ, INQ",
-        "resnet20-sparse-4bit": "85 % pruned, 4 bits, INQ",
-    }.items():
-        run = load(name)
-        scores = [f"**{run['score']:.2f}**", f"{run['float_score']:.2f}", control(run)]
-        rows.append(["ResNet-20, CIFAR-10", how, f"{epochs(run)} epochs", *scores, *size(run)])
-    network = load("efficientnet")
-    row = network["rows"]["4, absorbed"]
-    scores = [f"**{row['accuracy']:.2f}**", f"{network['float']:.2f}", ""]
-    rows.append([
-        "EfficientNet-Lite0, photographs", "4 bits, calibrated, absorb", "none", *scores, *size(row)
-    ])  # fmt: skip
-    detector = load("speech")
-    (row,) = (
-        row
-        for row in detector["rows"]
-        if (row["layers"], row["bits"], row["way"]) == ("all", 3, "closed form")
-    )
-    scores = [f"**{row['accuracy']:.2f}**", f"{detector['float']['accuracy']:.2f}", ""]
-    rows.append(["Silero VAD, speech", "3 bits, calibrated", "none", *scores, *size(row)])
-    return markdown(
-        "network and data, weights, training, accuracy, before, control, file in bytes,"
-        " times smaller",
-        rows,
-    )
-
-
-def ways() -> str:
-    """What each way of quantizing reaches on ResNet-20, for the page that helps to choose."""
-    calibrated = load("oneshot")["rows"]
-    rows = []
-    for way, words in {
-        "nearest": "nearest levels",
-        "gptq": "`calibrate`",
-        "gptq, absorbed": "`calibrate`, absorb",
-    }.items():
-        scores = [calibrated[f"resnet20/{bits}/{way}"]["mean"] for bits in (4, 3, 2)]
-        rows.append([words, "none", *(f"{score:.2f}" for score in scores)])
-    runs = [load(f"resnet20-inq-{bits}bit") for bits in (4, 3, 2)]
-    trained = " or ".join(sorted({epochs(run) for run in runs}))
-    rows.append(["`Incremental`", f"{trained} epochs", *(f"{run['score']:.2f}" for run in runs)])
-    controls = [control(run) for run in runs]
-    rows.append(["control, full precision", f"{trained} epochs", *controls])
-    return markdown("way, training, 4 bits, 3 bits, 2 bits", rows)
 
 
 # Runs of recipes
@@ -319,14 +248,6 @@ def int8_scores() -> str:
     return markdown("bits, packed, int8", rows)
 
 
-def tutorial() -> str:
-    rows = []
-    for row in load("tutorial")["rows"]:
-        size_in_bytes = f"{row['file_bytes']:,}" if row["file_bytes"] else ""
-        rows.append([row["name"], f"{row['accuracy']:.1f}", size_in_bytes])
-    return markdown("network, accuracy, file in bytes", rows)
-
-
 # Filling the pages
 
 
@@ -339,9 +260,9 @@ def memory() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "headline": headline,
-    "summary": summary,
-    "ways": ways,
+    "headline": guide_tables.headline,
+    "summary": guide_tables.summary,
+    "ways": guide_tables.ways,
     "accuracy": partial(retrained, "resnet20-inq-*"),
     "dnq": partial(retrained, "resnet20-dnq-*"),
     "sparse": partial(retrained, "resnet20-sparse-*"),
@@ -368,7 +289,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "exports": exports,
     "int8": int8_scores,
-    "tutorial": tutorial,
+    "tutorial": guide_tables.tutorial,
     "loop": partial(difference, "loop"),
     "fabric": partial(difference, "fabric"),
     "trainer": partial(difference, "trainer"),

@@ -1,26 +1,17 @@
-"""The tables of README.md and of the pages that guide a reader, see benchmarks/table.py."""
+"""The tables of the pages that guide a reader, see benchmarks/table.py."""
 
 from pages import (  # type: ignore[import-not-found]  # its neighbour
     control,
     epochs,
     load,
-    markdown,
     size,
 )
 
-
-def headline() -> str:
-    run = load("resnet20-inq-3bit")
-    return (
-        f"**ResNet-20 on CIFAR-10, 3 bits in every layer: {run['ratio']:.1f} times smaller, "
-        f"{run['score']:.2f} % accuracy** in a file of {run['file_bytes']:,} bytes.\n"
-        f"In full precision it has {run['float_score']:.2f} %, and {run['control_score']:.2f} % "
-        "after training equally long."
-    )
+Rows = list[list[str]]
 
 
-def summary() -> str:
-    """The six rows of README.md."""
+def summary() -> tuple[str, Rows]:
+    """Six runs of different kinds."""
     rows = []
     for name, how in {
         "resnet20-inq-4bit": "4 bits, INQ",
@@ -45,14 +36,14 @@ def summary() -> str:
     )
     scores = [f"**{row['accuracy']:.2f}**", f"{detector['float']['accuracy']:.2f}", ""]
     rows.append(["Silero VAD, speech", "3 bits, calibrated", "none", *scores, *size(row)])
-    return markdown(
+    head = (
         "network and data, weights, training, accuracy, before, control, file in bytes,"
-        " times smaller",
-        rows,
+        " times smaller"
     )
+    return head, rows
 
 
-def ways() -> str:
+def ways() -> tuple[str, Rows]:
     """What each way of quantizing reaches on ResNet-20, for the page that helps to choose."""
     calibrated = load("oneshot")["rows"]
     rows = []
@@ -68,12 +59,12 @@ def ways() -> str:
     rows.append(["`Incremental`", f"{trained} epochs", *(f"{run['score']:.2f}" for run in runs)])
     controls = [control(run) for run in runs]
     rows.append(["control, full precision", f"{trained} epochs", *controls])
-    return markdown("way, training, 4 bits, 3 bits, 2 bits", rows)
+    return "way, training, 4 bits, 3 bits, 2 bits", rows
 
 
-def tutorial() -> str:
+def tutorial() -> tuple[str, Rows]:
     rows = []
     for row in load("tutorial")["rows"]:
         size_in_bytes = f"{row['file_bytes']:,}" if row["file_bytes"] else ""
         rows.append([row["name"], f"{row['accuracy']:.1f}", size_in_bytes])
-    return markdown("network, accuracy, file in bytes", rows)
+    return "network, accuracy, file in bytes", rows

@@ -8,7 +8,6 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 EXAMPLES = Path(__file__).parents[1] / "examples"
-Rows = list[list[str]]
 
 LABELS = {  # names in committed results, and the words for them on the pages
     "absorbed": "absorb",
@@ -26,13 +25,6 @@ LABELS = {  # names in committed results, and the words for them on the pages
     "compensated": "`refit`",
     "float": "`float`",
 }
-
-
-def markdown(head: str | list[str], rows: Rows) -> str:
-    """A table in Markdown; a head in one text has its columns separated by commas."""
-    columns = head.split(", ") if isinstance(head, str) else head
-    lines = [columns, ["---:"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def load(name: str) -> Any:

@@ -5,6 +5,7 @@ commands that are then only parsed, ``<!-- not run: reason -->`` for code.
 """
 
 import copy
+import importlib.util
 import json
 import re
 import runpy
@@ -164,6 +165,8 @@ def check_other(words: list[str]) -> None:
     if words[0] == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{re.escape(words[1])}:", makefile, re.MULTILINE), words
+    elif words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2]), words
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file(), words
     else:

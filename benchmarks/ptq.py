@@ -26,6 +26,7 @@ import octavo.ptq.gptq
 from octavo import Apot, Incremental, Packed, Plan, calibrate
 from octavo.formats.width import write_width
 from octavo.ptq.assignment import Assignment
+from octavo.ptq.rounding import Rounding
 from octavo.runs.run import environment
 from octavo.runs.run_folder import write_json
 from octavo.runs.tasks.cifar10 import Cifar10
@@ -98,9 +99,11 @@ def in_random_order(model: nn.Module, plan: Plan, images: list[Tensor]) -> Packe
         order = torch.randperm(hessian.shape[1], generator=torch.Generator().manual_seed(0))
         return order.to(hessian.device).expand(len(hessian), -1)
 
-    def instead_of_obq(weight: Tensor, hessian: Tensor, levels: Tensor, **_: object) -> Assignment:
+    def instead_of_obq(
+        weight: Tensor, hessian: Tensor, rounding: Rounding, **_: object
+    ) -> Assignment:
         with mock.patch.object(octavo.ptq.gptq, "column_order", columns):
-            return octavo.ptq.gptq.gptq(weight, hessian, levels)
+            return octavo.ptq.gptq.gptq(weight, hessian, rounding)
 
     with mock.patch.object(octavo.ptq.compensation, "obq", instead_of_obq):
         return calibrate(model, plan, images, order="distance")

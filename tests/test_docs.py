@@ -33,7 +33,7 @@ from octavo.runs.task import METHODS
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")]
+OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 PAGES = [README, *GUIDES, *OTHERS]
 LANGUAGES = {"python", "sh", "yaml", "json", "diff", "c"}
 SLOW = {("demo",)}  # commands with a test of their own, in tests/cli

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.formats.codebook import Codebook, edges
+from octavo.formats.codebook import Codebook, edges, power
+from octavo.formats.rows import spread
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.parametrizations import attach
 
@@ -31,9 +32,9 @@ class FrozenWeights(nn.Module):
     """A parametrization that replaces frozen weights by their levels.
 
     The network sees ``where(frozen, value, clamp(weight, lower, upper))``: two operations, and a
-    third for the gradient. It keeps five bytes for each weight, a bool and a float32, and its
-    output takes four while a graph is alive. Nothing here waits for the device, so that a step on a
-    GPU runs without a stop.
+    third for the gradient. It keeps five bytes for each weight, a bool and a float32 (twelve more
+    where groups of inputs share an exponent), and its output takes four while a graph is alive.
+    Nothing here waits for the device, so that a step on a GPU runs without a stop.
 
     Attributes:
         pruned: the number of weights that were frozen at zero before any other.
@@ -68,7 +69,7 @@ class FrozenWeights(nn.Module):
         super().__init__()
         self.pruned = 0
         self.straight_through = False
-        self._outer_edge = codebook.edge  # of the largest level's cell, in units of the scale
+        self._outer_edge = codebook.reach.edge  # of the largest level's cell, in units of the scale
         self._powers_of_two = codebook.width.codebook == "power_of_two"
         weight = weight.detach()
         scale = _broadcastable_scale(weight, codebook, groups).to(weight.device)
@@ -152,10 +153,12 @@ def _levels_and_edges(codebook: Codebook) -> tuple[Tensor, Tensor]:
 
 
 def _broadcastable_scale(weight: Tensor, codebook: Codebook, groups: int) -> Tensor:
-    """Return the scales, one or one per output channel, in a shape that multiplies the weight."""
+    """Return the scales, one, one per output channel or, with groups of inputs, one per weight, in
+    a shape that multiplies the weight.
+    """
     rows = channels_first(weight, groups)
-    scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))  # (channels or 1, 1, ...)
-    if groups and len(scale) > 1:  # a transposed convolution: its output channels are second
+    scale = spread(power(codebook.max_exponent), rows.shape, codebook.group_size)
+    if groups and scale.numel() > 1:  # a transposed convolution: its output channels are second
         scale = scale.expand(-1, rows.shape[1], *scale.shape[2:])
         scale = channels_back(scale, groups).contiguous()  # no load could write an expanded one
     return scale

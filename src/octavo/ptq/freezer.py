@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.formats.width import Width
 from octavo.network.layers import Layer
@@ -70,6 +70,7 @@ class Freezer:
         widths: the width of each layer, by name.
         settings: the settings of PTQ.
         norms: the batch norm that cancels a layer's scale, by the layer's name.
+        pruned: true where a weight of a layer is pruned, by the layer's name; None lets zeros tell.
         progress: called after each layer.
 
     """
@@ -79,11 +80,13 @@ class Freezer:
         widths: Mapping[str, Width],
         settings: PtqSettings,
         norms: Mapping[str, nn.Module],
+        pruned: Mapping[str, Tensor] | None,
         progress: Progress,
     ) -> None:
         self._widths = widths
         self.settings = settings
         self._norms = norms
+        self._pruned = pruned
         self._progress = progress
         self._count = itertools.count(1)
 
@@ -91,9 +94,15 @@ class Freezer:
         """Freeze a layer, from the moments of its inputs and, where it has one, at its site."""
         norm = self._norms.get(layer.name)
         bits = self._widths[layer.name]
+        pruned = None
+        if self._pruned is not None:
+            none = torch.zeros_like(layer.weight, dtype=torch.bool)
+            pruned = self._pruned.get(layer.name, none)
 
         def solve_from(moments: Moments) -> Solution:
-            return solve(layer, moments, bits, self.settings, scaled=norm is not None)
+            return solve(
+                layer, moments, bits, self.settings, scaled=norm is not None, pruned=pruned
+            )
 
         solution = choose(layer, moments, site, solve_from)
         rounding = solution.rounding or solution

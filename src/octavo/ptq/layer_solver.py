@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import LARGEST, Codebook, Per, check_finite
+from octavo.formats.codebook import LARGEST, Codebook
+from octavo.formats.fitting import Fit, Per, check_finite, group_size_of, read_per
 from octavo.formats.registry import codebook_at, fitted_codebook
 from octavo.formats.width import WidthLike
 from octavo.formats.zeros import pruned_mask
@@ -21,6 +22,8 @@ from octavo.network.moments import Moments
 from octavo.network.thread_state import without_autocast
 from octavo.ptq.compensation import compensate
 from octavo.ptq.least_squares import damped, least_squares_target, output_error, refit
+from octavo.ptq.level_scale import LevelScale
+from octavo.ptq.rounding import Rounding
 from octavo.ptq.settings import PtqOrder, PtqSettings
 
 __all__ = ["Solution", "solve"]
@@ -57,13 +60,18 @@ class Solution:
 
 @without_autocast()
 def solve(
-    layer: Layer, moments: Moments, bits: WidthLike, settings: PtqSettings, *, scaled: bool = False
+    layer: Layer,
+    moments: Moments,
+    bits: WidthLike,
+    settings: PtqSettings,
+    *,
+    scaled: bool = False,
+    pruned: Tensor | None = None,
 ) -> Solution:
     """Find the codes of ``layer`` that keep its full-precision outputs best; they are never worse
     than rounding to the nearest level.
 
-    Pruned weights (see ``octavo.formats.zeros.pruned_mask``) freeze first, at zero, so that only
-    the others compensate.
+    Pruned weights freeze first, at zero, so that only the others compensate.
 
     Args:
         layer: the layer.
@@ -72,6 +80,8 @@ def solve(
         settings: the order, the fit, what shares an exponent, and the damping.
         scaled: True if each channel's levels may be multiplied with a factor within an octave,
             which the caller lets a batch norm cancel.
+        pruned: true where a weight is pruned and zero, the shape of the weight; None takes zeros
+            for pruned weights where ``octavo.formats.zeros.pruned_mask`` does.
 
     Raises:
         PlanError: the layer's weights or its inputs are not finite.
@@ -82,28 +92,35 @@ def solve(
     _check_inputs(moments, layer.name)
     if layer.form == "embedding" and not layer.tied:
         return _looked_up(layer, rows, bits, settings)
-    problem = _Problem.of(rows, moments, bits, settings.damp)
-    fitted, exponents = problem.exponents(rows, settings, layer.name)
+    per = read_per(settings.per, layer.name)
+    size = group_size_of(per)
+    pruned = pruned_mask(rows) if pruned is None else channels_first(pruned, layer.groups)
+    problem = _Problem.of(rows, moments, bits, settings.damp, pruned)
+    fitted, exponents = problem.exponents(rows, per, settings.fit, layer.name)
     scaled = scaled and fitted.dim() > 0  # a factor needs a channel of its own
 
-    rounded = codebook_at(bits, fitted).encode(rows).view(problem.target.shape)
-    nearest = problem.candidate(_Scale.of(fitted), rounded)
-    scales = [_Scale.of(exponent) for exponent in exponents]
+    rounded = codebook_at(bits, fitted, size).encode(rows).view(problem.target.shape)
+    shape = problem.target.shape
+    nearest = problem.candidate(LevelScale.of(fitted, size, shape), rounded)
+    scales = [LevelScale.of(exponent, size, shape) for exponent in exponents]
     if scaled:
-        scales += [_Scale.of(exponents[0], factor) for factor in FACTORS]
+        scales += [scales[0].times(factor) for factor in FACTORS]
     solved = problem.best_of(scales, "gptq")
     if settings.order != "gptq":  # the slower orders only get the scales that GPTQ chose
         solved = problem.best_of([solved.scale], settings.order)
     best = _better(nearest, solved)
     of_nearest = problem.relative_error(nearest)
     return Solution(
-        codebook_at(bits, best.scale.max_exponent),
+        codebook_at(bits, best.scale.max_exponent, size),
         best.codes.reshape(rows.shape),
         of_nearest,
         problem.relative_error(best),
         best.scale.factor if scaled else None,
         Solution(
-            codebook_at(bits, fitted), nearest.codes.reshape(rows.shape), of_nearest, of_nearest
+            codebook_at(bits, fitted, size),
+            nearest.codes.reshape(rows.shape),
+            of_nearest,
+            of_nearest,
         ),
     )
 
@@ -139,23 +156,10 @@ def _check_inputs(moments: Moments, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Scale:
-    """The scale of a candidate's levels: ``factor * 2^max_exponent``, one or one per channel."""
-
-    max_exponent: Tensor
-    factor: Tensor  # float64, the shape of max_exponent
-
-    @classmethod
-    def of(cls, max_exponent: Tensor, factor: float = 1.0) -> "_Scale":
-        ones = torch.ones_like(max_exponent, dtype=torch.float64)
-        return cls(max_exponent, factor * ones)
-
-
-@dataclass(frozen=True)
 class _Candidate:
     """Codes of a layer's weights at one scale, and the squared error of its outputs."""
 
-    scale: _Scale
+    scale: LevelScale
     codes: Tensor  # (problems, rows, columns)
     error: Tensor  # squared error of the outputs, (problems, rows)
 
@@ -183,26 +187,25 @@ class _Problem:
     unit: Codebook
 
     @classmethod
-    def of(cls, rows: Tensor, moments: Moments, bits: WidthLike, damp: float) -> "_Problem":
+    def of(
+        cls, rows: Tensor, moments: Moments, bits: WidthLike, damp: float, pruned: Tensor
+    ) -> "_Problem":
         """Set up the problem of a layer's weights, given with their output channels first."""
         hessian = damped(moments.hessian, damp)
         weight = rows.reshape(moments.drift.shape)  # (problems, rows, columns)
         target = least_squares_target(weight, hessian, moments.drift)
         unit = codebook_at(bits, torch.zeros((), dtype=torch.int32, device=rows.device))
-        kept = ~pruned_mask(rows).reshape(target.shape)
+        kept = ~pruned.reshape(target.shape)
         if kept.all():
             return cls(target, target, None, moments.hessian, hessian, unit)
         start = _refitted(weight.double(), target, hessian, kept)
         return cls(target, start, kept, moments.hessian, hessian, unit)
 
-    def exponents(
-        self, rows: Tensor, settings: PtqSettings, name: str
-    ) -> tuple[Tensor, list[Tensor]]:
+    def exponents(self, rows: Tensor, per: Per, fit: Fit, name: str) -> tuple[Tensor, list[Tensor]]:
         """Return the exponent that fits the weights alone, and the exponents to try."""
-        if settings.fit == "mse":
-            return self._least_error_exponents(rows, settings.per, name)
-        width = self.unit.width
-        fitted = fitted_codebook(rows, width, fit=settings.fit, per=settings.per, name=name)
+        if fit == "mse":
+            return self._least_error_exponents(rows, per, name)
+        fitted = fitted_codebook(rows, self.unit.width, fit=fit, per=per, name=name)
         return fitted.max_exponent, [fitted.max_exponent]
 
     def _least_error_exponents(
@@ -220,7 +223,7 @@ class _Problem:
         fit = functools.partial(
             fitted_codebook, width=self.unit.width, fit="mse", per=per, name=name
         )
-        if per == "channel":  # each row has its own, so both fit in one call
+        if per != "tensor":  # each row has its own, so both fit in one call
             weights = torch.cat([weight, start])
             shares = torch.cat([equal, importance])
             fitted, exponent = fit(weights, importance=shares).max_exponent.chunk(2)
@@ -230,18 +233,20 @@ class _Problem:
         neighbours = [exponent + step for step in (0, 1, -1)]
         return fitted, [one.clamp(self.unit.lowest_max_exponent, LARGEST) for one in neighbours]
 
-    def best_of(self, scales: list[_Scale], order: PtqOrder) -> _Candidate:
+    def best_of(self, scales: list[LevelScale], order: PtqOrder) -> _Candidate:
         """Solve one candidate for each scale, all in one call, and return the best."""
         count = len(scales)
-        exponents = [self._by_row(scale.max_exponent) for scale in scales]
-        factors = [self._by_row(scale.factor) for scale in scales]
+        exponents = [scale.row_exponent() for scale in scales]
+        factors = [scale.row_factor() for scale in scales]
         # In units of its own scale, every candidate has the same levels: the unit codebook's.
         in_units = [
             (torch.ldexp(self.start, -exponent) / factor).float()
             for exponent, factor in zip(exponents, factors, strict=True)
         ]
         weight = torch.cat(in_units, 1)  # (problems, count * rows, columns)
-        assignment = compensate(weight, self.damped, self.unit.levels(), order, kept=self.kept)
+        below = [one for scale in scales if (one := scale.below_row()) is not None]
+        rounding = Rounding(self.unit.levels(), torch.cat(below, 1) if below else None)
+        assignment = compensate(weight, self.damped, rounding, order, kept=self.kept)
 
         # |e X|^2 = e H_damped e^T - damping * |e|^2, and back from units: (problems, count * rows)
         damping = self.damped[:, :1, 0] - self.hessian[:, :1, 0]  # (problems, 1)
@@ -254,11 +259,10 @@ class _Problem:
         best = functools.reduce(_better, [_Candidate(*part) for part in parts])
         return self.candidate(best.scale, best.codes)
 
-    def candidate(self, scale: _Scale, codes: Tensor) -> _Candidate:
+    def candidate(self, scale: LevelScale, codes: Tensor) -> _Candidate:
         """Return the candidate of these codes, its error measured."""
         unit_levels = self.unit.levels().double()[codes.int()]  # (problems, rows, columns)
-        in_exponent = torch.ldexp(unit_levels, self._by_row(scale.max_exponent))
-        level = in_exponent * self._by_row(scale.factor)
+        level = torch.ldexp(unit_levels, scale.exponent()) * scale.row_factor()
         return _Candidate(scale, codes, self._output_error(self.target - level))
 
     def relative_error(self, candidate: _Candidate) -> float:
@@ -276,13 +280,6 @@ class _Problem:
         unit = error.abs().max().clamp(min=torch.finfo(error.dtype).tiny)
         in_units = output_error((error / unit).float(), self.hessian)
         return in_units.clamp(min=0).double() * unit.square()
-
-    def _by_row(self, values: Tensor) -> Tensor:
-        """Return one value, or one per channel, as (problems, rows, 1), float64: torch.ldexp may
-        compute its power of two in the type of the exponent.
-        """
-        problems, rows, _ = self.target.shape
-        return values.double().expand(problems * rows).view(problems, -1, 1)
 
 
 def _refitted(weight: Tensor, target: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
@@ -302,14 +299,9 @@ def _better(first: _Candidate, other: _Candidate) -> _Candidate:
     """Return the candidate of less error, or row by row where each row has its own scale; of
     equals, the first.
     """
-    by_row = first.scale.max_exponent.dim() > 0
-    if not by_row:
+    if not first.scale.max_exponent.dim():
         return other if other.error.sum() < first.error.sum() else first
     other_wins = other.error < first.error  # (problems, rows)
-    channel_wins = other_wins.flatten()  # (problems * rows,): the channels
-    scale = _Scale(
-        torch.where(channel_wins, other.scale.max_exponent, first.scale.max_exponent),
-        torch.where(channel_wins, other.scale.factor, first.scale.factor),
-    )
+    scale = first.scale.where(other_wins.flatten(), other.scale)  # the channels are all rows
     codes = torch.where(other_wins.unsqueeze(2), other.codes, first.codes)
     return _Candidate(scale, codes, torch.where(other_wins, other.error, first.error))

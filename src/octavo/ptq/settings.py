@@ -1,11 +1,14 @@
 """The settings of post-training quantization (PTQ), and the one home of their defaults."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from octavo.errors import PlanError
-from octavo.formats.codebook import Fit, Per
+from octavo.formats.fitting import Fit, Per
 
 __all__ = ["PtqOrder", "PtqSettings", "check_ptq_order"]
 
@@ -32,6 +35,8 @@ class PtqSettings:
             false, every layer sees full-precision inputs.
         absorb: give each channel ahead of a batch norm a scale of its own, which the batch norm
             cancels.
+        masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. None takes
+            zeros for pruned weights where ``octavo.formats.zeros.pruned_mask`` does.
 
     Raises:
         PlanError: an unknown order, or a damping that is no finite number of at least 0.
@@ -44,6 +49,7 @@ class PtqSettings:
     damp: float = 0.01
     sequential: bool = True
     absorb: bool = False
+    masks: Mapping[str, Tensor] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_ptq_order(self.order)

@@ -34,6 +34,12 @@ def test_every_page_of_docs_is_a_page_of_the_site(site: Path) -> None:
     assert {page.stem for page in PAGES} == {page.stem for page in site.glob("*.html")} - {"404"}
 
 
+def test_every_item_of_a_list_is_one(site: Path) -> None:
+    for page in site.glob("*.html"):
+        text = re.sub(r"<pre[\s\S]*?</pre>", "", page.read_text(encoding="utf-8"))
+        assert not re.findall(r"^(?:\d\.|[*-]) .*", text, re.MULTILINE), page.name
+
+
 def test_a_reader_asks_nobody_for_anything(site: Path) -> None:
     loaded = r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?([^\"'\s>]+)"
     loaded += r"|<link\b[^>]*rel=[\"']?(?:stylesheet|preconnect|icon)[^>]*href=[\"']?([^\"'\s>]+)"
@@ -51,3 +57,9 @@ def test_the_reference_has_every_public_name_once_with_its_docstring(site: Path)
     assert sorted(shown) == sorted(octavo.__all__)
     assert all(f'id="octavo.{name}"' in page for name in shown)
     assert "no layer of the model can be quantized" in page  # Raises of Plan.uniform
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_paragraph_of_a_list_is_indented_so_that_it_stays_in_the_list(page: Path) -> None:
+    text = re.sub(r"^```[\s\S]*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert not re.findall(r"\n\n {1,3}\S.*", text), "expected four spaces"

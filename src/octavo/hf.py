@@ -77,9 +77,10 @@ def from_pretrained(folder: str | Path) -> PreTrainedModel:
     packed = Packed.load(folder / PACKED)
     model = _model(folder)
     packed.apply(model)
+    model.eval()
     if (folder / GENERATION).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return model.eval()
+    return model
 
 
 def _model(folder: Path) -> PreTrainedModel:
@@ -98,4 +99,5 @@ def _model(folder: Path) -> PreTrainedModel:
     with no_init_weights():
         model = kind(config)
     model.tie_weights()
-    return model.float()
+    model.float()
+    return model

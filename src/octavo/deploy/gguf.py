@@ -166,7 +166,8 @@ def _write(path: Path, model: PreTrainedModel, stored: Mapping[str, StoredTensor
     head_size = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads
     )
-    writer.add_name(Path(model.name_or_path).name or type(model).__name__)
+    source = Path(model.name_or_path) if model.name_or_path else None
+    writer.add_name(source.name if source else type(model).__name__)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -180,7 +181,7 @@ def _write(path: Path, model: PreTrainedModel, stored: Mapping[str, StoredTensor
     writer.add_value_length(head_size)
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(_file_type(stored))
-    add_tokenizer(writer, Path(model.name_or_path), config)
+    add_tokenizer(writer, source, config)
     for name, tensor in stored.items():
         writer.add_tensor(name, tensor.data, raw_dtype=tensor.type)
     writer.write_header_to_file()

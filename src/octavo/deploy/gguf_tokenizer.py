@@ -17,7 +17,7 @@ BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 SPLITTING = {"llama": "llama-bpe", "mistral": "tekken", "qwen2": "qwen2"}
 
 
-def add_tokenizer(writer: GGUFWriter, folder: Path, config: Any) -> None:
+def add_tokenizer(writer: GGUFWriter, folder: Path | None, config: Any) -> None:
     """Add the tokenizer of ``folder``; without ``tokenizer.json`` the file has none, and llama.cpp
     takes and gives token numbers.
 
@@ -26,10 +26,10 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, config: Any) -> None:
             byte, as that of Llama 2.
 
     """
-    path = folder / TOKENIZER
-    if not path.is_file():
+    if folder is None or not (folder / TOKENIZER).is_file():
         writer.add_tokenizer_model("no_vocab")
         return
+    path = folder / TOKENIZER
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     model = tokenizer["model"]
     if model["type"] != "BPE":

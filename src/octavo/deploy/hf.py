@@ -47,7 +47,8 @@ def make(job: Job) -> FormFile:
 
     """
     model = _checked_model(job)
-    rounded = copied(model).to(torch.bfloat16)
+    rounded = copied(model)
+    rounded.bfloat16()
     blocks = _blocks(rounded, job.packed)
     with tempfile.TemporaryDirectory() as name, quiet():
         folder = Path(name)
@@ -155,10 +156,11 @@ def _quantization_config(model: nn.Module, blocks: Mapping[str, Blocks]) -> dict
 def _loaded(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Load the folder as its users do, in float32."""
     config = CompressedTensorsConfig(dequantize=True)
-    loaded = type(model).from_pretrained(
+    loaded: PreTrainedModel = type(model).from_pretrained(
         folder, quantization_config=config, dtype=torch.float32, local_files_only=True
     )
-    return loaded.eval()
+    loaded.eval()
+    return loaded
 
 
 def _check_weights(loaded: nn.Module, expected: nn.Module) -> None:

@@ -80,7 +80,7 @@ class CausalLm:
         return -math.exp(min(total / count, 700.0))  # an exponential of more is no float
 
     @cached_property
-    def _network(self) -> Any:
+    def _network(self) -> nn.Module:
         return load_network("AutoModelForCausalLM", self.network)
 
     @cached_property

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from octavo.errors import RecipeError, brief
 
@@ -12,7 +13,7 @@ __all__ = ["load_network", "load_tokenizer", "read_text"]
 HUB = "hf:"
 
 
-def load_network(kind: str, name: str, **options: Any) -> Any:
+def load_network(kind: str, name: str, **options: Any) -> nn.Module:
     """Load a network in float32 and evaluation mode.
 
     Args:
@@ -24,10 +25,11 @@ def load_network(kind: str, name: str, **options: Any) -> Any:
         RecipeError: ``transformers`` is not installed, or there is no such network.
 
     """
-    model = _load(kind, "network", name, dtype=torch.float32, **options).eval()
+    model = _load(kind, "network", name, dtype=torch.float32, **options)
     # A cache of keys and values is an output that nothing here uses.
     model.config.use_cache = False
-    return model
+    network: nn.Module = model.eval()
+    return network
 
 
 def load_tokenizer(name: str) -> Any:

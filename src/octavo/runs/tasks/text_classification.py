@@ -104,7 +104,7 @@ class TextClassification:
         return dict(encoded)
 
     @cached_property
-    def _network(self) -> Any:
+    def _network(self) -> nn.Module:
         return load_network("AutoModelForSequenceClassification", self.network)
 
     @cached_property
@@ -125,7 +125,8 @@ class TextClassification:
         return trained[:kept], trained[kept:]
 
     def _texts(self, path: str, option: str) -> tuple[Text, ...]:
-        names: dict[int, str] = self._network.config.id2label
+        config: Any = self._network.config
+        names: dict[int, str] = config.id2label
         numbers = {name: number for number, name in names.items()}
         numbers |= {str(number): number for number in names}
         texts = []

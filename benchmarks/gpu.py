@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,11 +230,7 @@ def rounding(bench: Bench) -> dict[str, Any]:
     for weights in bench.sizes.weights:
         weight = torch.randn(1024, weights // 1024, device=bench.device)
         codebook = power_of_two(weight, 4, fit="max", per="channel")
-        works = [
-            weight.clone,
-            lambda w=weight: codebook.project(w),
-            lambda w=weight: codebook.encode(w),
-        ]  # type: ignore[misc]
+        works = [weight.clone, partial(codebook.project, weight), partial(codebook.encode, weight)]
         clone, project, encode = bench.medians(works)
         row[f"{weights:,}: clone, ms"] = round(clone, 4)
         row[f"{weights:,}: project / clone"] = round(project / clone, 1)

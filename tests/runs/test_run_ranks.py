@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from octavo.runs.interruption import Interrupted, Interruption
 from tests.ranks import Ranks as Processes
 from tests.runs.tiny import Tiny, files, recipe
 from torch import nn
@@ -16,7 +17,6 @@ from torch import nn
 from octavo.errors import RecipeError, TrainingError
 from octavo.progress import Event
 from octavo.runs import parallel, stages
-from octavo.runs.interruption import Interrupted, Interruption
 from octavo.runs.run import run
 from octavo.runs.run_folder import Json
 from octavo.storage.packed import Packed

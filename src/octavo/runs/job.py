@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from octavo._interruption import Interruption
 from octavo.network.ranks import ALONE, Ranks
 from octavo.progress import Event, Progress
-from octavo.runs.interruption import Interruption
 from octavo.runs.recipe import Recipe
-from octavo.runs.task import Task, load_task, model_of
+from octavo.runs.task import Task, load_task, metric_of, model_of
 
 __all__ = ["SAVE_EVERY", "Job", "shared", "teacher_of"]
 
@@ -49,9 +49,13 @@ class Job:
         """Report a line of text."""
         self.progress(Event("note", message=text))
 
+    def metric(self, model: nn.Module, network: str) -> float:
+        """Return the task's metric of a model; ``network`` says in words what it is, for errors."""
+        return metric_of(self.task, self.recipe.task, model, network)
+
     def new_model(self) -> nn.Module:
         """Return a new copy of the task's float network."""
-        return model_of(self.task, self.recipe.task, self.device)
+        return model_of(self.task, self.recipe.task, device=self.device)
 
     def new_shared_model(self) -> nn.Module:
         """Return a new copy of the task's float network as rank 0 has it; all ranks ask for it."""
@@ -66,7 +70,7 @@ def teacher_of(job: Job) -> nn.Module | None:
     task = job.task
     if recipe.teacher:
         task = load_task(recipe.task, recipe.options | recipe.teacher)
-    return model_of(task, recipe.task, job.device).eval().requires_grad_(False)
+    return model_of(task, recipe.task, device=job.device).eval().requires_grad_(False)
 
 
 def shared(model: nn.Module, ranks: Ranks) -> nn.Module:

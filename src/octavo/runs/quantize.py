@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
+from octavo._interruption import keeping
 from octavo._seeds import seed_of, seeded
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
@@ -21,7 +22,6 @@ from octavo.progress import Event
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.freezer import LayerResult
-from octavo.runs.interruption import keeping
 from octavo.runs.job import Job, shared, teacher_of
 from octavo.runs.orders import load_orders
 from octavo.runs.run_folder import Json, write_json

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from octavo._io import write_atomically
+from octavo._interruption import Interruption
+from octavo._io import finite, write_atomically
 from octavo.deploy.exporting import Exported, export_checked, load_onnx
 from octavo.deploy.forms import check_forms, file_name
 from octavo.dnq.methods import method_of
@@ -21,9 +22,8 @@ from octavo.errors import FormatError, RecipeError
 from octavo.network.devices import device_named
 from octavo.network.ranks import Ranks
 from octavo.plan import Plan, matching_plan, planned_layers
-from octavo.progress import Progress, silent
+from octavo.progress import Event, Progress, silent
 from octavo.runs.details import DETAILS, network_details, without_curves
-from octavo.runs.interruption import Interruption
 from octavo.runs.job import SAVE_EVERY, Job, shared
 from octavo.runs.orders import load_orders
 from octavo.runs.quantize import (
@@ -43,11 +43,12 @@ from octavo.runs.run_folder import (
     digest_of,
     file_digests,
     finished,
+    record_recipe,
     working_in,
     write_json,
 )
 from octavo.runs.steps import control_score, control_stages, prune, warm_up
-from octavo.runs.task import Task, load_task, model_of
+from octavo.runs.task import Task, load_task, metric_of, model_of
 from octavo.runs.watching import Stopwatch
 from octavo.storage.coding import grouped as coding
 from octavo.storage.packed import Packed
@@ -169,7 +170,7 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
         _write_details(job, float_model, quantization, packed, watch)
         result[FILES] = file_digests(job.folder, [PACKED, *_exported_names(exports)])
         result["seconds"] = round(seconds, 1)
-        return write_json(job.folder / "result.json", result)
+        return write_json(job.folder / "result.json", finite(result))
 
     return ranks.once(finish)
 
@@ -247,8 +248,8 @@ def exported_scores(exported: Exported, packed: Packed, task: Task, name: str) -
     model = model_of(task, name)
     packed.apply(model)
     return {
-        "score": float(task.score(load_onnx(exported.path))),
-        "packed_score": float(task.score(model)),
+        "score": metric_of(task, name, load_onnx(exported.path), f"the file {exported.path}"),
+        "packed_score": metric_of(task, name, model, "the packed network"),
     }
 
 
@@ -287,7 +288,7 @@ def _load(
     if recipe.search is not None:
         method_of(recipe.search.method)  # the task's file may register it
     device = device_named(recipe.device)
-    model, float_model = _two_models(task, recipe.task, device)
+    model, float_model = _two_models(task, recipe.task, progress, device)
     shared(model, ranks)
     shared(float_model, ranks)
     if recipe.bits is not None:
@@ -296,10 +297,12 @@ def _load(
     return job, model, float_model
 
 
-def _two_models(task: Task, name: str, device: torch.device | None) -> tuple[nn.Module, nn.Module]:
+def _two_models(
+    task: Task, name: str, progress: Progress, device: torch.device | None
+) -> tuple[nn.Module, nn.Module]:
     """Return two copies of the task's network."""
-    model = model_of(task, name, device)
-    copy = model_of(task, name, device)
+    model = model_of(task, name, progress, device)
+    copy = model_of(task, name, device=device)
     if copy is model:  # it would be its own teacher and its own control
         raise RecipeError(
             f"task {name!r}: expected a new copy of the network from every call of model(), "
@@ -310,7 +313,8 @@ def _two_models(task: Task, name: str, device: torch.device | None) -> tuple[nn.
 
 def _float_score(job: Job, model: nn.Module) -> float:
     """Return the metric of the full-precision network."""
-    score = float(job.task.score(model))
+    job.progress(Event("score", message="measuring the metric in full precision"))
+    score = job.metric(model, "the full-precision network")
     job.note(f"full precision: {score:.2f}")
     return score
 
@@ -334,10 +338,7 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
 
     The folder gets its ``recipe.json`` once the recipe is known to fit the network.
     """
-
-    def record() -> None:
-        write_json(job.folder / "recipe.json", job.recipe.model_dump(mode="json"))
-
+    record = partial(record_recipe, job.folder, job.recipe)
     if job.recipe.retrains:
         job.ranks.once(record)
         return quantize_by_inq(job, model, plan, retrained)
@@ -350,7 +351,7 @@ def _reloaded_score(job: Job) -> float:
     """Return the metric of a new network that the packed file was applied to, as its user will."""
     model = job.new_model()
     Packed.load(job.folder / PACKED, model=model).apply(model)
-    score = float(job.task.score(model))
+    score = job.metric(model, f"the quantized network, which is kept in {job.folder / PACKED}")
     job.note(f"quantized, packed and loaded again: {score:.2f}")
     return score
 

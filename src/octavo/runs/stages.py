@@ -15,19 +15,20 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from octavo._interruption import Interrupted
 from octavo._seeds import seed_of
 from octavo.errors import TrainingError
 from octavo.network.forward import in_mode
 from octavo.network.ranks import ALONE, Ranks
+from octavo.network.warned import warn
 from octavo.progress import Event
 from octavo.runs.checkpoints import Schema, read_checkpoint, refusing, write_checkpoint
-from octavo.runs.interruption import Interrupted
 from octavo.runs.job import Job, shared, teacher_of
 from octavo.runs.parallel import check_same, even_out
 from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json
 from octavo.runs.training import Retraining, Training
-from octavo.runs.watching import LossCurve
+from octavo.runs.watching import LossCurve, diverged
 from octavo.storage.checksum import check
 
 __all__ = [
@@ -173,6 +174,9 @@ def train(step: Step, job: Job) -> History:
         shared(teacher, job.ranks)
     done = resume(step, job.digest, job.ranks)
     entries = list(done.stages)
+    if 0 < len(entries) < len(step.stages):
+        whole = f"{len(entries)} of {len(step.stages)} stages"
+        job.note(f"{step.name}: {whole} are done, from {step.file}; going on with the next")
     seconds = done.seconds_before
     for index in range(len(entries), len(step.stages)):
         stage = RunningStage(step, index, job, teacher)
@@ -256,6 +260,7 @@ class RunningStage:
             raise TrainingError(
                 f"{self._step.name}, stage {index + 1}, {error} ({kept})"
             ) from error
+        self._warn_if_diverged()
         entry = {
             "portion": plan.portion,
             "epochs": plan.epochs,
@@ -265,6 +270,17 @@ class RunningStage:
             "curve": self._curve.points(),
         }
         return entry | _metric(self._step, self._job) if self._step.scored else entry
+
+    def _warn_if_diverged(self) -> None:
+        """Warn if the loss rose instead of falling."""
+        curve = self._curve.points()
+        if diverged(curve):
+            rate = self._plan.retraining.learning_rate / 10
+            warn(
+                f"{self._label}: retraining diverged: its loss rose from {curve[0][1]:.3g} to "
+                f"{curve[-1][1]:.3g}. Lower the learning rate, as by --set "
+                f"retraining.learning_rate={rate:g}, in another folder, or delete {self._step.file}"
+            )
 
     def forget(self) -> None:
         """Remove the file of the state inside the stage."""
@@ -282,6 +298,8 @@ class RunningStage:
                 _check_finite(step.model)
                 training = self._training()
                 training.load_state_dict(self._saved["training"])
+            done = f"{training.done} of {training.steps} steps"
+            self._job.note(f"{self._label}: {done} are done, from {_inside(step)}; going on")
         with self._job.interruption.deferred(), in_mode(step.model, training=True):
             while training.done < training.steps:
                 event = training.step()

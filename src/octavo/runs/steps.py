@@ -103,7 +103,8 @@ def control_score(job: Job) -> float:
     if not job.ranks.once(done.exists):
         model = job.new_shared_model()
         content = _control_settings(job) | {"stages": _train_control(model, folder, job)}
-        job.ranks.once(lambda: write_json(done, content | {"score": float(job.task.score(model))}))
+        metric = job.ranks.once(lambda: job.metric(model, "the control"))
+        job.ranks.once(lambda: write_json(done, content | {"score": metric}))
     score = job.ranks.once(lambda: read_json(done)).get("score")
     if not isinstance(score, float):
         raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
@@ -161,5 +162,6 @@ def _control_settings(job: Job) -> Json:
 
 def _shared_folder(name: str, folder: Path, settings: Json) -> Path:
     """Return the folder, beside the run's, that runs with the same ``settings`` share."""
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    text = json.dumps(settings, sort_keys=True, allow_nan=False)
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
     return folder.parent / f"{name}-{key}"

@@ -141,8 +141,8 @@ class Incremental:
         self._inputs = None if inputs is None else list(batches_of(inputs))
         self._progress = progress
         self._done = 0  # portions that are frozen
-        settings = {"fit": fit, "per": of_ptq.per, "seed": seed}
-        settings |= {"straight_through": straight_through}
+        settings: dict[str, Any] = {"fit": fit, "per": of_ptq.per, "seed": seed}
+        settings["straight_through"] = straight_through
         self._settings = agreed(self._ranks, _described(plan, portions, order, inputs) | settings)
         set_to_zero(layers, pruned)
         choose = partial(_codebooks, model, planned, self._inputs, of_ptq, progress)

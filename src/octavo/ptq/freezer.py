@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -71,6 +71,7 @@ class Freezer:
         settings: the settings of PTQ.
         norms: the batch norm that cancels a layer's scale, by the layer's name.
         progress: called after each layer.
+        rates: the rates of layers that have another than that of the settings, by name.
 
     """
 
@@ -80,9 +81,11 @@ class Freezer:
         settings: PtqSettings,
         norms: Mapping[str, nn.Module],
         progress: Progress,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self._widths = widths
         self.settings = settings
+        self._rates = rates or {}
         self._norms = norms
         self._progress = progress
         self._count = itertools.count(1)
@@ -91,9 +94,10 @@ class Freezer:
         """Freeze a layer, from the moments of its inputs and, where it has one, at its site."""
         norm = self._norms.get(layer.name)
         bits = self._widths[layer.name]
+        settings = replace(self.settings, rate=self._rates.get(layer.name, self.settings.rate))
 
         def solve_from(moments: Moments) -> Solution:
-            return solve(layer, moments, bits, self.settings, scaled=norm is not None)
+            return solve(layer, moments, bits, settings, scaled=norm is not None)
 
         solution = choose(layer, moments, site, solve_from)
         rounding = solution.rounding or solution

@@ -36,7 +36,7 @@ def test_every_codebook_is_symmetric_and_exact_at_its_lowest_scale(width: WidthL
     unit: Codebook = codebook_at(width, torch.tensor(0))
     levels = unit.levels().tolist()
     assert levels == sorted(set(levels)) == [-level for level in reversed(levels)]
-    assert levels[-1] < unit.edge < 2
+    assert levels[-1] < unit.reach.edge < 2
     lowest = codebook_at(width, torch.tensor(unit.lowest_max_exponent)).levels().tolist()
     if not isinstance(
         unit, PowerOfTwo

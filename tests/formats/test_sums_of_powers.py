@@ -173,7 +173,8 @@ def test_codes_come_back(bits: int, top: int, seed: int) -> None:
 def test_the_edge_is_where_the_next_level_would_begin(bits: int) -> None:
     levels = magnitudes(bits)
     following = min(number for number in sums(bits - 3) if number > levels[-1])
-    assert Fraction(codebook_at(Apot(bits), torch.tensor(0)).edge) == (levels[-1] + following) / 2
+    edge = codebook_at(Apot(bits), torch.tensor(0)).reach.edge
+    assert Fraction(edge) == (levels[-1] + following) / 2
 
 
 @pytest.mark.parametrize("bits", BITS)

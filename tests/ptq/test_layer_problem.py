@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from octavo.network.layers import find_layers
 from octavo.network.moments import Moments
-from octavo.ptq.layer_problem import Candidate, LayerProblem, Scale, better
+from octavo.ptq.layer_problem import Candidate, LayerProblem, better
+from octavo.ptq.level_scale import LevelScale
 
 
 def problem_of(seed: int = 0) -> tuple[LayerProblem, Tensor]:
@@ -21,14 +22,16 @@ def problem_of(seed: int = 0) -> tuple[LayerProblem, Tensor]:
 def candidate(exponents: list[int], error: list[float], paid: list[float]) -> Candidate:
     codes = torch.full((1, len(error), 3), exponents[0], dtype=torch.uint8)
     values = torch.tensor([error, paid], dtype=torch.float64)
-    return Candidate(Scale.of(torch.tensor(exponents), 0), codes, values[:1], values[1:])
+    return Candidate(
+        LevelScale.of(torch.tensor(exponents), 0, codes.shape), codes, values[:1], values[1:]
+    )
 
 
 def test_a_candidate_has_the_error_of_its_outputs_and_the_price_of_its_codes() -> None:
     problem, inputs = problem_of()
     codes = torch.randint(0, 5, (1, 4, 10), dtype=torch.uint8)
-    scale = Scale.of(torch.tensor([-2, -1, -2, -3]), 0, 1.25)
-    level = problem.unit.levels()[codes.long()] * problem.by_weight(scale)
+    scale = LevelScale.of(torch.tensor([-2, -1, -2, -3]), 0, codes.shape).times(1.25)
+    level = problem.unit.levels()[codes.long()] * scale.value()
     plain = problem.candidate(scale, codes)
     expected = ((problem.target - level) @ inputs.double()).square().sum(2)
     torch.testing.assert_close(plain.error, expected, rtol=1e-4, atol=1e-6)
@@ -55,6 +58,6 @@ def test_independent_weights_have_the_error_of_the_weights() -> None:
     rows = torch.randn(6, 3, 2)
     problem = LayerProblem.independent(rows, 3)
     codes = torch.zeros(1, 6, 6, dtype=torch.uint8)
-    found = problem.candidate(Scale.of(torch.tensor(0), 0), codes)
+    found = problem.candidate(LevelScale.of(torch.tensor(0), 0, codes.shape), codes)
     expected = (rows.flatten(1) + 1).square().sum(1)
     torch.testing.assert_close(found.error[0].float(), expected)

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from octavo.activations.quantizer import InputFormat
 from octavo.errors import FormatError
 from octavo.formats.powers_of_two import PowerOfTwo
+from octavo.formats.registry import codebook_at
 from octavo.formats.width import Apot
 from octavo.storage.container import pack, to_file, unpack
 from octavo.storage.packed import Packed, verify
@@ -829,3 +830,74 @@ def test_steps_of_another_form(step: torch.Tensor) -> None:
         match=r"conv: expected one row, and conv\.input_quantizer.step among the floats, a scalar",
     ):
         unpack(rounded([ROW], step))
+
+
+# Groups of inputs, and the codebooks of version 4.
+
+GROUPED = to_file(
+    *pack(
+        {
+            "fc": Quantized(
+                ("fc.weight",),
+                codebook_at("fp4", torch.tensor([[0, -1], [2, 0]]), 4),
+                torch.arange(14, dtype=torch.uint8).view(2, 7),
+            )
+        },
+        [],
+    )
+)
+
+
+def forged_4(edit: Any, version: int = 4) -> bytes:
+    """The file with another manifest or other strings, and checksums that belong to them."""
+    strings = strings_of(GROUPED)
+    manifest = manifest_of(strings)
+    edit(manifest["layers"][0], strings)
+    return signed(strings, json.dumps(manifest).encode(), version)
+
+
+def test_groups_are_read() -> None:
+    layers, *_ = unpack(forged_4(lambda row, strings: None))
+    assert layers["fc"].codebook.max_exponent.tolist() == [[0, -1], [2, 0]]
+    assert layers["fc"].codebook.group_size == 4
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda r, s: r.update(group_size=2), r"fc, .*: expected 8 exponents, got 4"),
+        (lambda r, s: r.update(group_size=0), r"fc, .*: expected 0 or 2 exponents, got 4"),
+        (lambda r, s: r.update(group_size=-4), r"group_size"),
+        (lambda r, s: r.update(group_size=1.5), r"group_size"),
+        (lambda r, s: r.update(exponents=2), r"fc, .*: expected 4 exponents, got 2"),
+        (lambda r, s: r.update(bits=5), r"fc, .*: expected 4, 6, 8 bits on the grid fp, got 5"),
+        (lambda r, s: r.update(grid="int"), r"fc, .*: expected 8 bits on the grid int, got 4"),
+        (lambda r, s: s.pop("exponents.groups"), r"^exponents\.groups: missing in the file"),
+        (lambda r, s: s.update({"exponents.groups": b"x"}), r"^exponents\.groups: cut short"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(edit: Any, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        unpack(forged_4(edit))
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_older_versions_have_neither_groups_nor_these_codebooks(version: int) -> None:
+    with pytest.raises(
+        FormatError, match=f"^fc: expected no groups in a file of version {version}"
+    ):
+        unpack(forged_4(lambda row, strings: None, version))
+    plain = lambda row, strings: row.update(group_size=0, exponents=2)  # noqa: E731
+    with pytest.raises(FormatError, match=f"^fc: expected the grid powers.* version {version}"):
+        unpack(forged_4(plain, version))
+
+
+def test_exponents_of_groups_stay_within_their_range() -> None:
+    def lowered(row: Any, strings: Strings) -> None:
+        exponents = struct.pack("<2h", -126, 0)
+        strings["exponents"] = squeeze(exponents)
+        codes = bytes(range(14))
+        row["crc32"] = zlib.crc32(codes + struct.pack("<4h", -126, -127, 0, -2))
+
+    with pytest.raises(FormatError, match=r"^fc: expected exponents from -126 to 127, got -127"):
+        unpack(forged_4(lowered))

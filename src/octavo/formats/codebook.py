@@ -5,6 +5,7 @@ two, the levels that codes stand for, and the edges between levels.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "LARGEST",
     "SMALLEST",
     "Codebook",
+    "Reach",
     "blocks",
     "decoded",
     "edges",
@@ -32,8 +34,22 @@ FLOAT32_MANTISSA = 23  # the bits of a float32 below its exponent field
 FLOAT32_BIAS = 127  # the exponent field holds the exponent plus this
 
 
+@dataclass(frozen=True)
+class Reach:
+    """The range of a codebook's levels, in units of its scale.
+
+    Attributes:
+        edge: the outer edge of the largest level's cell.
+        fitted: the largest magnitude that ``fit="max"`` lets a weight have.
+
+    """
+
+    edge: float
+    fitted: float
+
+
 class Codebook(Protocol):
-    """The levels of one quantized tensor: ``unit_levels`` times ``scale``.
+    """The levels of one quantized tensor: ``unit_levels`` times the scale ``2^max_exponent``.
 
     A code is the index of a level in ascending order. Levels are symmetric; the middle one is zero.
     """
@@ -60,18 +76,11 @@ class Codebook(Protocol):
         """The code of zero."""
 
     @property
-    def edge(self) -> float:
-        """The outer edge of the largest level's cell, in units of the scale."""
-
-    @property
-    def reach(self) -> float:
-        """The largest magnitude, in units of the scale, that ``fit="max"`` leaves to it."""
+    def reach(self) -> Reach:
+        """The range of the levels, in units of the scale."""
 
     def unit_levels(self) -> Tensor:
         """Return the ascending float32 levels of the scale 1."""
-
-    def scale(self) -> Tensor:
-        """Return ``2^max_exponent``: float32, shape of ``max_exponent``."""
 
     def levels(self) -> Tensor:
         """Return the ascending float32 levels, a row for each exponent."""
@@ -106,7 +115,7 @@ def decoded(codebook: Codebook, codes: Tensor) -> Tensor:
     group_size = codebook.group_size
     rows = rows_by_exponent(codes, codebook.max_exponent, group_size)
     level = unit[rows.int()]  # (exponents, weights)
-    level.mul_(codebook.scale().to(codes.device).view(-1, 1))
+    level.mul_(power(codebook.max_exponent).to(codes.device).view(-1, 1))
     return from_rows(level, codes.shape, group_size)
 
 

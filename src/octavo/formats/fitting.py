@@ -8,7 +8,7 @@ from torch import Tensor
 
 from octavo._deprecated import warn_renamed
 from octavo.errors import PlanError
-from octavo.formats.codebook import LARGEST, Codebook, blocks
+from octavo.formats.codebook import LARGEST, SMALLEST, Codebook, blocks
 from octavo.formats.rows import as_matrix, group_count, in_groups
 
 __all__ = ["Fit", "Make", "Per", "check_finite", "fitted", "group_size_of", "read_per"]
@@ -42,8 +42,8 @@ def read_per(per: Any, name: str = "weight") -> Per:
         case ["group", int(size)] if size >= 2:
             return "group", size
     raise PlanError(
-        f'{name}: expected per "tensor" or "channel", or ("group", 32) with another number of at '
-        f"least 2 if you like, got {per!r}"
+        f'{name}: expected per "tensor" or "channel", got {per!r}; or write ("group", 32), '
+        "with any number of at least 2"
     )
 
 
@@ -57,8 +57,8 @@ def fitted(
 ) -> Codebook:
     """Return the codebook with the exponents that fit ``weight``.
 
-    ``fit="max"`` is the least exponent whose ``reach`` no weight exceeds; a row of zeros gets the
-    exponent 0. The other arguments and the errors are those of
+    ``fit="max"`` is the least exponent within whose ``reach`` all weights are. A row of zeros gets
+    the exponent 0. The other arguments and the errors are those of
     ``octavo.formats.powers_of_two.power_of_two``.
 
     Args:
@@ -83,7 +83,7 @@ def fitted(
     if fit == "mse" and rows.numel():
         share = None if importance is None else _rows(importance.expand_as(weight), per)
         exponent = _least_error_exponent(rows, make, exponent, share)
-    return make(_by_per(exponent, weight, per), size)
+    return make(_by_per(exponent, rows, weight, per), size)
 
 
 def check_finite(weight: Tensor, name: str) -> None:
@@ -105,15 +105,21 @@ def _rows(values: Tensor, per: Per) -> Tensor:
     return matrix if per == "channel" else in_groups(matrix, group_size_of(per))
 
 
-def _by_per(exponent: Tensor, weight: Tensor, per: Per) -> Tensor:
-    """Return the exponents of all rows in the shape of a codebook's ``max_exponent``."""
+def _by_per(exponent: Tensor, rows: Tensor, weight: Tensor, per: Per) -> Tensor:
+    """Return the exponents of all rows in the shape of a codebook's ``max_exponent``. A group of
+    zeros, to which any will do, gets the largest of its channel, which a file stores for nothing.
+    """
     if per == "tensor":
         return exponent[0]
     if per == "channel":
         return exponent
     channels = weight.shape[0]
     columns = weight.numel() // max(1, channels)
-    return exponent.view(channels, group_count(columns, group_size_of(per)))
+    by_channel = exponent.view(channels, group_count(columns, group_size_of(per)))
+    is_zero = ~rows.any(1).view(by_channel.shape)
+    largest = by_channel.masked_fill(is_zero, SMALLEST).amax(1, keepdim=True)
+    largest = torch.where(is_zero.all(1, keepdim=True), 0, largest)
+    return torch.where(is_zero, largest, by_channel)
 
 
 def _largest_exponent(rows: Tensor, unit: Codebook) -> Tensor:
@@ -124,7 +130,7 @@ def _largest_exponent(rows: Tensor, unit: Codebook) -> Tensor:
     """
     largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
     mantissa, exponent = torch.frexp(largest)  # largest = mantissa * 2^exponent, 1/2 <= mantissa
-    least = exponent - (2 * mantissa <= unit.reach).int()
+    least = exponent - (2 * mantissa <= unit.reach.fitted).int()
     within = least.clamp(unit.lowest_max_exponent, LARGEST)
     return torch.where(largest > 0, within, 0).to(torch.int32)
 

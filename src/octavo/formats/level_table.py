@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from octavo.formats.codebook import decoded, edges, power
+from octavo.formats.codebook import Reach, decoded, edges, power
 from octavo.formats.rows import check_exponent, from_rows, rows_by_exponent
 from octavo.formats.width import Width
 
@@ -72,14 +72,13 @@ class TableCodebook:
         return len(self.table.magnitudes)
 
     @property
-    def edge(self) -> float:
-        """The outer edge of the largest level's cell, in units of the scale."""
-        return (self.table.magnitudes[-1] + self.table.following) / 2 / self.table.unit
-
-    @property
-    def reach(self) -> float:
-        """The largest level, in units of the scale: ``fit="max"`` lets no weight exceed it."""
-        return self.table.magnitudes[-1] / self.table.unit
+    def reach(self) -> Reach:
+        """The edge is half-way to the level that would come next; ``fit="max"`` lets no weight
+        exceed the largest level.
+        """
+        largest = self.table.magnitudes[-1]
+        edge = (largest + self.table.following) / 2
+        return Reach(edge / self.table.unit, largest / self.table.unit)
 
     def unit_levels(self) -> Tensor:
         """Return the ascending float32 levels of ``max_exponent`` 0."""
@@ -88,15 +87,11 @@ class TableCodebook:
         positive /= self.table.unit
         return torch.cat([-positive.flip(0), positive.new_zeros(1), positive])
 
-    def scale(self) -> Tensor:
-        """Return ``2^max_exponent``: float32, shape of ``max_exponent``."""
-        return power(self.max_exponent)
-
     def levels(self) -> Tensor:
         """Return the ascending float32 levels, a row for each exponent: the shape of
         ``max_exponent``, and one dimension more.
         """
-        return self.unit_levels() * self.scale()[..., None]
+        return self.unit_levels() * power(self.max_exponent)[..., None]
 
     def project(self, weight: Tensor) -> Tensor:
         """Round each weight to the nearest level, of two the larger in magnitude: float32, shape of
@@ -128,4 +123,4 @@ class TableCodebook:
 
     def _row_scale(self, weight: Tensor) -> Tensor:
         """Return the scale of each row, on the weight's device: (rows, 1)."""
-        return self.scale().to(weight.device).view(-1, 1)
+        return power(self.max_exponent).to(weight.device).view(-1, 1)

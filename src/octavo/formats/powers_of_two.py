@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from octavo._deprecated import renamed_arguments, warn_renamed
-from octavo.formats.codebook import BLOCK, SMALLEST, blocks, decoded, power
+from octavo.formats.codebook import BLOCK, SMALLEST, Reach, blocks, decoded, power
 from octavo.formats.fitting import Fit, Per, fitted, read_per
 from octavo.formats.rows import check_exponent, from_rows, rows_by_exponent
 from octavo.formats.width import Width, bits_of
@@ -90,14 +90,11 @@ class PowerOfTwo:
         return 1 << (self.bits - 2)
 
     @property
-    def edge(self) -> float:
-        """The outer edge of the largest level's cell, in units of that level (INQ, eq. 4)."""
-        return 1.5
-
-    @property
-    def reach(self) -> float:
-        """The largest float32 within that edge."""
-        return 1.5 - 2.0**-23
+    def reach(self) -> Reach:
+        """The outer edge of the largest level's cell, in units of that level (INQ, eq. 4), and the
+        largest float32 within.
+        """
+        return Reach(1.5, 1.5 - 2.0**-23)
 
     def unit_levels(self) -> Tensor:
         """Return the ascending float32 levels of ``max_exponent`` 0, shape ``(2^(bits-1)+1,)``.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.formats.codebook import Codebook, edges
+from octavo.formats.codebook import Codebook, edges, power
 from octavo.formats.rows import spread
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.parametrizations import attach
@@ -69,7 +69,7 @@ class FrozenWeights(nn.Module):
         super().__init__()
         self.pruned = 0
         self.straight_through = False
-        self._outer_edge = codebook.edge  # of the largest level's cell, in units of the scale
+        self._outer_edge = codebook.reach.edge  # of the largest level's cell, in units of the scale
         self._powers_of_two = codebook.width.codebook == "power_of_two"
         weight = weight.detach()
         scale = _broadcastable_scale(weight, codebook, groups).to(weight.device)
@@ -157,7 +157,7 @@ def _broadcastable_scale(weight: Tensor, codebook: Codebook, groups: int) -> Ten
     a shape that multiplies the weight.
     """
     rows = channels_first(weight, groups)
-    scale = spread(codebook.scale(), rows.shape, codebook.group_size)
+    scale = spread(power(codebook.max_exponent), rows.shape, codebook.group_size)
     if groups and scale.numel() > 1:  # a transposed convolution: its output channels are second
         scale = scale.expand(-1, rows.shape[1], *scale.shape[2:])
         scale = channels_back(scale, groups).contiguous()  # no load could write an expanded one

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import Codebook
+from octavo.formats.codebook import Codebook, power
 from octavo.formats.rows import spread
 from octavo.network.layers import Layer
 
@@ -84,7 +84,8 @@ def rank(
     distance = (values - levels).abs_()
     if order == "relative":
         smallest = float(codebook.unit_levels()[codebook.zero + 1])  # above zero, at a scale of 1
-        scale = spread(codebook.scale().to(weight.device), weight.shape, codebook.group_size)
+        scale = power(codebook.max_exponent).to(weight.device)
+        scale = spread(scale, weight.shape, codebook.group_size)
         distance /= levels.abs_().maximum(scale * smallest / 2)
     return distance.neg_()
 

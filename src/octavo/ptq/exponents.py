@@ -9,7 +9,8 @@ from torch import Tensor
 from octavo.formats.codebook import LARGEST
 from octavo.formats.fitting import Fit, Per, group_size_of
 from octavo.formats.registry import codebook_at, fitted_codebook
-from octavo.ptq.layer_problem import LayerProblem, Scale
+from octavo.ptq.layer_problem import LayerProblem
+from octavo.ptq.level_scale import LevelScale
 
 __all__ = ["Start", "neighbours", "start_of"]
 
@@ -27,7 +28,7 @@ class Start:
     """
 
     problem: LayerProblem
-    scale: Scale
+    scale: LevelScale
     codes: Tensor
     exponents: list[Tensor]
 
@@ -51,7 +52,7 @@ def start_of(problem: LayerProblem, rows: Tensor, per: Per, fit: Fit, name: str)
         fitted = fitted_codebook(rows, width, fit=fit, per=per, name=name).max_exponent
         exponents = [fitted]
     codes = codebook_at(width, fitted, size).encode(rows).view(problem.target.shape)
-    return Start(problem, Scale.of(fitted, size), codes, exponents)
+    return Start(problem, LevelScale.of(fitted, size, codes.shape), codes, exponents)
 
 
 def neighbours(problem: LayerProblem, exponent: Tensor) -> list[Tensor]:

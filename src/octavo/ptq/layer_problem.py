@@ -7,51 +7,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from octavo.formats.codebook import Codebook, power
+from octavo.formats.codebook import Codebook
 from octavo.formats.registry import codebook_at
-from octavo.formats.rows import spread
 from octavo.formats.width import WidthLike
 from octavo.formats.zeros import pruned_mask
 from octavo.network.moments import Moments
 from octavo.ptq.compensation import compensate
 from octavo.ptq.least_squares import damped, least_squares_target, output_error, refit
+from octavo.ptq.level_scale import LevelScale
 from octavo.ptq.rounding import Prices, Rounding, bits_of_codes
 from octavo.ptq.settings import PtqOrder
 
-__all__ = ["Candidate", "LayerProblem", "Scale", "better"]
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The scale of a candidate's levels: ``factor * 2^max_exponent``.
-
-    Attributes:
-        max_exponent: one, one per channel, or (channels, groups).
-        factor: float64, one or one per channel.
-        group_size: the inputs of a channel that share an exponent; 0 if there are no groups.
-
-    """
-
-    max_exponent: Tensor
-    factor: Tensor
-    group_size: int
-
-    @classmethod
-    def of(cls, max_exponent: Tensor, group_size: int, factor: float = 1.0) -> "Scale":
-        """Make it from exponents and one factor for all channels."""
-        by_row = max_exponent[:, 0] if group_size else max_exponent
-        ones = torch.ones_like(by_row, dtype=torch.float64)
-        return cls(max_exponent, factor * ones, group_size)
-
-    @property
-    def is_shared(self) -> bool:
-        """True if all channels have the same exponent."""
-        return self.max_exponent.dim() == 0
-
-    @property
-    def row_exponent(self) -> Tensor:
-        """The largest exponent of each channel; one if all channels share it."""
-        return self.max_exponent.amax(1) if self.group_size else self.max_exponent
+__all__ = ["Candidate", "LayerProblem", "better"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +33,7 @@ class Candidate:
 
     """
 
-    scale: Scale
+    scale: LevelScale
     codes: Tensor
     error: Tensor
     paid: Tensor
@@ -123,20 +90,21 @@ class LayerProblem:
         unit = codebook_at(bits, torch.zeros((), dtype=torch.int32, device=rows.device))
         return cls(weight, weight, kept, identity, identity.double(), unit)
 
-    def best_of(self, scales: list[Scale], order: PtqOrder) -> Candidate:
+    def best_of(self, scales: list[LevelScale], order: PtqOrder) -> Candidate:
         """Solve one candidate for each scale, all in one call, and return the best."""
         count = len(scales)
-        exponents = [self.by_row(scale.row_exponent) for scale in scales]
-        factors = [self.by_row(scale.factor) for scale in scales]
+        exponents = [scale.row_exponent() for scale in scales]
+        factors = [scale.row_factor() for scale in scales]
         # In units of its own scale, every candidate has the same levels: the unit codebook's.
         in_units = [
             (torch.ldexp(self.start, -exponent) / factor).float()
             for exponent, factor in zip(exponents, factors, strict=True)
         ]
         weight = torch.cat(in_units, 1)  # (problems, count * rows, columns)
-        scale = torch.cat([torch.ldexp(f, e) for f, e in zip(factors, exponents, strict=True)], 1)
-        prices = self.prices and self.prices.in_units(scale)
-        rounding = Rounding(self.unit.levels(), _scale_of_weights(self, scales), prices)
+        row_scales = map(torch.ldexp, factors, exponents)
+        prices = self.prices and self.prices.in_units(torch.cat(list(row_scales), 1))
+        below = [one for scale in scales if (one := scale.below_row()) is not None]
+        rounding = Rounding(self.unit.levels(), torch.cat(below, 1) if below else None, prices)
         assignment = compensate(weight, self.damped, rounding, order, kept=self.kept)
 
         # |e X|^2 = e H_damped e^T - damping * |e|^2, and back from units: (problems, count * rows)
@@ -151,20 +119,12 @@ class LayerProblem:
         best = functools.reduce(better, [Candidate(*part) for part in parts])
         return self.candidate(best.scale, best.codes)
 
-    def candidate(self, scale: Scale, codes: Tensor) -> Candidate:
+    def candidate(self, scale: LevelScale, codes: Tensor) -> Candidate:
         """Return the candidate of these codes, its error measured."""
         unit_levels = self.unit.levels().double()[codes.int()]  # (problems, rows, columns)
-        in_exponent = torch.ldexp(
-            unit_levels, _by_weight(self, scale.max_exponent, scale.group_size)
-        )
-        level = in_exponent * self.by_row(scale.factor)
+        level = torch.ldexp(unit_levels, scale.exponent()) * scale.row_factor()
         error = _output_error(self, self.target - level)
         return Candidate(scale, codes, error, _paid(self, codes))
-
-    def by_weight(self, scale: Scale) -> Tensor:
-        """Return a scale as a number, float64, that broadcasts to (problems, rows, columns)."""
-        exponent = _by_weight(self, scale.max_exponent, scale.group_size)
-        return torch.ldexp(self.by_row(scale.factor), exponent)
 
     def relative_error(self, candidate: Candidate) -> float:
         """Return ``|error| / |output|`` over all rows, or 0 where there is no output."""
@@ -190,13 +150,6 @@ class LayerProblem:
     def _squared_output(self) -> float:
         return float(_output_error(self, self.target).sum())
 
-    def by_row(self, values: Tensor) -> Tensor:
-        """Return one value, or one per channel, as (problems, rows, 1), float64: torch.ldexp may
-        compute its power of two in the type of the exponent.
-        """
-        problems, rows, _ = self.target.shape
-        return values.double().expand(problems * rows).view(problems, -1, 1)
-
 
 def _output_error(problem: LayerProblem, error: Tensor) -> Tensor:
     """Return ``|error @ X|^2`` of each row, float64, (problems, rows)."""
@@ -211,28 +164,6 @@ def _paid(problem: LayerProblem, codes: Tensor) -> Tensor:
     if problem.prices is None:
         return torch.zeros_like(problem.target[:, :, 0])
     return problem.prices.of(codes)
-
-
-def _scale_of_weights(problem: LayerProblem, scales: list[Scale]) -> Tensor | None:
-    """Return the scale of each weight in units of its row, float32, (problems, count * rows,
-    columns); None if there are no groups.
-    """
-    if not scales[0].group_size:
-        return None
-    below = [scale.max_exponent - scale.row_exponent.unsqueeze(1) for scale in scales]
-    by_weight = [_by_weight(problem, power(one), scales[0].group_size) for one in below]
-    return torch.cat(by_weight, 1).float()
-
-
-def _by_weight(problem: LayerProblem, values: Tensor, group_size: int) -> Tensor:
-    """Return one value for each exponent as what broadcasts to (problems, rows, columns),
-    float64.
-    """
-    if not group_size:
-        return problem.by_row(values)
-    problems, rows, columns = problem.target.shape
-    by_channel = spread(values, torch.Size([problems * rows, columns]), group_size)
-    return by_channel.double().view(problems, rows, columns)
 
 
 def _refitted(weight: Tensor, target: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
@@ -255,14 +186,7 @@ def better(first: Candidate, other: Candidate) -> Candidate:
     if first.scale.is_shared:
         return other if other.cost.sum() < first.cost.sum() else first
     other_wins = other.cost < first.cost  # (problems, rows)
-    channel_wins = other_wins.flatten()  # (problems * rows,): the channels
-    size = first.scale.group_size
-    exponent_wins = channel_wins.unsqueeze(1) if size else channel_wins
-    scale = Scale(
-        torch.where(exponent_wins, other.scale.max_exponent, first.scale.max_exponent),
-        torch.where(channel_wins, other.scale.factor, first.scale.factor),
-        size,
-    )
+    scale = first.scale.where(other_wins.flatten(), other.scale)  # the channels are all rows
     codes = torch.where(other_wins.unsqueeze(2), other.codes, first.codes)
     error = torch.where(other_wins, other.error, first.error)
     return Candidate(scale, codes, error, torch.where(other_wins, other.paid, first.paid))

@@ -19,7 +19,8 @@ from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
 from octavo.network.thread_state import without_autocast
 from octavo.ptq.exponents import Start, start_of
-from octavo.ptq.layer_problem import LayerProblem, Scale, better
+from octavo.ptq.layer_problem import LayerProblem, better
+from octavo.ptq.level_scale import LevelScale
 from octavo.ptq.pricing import at_rate
 from octavo.ptq.settings import PtqSettings
 
@@ -86,9 +87,10 @@ def solve(
     start = _start(problem, rows, settings, layer.name)
     size = start.scale.group_size
     scaled = scaled and not start.scale.is_shared  # a factor needs a channel of its own
-    scales = [Scale.of(exponent, size) for exponent in start.exponents]
+    shape = problem.target.shape
+    scales = [LevelScale.of(exponent, size, shape) for exponent in start.exponents]
     if scaled:
-        scales += [Scale.of(start.exponents[0], size, factor) for factor in FACTORS]
+        scales += [scales[0].times(factor) for factor in FACTORS]
     solved = start.problem.best_of(scales, "gptq")
     problem = start.problem.repriced(solved.codes)
     if settings.order != "gptq" or settings.rate:
@@ -125,8 +127,9 @@ def _looked_up(layer: Layer, rows: Tensor, bits: WidthLike, settings: PtqSetting
     codebook = fitted_codebook(rows, bits, fit=settings.fit, per=settings.per, name=layer.name)
     codes = codebook.encode(rows)
     if settings.rate:
-        scale = Scale.of(codebook.max_exponent, codebook.group_size)
-        start = Start(LayerProblem.independent(rows, bits), scale, codes, [])
+        problem = LayerProblem.independent(rows, bits)
+        scale = LevelScale.of(codebook.max_exponent, codebook.group_size, problem.target.shape)
+        start = Start(problem, scale, codes, [])
         start = at_rate(start, rows, settings.rate, settings.fit)
         codebook = with_exponents(codebook, start.scale.max_exponent)
         codes = start.codes.view(rows.shape)

@@ -26,7 +26,8 @@ from octavo.formats.codebook import LARGEST
 from octavo.formats.fitting import Fit
 from octavo.ptq.exponents import Start, neighbours
 from octavo.ptq.gptq import curvature
-from octavo.ptq.layer_problem import LayerProblem, Scale
+from octavo.ptq.layer_problem import LayerProblem
+from octavo.ptq.level_scale import LevelScale
 from octavo.ptq.rounding import Prices, Rounding, bits_of_codes
 
 __all__ = ["at_rate"]
@@ -65,11 +66,11 @@ def at_rate(start: Start, rows: Tensor, rate: float, fit: Fit) -> Start:
     lowest = problem.unit.lowest_max_exponent
     exponent = (fitted.max_exponent + _by_exponent(best.step, fitted)).clamp(lowest, LARGEST)
     tried = neighbours(problem, exponent) if fit == "mse" else [exponent]
-    scale = Scale.of(exponent, fitted.group_size)
+    scale = LevelScale.of(exponent, fitted.group_size, fitted.shape)
     return Start(problem.priced(codes, price), scale, codes, tried)
 
 
-def _by_exponent(step: Tensor, scale: Scale) -> Tensor:
+def _by_exponent(step: Tensor, scale: LevelScale) -> Tensor:
     """Return steps of rows, (problems, rows, 1), in a shape that broadcasts to the exponents."""
     steps = step.flatten().to(scale.max_exponent.dtype)
     if scale.is_shared:
@@ -93,8 +94,8 @@ class _Rows:
     levels: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, problem: LayerProblem, scale: Scale) -> "_Rows":
-        by_weight = problem.by_weight(scale)  # broadcasts to the weights
+    def of(cls, rows: Tensor, problem: LayerProblem, scale: LevelScale) -> "_Rows":
+        by_weight = scale.value()  # broadcasts to the weights
         squares = curvature(problem.damped).unsqueeze(1) * by_weight.square()
         weight = (rows.reshape(problem.target.shape) / by_weight).float()
         return cls(weight, squares.expand(weight.shape), problem.unit.levels())

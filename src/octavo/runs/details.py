@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo._io import write_atomically
+from octavo.formats.codebook import power
+from octavo.formats.rows import spread
 from octavo.formats.width import Width, write_width
 from octavo.inspection import inspect
 from octavo.network.layers import Layer, channels_first, find_layers
@@ -87,11 +89,10 @@ def _histograms(layer: Layer, quantized: Quantized, *, absorbed: bool) -> Json:
     decoded = codebook.decode(codes)
     if absorbed:
         before = before / _channel_factors(before, decoded)
-    scale = codebook.scale()
-    column = (-1, *[1] * (codes.ndim - 1))  # one scale for each output channel, or one for all
+    scale = spread(power(codebook.max_exponent), codes.shape, codebook.group_size)
     units = codebook.unit_levels()
     reach = RANGE * float(units.max())
-    relative = (before / scale.reshape(column)).clamp(-reach, reach)
+    relative = (before / scale).clamp(-reach, reach)
     counts = torch.histc(relative, BINS, -reach, reach).long()
     after = torch.bincount(codes.reshape(-1).long(), minlength=len(units))
     return {

@@ -33,7 +33,10 @@ from octavo.runs.task import METHODS
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-OTHERS = [ROOT / name for name in ("benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+OTHERS = [
+    ROOT / name
+    for name in ("benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+]
 PAGES = [README, *GUIDES, *OTHERS]
 LANGUAGES = {"python", "sh", "yaml", "json"}
 SLOW = {("demo",)}  # commands with a test of their own, in tests/cli

@@ -13,6 +13,7 @@ PACKAGE = Path(octavo.__file__).parent
 FLOORS = (
     ("__init__", "__main__"),
     ("cli",),
+    ("hf",),
     ("report",),
     ("runs",),
     ("deploy",),
@@ -28,7 +29,8 @@ FLOORS = (
     ("network",),
     ("formats",),
     ("_deprecated",),
-    ("errors", "progress", "_io", "_seeds"),
+    ("_locks",),
+    ("errors", "progress", "_io", "_seeds", "_yaml"),
 )
 LEVEL = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes"}

@@ -35,7 +35,7 @@ SEARCH = (
     "budget", "options", "method", "trials", "refine", "objective", "seed", "journal", "workers",
     "pins", "activations", "retrain_steps", "absorb", "progress",
 )  # fmt: skip
-START = ("fit", "per", "damp", "absorb", "progress")  # calibrate, as the start of retraining
+START = ("fit", "per", "damp", "absorb", "masks", "progress")  # calibrate, ahead of retraining
 PTQ = (*START, "order", "sequential")  # calibrate alone
 INQ = ("portions", "order", "fit", "per", "seed", "straight_through", "masks")
 
@@ -108,8 +108,7 @@ def compress(
         sequential: for ``calibrate``, without ``retrain`` only.
         portions: for ``Incremental``, with ``retrain`` only.
         straight_through: for ``Incremental``, with ``retrain`` only.
-        masks: for ``Incremental``, with ``retrain`` only. Left out: the zeros of ``model`` stay
-            zero.
+        masks: for ``calibrate`` and ``Incremental``. Left out: the zeros of ``model`` stay zero.
         progress: called with each event of ``search`` and ``calibrate``.
 
     Raises:

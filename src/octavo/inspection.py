@@ -14,6 +14,7 @@ from octavo.network.calls import call_alone, undisturbed
 from octavo.network.forward import observing
 from octavo.network.layers import Layer, Skipped, find_inputs, find_layers
 from octavo.network.macs import count_macs
+from octavo.network.values import check_values
 from octavo.plan import Cost, Plan
 
 __all__ = ["Inspection", "Row", "inspect"]
@@ -86,9 +87,11 @@ def inspect(model: nn.Module, example: Any = None) -> Inspection:
             or a tuple or dict of arguments. Without it, nothing is called.
 
     Raises:
-        PlanError: the model does not take the example.
+        PlanError: the model does not take the example, or has no values to be called with.
 
     """
+    if example is not None:
+        check_values(model)
     layers, skipped = find_layers(model)
     macs = {} if example is None else count_macs(layers, _forward(model, example))
     activation_bits = {

@@ -95,7 +95,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         (["evaluate", "none.onnx", "-t", "tiny.py:Tiny"], "none.onnx: No such file or directory"),
         (
             ["run", "r.yaml", "--set", "export=[lutt]"],
-            "r.yaml: export.0: Input should be 'lut', 'fp8', 'int8', 'float' or 'mx'",
+            "r.yaml: export.0: Input should be 'lut', 'fp8', 'int8', 'float', 'mx', 'hf' or 'gguf'",
         ),
         (
             ["run", "none.yaml"],
@@ -122,7 +122,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["run", "r.yaml", "--set", "task=digit"],
-            "task: expected one of digits, cifar10, image_folder, package.module:Class or",
+            "task: expected one of digits, cifar10, image_folder, causal_lm, ",
         ),
         (
             ["run", "r.yaml", "--set", "task=tiny.py:Tinny"],
@@ -240,13 +240,15 @@ def test_a_deprecated_word_is_one_line_on_stderr(
     octavo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other warnings are shown as ever: here, they are errors."""
-    monkeypatch.setattr("octavo.storage.packed.Packed.load", lambda _: warn_renamed("old", "new"))
+    monkeypatch.setattr(
+        "octavo.storage.packed.Packed.load", lambda *_, **__: warn_renamed("old", "new")
+    )
     monkeypatch.setattr("octavo.report.tables.packed_rows", lambda _: {})
     said = octavo("verify", "tiny.py", "--json")
     assert (said.status, said.out) == (0, '{"verified": "tiny.py"}\n')
     assert said.err == "octavo: old is deprecated and goes in the next version: use new\n"
     monkeypatch.setattr(
-        "octavo.storage.packed.Packed.load", lambda _: warnings.warn("other", stacklevel=2)
+        "octavo.storage.packed.Packed.load", lambda *_, **__: warnings.warn("other", stacklevel=2)
     )
     with pytest.raises(UserWarning, match="other"):
         octavo("verify", "tiny.py")

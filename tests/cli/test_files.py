@@ -129,3 +129,12 @@ def test_the_wrong_network_for_a_packed_file(packed: Path, refused: Callable[...
     assert wider == "0.weight: expected shape (6, 5) as packed, got (7, 5) in the model"
     other = refused("evaluate", str(packed), "-t", "tiny.py:Normed")
     assert other == "0.weight: missing in the model; expected the architecture that was packed"
+
+
+def test_a_limit_on_what_a_file_decodes_to(
+    octavo: Callable[..., Any], packed: Path, refused: Callable[..., str]
+) -> None:
+    assert octavo("verify", str(packed), "--limit", "1000000").status == 0
+    for words in (["verify"], ["evaluate", "-t", "tiny.py:Tiny"]):
+        said = refused(words[0], str(packed), *words[1:], "--limit", "9")
+        assert said.startswith(f"{packed}: expected at most 9 bytes once decoded, found ")

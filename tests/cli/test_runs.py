@@ -239,3 +239,12 @@ def test_the_demo_from_a_fresh_folder_to_its_table(octavo: Callable[..., Any]) -
     assert octavo("verify", "runs/demo/packed.safetensors").status == 0
     evaluated = octavo("evaluate", "runs/demo/packed.safetensors", "--task", "digits", "--json")
     assert f"{json.loads(evaluated.out)['score']:.2f}" == table["metric"][-1]
+
+
+def test_no_code_refuses_a_recipe_with_code_before_it_is_run(refused: Callable[..., str]) -> None:
+    Path("evil.py").write_text("import pathlib\npathlib.Path('harm').touch()\nclass Task: pass\n")
+    Path("evil.yaml").write_text("task: evil.py:Task\nbits: 3\n")
+    said = refused("run", "evil.yaml", "--no-code")
+    assert said.startswith("--no-code: task: expected one of digits, cifar10, image_folder, got")
+    assert not Path("harm").exists()
+    assert not Path("runs").exists()

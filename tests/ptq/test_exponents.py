@@ -21,7 +21,7 @@ def problem_of(inputs: Tensor) -> tuple[LayerProblem, Tensor]:
     moments = Moments.of(layer)
     moments.add(slice(None), inputs)
     rows = module.weight.detach()
-    return LayerProblem.of(rows, moments, 3, 0.01), rows
+    return LayerProblem.of(rows, moments, 3, 0.01, torch.zeros_like(rows).bool()), rows
 
 
 @pytest.mark.parametrize("per", ["tensor", "channel", ("group", 4)])
@@ -40,7 +40,9 @@ def test_inputs_that_count_more_choose_the_exponent() -> None:
     inputs[:, 1:] = 1e-3
     problem, rows = problem_of(inputs)
     rows[:, 0] = 4.0
-    problem = LayerProblem.of(rows, _moments(rows, inputs), 2, 0.0001)
+    problem = LayerProblem.of(
+        rows, _moments(rows, inputs), 2, 0.0001, torch.zeros_like(rows).bool()
+    )
     start = start_of(problem, rows, "channel", "mse", "fc")
     assert start.exponents[0].tolist() == [2] * 5
 

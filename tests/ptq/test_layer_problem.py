@@ -16,7 +16,9 @@ def problem_of(seed: int = 0) -> tuple[LayerProblem, Tensor]:
     inputs = torch.randn(1, 10, 10) @ torch.randn(1, 10, 50)
     moments = Moments.of(layer)
     moments.add(slice(None), inputs)
-    return LayerProblem.of(module.weight.detach(), moments, 3, 0.01), inputs
+    return LayerProblem.of(
+        module.weight.detach(), moments, 3, 0.01, torch.zeros(4, 10).bool()
+    ), inputs
 
 
 def candidate(exponents: list[int], error: list[float], paid: list[float]) -> Candidate:

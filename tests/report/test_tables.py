@@ -19,6 +19,7 @@ from octavo.report.tables import (
     bits_range,
     exported_rows,
     inspection_table,
+    layers_table,
     packed_rows,
     result_table,
     skipped_table,
@@ -183,3 +184,8 @@ def test_the_figures_of_an_exported_file() -> None:
         "same_class": 0.5,
         "inexact_layers": ["conv1"],
     }
+
+
+def test_no_name_steers_the_terminal_or_is_markup() -> None:
+    layer = {"name": "[bold]\x1b[2J\u202e", "bits": 3, "nearest": 0.1, "compensated": 0.1}
+    assert cells(layers_table([layer]))[1][0] == r"[bold]\x1b[2J\u202e"

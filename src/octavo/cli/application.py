@@ -16,7 +16,8 @@ from octavo.cli.models import inspect, search
 from octavo.cli.options import err
 from octavo.cli.reports import compare, report
 from octavo.cli.runs import demo, quantize, run
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, printable
+from octavo.runs.interruption import Interrupted
 
 __all__ = ["app", "main"]
 
@@ -51,7 +52,8 @@ def main() -> None:
 
     An error that octavo raises on purpose, and a file that cannot be read or written, become one
     line on stderr and exit status 2; with ``--debug``, anywhere among the words, the traceback is
-    shown instead. A deprecated word becomes one line on stderr.
+    shown instead. A deprecated word becomes one line on stderr. After SIGINT or SIGTERM, one line
+    says what was kept, and the exit status is 130 or 143.
     """
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
@@ -63,11 +65,14 @@ def main() -> None:
             raise
         _say(f"octavo: {error}", "red")
         sys.exit(2)
+    except Interrupted as stop:
+        _say(f"octavo: {stop}", "yellow")
+        sys.exit(stop.status)
 
 
 def _say(text: str, style: str) -> None:
     """Print a text as one line on stderr."""
-    err.print(" ".join(text.split()), style=style, soft_wrap=True, markup=False)
+    err.print(printable(" ".join(text.split())), style=style, soft_wrap=True, markup=False)
 
 
 @contextlib.contextmanager

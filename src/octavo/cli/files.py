@@ -7,6 +7,7 @@ import typer
 
 from octavo.cli.options import (
     AsJson,
+    Limit,
     Options,
     PackedFile,
     TaskOption,
@@ -24,14 +25,15 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            help="lut, fp8, int8, float or mx; mx is safetensors, others ONNX. See docs/export.md."
+            help="lut, fp8, int8, float, mx, hf or gguf; the first four are ONNX: docs/export.md."
         ),
     ] = "lut",
     option: Options = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a packed network as an ONNX file or as MXFP4 and MXFP8 tensors, and check the file
-    against the network.
+    """Write a packed network as ONNX, MXFP4 tensors, a folder of transformers or GGUF, and check
+    it against the network.
 
     Example: `octavo export runs/demo/packed.safetensors --task digits --form lut -o model.onnx`
     """
@@ -41,10 +43,11 @@ def export(
     from octavo.runs.task import load_task, model_of
     from octavo.storage.packed import Packed
 
-    packed = Packed.load(file)
     loaded = load_task(task, task_options(option))
+    model = model_of(loaded, task)
+    packed = Packed.load(file, limit=limit, model=model)
     batches = list(loaded.calibration())
-    exported = export_checked(model_of(loaded, task), packed, output, form=form, example=batches)
+    exported = export_checked(model, packed, output, form=form, example=batches)
     scores = exported_scores(exported, packed, loaded, task)
     print_figures(exported_rows(exported) | scores, as_json)
 
@@ -55,6 +58,7 @@ def evaluate(
     ],
     task: TaskOption,
     option: Options = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """Load a packed network into a task's model, or an ONNX file into ONNX Runtime, and score it.
@@ -71,13 +75,13 @@ def evaluate(
         score = loaded.score(load_onnx(file))
         print_figures({"score": score, "file_bytes": file.stat().st_size}, as_json)
         return
-    packed = Packed.load(file)
     model = model_of(loaded, task)
+    packed = Packed.load(file, limit=limit, model=model)
     packed.apply(model)
     print_figures({"score": loaded.score(model), **packed_rows(packed)}, as_json)
 
 
-def verify(file: PackedFile, as_json: AsJson = False) -> None:
+def verify(file: PackedFile, limit: Limit = None, as_json: AsJson = False) -> None:
     """Check a packed file: its structure, its version and every checksum.
 
     Example: `octavo verify runs/demo/packed.safetensors`
@@ -85,5 +89,5 @@ def verify(file: PackedFile, as_json: AsJson = False) -> None:
     from octavo.report.tables import packed_rows
     from octavo.storage.packed import Packed
 
-    packed = Packed.load(file)  # loading checks all of the file, as octavo.verify does
+    packed = Packed.load(file, limit=limit)  # loading checks all of the file, as octavo.verify does
     print_figures({"verified": str(file), **packed_rows(packed)}, as_json)

@@ -171,9 +171,12 @@ def _searched(
     from octavo.dnq.searching import search as search_bits
     from octavo.progress import Event
     from octavo.report.display import Display
+    from octavo.runs.interruption import keeping
     from octavo.runs.task import model_of
 
-    with Display(err if as_json else out) as display:
+    journal = settings["journal"]
+    kept = "" if journal is None else f"the trials so far are kept in {journal}"
+    with keeping(kept), Display(err if as_json else out) as display:
         display(Event("search", total=settings["trials"]))
         return search_bits(model_of(task, name), task.calibration(), progress=display, **settings)
 

@@ -7,8 +7,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from octavo.errors import printable
+
 __all__ = [
     "AsJson",
+    "Limit",
     "Options",
     "Overrides",
     "PackedFile",
@@ -27,8 +30,8 @@ err = Console(stderr=True, highlight=False)
 TaskName = Annotated[
     str,
     typer.Argument(
-        help="A ready-made task (digits, cifar10, image_folder), or a class of yours: "
-        "path/to/file.py:Class or package.module:Class."
+        help="A ready-made task (digits, cifar10, image_folder, causal_lm, text_classification), "
+        "or a class of yours: path/to/file.py:Class or package.module:Class."
     ),
 ]
 TaskOption = Annotated[
@@ -52,6 +55,14 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        help="The most bytes that the file may decode to, a byte for each quantized weight. "
+        "Default: the largest of 64 times its size, 256 MiB and the size of the task's model.",
+        show_default=False,
+    ),
+]
 PackedFile = Annotated[Path, typer.Argument(help="A packed network.", show_default=False)]
 
 
@@ -70,12 +81,12 @@ def print_figures(figures: dict[str, Any], as_json: bool) -> None:
     width = max(14, *map(len, figures))
     for key, value in figures.items():
         name = key.replace("_", " ")
-        out.print(f"{name:>{width}}  {_shown(value)}", soft_wrap=True, markup=False)
+        out.print(f"{name:>{width}}  {printable(_shown(value))}", soft_wrap=True, markup=False)
 
 
 def print_written(path: Path) -> None:
     """Say which file was written."""
-    out.print(f"written: {path}", soft_wrap=True, markup=False)
+    out.print(f"written: {printable(str(path))}", soft_wrap=True, markup=False)
 
 
 def _shown(value: Any) -> str:

@@ -19,11 +19,14 @@ from octavo.cli.options import (
 )
 from octavo.cli.reports import write_report
 from octavo.errors import RecipeError
+from octavo.runs.interruption import listening
 
 if TYPE_CHECKING:
     from octavo.runs.recipe import Recipe
 
 __all__ = ["demo", "quantize", "run"]
+
+SAVE_EVERY = 10.0  # minutes between two savings inside a stage
 
 NEXT = """
 Three commands to try next:
@@ -60,16 +63,35 @@ def run(
         Path | None,
         typer.Option(help="The run's folder; default: runs/ and the recipe's name."),
     ] = None,
+    save_every: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Minutes of retraining after which the state inside a stage is saved."
+        ),
+    ] = SAVE_EVERY,
+    no_code: Annotated[
+        bool,
+        typer.Option(
+            "--no-code",
+            help="For a recipe that you did not write: refuse code that it names, and publish "
+            "inside of the run's folder only. See SECURITY.md.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Do everything that a recipe says. The same command continues a run that was stopped.
 
     Example: `octavo run digits --set seed=1 --folder runs/seed1`
     """
+    from octavo.runs.no_code import check_no_code, published_inside
     from octavo.runs.recipe import load_recipe
 
     path = _recipe_path(recipe)
-    _run(path, load_recipe(path, overrides or ()), folder or Path("runs") / path.stem, as_json)
+    loaded = load_recipe(path, overrides or ())
+    place = folder or Path("runs") / path.stem
+    if no_code:
+        check_no_code(loaded)
+    _run(published_inside(place) if no_code else path, loaded, place, as_json, save_every)
 
 
 def quantize(
@@ -134,15 +156,19 @@ def _recipe_path(recipe: Path) -> Path:
     return path
 
 
-def _run(path: Path, recipe: "Recipe", folder: Path, as_json: bool) -> None:
+def _run(
+    path: Path, recipe: "Recipe", folder: Path, as_json: bool, save_every: float = SAVE_EVERY
+) -> None:
     """Run a recipe in its folder, publish what it publishes, and print the result."""
     from octavo.report.display import Display
     from octavo.report.tables import layers_table, result_table
     from octavo.runs.run import publish
     from octavo.runs.run import run as run_recipe
 
-    with Display(err if as_json else out) as display:
-        result = run_recipe(recipe, folder, display)
+    with Display(err if as_json else out) as display, listening() as interruption:
+        result = run_recipe(
+            recipe, folder, display, interruption=interruption, save_every=60 * save_every
+        )
     published = publish(recipe, path, folder)
     page = write_report(folder)
     if as_json:

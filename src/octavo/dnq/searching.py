@@ -1,5 +1,6 @@
 """The search for the bits of each layer: the public function, and the course of a search."""
 
+import contextlib
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from octavo.dnq.evaluator import Evaluator, is_ranged
 from octavo.dnq.file_sizes import FileSizes
 from octavo.dnq.finalists import RetrainSteps, Shipping, choose, file_limit
 from octavo.dnq.front import front_of, knee_of
-from octavo.dnq.journal import Journal
+from octavo.dnq.journal import Journal, held
 from octavo.dnq.methods import SearchMethod, measures_layers, method_of
 from octavo.dnq.objective import Objective
 from octavo.dnq.prices import check_budget, within
@@ -32,9 +33,17 @@ from octavo.formats.width import WidthLike
 from octavo.network.divergence import TEMPERATURE
 from octavo.network.faithful import faithful_copy
 from octavo.network.float_share import warn_if_mostly_float
-from octavo.network.forward import Inputs, batches_of, check_batches, device_of, on_device
+from octavo.network.forward import (
+    Inputs,
+    batches_of,
+    check_batches,
+    device_of,
+    naming_errors,
+    on_device,
+)
 from octavo.network.layers import find_layers
 from octavo.network.thread_state import cpu_by_default
+from octavo.network.values import check_range, check_values
 from octavo.network.warned import warning_once
 from octavo.plan import Budget
 from octavo.progress import Progress, silent
@@ -93,7 +102,8 @@ def search(
             divergence of logits at temperature 8 and the relative squared error of everything else:
             see ``octavo.network.outputs``.
         seed: the same seed gives the same plan, whatever the number of workers.
-        journal: file to which each trial is appended; a search that was killed goes on from it.
+        journal: file to which each trial is appended; a search that was killed goes on from it. One
+            process at a time writes it.
         workers: how many plans are measured at a time.
         pins: layers whose width is given.
         absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
@@ -115,7 +125,8 @@ def search(
         PlanError: nothing to search, an unknown pin or method, too few trials to measure each layer
             alone, inputs that are quantized already, inputs that do not fit, or an objective that
             is no finite number.
-        RecipeError: the journal is that of another search.
+        RecipeError: the journal is that of another search, or another process writes it.
+        FormatError: the journal is damaged before its last line.
 
     """
     request = _Request(
@@ -123,6 +134,8 @@ def search(
         progress, retrain_steps,
     )  # fmt: skip
     _check_request(request)
+    check_values(model)
+    check_range(model)
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
     check_batches(len(batches))
     space = survey(model, batches[0], options, pins or {}, activations, others=batches[1:])
@@ -130,7 +143,9 @@ def search(
     _check_trials(space, method, trials, refine)
     warn_if_mostly_float(model)
     _warn_of_left_out(model, space)
-    return _searched(faithful_copy(model, batches[0]), batches, space, request)
+    twin = faithful_copy(model, batches[0])
+    with held(journal), _naming_errors(twin, request):
+        return _searched(twin, batches, space, request)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +202,12 @@ def _searched(
         estimates=outcome.estimates,
         enumerated=outcome.enumerated,
     )
+
+
+def _naming_errors(model: nn.Module, request: _Request) -> contextlib.AbstractContextManager[None]:
+    """Name the layer in whose call inputs fail; functions of the user have inputs of their own."""
+    own = request.objective is not None or request.retrain_steps is not None
+    return contextlib.nullcontext() if own else naming_errors(model)
 
 
 def _evaluator(
@@ -254,7 +275,7 @@ def _journal(
     if request.absorb:
         settings["absorb"] = True
     path = None if request.journal is None else Path(request.journal)
-    return Journal(path, space.actions, settings)
+    return Journal(path, space.actions, settings, request.progress)
 
 
 def _check_request(request: _Request) -> None:

@@ -32,9 +32,9 @@ from octavo.network.forward import Inputs, batches_of, observing
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
 from octavo.network.parametrizations import release
+from octavo.network.pruned import find_pruned, set_to_zero
 from octavo.plan import planned_layers
 from octavo.progress import Event, Progress, silent
-from octavo.pruning.masks import find_pruned, set_to_zero
 from octavo.ptq.calibration import calibrate_quietly
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.settings import PtqSettings
@@ -135,7 +135,8 @@ class Incremental:
             "inputs": inputs is not None,
         }
         set_to_zero(layers, pruned)
-        codebooks = _codebooks(model, planned, self._inputs, fit, per, self._progress)
+        of_ptq = PtqSettings(fit=fit, per=per, masks=masks)
+        codebooks = _codebooks(model, planned, self._inputs, of_ptq, self._progress)
         self._layers = _start(layers, codebooks, pruned)
 
     def __iter__(self) -> Iterator[Stage]:
@@ -244,7 +245,7 @@ class Incremental:
         """Continue with the model and the stages where ``state`` was taken.
 
         Raises:
-            PlanError: the state comes from other settings; the message names the first that
+            PlanError: the state comes from other settings, or is damaged; the message names what
                 differs.
 
         """
@@ -260,10 +261,13 @@ class Incremental:
                 raise PlanError(
                     f"{key}: expected the state of a run with {expected!r}, got one with {saved!r}"
                 )
+        # States of the first versions lack the two keys: their networks were not pruned.
+        portions = tuple(state.get("portions", self.portions))
+        check_schedule(portions, self._straight_through)
+        _check_saved(state, portions, self._layers)
         self.model.load_state_dict(state["model"])
         self._done = state["done"]
-        # States of the first versions lack the two keys: their networks were not pruned.
-        self.portions = tuple(state.get("portions", self.portions))
+        self.portions = portions
         pruned = state.get("pruned", {})
         self._orders = orders_of(self.order, len(self.portions))
         for layer in self._layers:
@@ -314,6 +318,24 @@ def _planned(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tuple[Laye
     return planned
 
 
+def _check_saved(
+    state: Mapping[str, Any], portions: Sequence[float], layers: Iterable[PlannedLayer]
+) -> None:
+    """Raise PlanError unless a state has a number of stages, and the exponents of each layer."""
+    done = state["done"]
+    if isinstance(done, bool) or not isinstance(done, int) or not 0 <= done <= len(portions):
+        raise PlanError(f"done: expected a number from 0 to {len(portions)}, got {done!r}")
+    for layer in layers:
+        own = layer.codebook.max_exponent
+        saved = state["tops"].get(layer.name)
+        if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (own.shape, own.dtype):
+            raise PlanError(
+                f"{layer.name}: expected exponents of shape {tuple(own.shape)} and type "
+                f"{own.dtype}, got {getattr(saved, 'shape', None)} and "
+                f"{getattr(saved, 'dtype', type(saved).__name__)}"
+            )
+
+
 def _start(
     layers: list[Layer], codebooks: list[Codebook], pruned: Mapping[str, Tensor]
 ) -> list[PlannedLayer]:
@@ -359,18 +381,18 @@ def _codebooks(
     model: nn.Module,
     planned: Sequence[tuple[Layer, Width]],
     inputs: list[Inputs] | None,
-    fit: Fit,
-    per: Per,
+    settings: PtqSettings,
     progress: Progress,
 ) -> list[Codebook]:
     """Choose the codebook of each layer: from its weights alone or, with inputs, by PTQ."""
     if inputs is not None:
         plan = {layer.name: bits for layer, bits in planned}
-        settings = PtqSettings(fit=fit, per=per)
         packed = calibrate_quietly(model, plan, inputs, settings, progress)
         return [packed.layers[layer.name].codebook for layer, _ in planned]
     codebooks = []
     for layer, bits in planned:
         weight = channels_first(layer.weight, layer.groups)
-        codebooks.append(fitted_codebook(weight, bits, fit=fit, per=per, name=layer.name))
+        codebooks.append(
+            fitted_codebook(weight, bits, fit=settings.fit, per=settings.per, name=layer.name)
+        )
     return codebooks

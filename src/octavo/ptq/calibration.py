@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from octavo._deprecated import renamed_arguments
 from octavo.formats.fitting import Fit, Per
@@ -28,8 +28,10 @@ from octavo.network.forward import (
     on_device,
 )
 from octavo.network.layers import Layer
+from octavo.network.pruned import find_pruned, set_to_zero
 from octavo.network.reach import batches_for, check_reached, unreached
 from octavo.network.samples import sample_count
+from octavo.network.values import check_range
 from octavo.plan import planned_layers
 from octavo.progress import Progress, silent
 from octavo.ptq.absorption import absorbing_norms
@@ -63,6 +65,7 @@ def calibrate(
     sequential: bool = PtqSettings.sequential,
     absorb: bool = PtqSettings.absorb,
     rate: float = PtqSettings.rate,
+    masks: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
 ) -> Packed:
     """Quantize ``model`` by PTQ; the model is left as it was.
@@ -91,7 +94,8 @@ def calibrate(
         damp: share of the mean diagonal of the inputs' second moment that is added to its diagonal.
         sequential: each layer sees the inputs that the quantized layers ahead of it produce; if
             false, every layer sees full-precision inputs. The first gives better networks, and
-            keeps in memory what all inputs have become at one layer; the second streams them.
+            keeps what all inputs have become at one layer, up to 256 MiB in memory and the rest in
+            temporary files; the second streams them.
         absorb: give each channel ahead of a batch norm a scale of its own, which the batch norm
             cancels by its running statistics. This is far better where channels have few weights,
             as in depthwise convolutions. ``per`` must be ``"channel"``.
@@ -99,6 +103,10 @@ def calibrate(
             error that the layer has without it. 0 counts the error alone; 1 or 2 takes a fifth
             off a file of 4 bits, and finer widths have use for more. The bits are those of an
             entropy coder; layers whose error does more to the outputs keep more of them.
+        masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. Pruned weights
+            are zero in the result, and the others make up for them. None, the default, takes the
+            zeros of a layer for pruned weights if they are a thousandth of it or more, and it is
+            not on powers of two already.
         progress: called after each layer with an ``Event`` of the phase ``"calibrate"``, whose
             detail is a ``LayerResult``.
 
@@ -108,7 +116,14 @@ def calibrate(
 
     """
     settings = PtqSettings(
-        order=order, fit=fit, per=per, damp=damp, sequential=sequential, absorb=absorb, rate=rate
+        order=order,
+        fit=fit,
+        per=per,
+        damp=damp,
+        sequential=sequential,
+        absorb=absorb,
+        rate=rate,
+        masks=masks,
     )
     packed = calibrate_quietly(model, plan, inputs, settings, progress or silent, explained=True)
     if packed.held_out is not None:
@@ -138,6 +153,7 @@ def calibrate_quietly(
     """
     check_state(model)
     planned_layers(model, plan)  # checks the plan before anything is copied or read
+    check_range(model)
     warn_if_mostly_float(model)
     batches = iter(batches_of(inputs))
     first = list(itertools.islice(batches, 1)) if not settings.rate else leading(batches)
@@ -145,13 +161,15 @@ def calibrate_quietly(
     quantized = faithful_copy(model, *first[:1])
     planned = planned_layers(quantized, plan)
     layers = [layer for layer, _ in planned]
+    pruned = None if settings.masks is None else find_pruned(layers, settings.masks)
+    set_to_zero(layers, pruned or {})
     with observing(quantized), naming_errors(quantized, model):
         by_sample = bool(first) and is_divisible(quantized, first[0])
         norms = absorbing_norms(quantized, layers, first[0]) if settings.absorb and first else {}
         rates = rates_of_layers(quantized, planned, first, settings)
         dealt = _Dealt(itertools.chain(handed_over(first), batches), by_sample=by_sample)
         widths = {layer.name: bits for layer, bits in planned}
-        freeze = Freezer(widths, settings, norms, progress, rates)
+        freeze = Freezer(widths, settings, norms, pruned, progress, rates)
         frozen = _freeze(model, quantized, layers, dealt, freeze)
     check_reached([layer.name for layer in layers if layer.name not in frozen])
     solved = _Solved(quantized, planned, frozen, norms)
@@ -164,7 +182,8 @@ def _freeze(
 ) -> dict[str, Frozen]:
     """Freeze all layers of the quantized network that inputs reach, by name."""
     if not freeze.settings.sequential:
-        return freeze_from_float(quantized, layers, dealt.solving(), freeze)
+        # What is set aside is complete once everything else was read.
+        return freeze_from_float(quantized, layers, dealt.solving(), freeze, dealt.held_out)
     batches = list(dealt.solving())
     batches += batches_for(quantized, layers, batches, dealt.held_out)
     check_reached(unreached(quantized, layers, batches))  # before the first layer is solved

@@ -69,13 +69,15 @@ class LayerProblem:
     prices: Prices | None = None
 
     @classmethod
-    def of(cls, rows: Tensor, moments: Moments, bits: WidthLike, damp: float) -> "LayerProblem":
+    def of(
+        cls, rows: Tensor, moments: Moments, bits: WidthLike, damp: float, pruned: Tensor
+    ) -> "LayerProblem":
         """Set up the problem of a layer's weights, given with their output channels first."""
         hessian = damped(moments.hessian, damp)
         weight = rows.reshape(moments.drift.shape)  # (problems, rows, columns)
         target = least_squares_target(weight, hessian, moments.drift)
         unit = codebook_at(bits, torch.zeros((), dtype=torch.int32, device=rows.device))
-        kept = ~pruned_mask(rows).reshape(target.shape)
+        kept = ~pruned.reshape(target.shape)
         if kept.all():
             return cls(target, target, None, moments.hessian, hessian, unit)
         start = _refitted(weight.double(), target, hessian, kept)

@@ -15,6 +15,7 @@ from octavo.formats.codebook import Codebook
 from octavo.formats.fitting import check_finite, read_per
 from octavo.formats.registry import codebook_at, fitted_codebook, with_exponents
 from octavo.formats.width import WidthLike
+from octavo.formats.zeros import pruned_mask
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
 from octavo.network.thread_state import without_autocast
@@ -58,13 +59,18 @@ class Solution:
 
 @without_autocast()
 def solve(
-    layer: Layer, moments: Moments, bits: WidthLike, settings: PtqSettings, *, scaled: bool = False
+    layer: Layer,
+    moments: Moments,
+    bits: WidthLike,
+    settings: PtqSettings,
+    *,
+    scaled: bool = False,
+    pruned: Tensor | None = None,
 ) -> Solution:
     """Find the codes of ``layer`` that keep its full-precision outputs best; they are never worse
     than rounding to the nearest level.
 
-    Pruned weights (see ``octavo.formats.zeros.pruned_mask``) freeze first, at zero, so that only
-    the others compensate.
+    Pruned weights freeze first, at zero, so that only the others compensate.
 
     Args:
         layer: the layer.
@@ -73,6 +79,8 @@ def solve(
         settings: the order, the fit, what shares an exponent, and the damping.
         scaled: True if each channel's levels may be multiplied with a factor within an octave,
             which the caller lets a batch norm cancel.
+        pruned: true where a weight is pruned and zero, the shape of the weight; None takes zeros
+            for pruned weights where ``octavo.formats.zeros.pruned_mask`` does.
 
     Raises:
         PlanError: the layer's weights or its inputs are not finite.
@@ -83,7 +91,8 @@ def solve(
     _check_inputs(moments, layer.name)
     if layer.form == "embedding" and not layer.tied:
         return _looked_up(layer, rows, bits, settings)
-    problem = LayerProblem.of(rows, moments, bits, settings.damp)
+    pruned = pruned_mask(rows) if pruned is None else channels_first(pruned, layer.groups)
+    problem = LayerProblem.of(rows, moments, bits, settings.damp, pruned)
     start = _start(problem, rows, settings, layer.name)
     size = start.scale.group_size
     scaled = scaled and not start.scale.is_shared  # a factor needs a channel of its own

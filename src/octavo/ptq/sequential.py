@@ -29,6 +29,8 @@ from octavo.network.forward import (
 )
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments
+from octavo.network.nested import named_tensors
+from octavo.network.spilling import PassMemory, Spill
 from octavo.network.stepping import stepwise_forward, stopping
 from octavo.network.warned import warn
 from octavo.network.world import World
@@ -115,7 +117,7 @@ def freeze_in_forward_order(
         conduct: what the forward pass of both does beside computing outputs from inputs.
 
     """
-    pair = _Pair(model, quantized, _partners(model, quantized, layers), conduct)
+    pair = _Pair(model, quantized, _partners(model, quantized, layers), conduct, Spill())
     if conduct.carries:  # what was set aside lies between batches that belong together
         return _freeze_in_turn(pair, layers, batches.solving, freeze)
     return _freeze_in_step(pair, layers, batches, freeze)
@@ -130,6 +132,7 @@ class _Pair:
         quantized: the other one.
         partners: modules of ``quantized``, by the same modules of ``model``.
         conduct: what the forward pass of both does beside computing outputs from inputs.
+        spill: bounds the memory of all passes that wait.
 
     """
 
@@ -137,6 +140,14 @@ class _Pair:
     quantized: nn.Module
     partners: Mapping[nn.Module, nn.Module]
     conduct: Conduct
+    spill: Spill
+
+    def memory(self, batch: Inputs) -> PassMemory:
+        """Return the memory of two passes side by side, which do not own weights and inputs."""
+        tensors = [tensor for _, tensor in named_tensors(batch)]
+        for model in (self.model, self.quantized):
+            tensors += [*model.parameters(), *model.buffers()]
+        return PassMemory(tensors)
 
     def worlds(self) -> "_Worlds":
         """Return new worlds, which begin with the state that the networks have now."""
@@ -206,7 +217,10 @@ def _freeze_in_step(
     batches: Batches,
     freeze: Freeze[Outcome],
 ) -> dict[str, Outcome]:
-    """Freeze layers while the passes of all batches wait at them."""
+    """Freeze layers while the passes of all batches wait at them.
+
+    What all batches have become there is in memory, and beyond a bound on disk.
+    """
     outcomes = dict[str, Outcome]()
     waiting = dict(layers)
     order = {module: position for position, module in enumerate(pair.quantized.modules())}
@@ -251,14 +265,18 @@ def _side_by_side(
 ) -> Generator[Meeting, None, None]:
     """Run both networks on one batch: yield wherever the quantized one stops."""
     own = fresh if pair.conduct.writes_inputs else _as_it_is
-    full_pass = stepwise_forward(pair.model, own(batch), worlds.full)
-    quantized_pass = stepwise_forward(pair.quantized, own(batch), worlds.quantized)
+    memory = pair.memory(batch)
+    full_pass = stepwise_forward(pair.model, own(batch), worlds.full, memory.watching())
+    quantized_pass = stepwise_forward(
+        pair.quantized, own(batch), worlds.quantized, memory.watching()
+    )
     with contextlib.closing(full_pass), contextlib.closing(quantized_pass):
         for stop in quantized_pass:
             beside = next(full_pass, None)
             same_path = beside is not None and pair.partners[beside.module] is stop.module
             full = beside if same_path and pair.conduct.repeats else None
-            yield Meeting(stop, full, worlds.quantized, held_out)
+            pair.spill.settle(memory)
+            yield Meeting(stop, full, worlds.quantized, held_out, memory)
         for _ in full_pass:
             pass  # this network comes to its end as well
 

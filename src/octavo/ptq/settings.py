@@ -1,8 +1,11 @@
 """The settings of post-training quantization (PTQ), and the one home of their defaults."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
+
+from torch import Tensor
 
 from octavo.errors import PlanError
 from octavo.formats.fitting import Fit, Per
@@ -34,6 +37,8 @@ class PtqSettings:
             cancels.
         rate: the share of a row's error that a bit less in each of its weights is worth: see
             ``octavo.ptq.pricing``. 0 counts the error alone.
+        masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. None takes
+            zeros for pruned weights where ``octavo.formats.zeros.pruned_mask`` does.
 
     Raises:
         PlanError: an unknown order, or a damping or a rate that is no finite number of at least 0.
@@ -47,6 +52,7 @@ class PtqSettings:
     sequential: bool = True
     absorb: bool = False
     rate: float = 0.0
+    masks: Mapping[str, Tensor] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_ptq_order(self.order)

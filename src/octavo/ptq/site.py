@@ -15,7 +15,7 @@ from octavo.network.layer_inputs import is_plain
 from octavo.network.layers import Layer
 from octavo.network.moments import Moments
 from octavo.network.nested import named_tensors
-from octavo.ptq.meeting import Meeting, moments_at
+from octavo.ptq.meeting import Meeting, moments_at, one_by_one
 
 __all__ = ["Site"]
 
@@ -73,7 +73,7 @@ class Site:
         """
         squared_error = 0.0
         squared_output = 0.0
-        for meeting in self.held_out or self.solving:
+        for meeting in one_by_one(self.held_out or self.solving):
             full = meeting.output() if meeting.full is None else meeting.full.output
             with self._with(weight):
                 now = dict(named_tensors(meeting.output()))

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from octavo.dnq.evaluator import Trial
+from octavo.errors import printable
 from octavo.progress import Event
 from octavo.ptq.freezer import LayerResult
 from octavo.runs.training import StepFigures
@@ -149,8 +150,9 @@ class Display:
         self._print(line)
 
     def _print(self, text: str) -> None:
-        """Print a line, above the bar where there is one."""
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        """Print lines, above the bar where there is one."""
+        lines = "\n".join(map(printable, text.split("\n")))
+        self._console.print(lines, highlight=False, soft_wrap=True, markup=False)
 
 
 def _time_left(event: Event, speed: float) -> timedelta:

@@ -1,13 +1,12 @@
 """The result of a search as tables that a person understands."""
 
-from rich.markup import escape
 from rich.table import Table
 
 from octavo.dnq.finalists import Finalist
 from octavo.dnq.refinement import Refinement
 from octavo.dnq.search_result import SearchResult
 from octavo.plan import Plan
-from octavo.report.tables import titled_table
+from octavo.report.tables import cell, titled_table
 from octavo.runs.search_figures import front_figures
 
 __all__ = ["finalists_table", "front_table", "plan_table", "refinement_line"]
@@ -22,7 +21,7 @@ def plan_table(result: SearchResult) -> Table:
     plans = (result.plan, result.uniform, result.exact)
     for name in result.plan:
         bits = [_bits(plan, name) for plan in plans]
-        table.add_row(escape(name), f"{result.plan.weights[name]:,}", *bits)
+        table.add_row(cell(name), f"{result.plan.weights[name]:,}", *bits)
     costs = [plan.cost() for plan in plans]
     table.add_section()
     table.add_row("average bits", "", *(f"{cost.average_bits:.3f}" for cost in costs))

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +14,14 @@ from torch import nn
 
 from octavo._io import write_atomically
 from octavo.deploy.exporting import Exported, export_checked, load_onnx
-from octavo.deploy.forms import check_forms
+from octavo.deploy.forms import check_forms, file_name
 from octavo.dnq.methods import method_of
-from octavo.errors import RecipeError
+from octavo.errors import FormatError, RecipeError
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.progress import Progress, silent
-from octavo.runs.details import DETAILS, network_details, without_curves, write_compact
+from octavo.runs.details import DETAILS, network_details, without_curves
+from octavo.runs.interruption import Interruption
+from octavo.runs.job import SAVE_EVERY, Job
 from octavo.runs.orders import load_orders
 from octavo.runs.quantize import (
     Quantization,
@@ -30,8 +32,17 @@ from octavo.runs.quantize import (
     quantize_inputs,
 )
 from octavo.runs.recipe import Recipe
-from octavo.runs.run_folder import Json, check_folder, digest_of, finished, write_json
-from octavo.runs.stages import Job
+from octavo.runs.run_folder import (
+    FILES,
+    Json,
+    changed_files,
+    check_folder,
+    digest_of,
+    file_digests,
+    finished,
+    working_in,
+    write_json,
+)
 from octavo.runs.steps import control_score, control_stages, prune, warm_up
 from octavo.runs.task import Task, load_task, model_of
 from octavo.runs.watching import Stopwatch
@@ -43,39 +54,82 @@ __all__ = ["environment", "exported_scores", "publish", "run"]
 PACKED = "packed.safetensors"  # the file of the quantized network in a run's folder
 
 
-def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
+def run(
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress = silent,
+    *,
+    interruption: Interruption | None = None,
+    save_every: float = SAVE_EVERY,
+) -> Json:
     """Do all that the recipe says into ``folder``.
 
-    A run that was cut off continues after its last whole stage; a complete run does nothing.
+    A run that was cut off continues where its state was kept last, and ends as if it had not been.
+    A complete run does nothing, unless a file that its result promises is gone or changed: then
+    that is made again.
 
     Args:
         recipe: the recipe.
-        folder: the folder of the run.
+        folder: the folder of the run; one process at a time works in it.
         progress: called with each event of the run: notes, and those of ``calibrate``, ``search``
             and ``octavo.runs.training.retrain``.
+        interruption: asks the run to stop, when a signal has come.
+        save_every: seconds of retraining between two savings of the state inside a stage. It is
+            kept after each stage too.
 
     Returns:
         The content of ``result.json`` in the folder.
 
     Raises:
-        RecipeError: the folder holds the run of another recipe or of other weights, or the task
-            cannot be loaded.
+        RecipeError: the folder holds the run of another recipe or of other weights, another
+            process works in it, or the task cannot be loaded.
         PlanError: the network does not fit the recipe, or the calibration inputs do not fit the
             network.
         TrainingError: retraining failed; the last whole stage is kept.
         ExportError: the network cannot be exported in a form that the recipe lists, or the
             libraries of that form are missing.
         FormatError: a file of the folder is damaged, or belongs to half a run of other weights.
+        Interrupted: a signal has come; what was done is kept.
 
     """
     check_folder(folder, recipe)
     watch = Stopwatch(progress, time.monotonic)
     job, model, float_model = _load(recipe, folder, watch)
-    complete = finished(folder, recipe, job.digest)
-    if complete is not None:
-        job.note(f"{folder} is complete: nothing to do; name another --folder to run afresh")
-        return complete
+    job = replace(job, interruption=interruption or job.interruption, save_every=save_every)
+    with working_in(folder):
+        complete = finished(folder, recipe, job.digest)
+        if complete is not None and _keeps_promises(job, complete):
+            return complete
+        return _computed(job, model, float_model, watch)
 
+
+def _keeps_promises(job: Job, result: Json) -> bool:
+    """Tell if the files that a result promises are there, and say what follows."""
+    if FILES in result:
+        changed = changed_files(job.folder, result)
+    else:  # of an earlier version
+        changed = [] if _loads(job.folder / PACKED) else [PACKED]
+    if not changed:
+        job.note(f"{job.folder} is complete: nothing to do; name another --folder to run afresh")
+        return True
+    names = ", ".join(changed)
+    job.note(f"{job.folder}: {names} is gone or not what result.json promises; it is made again")
+    return False
+
+
+def _loads(path: Path) -> bool:
+    """Tell if a packed file is there and whole."""
+    try:
+        Packed.load(path)
+    except (OSError, FormatError):
+        return False
+    return True
+
+
+def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwatch) -> Json:
+    """Do what is left to do, and return the result."""
+    recipe = job.recipe
+    folder = job.folder
     float_score = _float_score(job, float_model)
     check_search(job, model)  # before the warm-up, which takes its time
     activation_bits = quantize_inputs(job, model, recipe.activations)
@@ -103,10 +157,15 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
         **exports,
         **control,
         **_sizes(packed, quantization.packed.float_bytes),
+        FILES: file_digests(folder, [PACKED, *_exported_names(exports)]),
         "seconds": round(seconds, 1),
     }
-    write_json(folder / "result.json", result)
-    return result
+    return write_json(folder / "result.json", result)
+
+
+def _exported_names(exports: Json) -> list[str]:
+    """Return the names of the exported files."""
+    return [figures["path"] for figures in exports.get("exports", {}).values()]
 
 
 def _plain(figures: Json) -> Json:
@@ -132,7 +191,7 @@ def _write_details(
         "stages": stages,
         "seconds": {name: round(time, 2) for name, time in watch.seconds.items()},
     }
-    write_compact(job.folder / DETAILS, content)
+    write_json(job.folder / DETAILS, content, compact=True)
 
 
 def publish(recipe: Recipe, recipe_path: Path, folder: Path) -> list[Path]:
@@ -264,7 +323,7 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
 def _reloaded_score(job: Job) -> float:
     """Return the metric of a new network that the packed file was applied to, as its user will."""
     model = job.new_model()
-    Packed.load(job.folder / PACKED).apply(model)
+    Packed.load(job.folder / PACKED, model=model).apply(model)
     score = float(job.task.score(model))
     job.note(f"quantized, packed and loaded again: {score:.2f}")
     return score
@@ -274,8 +333,7 @@ def _exports(job: Job, packed: Packed) -> Json:
     """Write each form that the recipe lists into the folder, and return their figures."""
     figures: Json = {}
     for form in job.recipe.export:
-        ending = "safetensors" if form == "mx" else "onnx"
-        path = job.folder / f"{form}.{ending}"
+        path = job.folder / file_name(form)
         example = list(job.task.calibration())
         exported = export_checked(job.new_model(), packed, path, form=form, example=example)
         scores = exported_scores(exported, packed, job.task, job.recipe.task)

@@ -22,6 +22,8 @@ BUILT_IN = {
     "digits": "octavo.runs.tasks.digits:Digits",
     "cifar10": "octavo.runs.tasks.cifar10:Cifar10",
     "image_folder": "octavo.runs.tasks.image_folder:ImageFolder",
+    "causal_lm": "octavo.runs.tasks.causal_lm:CausalLm",
+    "text_classification": "octavo.runs.tasks.text_classification:TextClassification",
 }
 METHODS = ("model", "calibration", "train_batches", "loss", "score")
 
@@ -64,9 +66,10 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     """Make the task called ``name``, with ``options`` as keyword arguments.
 
     Args:
-        name: a ready-made task (``digits``, ``cifar10``, ``image_folder``),
-            ``package.module:Class`` or ``path/to/file.py:Class``. The working directory, or the
-            file's folder, is appended to ``sys.path``, so that neighbours can be imported.
+        name: a ready-made task (``digits``, ``cifar10``, ``image_folder``, ``causal_lm``,
+            ``text_classification``), ``package.module:Class`` or ``path/to/file.py:Class``. The
+            working directory, or the file's folder, is appended to ``sys.path``, so that
+            neighbours can be imported.
         options: keyword arguments of the class.
 
     Raises:

@@ -1,6 +1,6 @@
 """Progress callbacks that keep what they see, for the report of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from octavo.dnq.belief import Belief
 from octavo.progress import Event, Progress
@@ -18,20 +18,27 @@ class LossCurve:
 
     An event has the mean loss since the stage began. The difference of two such sums is the loss
     of the steps between the two events.
+
+    Args:
+        means: the curve so far of a stage that goes on.
+
+    Attributes:
+        means: for each event, its step and the mean loss up to there.
+
     """
 
-    def __init__(self) -> None:
-        self._means: list[tuple[int, float]] = []  # the step, and the mean loss up to there
+    def __init__(self, means: Sequence[tuple[int, float]] = ()) -> None:
+        self.means = list(means)
 
     def add(self, event: Event) -> None:
         """Take in an event of retraining."""
         if isinstance(event.detail, StepFigures):
-            self._means.append((event.done, event.detail.loss))
+            self.means.append((event.done, event.detail.loss))
 
     def points(self, most: int = POINTS) -> list[tuple[int, float]]:
         """Return at most so many points: a step, and the mean loss since the point before it."""
-        every = -(-len(self._means) // most)  # rounded up
-        picked = self._means[::-1][:: max(every, 1)][::-1]  # the last one is always among them
+        every = -(-len(self.means) // most)  # rounded up
+        picked = self.means[::-1][:: max(every, 1)][::-1]  # the last one is always among them
         points = []
         steps = 0
         total = 0.0

@@ -96,6 +96,8 @@ def decode_codes(data: bytes, count: int, width: WidthLike) -> Tensor:
     symbols, packed = _ungroup(packed, sizes[-1], levels[-1])
     for round_ in reversed(range(len(dropped))):
         stood = np.unpackbits(symbols, count=sizes[round_]).view(np.bool_)
+        if symbols.size and symbols[-1] & (BYTE - 1 >> (sizes[round_] - 1) % 8 + 1):
+            raise FormatError("expected zeros after the last bit of a mask, found others")
         places = np.flatnonzero(stood)
         others, packed = _ungroup(packed, places.size, levels[round_] - 1)
         dominant = dropped[round_]
@@ -183,6 +185,8 @@ def _ungroup(packed: Symbols, count: int, levels: int) -> tuple[Symbols, Symbols
     digits[:, -1] = rest
     if size and rest.max() >= levels:
         raise FormatError(f"expected symbols below {levels}, found {rest.max()}")
+    if digits.reshape(-1)[count:].any():
+        raise FormatError("expected zeros after the last symbol, found others")
     return digits.reshape(-1)[:count], packed[size:]
 
 

@@ -17,34 +17,22 @@ Networks are kept in ~/.cache/octavo/rate, so that a new version of the file pri
 Writes benchmarks/results/rate.json and docs/rate.svg.
 """
 
-import argparse
-import json
 import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo import Packed, Plan, calibrate
-from octavo.formats.width import Width, read_width
+from octavo.formats.width import Width
 from octavo.network.copies import copied
-from octavo.network.layers import Layer, channels_first, find_layers
+from octavo.network.layers import Layer, find_layers
 from octavo.network.moments import Moments
-from octavo.ptq.compensation import compensate
-from octavo.ptq.gptq import curvature
-from octavo.ptq.least_squares import damped, least_squares_target
-from octavo.ptq.rounding import Prices, Rounding, bits_of_codes
 from octavo.ptq.sensitivity import rates_of_layers
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.settings import PtqSettings
-from octavo.runs.run import environment
-from octavo.runs.run_folder import write_json
-from octavo.runs.tasks.cifar10 import Cifar10
 from octavo.storage.packed import pack
 
 RESULT = Path(__file__).parent / "results" / "rate.json"
@@ -114,8 +102,12 @@ def integers_at(step: float, price: float, weighted: bool) -> Contender:
         network = copied(model)
         layers = find_layers(network)[0]
         planned = [(layer, Width(8, "int")) for layer in layers]
-        rates = rates_of_layers(network, [(one, Width(5, "apot")) for one, _ in planned],
-                                [torch.cat(list(images))[:64]], PtqSettings(rate=1.0))
+        rates = rates_of_layers(
+            network,
+            [(one, Width(5, "apot")) for one, _ in planned],
+            [torch.cat(list(images))[:64]],
+            PtqSettings(rate=1.0),
+        )
         codes = {}
 
         def freeze(layer: Layer, moments: Moments, _: object) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from octavo.runs.interruption import Interrupted, Interruption
 from tests.ranks import Ranks as Processes
 from tests.runs.tiny import Tiny, files, recipe
 from torch import nn
 
+from octavo._interruption import Interrupted, Interruption
 from octavo.errors import RecipeError, TrainingError
 from octavo.progress import Event
 from octavo.runs import parallel, stages

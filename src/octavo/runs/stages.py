@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from octavo._interruption import Interrupted
+from octavo._interruption import Interrupted, keeping
 from octavo._seeds import seed_of
 from octavo.errors import TrainingError
 from octavo.network.forward import in_mode
@@ -181,12 +181,23 @@ def train(step: Step, job: Job) -> History:
     for index in range(len(entries), len(step.stages)):
         stage = RunningStage(step, index, job, teacher)
         seconds += stage.seconds_before
-        entries.append(stage.run())
+        with keeping(f"the stages before are kept in {step.file}" if index else ""):
+            entries.append(stage.run())
         content = {"state": step.state.state_dict(), "log": entries, "digest": job.digest}
+<<<<<<< HEAD
         job.ranks.once(partial(write_checkpoint, step.file, content))
         stage.forget()
         _stop_if_asked(job, f"{step.name}, stage {index + 1} is kept in {step.file}")
     _forget(step, job)  # a process may have been killed before it could
+=======
+        with job.interruption.deferred():
+            write_checkpoint(step.file, content)
+            stage.forget()
+        if job.interruption.requested is not None:
+            kept = f"{step.name}, stage {index + 1} is kept in {step.file}"
+            raise Interrupted(job.interruption.requested, kept)
+    _inside(step).unlink(missing_ok=True)  # a process may have been killed before it could forget
+>>>>>>> main
     return History(entries, seconds)
 
 
@@ -250,7 +261,7 @@ class RunningStage:
         if plan.epochs:
             self._job.progress(Event("retrain", message=self._label))
         try:
-            loss = self._trained()
+            training = self._trained()
         except TrainingError as error:
             self.forget()
             index = self._index
@@ -265,11 +276,11 @@ class RunningStage:
             "portion": plan.portion,
             "epochs": plan.epochs,
             "learning_rate": plan.retraining.learning_rate,
-            "loss": round(loss, 5),
+            "loss": round(training.mean_loss, 5),
             "seconds": round(self._seconds(), 1),
             "curve": self._curve.points(),
         }
-        return entry | _metric(self._step, self._job) if self._step.scored else entry
+        return entry | self._metric(training) if self._step.scored else entry
 
     def _warn_if_diverged(self) -> None:
         """Warn if the loss rose instead of falling."""
@@ -286,8 +297,8 @@ class RunningStage:
         """Remove the file of the state inside the stage."""
         _forget(self._step, self._job)
 
-    def _trained(self) -> float:
-        """Retrain, and return the mean loss."""
+    def _trained(self) -> Training:
+        """Retrain to the end."""
         step = self._step
         if self._saved is None:
             step.before_stage(self._index)
@@ -310,9 +321,26 @@ class RunningStage:
                 self._job.progress(replace(event, message=self._label))
                 if training.done < training.steps:
                     self._save_if_due(training)
+<<<<<<< HEAD
         even_out(step.model, self._job.ranks)
         check_same(step.model, self._job.ranks, "after retraining")
         return training.mean_loss
+=======
+        return training
+
+    def _metric(self, training: Training) -> Json:
+        """Return the metric of the network as it is now; nothing where it is no finite number."""
+        step = self._step
+        try:
+            with in_mode(step.model, training=False):
+                score = float(self._job.task.score(step.model))
+        except Interrupted as stop:
+            if not training.steps:
+                raise
+            self._save(training)
+            raise Interrupted(stop.signal, self._kept_in_words(training)) from None
+        return {"score": score} if math.isfinite(score) else {}
+>>>>>>> main
 
     def _training(self) -> Training:
         plan = self._plan
@@ -339,6 +367,12 @@ class RunningStage:
         signal, since = ranks.most(requested, since)
         if not signal and since < self._job.save_every:
             return
+        self._save(training)
+        if signal is not None:
+            raise Interrupted(signal, self._kept_in_words(training))
+
+    def _save(self, training: Training) -> None:
+        """Keep the state inside the stage."""
         content = {
             "index": self._index,
             "plan": asdict(self._plan),
@@ -350,9 +384,16 @@ class RunningStage:
         }
         ranks.once(partial(write_checkpoint, _inside(self._step), content))
         self._kept = time.monotonic()
+<<<<<<< HEAD
         if signal:
             done = f"{self._label}, step {training.done} of {training.steps}"
             raise Interrupted(int(signal), f"{done} is kept in {_inside(self._step)}")
+=======
+
+    def _kept_in_words(self, training: Training) -> str:
+        done = f"{self._label}, step {training.done} of {training.steps}"
+        return f"{done} is kept in {_inside(self._step)}"
+>>>>>>> main
 
     def _read(self) -> Json | None:
         """Return the state inside this stage, where an earlier process has kept it; that of a stage
@@ -390,6 +431,7 @@ def _forget(step: Step, job: Job) -> None:
 def _refusing_inside(step: Step) -> contextlib.AbstractContextManager[None]:
     remedy = "delete it to go on from the last whole stage"
     return refusing(_inside(step), "the state inside a stage", remedy)
+<<<<<<< HEAD
 
 
 def _metric(step: Step, job: Job) -> Json:
@@ -397,3 +439,5 @@ def _metric(step: Step, job: Job) -> Json:
     with in_mode(step.model, training=False):
         score = job.ranks.once(lambda: float(job.task.score(step.model)))
     return {"score": score} if math.isfinite(score) else {}
+=======
+>>>>>>> main

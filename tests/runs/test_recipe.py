@@ -271,7 +271,7 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
             "retraining: {weigth_decay: 1}",
             "unknown key 'retraining.weigth_decay' (the nearest is 'weight_decay')",
         ),
-        ("3: 1", "unknown key '3' (the nearest is "),
+        ("3: 1", "unknown key '3'; expected one of task, options, teacher, bits, "),
         ("bit: 3", "unknown key 'bit' (the nearest is 'bits')"),  # and not that bits are missing
         (
             "task: 3\nretraining: {clip: x, momentun: 1}",
@@ -303,7 +303,7 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
             "order: 3",
             "order: expected one of magnitude, .*, or path/to/file.py:function, got 3",
         ),
-        ("per: row", "per: Input should be 'tensor' or 'channel', got 'row'"),
+        ("per: row", 'per: expected per "tensor" or "channel", got \'row\''),
         (
             "control: 7",
             "control: Input should be a valid boolean, unable to interpret input, got 7",

@@ -155,7 +155,7 @@ class Journal:
 
 
 def _line(content: Mapping[str, Any]) -> str:
-    return json.dumps(sealed(content)) + "\n"
+    return json.dumps(sealed(content), allow_nan=False) + "\n"
 
 
 def _content(line: str, schema: Mapping[str, Any], *, old: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import nn
 from octavo._interruption import Interruption
 from octavo.progress import Event, Progress
 from octavo.runs.recipe import Recipe
-from octavo.runs.task import Task, load_task, model_of
+from octavo.runs.task import Task, load_task, metric_of, model_of
 
 __all__ = ["SAVE_EVERY", "Job", "teacher_of"]
 
@@ -41,6 +41,10 @@ class Job:
     def note(self, text: str) -> None:
         """Report a line of text."""
         self.progress(Event("note", message=text))
+
+    def metric(self, model: nn.Module, network: str) -> float:
+        """Return the task's metric of a model; ``network`` says in words what it is, for errors."""
+        return metric_of(self.task, self.recipe.task, model, network)
 
     def new_model(self) -> nn.Module:
         """Return a new copy of the task's float network."""

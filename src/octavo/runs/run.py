@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from octavo._interruption import Interruption
-from octavo._io import write_atomically
+from octavo._io import finite, write_atomically
 from octavo.deploy.exporting import Exported, export_checked, load_onnx
 from octavo.deploy.forms import check_forms, file_name
 from octavo.dnq.methods import method_of
 from octavo.errors import FormatError, RecipeError
 from octavo.plan import Plan, matching_plan, planned_layers
-from octavo.progress import Progress, silent
+from octavo.progress import Event, Progress, silent
 from octavo.runs.details import DETAILS, network_details, without_curves
 from octavo.runs.job import SAVE_EVERY, Job
 from octavo.runs.orders import load_orders
@@ -45,7 +45,7 @@ from octavo.runs.run_folder import (
     write_json,
 )
 from octavo.runs.steps import control_score, control_stages, prune, warm_up
-from octavo.runs.task import Task, load_task, model_of
+from octavo.runs.task import Task, load_task, metric_of, model_of
 from octavo.runs.watching import Stopwatch
 from octavo.storage.coding import grouped as coding
 from octavo.storage.packed import Packed
@@ -161,7 +161,7 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
         FILES: file_digests(folder, [PACKED, *_exported_files(folder, exports)]),
         "seconds": round(seconds, 1),
     }
-    return write_json(folder / "result.json", result)
+    return write_json(folder / "result.json", finite(result))
 
 
 def _exported_files(folder: Path, exports: Json) -> list[str]:
@@ -232,8 +232,8 @@ def exported_scores(exported: Exported, packed: Packed, task: Task, name: str) -
     model = model_of(task, name)
     packed.apply(model)
     return {
-        "score": float(task.score(load_onnx(exported.path))),
-        "packed_score": float(task.score(model)),
+        "score": metric_of(task, name, load_onnx(exported.path), f"the file {exported.path}"),
+        "packed_score": metric_of(task, name, model, "the packed network"),
     }
 
 
@@ -269,16 +269,16 @@ def _load(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Job, nn.Mod
     task = load_task(recipe.task, recipe.options)
     if recipe.search is not None:
         method_of(recipe.search.method)  # the task's file may register it
-    model, float_model = _two_models(task, recipe.task)
+    model, float_model = _two_models(task, recipe.task, progress)
     if recipe.bits is not None:
         planned_layers(model, matching_plan(model, recipe.bits))
     job = Job(recipe, task, folder, digest_of(float_model), progress)
     return job, model, float_model
 
 
-def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
+def _two_models(task: Task, name: str, progress: Progress) -> tuple[nn.Module, nn.Module]:
     """Return two copies of the task's network."""
-    model = model_of(task, name)
+    model = model_of(task, name, progress)
     copy = model_of(task, name)
     if copy is model:  # it would be its own teacher and its own control
         raise RecipeError(
@@ -290,7 +290,8 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
 
 def _float_score(job: Job, model: nn.Module) -> float:
     """Return the metric of the full-precision network."""
-    score = float(job.task.score(model))
+    job.progress(Event("score", message="measuring the metric in full precision"))
+    score = job.metric(model, "the full-precision network")
     job.note(f"full precision: {score:.2f}")
     return score
 
@@ -326,7 +327,7 @@ def _reloaded_score(job: Job) -> float:
     """Return the metric of a new network that the packed file was applied to, as its user will."""
     model = job.new_model()
     Packed.load(job.folder / PACKED, model=model).apply(model)
-    score = float(job.task.score(model))
+    score = job.metric(model, f"the quantized network, which is kept in {job.folder / PACKED}")
     job.note(f"quantized, packed and loaded again: {score:.2f}")
     return score
 

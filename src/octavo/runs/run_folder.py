@@ -171,20 +171,23 @@ def read_json(path: Path) -> Json:
 
 
 def write_json(path: Path, content: Json, *, compact: bool = False) -> Json:
-    """Write a file that :func:`read_json` reads, whole or not at all.
+    """Write a file that :func:`read_json` reads, whole or not at all; it is strict JSON.
 
     Args:
         path: the file.
         content: what it shall have.
-        compact: write strict JSON without spaces, for files that nobody reads line by line.
+        compact: write no spaces, for files that nobody reads line by line.
 
     Returns:
         The content with its checksum, as it was written.
 
+    Raises:
+        ValueError: a number is not finite, which JSON does not have.
+
     """
     written = sealed(content)
-    style: Json = {"separators": (",", ":"), "allow_nan": False} if compact else {"indent": 2}
-    text = json.dumps(written, **style)
+    style: Json = {"separators": (",", ":")} if compact else {"indent": 2}
+    text = json.dumps(written, allow_nan=False, **style)
     write_atomically(path, lambda file: file.write(text.encode()))
     return written
 

@@ -9,12 +9,13 @@ from pydantic import Field, PlainSerializer, PlainValidator, SkipValidation
 from octavo.activations.quantization import ActivationSettings, ScaleFit, check_fit
 from octavo.dnq.settings import METHOD, OPTIONS, REFINE, TRIALS
 from octavo.errors import PlanError
+from octavo.formats.fitting import Per, read_per
 from octavo.formats.width import Width, read_width, write_width
 from octavo.plan import Budget
 from octavo.pruning.surgery import check_sparsity
 from octavo.ptq.settings import PtqOrder, PtqSettings
 
-__all__ = ["Activations", "Epochs", "Prune", "Ptq", "RecipeWidth", "Search"]
+__all__ = ["Activations", "Epochs", "Prune", "Ptq", "RecipePer", "RecipeWidth", "Search"]
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
 Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -28,6 +29,21 @@ def _read_width(value: object) -> Width:
         raise ValueError(str(error).removeprefix("bits: ")) from error
 
 
+def _read_per(value: object) -> Per:
+    """Read what shares an exponent; pydantic puts the key before the message."""
+    try:
+        return read_per(value, "per")
+    except PlanError as error:
+        raise ValueError(str(error).removeprefix("per: ")) from error
+
+
+def _write_per(per: Per) -> str | list[str | int]:
+    return per if isinstance(per, str) else list(per)
+
+
+RecipePer = Annotated[  # in YAML, a group is [group, 32]
+    Per, PlainValidator(_read_per), PlainSerializer(_write_per)
+]
 RecipeWidth = Annotated[  # bits, or a text such as apot6
     Width, PlainValidator(_read_width), PlainSerializer(write_width)
 ]

@@ -18,13 +18,14 @@ from octavo._interruption import Interrupted, keeping
 from octavo._seeds import seed_of
 from octavo.errors import TrainingError
 from octavo.network.forward import in_mode
+from octavo.network.warned import warn
 from octavo.progress import Event
 from octavo.runs.checkpoints import Schema, read_checkpoint, refusing, write_checkpoint
 from octavo.runs.job import Job, teacher_of
 from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json
 from octavo.runs.training import Retraining, Training
-from octavo.runs.watching import LossCurve
+from octavo.runs.watching import LossCurve, diverged
 from octavo.storage.checksum import check
 
 __all__ = [
@@ -168,6 +169,9 @@ def train(step: Step, job: Job) -> History:
     teacher = teacher_of(job)
     done = resume(step, job.digest)
     entries = list(done.stages)
+    if 0 < len(entries) < len(step.stages):
+        whole = f"{len(entries)} of {len(step.stages)} stages"
+        job.note(f"{step.name}: {whole} are done, from {step.file}; going on with the next")
     seconds = done.seconds_before
     for index in range(len(entries), len(step.stages)):
         stage = RunningStage(step, index, job, teacher)
@@ -246,6 +250,7 @@ class RunningStage:
             raise TrainingError(
                 f"{self._step.name}, stage {index + 1}, {error} ({kept})"
             ) from error
+        self._warn_if_diverged()
         entry = {
             "portion": plan.portion,
             "epochs": plan.epochs,
@@ -255,6 +260,17 @@ class RunningStage:
             "curve": self._curve.points(),
         }
         return entry | self._metric(training) if self._step.scored else entry
+
+    def _warn_if_diverged(self) -> None:
+        """Warn if the loss rose instead of falling."""
+        curve = self._curve.points()
+        if diverged(curve):
+            rate = self._plan.retraining.learning_rate / 10
+            warn(
+                f"{self._label}: retraining diverged: its loss rose from {curve[0][1]:.3g} to "
+                f"{curve[-1][1]:.3g}. Lower the learning rate, as by --set "
+                f"retraining.learning_rate={rate:g}, in another folder, or delete {self._step.file}"
+            )
 
     def forget(self) -> None:
         """Remove the file of the state inside the stage."""
@@ -272,6 +288,8 @@ class RunningStage:
                 _check_finite(step.model)
                 training = self._training()
                 training.load_state_dict(self._saved["training"])
+            done = f"{training.done} of {training.steps} steps"
+            self._job.note(f"{self._label}: {done} are done, from {_inside(step)}; going on")
         with self._job.interruption.deferred(), in_mode(step.model, training=True):
             while training.done < training.steps:
                 event = training.step()

@@ -103,7 +103,8 @@ def control_score(job: Job) -> float:
     if not done.exists():
         model = job.new_model()
         stages = _train_control(model, folder, job)
-        content = _control_settings(job) | {"score": float(job.task.score(model)), "stages": stages}
+        metric = job.metric(model, "the control")
+        content = _control_settings(job) | {"score": metric, "stages": stages}
         write_json(done, content)
     score = read_json(done).get("score")
     if not isinstance(score, float):
@@ -159,5 +160,6 @@ def _control_settings(job: Job) -> Json:
 
 def _shared_folder(name: str, folder: Path, settings: Json) -> Path:
     """Return the folder, beside the run's, that runs with the same ``settings`` share."""
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    text = json.dumps(settings, sort_keys=True, allow_nan=False)
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
     return folder.parent / f"{name}-{key}"

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from octavo._io import write_atomically
+from octavo._io import check_output, write_atomically
 from octavo.activations.quantizer import (
     InputFormat,
     input_formats,
@@ -180,7 +180,12 @@ class Packed:
     def save(self, path: str | Path) -> None:
         """Write the file, atomically: under ``path`` there is the whole file or what was there
         before.
+
+        Raises:
+            FileNotFoundError: the folder of ``path`` does not exist.
+
         """
+        check_output(path)
         content = _file(self)
         write_atomically(path, lambda file: file.write(content))
 

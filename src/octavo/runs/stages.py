@@ -192,7 +192,6 @@ def train(step: Step, job: Job) -> History:
 =======
         with job.interruption.deferred():
             write_checkpoint(step.file, content)
-            stage.forget()
         if job.interruption.requested is not None:
             kept = f"{step.name}, stage {index + 1} is kept in {step.file}"
             raise Interrupted(job.interruption.requested, kept)

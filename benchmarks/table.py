@@ -1,5 +1,4 @@
-"""Write the tables in README.md, benchmarks/README.md and docs/codebooks.md from the committed
-results.
+"""Write the tables of README.md and of docs/ from the committed results.
 
     python benchmarks/table.py
 
@@ -11,9 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import guide_tables  # type: ignore[import-not-found]  # its neighbour
 import search_tables  # type: ignore[import-not-found]  # its neighbour
 from pages import (  # type: ignore[import-not-found]  # its neighbour
     control,
+    difference,
     epochs,
     fill,
     label,
@@ -23,9 +24,9 @@ from pages import (  # type: ignore[import-not-found]  # its neighbour
     size,
 )
 
-HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE.parent / "docs" / "codebooks.md")
 Rows = list[list[str]]
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def markdown(head: str | list[str], rows: Rows) -> str:
@@ -35,7 +36,7 @@ def markdown(head: str | list[str], rows: Rows) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def rendered(table: Callable[..., tuple[list[str], Rows]], *arguments: int) -> str:
+def rendered(table: Callable[..., tuple[str | list[str], Rows]], *arguments: int) -> str:
     """A table of ``search_tables`` in Markdown."""
     return markdown(*table(*arguments))
 
@@ -50,39 +51,6 @@ def headline() -> str:
         f"{run['score']:.2f} % accuracy** in a file of {run['file_bytes']:,} bytes.\n"
         f"In full precision it has {run['float_score']:.2f} %, and {run['control_score']:.2f} % "
         "after training equally long."
-    )
-
-
-def summary() -> str:
-    """The six rows of README.md."""
-    rows = []
-    for name, how in {
-        "resnet20-inq-4bit": "4 bits, INQ",
-        "resnet20-inq-2bit": "2 bits, INQ",
-        "resnet20-dnq-70kb": "2.4 bits on average by DNQ, INQ",
-        "resnet20-sparse-4bit": "85 % pruned, 4 bits, INQ",
-    }.items():
-        run = load(name)
-        scores = [f"**{run['score']:.2f}**", f"{run['float_score']:.2f}", control(run)]
-        rows.append(["ResNet-20, CIFAR-10", how, f"{epochs(run)} epochs", *scores, *size(run)])
-    network = load("efficientnet")
-    row = network["rows"]["4, absorbed"]
-    scores = [f"**{row['accuracy']:.2f}**", f"{network['float']:.2f}", ""]
-    rows.append([
-        "EfficientNet-Lite0, photographs", "4 bits, calibrated, absorb", "none", *scores, *size(row)
-    ])  # fmt: skip
-    detector = load("speech")
-    (row,) = (
-        row
-        for row in detector["rows"]
-        if (row["layers"], row["bits"], row["way"]) == ("all", 3, "closed form")
-    )
-    scores = [f"**{row['accuracy']:.2f}**", f"{detector['float']['accuracy']:.2f}", ""]
-    rows.append(["Silero VAD, speech", "3 bits, calibrated", "none", *scores, *size(row)])
-    return markdown(
-        "network and data, weights, training, accuracy, before, control, file in bytes,"
-        " times smaller",
-        rows,
     )
 
 
@@ -355,7 +323,8 @@ def memory() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
-    "summary": summary,
+    "summary": partial(rendered, guide_tables.summary),
+    "ways": partial(rendered, guide_tables.ways),
     "accuracy": partial(retrained, "resnet20-inq-*"),
     "dnq": partial(retrained, "resnet20-dnq-*"),
     "sparse": partial(retrained, "resnet20-sparse-*"),
@@ -384,6 +353,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "exports": exports,
     "int8": int8_scores,
+    "tutorial": partial(rendered, guide_tables.tutorial),
+    "loop": partial(difference, "loop"),
+    "fabric": partial(difference, "fabric"),
+    "trainer": partial(difference, "trainer"),
 }
 
 

@@ -114,7 +114,7 @@ SEARCH = {
     "options", "method", "trials", "refine", "objective", "seed", "journal", "workers", "pins",
     "activations", "retrain_steps", "absorb", "progress",
 }  # fmt: skip
-START = {"fit", "per", "damp", "absorb", "progress"}
+START = {"fit", "per", "damp", "absorb", "masks", "progress"}
 PTQ = START | {"order", "sequential"}
 INQ = {"portions", "order", "fit", "per", "seed", "straight_through", "masks"}
 

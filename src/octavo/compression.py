@@ -22,7 +22,7 @@ from octavo.network.copies import copied
 from octavo.network.forward import Inputs, batches_of
 from octavo.network.warned import warning_once
 from octavo.plan import Budget, Plan
-from octavo.progress import Progress
+from octavo.progress import ProgressLike
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.settings import PtqOrder
@@ -35,7 +35,7 @@ SEARCH = (
     "budget", "options", "method", "trials", "refine", "objective", "seed", "journal", "workers",
     "pins", "activations", "retrain_steps", "absorb", "progress",
 )  # fmt: skip
-START = ("fit", "per", "damp", "absorb", "progress")  # calibrate, as the start of retraining
+START = ("fit", "per", "damp", "absorb", "masks", "progress")  # calibrate, ahead of retraining
 PTQ = (*START, "order", "sequential")  # calibrate alone
 INQ = ("portions", "order", "fit", "per", "seed", "straight_through", "masks")
 
@@ -68,7 +68,7 @@ def compress(
     portions: tuple[float, ...] | None = None,
     straight_through: float | None = None,
     masks: Mapping[str, Tensor] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Packed:
     """Quantize ``model`` within ``budget``: search for the bits of each layer, then freeze all
     weights.
@@ -108,9 +108,9 @@ def compress(
         sequential: for ``calibrate``, without ``retrain`` only.
         portions: for ``Incremental``, with ``retrain`` only.
         straight_through: for ``Incremental``, with ``retrain`` only.
-        masks: for ``Incremental``, with ``retrain`` only. Left out: the zeros of ``model`` stay
-            zero.
-        progress: called with each event of ``search`` and ``calibrate``.
+        masks: for ``calibrate`` and ``Incremental``. Left out: the zeros of ``model`` stay zero.
+        progress: True shows how far it is. A function is called with each event of ``search`` and
+            ``calibrate``.
 
     Raises:
         PlanError: an option that has no effect with, or without, ``retrain``; or as ``search``,

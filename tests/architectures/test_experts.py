@@ -53,6 +53,22 @@ def test_an_expert_that_only_a_held_out_row_reaches_is_calibrated_from_it() -> N
     assert f"experts.{EXPERTS - 1}" in result.plan
 
 
+@pytest.mark.parametrize("sequential", [True, False])
+def test_ptq_solves_an_expert_from_what_was_set_aside_if_nothing_else_reaches_it(
+    sequential: bool,
+) -> None:
+    """Every eighth row is set aside, and one such row has the last expert."""
+    batches = [rows(expert, 64) for expert in range(EXPERTS - 1)]
+    batches[0][7] = rows(EXPERTS - 1, 1)
+    model = Mixture()
+    packed = calibrate(model, Plan.uniform(model, 4), batches, sequential=sequential)
+    last = packed.layers[f"experts.{EXPERTS - 1}"].weight()
+    weight = model.get_parameter(f"experts.{EXPERTS - 1}.weight").detach()
+    assert 0 < float((last - weight).norm() / weight.norm()) < 0.5
+    assert packed.held_out is not None
+    assert packed.held_out.samples == 40
+
+
 def test_a_search_names_what_it_leaves_in_float() -> None:
     batches = [rows(expert, 32) for expert in range(EXPERTS - 2)]
     left_out = r"^experts.4, experts.5: no input reaches them, so the search leaves them in float"

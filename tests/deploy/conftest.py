@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from octavo.deploy import floating, int8
+from octavo.deploy.comparison import differences
 from octavo.deploy.exporting import export_checked
 from octavo.deploy.graph import OpenGraph, trace
-from octavo.deploy.runtime import OnnxModel, differences
+from octavo.deploy.runtime import OnnxModel
 from octavo.formats.fitting import Per, group_size_of
 from octavo.formats.registry import codebook_at
 from octavo.formats.rows import group_count

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_quantizers
+from octavo.deploy.comparison import differences
 from octavo.deploy.exporting import export_checked
 from octavo.deploy.float32 import decode as decode_float
 from octavo.deploy.graph import OpenGraph, close
 from octavo.deploy.int8 import decode, fold_norms, int8_graph, is_exact
-from octavo.deploy.runtime import OnnxModel, differences
+from octavo.deploy.runtime import OnnxModel
 from octavo.formats.codebook import power
 from octavo.formats.powers_of_two import power_of_two
 from octavo.network.layers import channels_first, find_layers

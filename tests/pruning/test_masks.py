@@ -1,4 +1,4 @@
-"""The weights that count as pruned, masks that are given, and the masks of torch.nn.utils.prune."""
+"""The masks of a plan, and those of torch.nn.utils.prune."""
 
 import pytest
 import torch
@@ -8,10 +8,8 @@ from torch.nn.utils import prune
 
 from octavo.errors import PlanError
 from octavo.inq.incremental import Incremental
-from octavo.network.layers import find_layers
 from octavo.plan import Plan
-from octavo.pruning.masks import find_kept, find_pruned, fold_masks, set_to_zero
-from octavo.ptq.calibration import calibrate
+from octavo.pruning.masks import find_kept, fold_masks
 
 
 class Net(nn.Module):
@@ -43,32 +41,6 @@ def train(model: nn.Module, steps: int) -> None:
 # What is pruned.
 
 
-def test_zeros_that_ptq_leaves_are_not_pruned() -> None:
-    model = net()
-    calibrate(model, Plan.uniform(model, 2), [images()]).apply(model)
-    assert (model.fc.weight == 0).float().mean() > 0.1
-    assert find_pruned(find_layers(model)[0], None) == {}
-
-
-def test_masks_that_are_given_count_and_must_fit() -> None:
-    layers = find_layers(net())[0]
-    given = {"fc": torch.ones(5, 54)}
-    given["fc"][2, 3] = 0
-    found = find_pruned(layers, given)
-    assert list(found) == ["fc"]
-    assert found["fc"].nonzero().tolist() == [[2, 3]]
-    with pytest.raises(
-        PlanError, match=r"masks: fcc is no layer that is planned .the nearest is 'fc'"
-    ):
-        find_pruned(layers, {"fcc": given["fc"]})
-    with pytest.raises(
-        PlanError, match=r"fc: expected a tensor of the shape \(5, 54\), got \(54, 5\)"
-    ):
-        find_pruned(layers, {"fc": given["fc"].T})
-    with pytest.raises(PlanError, match="got list"):
-        find_pruned(layers, {"fc": [True]})  # type: ignore[dict-item]
-
-
 def test_the_kept_weights_of_a_plan_are_found_before_ptq_makes_zeros() -> None:
     model = net()
     with torch.no_grad():
@@ -77,33 +49,6 @@ def test_the_kept_weights_of_a_plan_are_found_before_ptq_makes_zeros() -> None:
     assert list(kept) == ["fc"]
     assert torch.equal(kept["fc"], model.fc.weight != 0)
     assert find_kept(model, {"conv": 2}) == {}
-
-
-def test_the_padding_of_an_embedding_is_not_pruned() -> None:
-    embedding = nn.Embedding(5, 3, padding_idx=2)
-    layers = find_layers(nn.Sequential(embedding))[0]
-    assert find_pruned(layers, None) == {}
-    with torch.no_grad():
-        embedding.weight[4, 1] = 0
-    assert find_pruned(layers, None)["0"].nonzero().tolist() == [[4, 1]]
-
-
-def test_the_padding_of_an_embedding_does_not_make_other_zeros_pruned() -> None:
-    embedding = nn.Embedding(100, 30, padding_idx=0)
-    layers = find_layers(nn.Sequential(embedding))[0]
-    with torch.no_grad():
-        embedding.weight[4, 1] = 0
-    assert find_pruned(layers, None) == {}
-
-
-def test_pruned_weights_are_set_to_zero_and_no_others() -> None:
-    model = net()
-    before = model.fc.weight.detach().clone()
-    conv = model.conv.weight.detach().clone()
-    pruned = torch.rand(5, 54) < 0.5
-    set_to_zero(find_layers(model)[0], {"fc": pruned})
-    assert torch.equal(model.fc.weight, before.masked_fill(pruned, 0))
-    assert torch.equal(model.conv.weight, conv)
 
 
 # torch.nn.utils.prune.

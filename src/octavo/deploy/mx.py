@@ -23,16 +23,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from octavo.deploy.elements import (
-    E2M1,
-    E2M1_NUMBERS,
-    E2M3,
-    E2M3_NUMBERS,
-    E4M3,
-    INT8,
-    Format,
-    elements,
-)
+from octavo.deploy.e2m1 import BLOCK, pairs, unpaired
+from octavo.deploy.elements import E2M1, E2M3, E2M3_NUMBERS, E4M3, INT8, Format, elements
 from octavo.deploy.forms import FormFile, Job
 from octavo.errors import ExportError
 from octavo.formats.width import Width
@@ -41,7 +33,6 @@ from octavo.storage.quantized import Quantized
 
 __all__ = ["BLOCK", "make", "read_mx"]
 
-BLOCK = 32
 HEADER = "octavo.mx"
 INT8_UNIT = 2.0**-6  # of the elements of MXINT8
 
@@ -68,7 +59,7 @@ def make(job: Job) -> FormFile:
             "groups": layer.groups,
             "names": list(layer.names),
         }
-    data = safetensors.torch.save(tensors, {HEADER: json.dumps(rows)})
+    data = safetensors.torch.save(tensors, {HEADER: json.dumps(rows, allow_nan=False)})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "check.safetensors"
         path.write_bytes(data)
@@ -101,9 +92,9 @@ def read_mx(path: str | Path) -> dict[str, Tensor]:
 def _numbers(stored: Tensor) -> Tensor:
     """Return the elements of a stored matrix, and maybe zeros at the end of its rows."""
     if stored.dtype == torch.float4_e2m1fn_x2:
-        return _decoded(_unpacked(stored.view(torch.uint8), 4), E2M1_NUMBERS)
+        return unpaired(stored.view(torch.uint8))
     if stored.dtype == torch.uint8:
-        return _decoded(_unpacked(stored, 6), E2M3_NUMBERS)
+        return _decoded(_unpacked(stored))
     unit = INT8_UNIT if stored.dtype == torch.int8 else 1
     return stored.float() * unit
 
@@ -143,40 +134,35 @@ def _block_scales(name: str, layer: Quantized, scale: Tensor, blocks: int) -> Te
 def _stored(matrix: Tensor, form: Format) -> Tensor:
     """Return elements in the type that they are stored in."""
     if form is E2M1:
-        return _packed(_encoded(matrix, E2M1_NUMBERS), 4).view(torch.float4_e2m1fn_x2)
+        return pairs(matrix).view(torch.float4_e2m1fn_x2)
     if form is E2M3:
-        return _packed(_encoded(matrix, E2M3_NUMBERS), 6)
+        return _packed(_encoded(matrix))
     return matrix.to(torch.int8 if form is INT8 else torch.float8_e4m3fn)
 
 
-def _encoded(matrix: Tensor, numbers: Tensor) -> Tensor:
-    """Return the codes of floating-point numbers: the sign is the highest bit."""
-    magnitude = torch.searchsorted(numbers, matrix.abs())
-    return (magnitude + (matrix < 0) * len(numbers)).to(torch.uint8)
+def _encoded(matrix: Tensor) -> Tensor:
+    """Return the codes of E2M3 numbers: the sign is the highest of 6 bits."""
+    magnitude = torch.searchsorted(E2M3_NUMBERS, matrix.abs())
+    return (magnitude + (matrix < 0) * len(E2M3_NUMBERS)).to(torch.uint8)
 
 
-def _decoded(codes: Tensor, numbers: Tensor) -> Tensor:
-    sign = torch.where(codes < len(numbers), 1.0, -1.0)
-    return numbers[(codes % len(numbers)).int()] * sign
+def _decoded(codes: Tensor) -> Tensor:
+    sign = torch.where(codes < len(E2M3_NUMBERS), 1.0, -1.0)
+    return E2M3_NUMBERS[(codes % len(E2M3_NUMBERS)).int()] * sign
 
 
-def _packed(codes: Tensor, bits: int) -> Tensor:
-    """Pack codes of 4 or 6 bits into bytes, lowest bits first; zeros fill up the last bytes of a
-    row.
+def _packed(codes: Tensor) -> Tensor:
+    """Pack four codes of 6 bits into three bytes, lowest bits first; zeros fill up the last bytes
+    of a row.
     """
-    if bits == 4:
-        codes = nn.functional.pad(codes, (0, codes.shape[1] % 2))
-        return codes[:, ::2] | codes[:, 1::2] << 4
     codes = nn.functional.pad(codes, (0, -codes.shape[1] % 4))
     first, second, third, fourth = codes.unflatten(1, (-1, 4)).unbind(2)
     three_bytes = [first | second << 6, second >> 2 | third << 4, third >> 4 | fourth << 2]
     return torch.stack(three_bytes, 2).flatten(1)
 
 
-def _unpacked(packed: Tensor, bits: int) -> Tensor:
+def _unpacked(packed: Tensor) -> Tensor:
     """Undo :func:`_packed`."""
-    if bits == 4:
-        return torch.stack([packed & 15, packed >> 4], 2).flatten(1)
     one, two, three = packed.unflatten(1, (-1, 3)).unbind(2)
     codes = [one & 63, (one >> 6 | two << 2) & 63, (two >> 4 | three << 4) & 63, three >> 2]
     return torch.stack(codes, 2).flatten(1)

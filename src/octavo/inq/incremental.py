@@ -32,9 +32,9 @@ from octavo.network.forward import Inputs, batches_of, observing
 from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
 from octavo.network.parametrizations import release
+from octavo.network.pruned import find_pruned, set_to_zero
 from octavo.plan import planned_layers
-from octavo.progress import Event, Progress, silent
-from octavo.pruning.masks import find_pruned, set_to_zero
+from octavo.progress import Event, Progress, ProgressLike, showing
 from octavo.ptq.calibration import calibrate_quietly
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.settings import PtqSettings
@@ -88,9 +88,9 @@ class Incremental:
         masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. None, the
             default, takes every weight that is exactly zero as pruned, except in a layer that is on
             powers of two already. Pruned weights are zero and never move.
-        progress: called after each layer that freezes with an ``Event`` of the phase ``"freeze"``,
-            which counts the layers of all portions; before that, if there are inputs, with those of
-            ``calibrate``.
+        progress: True shows how far it is. A function is called after each layer that freezes with
+            an ``Event`` of the phase ``"freeze"``, which counts the layers of all portions; before
+            that, if there are inputs, with those of ``calibrate``.
 
     Raises:
         PlanError: an unknown layer, impossible portions, an unknown order, which the message
@@ -111,12 +111,12 @@ class Incremental:
         straight_through: float = STRAIGHT_THROUGH,
         inputs: Iterable[Inputs] | None = None,
         masks: Mapping[str, Tensor] | None = None,
-        progress: Progress | None = None,
+        progress: ProgressLike = None,
     ) -> None:
         check_not_distributed(model, "Incremental(model, ...)")
         planned = _planned(model, plan)
         layers = [layer for layer, _ in planned]
-        per = read_per(per, layers[0].name)
+        of_ptq = PtqSettings(fit=fit, per=read_per(per, layers[0].name), masks=masks)
         pruned = find_pruned(layers, masks)
         self.model = model
         self.portions = default_portions(layers, pruned) if portions is None else portions
@@ -126,17 +126,17 @@ class Incremental:
         self._orders = orders_of(order, len(self.portions))
         self._straight_through = straight_through
         self._inputs = None if inputs is None else list(batches_of(inputs))
-        self._progress = progress or silent
+        self._progress = progress
         self._done = 0  # portions that are frozen
         self._settings = _described(plan, portions, order) | {
             "fit": fit,
-            "per": per,
+            "per": of_ptq.per,
             "seed": seed,
             "straight_through": straight_through,
             "inputs": inputs is not None,
         }
         set_to_zero(layers, pruned)
-        codebooks = _codebooks(model, planned, self._inputs, fit, per, self._progress)
+        codebooks = _codebooks(model, planned, self._inputs, of_ptq, progress)
         self._layers = _start(layers, codebooks, pruned)
 
     def __iter__(self) -> Iterator[Stage]:
@@ -145,7 +145,8 @@ class Incremental:
         """
         while self._done < len(self.portions):
             self._show_levels(0)  # freezing starts from the trained values
-            self._freeze(self._done)
+            with showing(self._progress) as callback:
+                self._freeze(self._done, callback)
             self._done += 1
             self._show_levels(self._done)
             yield Stage(
@@ -157,20 +158,20 @@ class Incremental:
                 ),
             )
 
-    def _freeze(self, stage: int) -> None:
+    def _freeze(self, stage: int, progress: Progress) -> None:
         """Freeze the portion of a stage in every layer."""
         refitted: set[str] = set()
         # A network that sees its free weights at their levels does not change when they freeze.
         if self._inputs is not None and not self._sees_levels(stage):
-            refitted = self._freeze_and_refit(stage, self._inputs)
+            refitted = self._freeze_and_refit(stage, self._inputs, progress)
         # The others: all of them without inputs, else those that no input reaches now.
         others = [layer for layer in self._layers if layer.name not in refitted]
         for count, layer in enumerate(others, len(refitted) + 1):
             generator = layer.generator(self.seed, stage)
             layer.freeze(self.portions[stage], self._orders[stage], generator)
-            self._report(stage, count, layer.name)
+            progress(self._event(stage, count, layer.name))
 
-    def _freeze_and_refit(self, stage: int, inputs: list[Inputs]) -> set[str]:
+    def _freeze_and_refit(self, stage: int, inputs: list[Inputs], progress: Progress) -> set[str]:
         """Freeze the portion of a stage, piece by piece, in every layer that the inputs reach;
         return their names.
         """
@@ -189,7 +190,7 @@ class Incremental:
                 self._freeze_as_it_is(layer, stage, start, site)
             copied.weight.copy_(layer.layer.weight)  # the layers behind see its new outputs
             refitted.append(layer.name)
-            self._report(stage, len(refitted), layer.name)
+            progress(self._event(stage, len(refitted), layer.name))
 
         layers = [layer.layer for layer in self._layers]
         full, _ = _plain_copy(self.model, layers)
@@ -221,12 +222,12 @@ class Incremental:
         for layer in self._layers:
             layer.parametrization.straight_through = self._sees_levels(done)
 
-    def _report(self, stage: int, count: int, name: str) -> None:
-        """Report that ``count`` layers have frozen a stage's portion, ``name`` the last of them."""
+    def _event(self, stage: int, count: int, name: str) -> Event:
+        """Return the event that ``count`` layers have frozen a stage's portion, ``name`` last."""
         layers = len(self._layers)
         message = f"{name}: {100 * self.portions[stage]:g} % frozen"
         total = layers * len(self.portions)
-        self._progress(Event("freeze", stage * layers + count, total, message))
+        return Event("freeze", stage * layers + count, total, message)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to resume between stages, the model's state dict included. Take
@@ -245,7 +246,7 @@ class Incremental:
         """Continue with the model and the stages where ``state`` was taken.
 
         Raises:
-            PlanError: the state comes from other settings; the message names the first that
+            PlanError: the state comes from other settings, or is damaged; the message names what
                 differs.
 
         """
@@ -261,10 +262,13 @@ class Incremental:
                 raise PlanError(
                     f"{key}: expected the state of a run with {expected!r}, got one with {saved!r}"
                 )
+        # States of the first versions lack the two keys: their networks were not pruned.
+        portions = tuple(state.get("portions", self.portions))
+        check_schedule(portions, self._straight_through)
+        _check_saved(state, portions, self._layers)
         self.model.load_state_dict(state["model"])
         self._done = state["done"]
-        # States of the first versions lack the two keys: their networks were not pruned.
-        self.portions = tuple(state.get("portions", self.portions))
+        self.portions = portions
         pruned = state.get("pruned", {})
         self._orders = orders_of(self.order, len(self.portions))
         for layer in self._layers:
@@ -286,7 +290,7 @@ class Incremental:
         if not self._layers:
             raise PlanError("finish: expected a run that goes on, got one that was finished before")
         for layer in self._layers:
-            free = int((~layer.parametrization.frozen).sum())
+            free = int((~layer.parametrization.frozen).count_nonzero())
             if free:
                 weights = layer.layer.weight.numel()
                 raise PlanError(
@@ -313,6 +317,24 @@ def _planned(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tuple[Laye
     planned = planned_layers(model, plan)
     warn_if_mostly_float(model)
     return planned
+
+
+def _check_saved(
+    state: Mapping[str, Any], portions: Sequence[float], layers: Iterable[PlannedLayer]
+) -> None:
+    """Raise PlanError unless a state has a number of stages, and the exponents of each layer."""
+    done = state["done"]
+    if isinstance(done, bool) or not isinstance(done, int) or not 0 <= done <= len(portions):
+        raise PlanError(f"done: expected a number from 0 to {len(portions)}, got {done!r}")
+    for layer in layers:
+        own = layer.codebook.max_exponent
+        saved = state["tops"].get(layer.name)
+        if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (own.shape, own.dtype):
+            raise PlanError(
+                f"{layer.name}: expected exponents of shape {tuple(own.shape)} and type "
+                f"{own.dtype}, got {getattr(saved, 'shape', None)} and "
+                f"{getattr(saved, 'dtype', type(saved).__name__)}"
+            )
 
 
 def _start(
@@ -360,18 +382,19 @@ def _codebooks(
     model: nn.Module,
     planned: Sequence[tuple[Layer, Width]],
     inputs: list[Inputs] | None,
-    fit: Fit,
-    per: Per,
-    progress: Progress,
+    settings: PtqSettings,
+    progress: ProgressLike,
 ) -> list[Codebook]:
     """Choose the codebook of each layer: from its weights alone or, with inputs, by PTQ."""
     if inputs is not None:
         plan = {layer.name: bits for layer, bits in planned}
-        settings = PtqSettings(fit=fit, per=per)
-        packed = calibrate_quietly(model, plan, inputs, settings, progress)
+        with showing(progress) as callback:
+            packed = calibrate_quietly(model, plan, inputs, settings, callback)
         return [packed.layers[layer.name].codebook for layer, _ in planned]
     codebooks = []
     for layer, bits in planned:
         weight = channels_first(layer.weight, layer.groups)
-        codebooks.append(fitted_codebook(weight, bits, fit=fit, per=per, name=layer.name))
+        codebooks.append(
+            fitted_codebook(weight, bits, fit=settings.fit, per=settings.per, name=layer.name)
+        )
     return codebooks

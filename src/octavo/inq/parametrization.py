@@ -109,7 +109,7 @@ class FrozenWeights(nn.Module):
         are shares of the others.
         """
         self._freeze_at(torch.zeros_like(self.value), mask)
-        self.pruned = int(mask.sum())
+        self.pruned = int(mask.count_nonzero())
 
     @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
@@ -117,8 +117,10 @@ class FrozenWeights(nn.Module):
         tensors have the weight's shape.
         """
         unit = self.levels.view(torch.float32)[1:-1]
-        self._freeze_at(unit[codes.int()] * self.scale, mask & ~self.frozen)
-        free = self.frozen.numel() - int(self.frozen.sum())
+        # (index_select takes an int32 as it is; an index in brackets makes an int64 of each)
+        levels = unit.index_select(0, codes.flatten().int()).view(codes.shape).mul_(self.scale)
+        self._freeze_at(levels, mask & ~self.frozen)
+        free = self.frozen.numel() - int(self.frozen.count_nonzero())
         survivors = self.frozen.numel() - self.pruned
         bound = (self._outer_edge + ROOM * free / max(1, survivors)) * self.scale
         self.upper.copy_(bound)

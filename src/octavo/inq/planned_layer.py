@@ -67,13 +67,17 @@ class PlannedLayer:
         """Freeze free weights, by their rank in ``order``, until ``portion`` of them is frozen."""
         self._check_weights()
         parametrization = self.parametrization
-        groups = self.layer.groups
-        weight = self._seen()
-        ranks = channels_back(rank(weight, self.codebook, order, generator=generator), groups)
-        codes = channels_back(self.codebook.encode(weight), groups)
-        mask = grow(parametrization.frozen, ranks, portion, pruned=parametrization.pruned)
+        mask = self._grown(portion, order, generator)
+        codes = channels_back(self.codebook.encode(self._seen()), self.layer.groups)
         parametrization.freeze(codes, mask)
         self.layer.weight.copy_(parametrization(self.layer.weight))
+
+    def _grown(self, portion: float, order: FreezeOrder, generator: torch.Generator) -> Tensor:
+        """Return the frozen weights and those that freeze next."""
+        ranks = rank(self._seen(), self.codebook, order, generator=generator)
+        ranks = channels_back(ranks, self.layer.groups)
+        parametrization = self.parametrization
+        return grow(parametrization.frozen, ranks, portion, pruned=parametrization.pruned)
 
     @without_autocast()
     def freeze_and_refit(

@@ -55,6 +55,7 @@ def stepwise_forward(
     model: nn.Module,
     inputs: Inputs,
     world: contextlib.AbstractContextManager[None] | None = None,
+    watch: contextlib.AbstractContextManager[Any] | None = None,
 ) -> Generator[Stop, Any, None]:
     """Run one forward pass without gradients, and yield where it stops. What is sent into the
     generator replaces the output there, unless it is None.
@@ -66,6 +67,7 @@ def stepwise_forward(
         model: the model.
         inputs: the inputs of the pass, which it may write into.
         world: entered whenever the pass moves: see ``octavo.network.world``.
+        watch: entered in the thread of the pass, for as long as it lasts.
 
     """
     world = world or contextlib.nullcontext()
@@ -73,7 +75,7 @@ def stepwise_forward(
     state = ThreadState.current()
 
     def run() -> None:
-        with state.entered(), torch.no_grad():
+        with state.entered(), torch.no_grad(), watch or contextlib.nullcontext():
             call(model, inputs)
 
     target = contextvars.copy_context().run

@@ -4,7 +4,7 @@ layer's inputs, and how far its outputs have drifted from full precision.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,11 @@ from octavo.network.layer_inputs import called_again, layer_inputs, layer_output
 from octavo.network.layers import Layer
 from octavo.network.moments import Moments
 from octavo.network.recurrent import gate_partner
+from octavo.network.spilling import PassMemory
 from octavo.network.stepping import Stop
 from octavo.network.world import World
 
-__all__ = ["Meeting", "add_moments", "moments_at"]
+__all__ = ["Meeting", "add_moments", "moments_at", "one_by_one"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Meeting:
             took another path, or gives other outputs each time.
         world: the world of the quantized network's pass; None if it needs none.
         held_out: True if the batch is not one of those that layers are solved from.
+        memory: the memory of both passes; None if it stays where it is.
 
     """
 
@@ -40,6 +42,7 @@ class Meeting:
     full: Stop | None
     world: World | None = None
     held_out: bool = False
+    memory: PassMemory | None = None
 
     def output(self) -> Any:
         """Compute the module's output with its weights of now."""
@@ -48,10 +51,18 @@ class Meeting:
             return called_again(stop.module, stop.args, stop.kwargs)
 
 
+def one_by_one(meetings: Iterable[Meeting]) -> Iterator[Meeting]:
+    """Yield meetings; what was read of one from disk leaves the memory before the next comes."""
+    for meeting in meetings:
+        yield meeting
+        if meeting.memory is not None:
+            meeting.memory.give_back()
+
+
 def moments_at(layer: Layer, meetings: Iterable[Meeting]) -> Moments:
     """Return the moments of the inputs that batches bring to a layer."""
     moments = Moments.of(layer)
-    for meeting in meetings:
+    for meeting in one_by_one(meetings):
         add_moments(moments, layer, meeting)
     return moments
 

@@ -9,6 +9,7 @@ batches cannot wait together: they run one after another, again for each layer.
 """
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from octavo.network.forward import (
 )
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments
+from octavo.network.nested import named_tensors
+from octavo.network.spilling import PassMemory, Spill, addresses
 from octavo.network.stepping import stepwise_forward, stopping
 from octavo.network.warned import warn
 from octavo.network.world import World
@@ -115,7 +118,7 @@ def freeze_in_forward_order(
         conduct: what the forward pass of both does beside computing outputs from inputs.
 
     """
-    pair = _Pair(model, quantized, _partners(model, quantized, layers), conduct)
+    pair = _Pair.of(model, quantized, layers, conduct)
     if conduct.carries:  # what was set aside lies between batches that belong together
         return _freeze_in_turn(pair, layers, batches.solving, freeze)
     return _freeze_in_step(pair, layers, batches, freeze)
@@ -130,6 +133,8 @@ class _Pair:
         quantized: the other one.
         partners: modules of ``quantized``, by the same modules of ``model``.
         conduct: what the forward pass of both does beside computing outputs from inputs.
+        spill: bounds the memory of all passes that wait.
+        weights: the addresses of the tensors of both networks.
 
     """
 
@@ -137,6 +142,29 @@ class _Pair:
     quantized: nn.Module
     partners: Mapping[nn.Module, nn.Module]
     conduct: Conduct
+    spill: Spill
+    weights: frozenset[int]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        quantized: nn.Module,
+        layers: Iterable[nn.Module],
+        conduct: Conduct,
+    ) -> "_Pair":
+        """Pair two networks, of which the quantized one has the modules of these layers."""
+        partners = _partners(model, quantized, layers)
+        weights = [
+            tensor
+            for one in (model, quantized)
+            for tensor in itertools.chain(one.parameters(), one.buffers())
+        ]
+        return cls(model, quantized, partners, conduct, Spill(), addresses(weights))
+
+    def memory(self, batch: Inputs) -> PassMemory:
+        """Return the memory of two passes side by side, which do not own weights and inputs."""
+        return PassMemory(self.weights | addresses(tensor for _, tensor in named_tensors(batch)))
 
     def worlds(self) -> "_Worlds":
         """Return new worlds, which begin with the state that the networks have now."""
@@ -206,7 +234,10 @@ def _freeze_in_step(
     batches: Batches,
     freeze: Freeze[Outcome],
 ) -> dict[str, Outcome]:
-    """Freeze layers while the passes of all batches wait at them."""
+    """Freeze layers while the passes of all batches wait at them.
+
+    What all batches have become there is in memory, and beyond a bound on disk.
+    """
     outcomes = dict[str, Outcome]()
     waiting = dict(layers)
     order = {module: position for position, module in enumerate(pair.quantized.modules())}
@@ -251,16 +282,21 @@ def _side_by_side(
 ) -> Generator[Meeting, None, None]:
     """Run both networks on one batch: yield wherever the quantized one stops."""
     own = fresh if pair.conduct.writes_inputs else _as_it_is
-    full_pass = stepwise_forward(pair.model, own(batch), worlds.full)
-    quantized_pass = stepwise_forward(pair.quantized, own(batch), worlds.quantized)
+    memory = pair.memory(batch)
+    full_pass = stepwise_forward(pair.model, own(batch), worlds.full, memory.watching())
+    quantized_pass = stepwise_forward(
+        pair.quantized, own(batch), worlds.quantized, memory.watching()
+    )
     with contextlib.closing(full_pass), contextlib.closing(quantized_pass):
         for stop in quantized_pass:
             beside = next(full_pass, None)
             same_path = beside is not None and pair.partners[beside.module] is stop.module
             full = beside if same_path and pair.conduct.repeats else None
-            yield Meeting(stop, full, worlds.quantized, held_out)
+            pair.spill.settle(memory)
+            yield Meeting(stop, full, worlds.quantized, held_out, memory)
         for _ in full_pass:
             pass  # this network comes to its end as well
+    pair.spill.forget(memory)
 
 
 def _one_after_another(

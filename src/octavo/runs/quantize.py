@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
+from octavo._interruption import keeping
 from octavo._seeds import seed_of, seeded
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
@@ -21,13 +22,12 @@ from octavo.progress import Event
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.freezer import LayerResult
-from octavo.runs.details import write_compact
+from octavo.runs.job import Job, teacher_of
 from octavo.runs.orders import load_orders
-from octavo.runs.run_folder import Json
+from octavo.runs.run_folder import Json, write_json
 from octavo.runs.search_details import search_details
 from octavo.runs.search_figures import search_figures
 from octavo.runs.sections import Activations, Search
-from octavo.runs.stages import Job, teacher_of
 from octavo.runs.steps import freeze
 from octavo.runs.training import retrain, step_count
 from octavo.runs.watching import keeping_beliefs
@@ -103,25 +103,27 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
     """
     job.progress(Event("search", total=settings.trials))
     beliefs: list[Belief] = []
-    result = search(
-        model,
-        job.task.calibration(),
-        budget=settings.budget,
-        options=settings.options,
-        activations=settings.activations,
-        method=settings.method,
-        trials=settings.trials,
-        refine=settings.refine,
-        objective=job.task.score if settings.objective == "task" else None,
-        pins=settings.pins,
-        absorb=job.recipe.ptq.absorb,
-        seed=job.recipe.seed,
-        journal=job.folder / "search.jsonl",
-        progress=keeping_beliefs(job.progress, beliefs),
-        retrain_steps=_retraining(job, settings.retrain_steps),
-    )
+    journal = job.folder / "search.jsonl"
+    with keeping(f"the trials so far are kept in {journal}"):
+        result = search(
+            model,
+            job.task.calibration(),
+            budget=settings.budget,
+            options=settings.options,
+            activations=settings.activations,
+            method=settings.method,
+            trials=settings.trials,
+            refine=settings.refine,
+            objective=job.task.score if settings.objective == "task" else None,
+            pins=settings.pins,
+            absorb=job.recipe.ptq.absorb,
+            seed=job.recipe.seed,
+            journal=journal,
+            progress=keeping_beliefs(job.progress, beliefs),
+            retrain_steps=_retraining(job, settings.retrain_steps),
+        )
     result.plan.save(job.folder / "plan.yaml")
-    write_compact(job.folder / "search.json", search_details(result, beliefs))
+    write_json(job.folder / "search.json", search_details(result, beliefs), compact=True)
     widths = ", ".join(f"{name} {width}" for name, width in result.plan.items())
     job.note(
         f"search: {result.objective:.5g}, "

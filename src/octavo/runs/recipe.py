@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -13,10 +14,11 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import to_json
 
-from octavo._io import read_yaml
+from octavo._yaml import MOST_LEVELS, read_yaml, read_yaml_file
 from octavo.deploy.exporting import Form
-from octavo.errors import OctavoError, RecipeError, nearest
+from octavo.errors import OctavoError, RecipeError, brief
 from octavo.formats.fitting import Fit
 from octavo.inq.partition import (
     ORDER,
@@ -33,6 +35,7 @@ from octavo.runs.orders import RecipeOrder, check_orders, read_orders, write_ord
 from octavo.runs.plan_files import with_plan_file
 from octavo.runs.sections import Activations, Epochs, Prune, Ptq, RecipePer, RecipeWidth, Search
 from octavo.runs.training import Retraining
+from octavo.runs.unknown_keys import explain
 
 __all__ = [
     "Recipe",
@@ -44,6 +47,19 @@ __all__ = [
     "yaml_value",
 ]
 
+MOST_BASES = 16  # recipes of which each is the base of the one before
+
+
+def _recordable(options: dict[str, Any]) -> dict[str, Any]:
+    """Raise ValueError unless ``recipe.json`` can record the options of a task."""
+    try:
+        to_json(options)
+    except ValueError as error:
+        raise ValueError(f"expected data that JSON can hold: {brief(error)}") from error
+    return options
+
+
+TaskOptions = Annotated[dict[str, Any], AfterValidator(_recordable)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 Orders = Annotated[
     RecipeOrder | tuple[RecipeOrder, ...],
@@ -51,14 +67,10 @@ Orders = Annotated[
     PlainSerializer(write_orders, when_used="json"),
 ]
 
-# Keys with a value of several forms: after such a key, pydantic's errors have the form's name.
-UNIONS = ("bits", "epochs")
-UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of the error
-
 SECTIONS: dict[str, Any] = {
+    "retraining": Retraining,
     "activations": Activations,
     "prune": Prune,
-    "retraining": Retraining,
     "ptq": Ptq,
     "search": Search,
     "search.budget": Budget,
@@ -115,8 +127,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str
-    options: dict[str, Any] = {}
-    teacher: dict[str, Any] = {}
+    options: TaskOptions = {}
+    teacher: TaskOptions = {}
     bits: RecipeWidth | dict[str, RecipeWidth] | None = None
     search: Search | None = None
     activations: Activations | None = None
@@ -162,6 +174,8 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"search.retrain_steps: expected method inq, which retrains, got {self.method}"
             )
+        if not (self.publish or "").isprintable():
+            raise ValueError(f"publish: expected a path of printable text, got {self.publish!r}")
         if isinstance(self.epochs, tuple) and len(self.epochs) != portions:
             raise ValueError(
                 f"epochs: expected one number, or {portions}, one a portion; got {len(self.epochs)}"
@@ -243,7 +257,9 @@ def _validated(content: Mapping[str, Any], where: str, folder: Path | None) -> R
     except OctavoError as error:
         raise RecipeError(f"{where}: {error}") from error
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(error)}") from error
+        known = {name: tuple(section.__dataclass_fields__) for name, section in SECTIONS.items()}
+        message = explain(error, {"": tuple(Recipe.model_fields), **known})
+        raise RecipeError(f"{where}: {message}") from error
 
 
 def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -259,6 +275,8 @@ def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     for pair in overrides:
         path, value = key_value(pair, "--set")
         keys = path.split(".")
+        if len(keys) > MOST_LEVELS:
+            raise RecipeError(f"--set: expected a key of at most {MOST_LEVELS} parts, got {path}")
         for key in reversed(keys):  # a.b=1 becomes {"a": {"b": 1}}
             value = {key: value}
         _put(content, with_new_words(value, "--set"), len(keys), pair)
@@ -291,6 +309,8 @@ def key_value(pair: str, flag: str) -> tuple[str, Any]:
     key, equals, text = pair.partition("=")
     if not equals or not key:
         raise RecipeError(f"{flag} {pair}: expected key=value")
+    if not key.isprintable():
+        raise RecipeError(f"{flag} {pair}: expected a key of printable text")
     return key, yaml_value(text, f"{flag} {pair}")
 
 
@@ -310,12 +330,17 @@ def yaml_value(text: str, where: str) -> Any:
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """Return the keys of a recipe and of its bases; ``seen`` are the recipes that led here."""
-    if path.resolve() in seen:
-        raise RecipeError(f"{path}: is its own base")
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"))
+        resolved = path.resolve()
+        content = read_yaml_file(path)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: not a readable recipe: {error}") from error
+    if resolved in seen:
+        raise RecipeError(f"{path}: is its own base")
+    if len(seen) == MOST_BASES:
+        raise RecipeError(
+            f"{path}: expected at most {MOST_BASES} recipes, each the base of another"
+        )
     if not isinstance(content, dict):
         got = type(content).__name__
         raise RecipeError(f"{path}: expected a mapping of keys to values, got {got}")
@@ -323,7 +348,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = content.pop("base", None)
     if base is None:
         return content
-    return _merge(_read(path.parent / str(base), (*seen, path.resolve())), content)
+    return _merge(_read(path.parent / str(base), (*seen, resolved)), content)
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,26 +360,3 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         deeper = isinstance(value, Mapping) and isinstance(base.get(key), dict) and key != "bits"
         base[key] = _merge(base[key], value) if deeper else value
     return base
-
-
-def _explain(error: ValidationError) -> str:
-    """Say in one line what is wrong first.
-
-    Unknown keys come first, because a key that is misspelt is missing too. A value of several forms
-    has an error for each form; the error that lies deepest belongs to the form that it nearly has.
-    """
-    errors = sorted(error.errors(), key=lambda one: one["type"] not in UNKNOWN)
-    same_key = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
-    first = max(same_key, key=lambda one: len(one["loc"]))
-    place = first["loc"]
-    before = ("", *place)  # what stands before each part; pydantic's names of forms are left out
-    parts = [part for key, part in zip(before, place, strict=False) if key not in UNIONS]
-    where = ".".join(map(str, parts))
-    if first["type"] in UNKNOWN:
-        section, _, key = where.rpartition(".")
-        known = SECTIONS[section].__dataclass_fields__ if place[1:] else Recipe.model_fields
-        return f"unknown key {where!r}{nearest(key, known)}"
-    message = f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1)
-    if first["type"] in ("missing", "value_error"):  # our own messages say what they got
-        return message
-    return f"{message}, got {first['input']!r}"

@@ -60,6 +60,22 @@ class StepLog:
         self._read()
         return True
 
+    def read_all(self) -> float:
+        """Read the numbers that were not read yet, and return the sum of all losses.
+
+        Raises:
+            TrainingError: as :meth:`add` does.
+
+        """
+        if self._losses:
+            self._read()
+        return self.total
+
+    def go_on(self, read: int, total: float) -> None:
+        """Go on after so many steps, whose losses have this sum."""
+        self.read = read
+        self.total = total
+
     def _read(self) -> None:
         losses = torch.stack(self._losses).tolist()
         norms = torch.stack(self._norms).tolist()

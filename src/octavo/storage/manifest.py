@@ -7,14 +7,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 from torch import Tensor
 
 from octavo.activations.quantizer import scale_key
 from octavo.errors import FormatError
 from octavo.formats.rows import group_count
 from octavo.formats.width import BITS, Width
+from octavo.storage.limits import DIMENSIONS, ROWS, VALUES
 
 __all__ = [
     "DTYPES",
@@ -44,6 +47,7 @@ DTYPES = {
     )
 }
 
+STRICT = ConfigDict(strict=True, extra="forbid")  # what nothing reads, nothing checks
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
 
 Grid: TypeAlias = Literal["powers", "apot", "fp", "int"]
@@ -59,10 +63,10 @@ CODEBOOKS = {grid: codebook for codebook, grid in GRIDS.items()}
 class _Row(BaseModel):
     """The fields that the rows of layers and of other tensors have in common."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = STRICT
 
-    names: Annotated[list[str], Field(min_length=1)]
-    shape: list[Size]
+    names: Annotated[list[str], FailFast(), Field(min_length=1, max_length=ROWS)]
+    shape: Annotated[list[Size], FailFast(), Field(max_length=DIMENSIONS)]
     crc32: int
 
     @property
@@ -82,7 +86,11 @@ class LayerRow(_Row):
     """A quantized tensor; its shape has the output channels first."""
 
     name: str
-    shape: Annotated[list[Annotated[Size, Field(ge=1)]], Field(min_length=1)]
+    shape: Annotated[
+        list[Annotated[Size, Field(ge=1)]],
+        FailFast(),
+        Field(min_length=1, max_length=DIMENSIONS),
+    ]
     bits: Annotated[int, Field(ge=2, le=8)]
     groups: Annotated[int, Field(ge=0)]
     exponents: Annotated[int, Field(ge=0)]
@@ -163,11 +171,16 @@ class FloatRow(_Row):
 
     dtype: Annotated[str, Field(pattern="^(" + "|".join(DTYPES) + ")$")]
 
+    @property
+    def byte_count(self) -> int:
+        """The number of bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
 
 class ActivationRow(BaseModel):
     """The format of the quantized inputs of a module; their scale is a tensor of ``floats``."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = STRICT
 
     name: str
     bits: Annotated[int, Field(ge=2, le=8)]
@@ -180,11 +193,18 @@ class Manifest(BaseModel):
     and the modules whose inputs are quantized.
     """
 
-    model_config = ConfigDict(strict=True)
+    model_config = STRICT
 
-    layers: list[LayerRow]
-    floats: list[FloatRow]
-    activations: list[ActivationRow] = []
+    layers: Annotated[list[LayerRow], FailFast(), Field(max_length=ROWS)]
+    floats: Annotated[list[FloatRow], FailFast(), Field(max_length=ROWS)]
+    activations: Annotated[list[ActivationRow], FailFast(), Field(max_length=ROWS)] = []
+
+    @property
+    def decoded_bytes(self) -> int:
+        """The bytes of all codes, one each, of all exponents, and of all other tensors."""
+        exponents = sum(row.exponent_count for row in self.layers) * torch.int16.itemsize
+        codes = sum(row.code_count for row in self.layers)
+        return codes + exponents + sum(row.byte_count for row in self.floats)
 
     @property
     def version(self) -> int:
@@ -227,6 +247,9 @@ def read_manifest(text: bytes) -> Manifest:
             the entry.
 
     """
+    extent = text.count(b",") + text.count(b"[") + text.count(b"{")  # one for each value, or more
+    if extent > VALUES:
+        raise FormatError(f"manifest: expected at most {VALUES:,} values, found more")
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
@@ -253,9 +276,19 @@ def _tensor_name(text: bytes, path: tuple[int | str, ...]) -> str:
 
 def checksum(*tensors: Tensor) -> int:
     """Return the CRC-32 of the tensors' bytes, one after the other."""
-    return zlib.crc32(b"".join(raw_bytes(tensor) for tensor in tensors))
+    crc = 0
+    for tensor in tensors:
+        crc = zlib.crc32(_bytes_of(tensor).data, crc)
+    return crc
 
 
 def raw_bytes(tensor: Tensor) -> bytes:
     """Return a tensor's values as little-endian bytes."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return _bytes_of(tensor).tobytes()
+
+
+def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
+    """Return a tensor's values as little-endian bytes, in its own memory where it is dense."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    values: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
+    return values

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from octavo.formats.codebook import Codebook
@@ -36,6 +37,11 @@ class Quantized:
         names = (layer.parameter, *(full for full, *_ in layer.tied))
         on_host = with_exponents(codebook, codebook.max_exponent.cpu())
         return cls(names, on_host, codes, layer.groups)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the parameter."""
+        return channels_back(torch.empty(self.codes.shape, device="meta"), self.groups).shape
 
     def weight(self) -> Tensor:
         """Return the weights, float32, in the parameter's own layout."""

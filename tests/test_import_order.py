@@ -13,7 +13,7 @@ PACKAGE = Path(octavo.__file__).parent
 FLOORS = (
     ("__init__", "__main__"),
     ("cli",),
-    ("hf",),
+    ("hf", "plot", "trainers"),
     ("report",),
     ("runs",),
     ("deploy",),

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -74,8 +73,13 @@ def test_without_tensorboard_its_extra_is_named(
 
 
 def test_the_writer_is_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-    module = SimpleNamespace(SummaryWriter=lambda folder: made.append(folder) or Writer())
+    made: list[str] = []
+
+    def make(folder: str) -> Writer:
+        made.append(folder)
+        return Writer()
+
+    module = SimpleNamespace(SummaryWriter=make)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", module)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(writer=module))
     with scalars_to(tmp_path / "here", print):

@@ -21,7 +21,8 @@ def attach(layer: Layer, parametrization: nn.Module) -> None:
     for module, attribute in layer.places:
         if not hasattr(module, "_before_attach"):
             _remember(module)
-        parametrize.register_parametrization(module, attribute, parametrization)
+        # Unsafe is what torch calls it not to compute the weight once to compare shape and type.
+        parametrize.register_parametrization(module, attribute, parametrization, unsafe=True)
         before: Any = module._before_attach
         before.attached.append(attribute)
 

@@ -158,15 +158,18 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
         **exports,
         **control,
         **_sizes(packed, quantization.packed.float_bytes),
-        FILES: file_digests(folder, [PACKED, *_exported_names(exports)]),
+        FILES: file_digests(folder, [PACKED, *_exported_files(folder, exports)]),
         "seconds": round(seconds, 1),
     }
     return write_json(folder / "result.json", finite(result))
 
 
-def _exported_names(exports: Json) -> list[str]:
-    """Return the names of the exported files."""
-    return [figures["path"] for figures in exports.get("exports", {}).values()]
+def _exported_files(folder: Path, exports: Json) -> list[str]:
+    """Return the names of the exported files; some forms are folders of several."""
+    paths = [folder / figures["path"] for figures in exports.get("exports", {}).values()]
+    inside = [path.rglob("*") if path.is_dir() else [path] for path in paths]
+    files = [path for group in inside for path in group if path.is_file()]
+    return [path.relative_to(folder).as_posix() for path in sorted(files)]
 
 
 def _plain(figures: Json) -> Json:

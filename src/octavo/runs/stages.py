@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from octavo._interruption import Interrupted
+from octavo._interruption import Interrupted, keeping
 from octavo._seeds import seed_of
 from octavo.errors import TrainingError
 from octavo.network.forward import in_mode
@@ -176,10 +176,12 @@ def train(step: Step, job: Job) -> History:
     for index in range(len(entries), len(step.stages)):
         stage = RunningStage(step, index, job, teacher)
         seconds += stage.seconds_before
-        entries.append(stage.run())
+        with keeping(f"the stages before are kept in {step.file}" if index else ""):
+            entries.append(stage.run())
         content = {"state": step.state.state_dict(), "log": entries, "digest": job.digest}
-        write_checkpoint(step.file, content)
-        stage.forget()
+        with job.interruption.deferred():
+            write_checkpoint(step.file, content)
+            stage.forget()
         if job.interruption.requested is not None:
             kept = f"{step.name}, stage {index + 1} is kept in {step.file}"
             raise Interrupted(job.interruption.requested, kept)
@@ -239,7 +241,7 @@ class RunningStage:
         if plan.epochs:
             self._job.progress(Event("retrain", message=self._label))
         try:
-            loss = self._trained()
+            training = self._trained()
         except TrainingError as error:
             self.forget()
             index = self._index
@@ -254,11 +256,11 @@ class RunningStage:
             "portion": plan.portion,
             "epochs": plan.epochs,
             "learning_rate": plan.retraining.learning_rate,
-            "loss": round(loss, 5),
+            "loss": round(training.mean_loss, 5),
             "seconds": round(self._seconds(), 1),
             "curve": self._curve.points(),
         }
-        return entry | _metric(self._step, self._job) if self._step.scored else entry
+        return entry | self._metric(training) if self._step.scored else entry
 
     def _warn_if_diverged(self) -> None:
         """Warn if the loss rose instead of falling."""
@@ -275,8 +277,8 @@ class RunningStage:
         """Remove the file of the state inside the stage."""
         _inside(self._step).unlink(missing_ok=True)
 
-    def _trained(self) -> float:
-        """Retrain, and return the mean loss."""
+    def _trained(self) -> Training:
+        """Retrain to the end."""
         step = self._step
         if self._saved is None:
             step.before_stage(self._index)
@@ -298,7 +300,20 @@ class RunningStage:
                     self._job.progress(replace(event, message=self._label))
                 if training.done < training.steps:
                     self._save_if_due(training)
-        return training.mean_loss
+        return training
+
+    def _metric(self, training: Training) -> Json:
+        """Return the metric of the network as it is now; nothing where it is no finite number."""
+        step = self._step
+        try:
+            with in_mode(step.model, training=False):
+                score = float(self._job.task.score(step.model))
+        except Interrupted as stop:
+            if not training.steps:
+                raise
+            self._save(training)
+            raise Interrupted(stop.signal, self._kept_in_words(training)) from None
+        return {"score": score} if math.isfinite(score) else {}
 
     def _training(self) -> Training:
         plan = self._plan
@@ -317,6 +332,12 @@ class RunningStage:
         since = abs(time.monotonic() - self._kept)  # a clock may go backwards
         if signal is None and since < self._job.save_every:
             return
+        self._save(training)
+        if signal is not None:
+            raise Interrupted(signal, self._kept_in_words(training))
+
+    def _save(self, training: Training) -> None:
+        """Keep the state inside the stage."""
         content = {
             "index": self._index,
             "plan": asdict(self._plan),
@@ -328,9 +349,10 @@ class RunningStage:
         }
         write_checkpoint(_inside(self._step), content)
         self._kept = time.monotonic()
-        if signal is not None:
-            done = f"{self._label}, step {training.done} of {training.steps}"
-            raise Interrupted(signal, f"{done} is kept in {_inside(self._step)}")
+
+    def _kept_in_words(self, training: Training) -> str:
+        done = f"{self._label}, step {training.done} of {training.steps}"
+        return f"{done} is kept in {_inside(self._step)}"
 
     def _read(self) -> Json | None:
         """Return the state inside this stage, where an earlier process has kept it; that of a stage
@@ -363,10 +385,3 @@ def _inside(step: Step) -> Path:
 def _refusing_inside(step: Step) -> contextlib.AbstractContextManager[None]:
     remedy = "delete it to go on from the last whole stage"
     return refusing(_inside(step), "the state inside a stage", remedy)
-
-
-def _metric(step: Step, job: Job) -> Json:
-    """Return the metric of the network as it is now; nothing where it is no finite number."""
-    with in_mode(step.model, training=False):
-        score = float(job.task.score(step.model))
-    return {"score": score} if math.isfinite(score) else {}

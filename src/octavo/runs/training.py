@@ -196,7 +196,14 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where ``state`` was taken; the batches up to there are read again."""
+        """Go on from where ``state`` was taken; the batches up to there are read again.
+
+        Raises:
+            ValueError: the state has more steps than there are, or none.
+
+        """
+        if not isinstance(state["done"], int) or not 0 < state["done"] <= self.steps:
+            raise ValueError(f"done: expected 1 to {self.steps} steps, got {state['done']!r}")
         self.done = state["done"]
         self._log.go_on(self.done, state["total"])
         self._update.load_state_dict(state["descent"])

@@ -169,7 +169,7 @@ def _open(data: bytes) -> tuple[dict[str, bytes], Json]:
         if tensor["dtype"] != "U8" or len(tensor["shape"]) != 1:
             got = f"{tensor['dtype']} of shape {tensor['shape']}"
             raise FormatError(f"{name}: expected a byte string, U8 of one dimension, found {got}")
-    return {name: bytes(tensor["data"]) for name, tensor in tensors}, head
+    return {name: tensor["data"] for name, tensor in tensors}, head
 
 
 def _read_head(data: bytes) -> Json:

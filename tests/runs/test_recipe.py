@@ -113,7 +113,7 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
         budget=Budget(average_bits=3),
         method="dnq",
         trials=512,
-        options=tuple(map(Width, (2, 3, 4, 5))),
+        options=None,
         pins={},
     )  # the command's own defaults
     text = (

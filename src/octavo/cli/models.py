@@ -21,7 +21,15 @@ from octavo.cli.options import (
     task_options,
     watched,
 )
-from octavo.dnq.settings import METHOD, METHODS, OBJECTIVES, OPTIONS, REFINE, TRIALS
+from octavo.dnq.settings import (
+    FINER_OPTIONS,
+    METHOD,
+    METHODS,
+    OBJECTIVES,
+    OPTIONS,
+    REFINE,
+    TRIALS,
+)
 from octavo.errors import BudgetError, PlanError, nearest
 
 if TYPE_CHECKING:
@@ -98,11 +106,13 @@ Objective = Annotated[
     ),
 ]
 Trials = Annotated[int, typer.Option(min=1, help="The number of plans that may be scored.")]
+DEFAULT_WIDTHS, FINER_WIDTHS = (",".join(map(str, each)) for each in (OPTIONS, FINER_OPTIONS))
 Widths = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="The widths that a layer may get: bits from 2 to 8, apot5 to apot8, fp4, fp6, fp8, "
-        "int8."
+        f"int8. By default {DEFAULT_WIDTHS}, or {FINER_WIDTHS} where the network has an embedding, "
+        "a recurrent layer or an attention."
     ),
 ]
 Pins = Annotated[
@@ -118,8 +128,6 @@ JournalFile = Annotated[
     Path | None, typer.Option(help="Append each trial to this file; continue from its trials.")
 ]
 
-DEFAULT_WIDTHS = ",".join(map(str, OPTIONS))
-
 
 def search(
     task: TaskName,
@@ -130,7 +138,7 @@ def search(
     trials: Trials = TRIALS,
     refine: Refine = REFINE,
     objective: Objective = OBJECTIVES[0],
-    options: Widths = DEFAULT_WIDTHS,
+    options: Widths = None,
     pin: Pins = None,
     seed: Seed = 0,
     activations: InputBits = None,

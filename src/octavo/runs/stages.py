@@ -186,7 +186,6 @@ def train(step: Step, job: Job) -> History:
         content = {"state": step.state.state_dict(), "log": entries, "digest": job.digest}
         with job.interruption.deferred():
             job.ranks.once(partial(write_checkpoint, step.file, content))
-            stage.forget()
         _stop_if_asked(job, f"{step.name}, stage {index + 1} is kept in {step.file}")
     _forget(step, job)  # a process may have been killed before it could
     return History(entries, seconds)

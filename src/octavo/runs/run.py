@@ -341,13 +341,9 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
 
     The folder gets its ``recipe.json`` once the recipe is known to fit the network.
     """
-    record = partial(record_recipe, job.folder, job.recipe)
-    if job.recipe.retrains:
-        job.ranks.once(record)
-        return quantize_by_inq(job, model, plan, retrained)
-    quantization = quantize_by_ptq(job, model, plan)
-    job.ranks.once(record)
-    return quantization
+    quantization = None if job.recipe.retrains else quantize_by_ptq(job, model, plan)
+    job.ranks.once(partial(record_recipe, job.folder, job.recipe))
+    return quantization or quantize_by_inq(job, model, plan, retrained)
 
 
 def _reloaded_score(job: Job) -> float:

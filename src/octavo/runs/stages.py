@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from octavo._interruption import Interrupted, keeping
-from octavo._seeds import seed_of
 from octavo.errors import TrainingError
 from octavo.network.forward import in_mode
 from octavo.network.ranks import ALONE, Ranks
@@ -25,9 +24,9 @@ from octavo.progress import Event
 from octavo.runs.checkpoints import Schema, read_checkpoint, refusing, write_checkpoint
 from octavo.runs.job import Job, shared, teacher_of
 from octavo.runs.parallel import check_same, even_out
-from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json
-from octavo.runs.training import Retraining, Training
+from octavo.runs.stage_plans import StagePlan
+from octavo.runs.training import Training
 from octavo.runs.watching import LossCurve, diverged
 from octavo.storage.checksum import check
 
@@ -35,10 +34,8 @@ __all__ = [
     "History",
     "Resumable",
     "RunningStage",
-    "StagePlan",
     "Step",
     "resume",
-    "stage_plans",
     "train",
 ]
 
@@ -70,24 +67,6 @@ class Resumable(Protocol):
 
     def load_state_dict(self, state: dict[str, Any], /) -> object:
         """Go on from where ``state`` was taken."""
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """The plan of one stage: freeze up to ``portion`` of the weights, then retrain.
-
-    Attributes:
-        portion: accumulated share of frozen weights; 0 where the step freezes none.
-        epochs: epochs of retraining after that.
-        retraining: its settings.
-        seed: the seed of what it draws, such as the order of the batches.
-
-    """
-
-    portion: float
-    epochs: float
-    retraining: Retraining
-    seed: int
 
 
 def _nothing(*_: object) -> None:
@@ -133,31 +112,6 @@ class History:
 
     stages: list[Json] = field(default_factory=list)
     seconds_before: float = 0.0
-
-
-def stage_plans(
-    recipe: Recipe,
-    schedule: Sequence[tuple[float, float]],
-    *,
-    first: int = 0,
-    learning_rate: float | None = None,
-) -> list[StagePlan]:
-    """Return the plans of a step's stages.
-
-    Args:
-        recipe: gives the settings of retraining and the seed.
-        schedule: the portion and the epochs of each stage.
-        first: the number of the first stage; the seed of a stage follows from its number.
-        learning_rate: instead of the recipe's.
-
-    """
-    settings = recipe.retraining
-    if learning_rate is not None:
-        settings = replace(settings, learning_rate=learning_rate)
-    return [
-        StagePlan(portion, epochs, settings, seed_of(recipe.seed, number))
-        for number, (portion, epochs) in enumerate(schedule, first)
-    ]
 
 
 def train(step: Step, job: Job) -> History:
@@ -253,7 +207,7 @@ class RunningStage:
         try:
             training = self._trained()
         except TrainingError as error:
-            self.forget()
+            _forget(self._step, self._job)
             index = self._index
             kept = (
                 f"stage {index} is kept in {self._step.file}" if index else "no stage was done yet"
@@ -282,10 +236,6 @@ class RunningStage:
                 f"{curve[-1][1]:.3g}. Lower the learning rate, as by --set "
                 f"retraining.learning_rate={rate:g}, in another folder, or delete {self._step.file}"
             )
-
-    def forget(self) -> None:
-        """Remove the file of the state inside the stage."""
-        _forget(self._step, self._job)
 
     def _trained(self) -> Training:
         """Retrain to the end."""

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from octavo.formats.codebook import Codebook, edges
 from octavo.formats.powers_of_two import PowerOfTwo
-from octavo.formats.sums_of_powers import AdditivePowers
+from octavo.formats.registry import codebook_at
+from octavo.formats.width import Apot
 from octavo.network.layers import channels_first, find_layers
 from octavo.runs.run import environment
 from octavo.runs.tasks.cifar10 import Cifar10
@@ -53,7 +54,7 @@ def grids() -> Iterator[tuple[str, Tensor]]:
         yield f"powers of two/{bits}", positive(PowerOfTwo(bits, torch.tensor(0)))
     for bits in (5, 6, 7, 8):
         count = 1 << (bits - 1)
-        yield f"ours/{bits}", positive(AdditivePowers(bits, torch.tensor(0)))
+        yield f"ours/{bits}", positive(codebook_at(Apot(bits), torch.tensor(0)))
         yield f"APoT's own/{bits}", interleaved(bits - 1)
         for name, mantissas in {
             "2^e {1, 1.5}": (1.0, 1.5),

@@ -23,7 +23,7 @@ def test_all_are_listed_here() -> None:
         if isinstance(value, type) and issubclass(value, Exception)
     }
     assert found == {"OctavoError", *BUILT_IN}
-    assert set(errors.__all__) == {*found, "brief", "nearest"}
+    assert set(errors.__all__) == {*found, "brief", "nearest", "printable"}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -66,3 +66,11 @@ def test_brief_is_one_line_that_is_not_too_long() -> None:
     assert errors.brief(ValueError("a\n  b")) == "ValueError: a b"
     assert errors.brief(KeyError()) == "KeyError"
     assert len(errors.brief(RuntimeError("x" * 999))) < 200
+
+
+def test_no_message_steers_the_terminal() -> None:
+    assert errors.printable("Größe 1.0 日本") == "Größe 1.0 日本"
+    assert errors.printable("a\x1b[2J\r\n\u202eb\ud800") == r"a\x1b[2J\r\n\u202eb\ud800"
+    assert str(errors.FormatError("x\x07: damaged")) == r"x\x07: damaged"
+    long = str(errors.PlanError("a" * 5_000 + "b" * 5_000))
+    assert (len(long), long[:3], long[-3:]) == (2_005, "aaa", "bbb")

@@ -1,15 +1,19 @@
-"""Files that are whole or not there, and YAML as octavo reads it."""
+"""Files that are whole or not there, and strict JSON."""
 
+import ast
+import json
+import math
 import os
 import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
 
-from octavo._io import read_yaml, write_atomically
+import octavo
+from octavo._io import check_output, json_text, remove_leftovers, write_atomically
 
 
 @pytest.fixture
@@ -141,47 +145,204 @@ def test_writers_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.bin"]
 
 
-# YAML.
+def test_an_output_goes_into_a_folder_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("a.bin", tmp_path / "a.bin", "./a.bin"):
+        check_output(path)
+    (tmp_path / "file").touch()
+    for path in ("no/a.bin", tmp_path / "no" / "a.bin", "file/a.bin"):
+        with pytest.raises(FileNotFoundError, match=r"does not exist; make it first: mkdir -p "):
+            check_output(path)
+    assert names(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize(
-    ("text", "content"),
-    [
-        ("", None),
-        ("{a: [1, 0.5, yes, ~, x]}", {"a": [1, 0.5, True, None, "x"]}),
-        (
-            "{0: 1, 1.10: 2, no: 3, ~: 4, 010: 5, 2024-01-01: 6}",
-            {"0": 1, "1.10": 2, "no": 3, "~": 4, "010": 5, "2024-01-01": 6},
-        ),
-        ("a: {0: {1: 2}}", {"a": {"0": {"1": 2}}}),
-        ("{1.1: 1, 1.10: 2}", {"1.1": 1, "1.10": 2}),
-        ("{a: &x 3, *x : 4}", {"a": 3, "3": 4}),  # the value stays a number
-        (
-            "{a: &x {k: 1, l: 2}, b: {<<: *x, k: 3}}",
-            {"a": {"k": 1, "l": 2}, "b": {"k": 3, "l": 2}},
-        ),  # over it, not twice
-        ("{a: {b: &x {<<: {k: 1}, k: 2}}, c: {<<: *x}}", {"a": {"b": {"k": 2}}, "c": {"k": 2}}),
-        ("[{a: 1}, {a: 2}]", [{"a": 1}, {"a": 2}]),
-    ],
-)
-def test_what_is_read(text: str, content: Any) -> None:
-    assert read_yaml(text) == content
+# JSON.
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("a: 1\nb: 2\na: 3", "line 3: the key 'a' comes twice; keep one of the two"),
-        ("x:\n  - {a: 1,\n     'a': 1}", "line 3: the key 'a' comes twice; keep one of the two"),
-        ("{0: 1, '0': 2}", "line 1: the key '0' comes twice; keep one of the two"),
-        ("a: [", "while parsing a flow node expected the node content"),
-        ("a: 2001-99-99", "month must be in 1..12"),
-        ("[" * 1000, "maximum recursion depth exceeded"),
-        ("{[1]: 2}", "while constructing a mapping .* found unhashable key"),
-        ("!!python/object/apply:os.getcwd []", "could not determine a constructor"),
-    ],
-)
-def test_what_is_refused_in_one_line(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=f"^{said}") as caught:
-        read_yaml(text)
-    assert "\n" not in str(caught.value)
+def test_json_has_no_number_that_is_not_finite() -> None:
+    content = {"a": [math.nan, (1.5, -math.inf)], "b": {"c": math.inf, "d": "NaN", "e": True}}
+    text = json_text(content)
+    assert text == '{"a": [null, [1.5, null]], "b": {"c": null, "d": "NaN", "e": true}}'
+    assert json.loads(json_text(content, indent=2)) == json.loads(text)
+
+
+def test_json_is_strict_everywhere() -> None:
+    """Each place that writes JSON says that a number which is not finite is an error."""
+    lax = []
+    for path in Path(octavo.__file__).parent.rglob("*.py"):
+        if path.name == "checksum.py":  # it writes none: it only hashes values as text
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dumps", "json.dump"):
+                strict = {ast.unparse(word) for word in node.keywords} & {"allow_nan=False"}
+                lax += [] if strict else [f"{path.name}:{node.lineno}"]
+    assert lax == []
+
+
+# What stands at the target.
+
+
+def save(path: Path, content: bytes = b"new") -> None:
+    write_atomically(path, lambda file: file.write(content))
+
+
+def test_a_symbolic_link_stays_one_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    target = tmp_path / "far" / "a.bin"
+    target.write_bytes(b"old")
+    (tmp_path / "link").symlink_to("far/a.bin")
+    (tmp_path / "chain").symlink_to(tmp_path / "link")
+    save(tmp_path / "chain")
+    assert target.read_bytes() == b"new"
+    assert (tmp_path / "chain").readlink() == tmp_path / "link"
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "dangling").symlink_to("far/b.bin")  # names what shall be there
+    save(tmp_path / "dangling")
+    assert (tmp_path / "far" / "b.bin").read_bytes() == b"new"
+    assert names(tmp_path / "far") == ["a.bin", "b.bin"]
+
+
+def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match=f"{tmp_path / 'a'}"):
+        save(tmp_path / "a")
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_pipe_and_a_device_stay_what_they_are(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for name in ("pipe", "null"):
+        with pytest.raises(OSError, match=f"expected a regular file.*{name}"):
+            save(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+    assert names(tmp_path) == ["null", "pipe"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o755])
+def test_the_mode_stays(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    save(path)
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"new", mode)
+
+
+def test_a_read_only_file_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    path.chmod(0o444)
+    with pytest.raises(PermissionError, match=f"read-only.*{path}"):
+        save(path)
+    assert (path.read_bytes(), names(tmp_path)) == (b"old", ["a.bin"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_the_owner_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    os.chown(path, 1234, 5678)
+    save(path)
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 5678)
+
+
+def test_a_file_of_another_user_is_left_to_him(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    fstat = os.fstat
+
+    def other(handle: int) -> os.stat_result:
+        values = list(fstat(handle))
+        values[4] += 1  # the new file is another user's than the one that is there
+        return os.stat_result(values)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fstat", other)
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(PermissionError, match=f"not permitted.*{path}"):
+        save(path)
+    assert (path.read_bytes(), names(tmp_path)) == (b"old", ["a.bin"])
+
+
+def test_a_file_with_two_names_is_not_torn_from_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    os.link(path, tmp_path / "other")
+    with pytest.raises(OSError, match=f"hard links.*{path}"):
+        save(path)
+    path.unlink()
+    save(path)
+    assert ((tmp_path / "other").read_bytes(), path.read_bytes()) == (b"old", b"new")
+
+
+def test_the_folder_is_on_the_disk_after_the_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        synced.append((os.fstat(handle).st_ino, (tmp_path / "a.bin").exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    save(tmp_path / "a.bin")
+    assert synced[-1] == (tmp_path.stat().st_ino, True)
+    assert synced[0][1] is False
+
+
+def test_a_file_system_that_cannot_sync_folders_is_good_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refuse(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    save(tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("number", [16, 18, 116])  # busy, another device, a stale NFS handle
+def test_a_rename_that_fails_names_the_path_and_loses_nothing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "temporary", None, "target")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match=str(path)) as caught:
+        save(path)
+    assert (caught.value.errno, caught.value.filename) == (number, str(path))
+    assert (path.read_bytes(), names(tmp_path)) == (b"old", ["a.bin"])
+
+
+def test_a_long_name_can_be_written(tmp_path: Path) -> None:
+    save(tmp_path / ("x" * 250))
+    assert names(tmp_path) == ["x" * 250]
+
+
+def test_what_a_killed_process_left_behind_is_removed(tmp_path: Path) -> None:
+    def killed(_: IO[bytes]) -> None:
+        (left,) = tmp_path.iterdir()
+        (tmp_path / f"{left.name[:-8]}copy.tmp").write_bytes(left.read_bytes())
+
+    write_atomically(tmp_path / "a.bin", killed)
+    (tmp_path / ".hidden").write_bytes(b"of the user")
+    assert len(names(tmp_path)) == 3
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".hidden", "a.bin"]

@@ -1,6 +1,8 @@
 """Plans as data, what they cost, budgets, and what is said about names that a model does not
 have."""
 
+import fnmatch
+import glob
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import Apot, Width
-from octavo.plan import Budget, Cost, Plan, matching_plan, planned_layers
+from octavo.plan import Budget, Cost, Plan, matching, matching_plan, planned_layers
 from octavo.pruning.surgery import Surgery
 
 
@@ -273,13 +275,13 @@ def test_counts_of_layers_that_are_not_planned_are_not_saved(tmp_path: Path) -> 
         ("a: b: c", "not a readable plan"),
         ("bits: !!python/object/apply:os.getcwd []", "not a readable plan"),
         ("bits: {a: *none}", "not a readable plan"),
-        ("bits: &x {a: *x}", "a: expected an integer from 2 to 8"),
+        ("bits: &x {a: *x}", "not a readable plan: line 1, column 14: expected the anchor"),
         ("bits: {[1]: 3}", "not a readable plan"),
         ("bits: {a: 3}\x00", "not a readable plan"),
-        ("bits: {a: 2001-99-99}", "not a readable plan: month must be in 1..12"),
+        ("bits: {a: 2001-99-99}", "a: expected an integer from 2 to 8"),
         (
             "bits:\n  a: 3\n  a: 4",
-            "not a readable plan: line 3: the key 'a' comes twice; keep one of the two",
+            "not a readable plan: line 3, column 3: the key 'a' comes twice; keep one of the two",
         ),
     ],
 )
@@ -466,3 +468,18 @@ def test_a_layers_own_name_is_no_pattern() -> None:
     assert list(surgery.finish()) == ["a[1]"]
     quantize_activations(model, [torch.randn(8, 4)], {"a[1]": 4})
     assert list(input_formats(model)) == ["a[1]"]
+
+
+def test_a_key_for_each_layer_is_looked_up_and_not_compared_with_every_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"layers.{n}.a[{n}]*" for n in range(100)]
+    compared = []
+    translate = fnmatch.translate
+    monkeypatch.setattr(fnmatch, "translate", lambda p: compared.append(p) or translate(p))
+    for keys in (names, map(glob.escape, names)):
+        plan = dict(zip(keys, range(100), strict=True))
+        assert matching(names, plan, "Net") == dict(zip(names, range(100), strict=True))
+    assert compared == []
+    assert matching(["a[*]", "a*"], {"a[[]*[]]*": 1}, "Net") == {"a[*]": 1}  # a pattern after all
+    assert compared == ["a[[]*[]]*"]

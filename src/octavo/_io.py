@@ -1,38 +1,166 @@
-"""Files that are either whole or not there, and YAML as plain data."""
+"""Files that are either whole or not there, and plain data as strict JSON."""
 
+import errno
+import json
+import math
 import os
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
-__all__ = ["read_yaml", "write_atomically"]
-
-TEXT = "tag:yaml.org,2002:str"
-MERGE = "tag:yaml.org,2002:merge"
+__all__ = [
+    "check_output",
+    "finite",
+    "json_text",
+    "remove_leftovers",
+    "sync_folder",
+    "write_atomically",
+]
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let ``write`` fill a new file, which then replaces ``path``.
+    """Let ``write`` fill a new file, which then takes the place of ``path``.
 
-    Under ``path`` there is the whole file or what was there before, even if the process is killed.
+    Under ``path`` there is the whole file or what was there before, even if the process is killed
+    or the power fails. A symbolic link stays one: the file that it leads to is replaced. The new
+    file has the mode and the owner of the old one.
+
+    Raises:
+        OSError: ``path`` is no regular file, is read-only, has further names (hard links), which
+            would keep the old content, or belongs to another user; or the file system failed. The
+            error has the path; what was there before is still there.
+
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    target = Path(os.path.realpath(path))
+    try:
+        there = _replaceable(Path(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(".tmp", f".{target.name[:50]}.", target.parent)
+    except OSError as error:
+        raise _about(path, error) from error
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
+            _like(there, file.fileno())
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except BaseException:
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise _about(path, error) from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names of the files in a folder to the disk, where the file system can do that."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written to but not read, or Windows
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files of :func:`write_atomically` from a folder, which a process that
+    was killed leaves behind; call it while no other process writes there.
+    """
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _replaceable(path: Path) -> os.stat_result | None:
+    """Return what is known of the file at a path, which may be replaced; None if there is none."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(there.st_mode):
+        raise IsADirectoryError(
+            errno.EISDIR, "expected a file to write, or nothing yet; it is a folder"
+        )
+    if not stat.S_ISREG(there.st_mode):
+        raise OSError(
+            errno.EINVAL,
+            "expected a regular file to write, or nothing yet; it is a device or a pipe",
+        )
+    if not there.st_mode & 0o222 or not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "it is read-only; make it writable or name another")
+    if there.st_nlink > 1:
+        raise OSError(
+            errno.EMLINK,
+            "it has other names (hard links), which would keep the old content; delete this one",
+        )
+    return there
+
+
+def _like(there: os.stat_result | None, handle: int) -> None:
+    """Give a new file the owner and the mode of the one that it will replace, or else the usual
+    mode.
+    """
+    if there is None:
+        os.fchmod(handle, 0o666 & ~_umask())
+        return
+    new = os.fstat(handle)
+    if (there.st_uid, there.st_gid) != (new.st_uid, new.st_gid):
+        os.fchown(handle, there.st_uid, there.st_gid)  # ahead of the mode, of which it clears bits
+    os.fchmod(handle, stat.S_IMODE(there.st_mode))
+
+
+def _about(path: str | Path, error: OSError) -> OSError:
+    """Return the error of a system call with the path that was to be written."""
+    if error.errno is None or error.filename == str(path):
+        return error
+    return OSError(error.errno, error.strerror, str(path))  # becomes the kind of its number
+
+
+def check_output(path: str | Path) -> None:
+    """Make sure that a file can be put where a user wants it; call it before the work begins.
+
+    Raises:
+        FileNotFoundError: its folder does not exist. A folder that is made in silence hides a
+            misspelt one.
+
+    """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{path}: the folder {folder} does not exist; make it first: mkdir -p {folder}"
+        )
+
+
+def json_text(content: Any, *, indent: int | None = None) -> str:
+    """Return plain data as strict JSON.
+
+    A number that is not finite becomes null, because JSON has none: other readers than Python's
+    refuse ``NaN``.
+
+    Args:
+        content: the data.
+        indent: spaces of each level; None: all on one line.
+
+    """
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """Return plain data with None for each number that is not finite; tuples become lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return value
 
 
 def _umask() -> int:
@@ -40,41 +168,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-class _Loader(yaml.SafeLoader):
-    """The loader of YAML whose keys are texts, as in JSON, and all different.
-
-    Plain YAML reads a layer's name ``1.10`` as the number 1.1, which is another layer, and lets the
-    second of two equal keys win.
-    """
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for index, (key, value) in enumerate(node.value):
-            if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
-                continue
-            if key.value in seen:
-                raise ValueError(
-                    f"line {key.start_mark.line + 1}: the key {key.value!r} comes twice; "
-                    "keep one of the two"
-                )
-            seen.add(key.value)
-            text = yaml.ScalarNode(TEXT, key.value, key.start_mark)  # an alias may share ``key``
-            node.value[index] = (text, value)
-        return node
-
-
-def read_yaml(text: str) -> Any:
-    """Return the plain data that ``text`` stands for; the keys of its mappings are strings.
-
-    Raises:
-        ValueError: not YAML, a type that is not plain, or a key that comes twice; the message is
-            one line.
-
-    """
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
-    except (ValueError, RecursionError, yaml.YAMLError) as error:  # a ValueError: a wrong date
-        raise ValueError(" ".join(str(error).split())) from error

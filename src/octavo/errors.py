@@ -13,11 +13,21 @@ __all__ = [
     "TrainingError",
     "brief",
     "nearest",
+    "printable",
 ]
+
+LONGEST = 2000  # characters of a message
 
 
 class OctavoError(Exception):
     """The base of all errors of octavo: one line says what was expected, what came, and where."""
+
+    def __str__(self) -> str:
+        """Return the message, in which no name out of a file can steer the terminal or fill it."""
+        text = super().__str__()
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        return printable(text)
 
 
 class PlanError(OctavoError, ValueError):
@@ -62,3 +72,13 @@ def nearest(word: str, known: Iterable[str], *, at_least: float = 0.0) -> str:
 def brief(error: BaseException) -> str:
     """Return the kind and the message of another library's error, in one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": ")
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped, as ``repr`` does: a name out of a file may
+    have some that move the cursor or turn the direction of writing.
+    """
+    return "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode()
+        for mark in text
+    )

@@ -11,9 +11,10 @@ from torch import nn
 from octavo.activations.quantizer import input_quantizers
 from octavo.formats.width import WidthLike
 from octavo.network.calls import call_alone, undisturbed
-from octavo.network.forward import observing
+from octavo.network.forward import naming_errors, observing
 from octavo.network.layers import Layer, Skipped, find_inputs, find_layers
 from octavo.network.macs import count_macs
+from octavo.network.values import check_values
 from octavo.plan import Cost, Plan
 
 __all__ = ["Inspection", "Row", "inspect"]
@@ -86,9 +87,11 @@ def inspect(model: nn.Module, example: Any = None) -> Inspection:
             or a tuple or dict of arguments. Without it, nothing is called.
 
     Raises:
-        PlanError: the model does not take the example.
+        PlanError: the model does not take the example, or has no values to be called with.
 
     """
+    if example is not None:
+        check_values(model)
     layers, skipped = find_layers(model)
     macs = {} if example is None else count_macs(layers, _forward(model, example))
     activation_bits = {
@@ -121,7 +124,7 @@ def _row(layer: Layer, macs: int | None, activation_bits: int | None) -> Row:
 
 def _forward(model: nn.Module, example: Any) -> Callable[[], object]:
     def forward() -> object:
-        with observing(model), undisturbed(model):
+        with observing(model), naming_errors(model), undisturbed(model):
             return call_alone(model, example)
 
     return forward

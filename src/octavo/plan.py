@@ -1,17 +1,20 @@
 """The plan, which says how many bits each layer gets; its cost; and the budget for the cost."""
 
+import fnmatch
+import glob
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import yaml
 from torch import nn
 
-from octavo._io import read_yaml, write_atomically
-from octavo.errors import BudgetError, PlanError, nearest
+from octavo._io import check_output, write_atomically
+from octavo._yaml import read_yaml_file
+from octavo.errors import BudgetError, PlanError, nearest, printable
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_widths
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import MASKED, Layer, Skipped, find_layers
@@ -19,6 +22,8 @@ from octavo.network.layers import MASKED, Layer, Skipped, find_layers
 __all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
 
 T = TypeVar("T")
+
+ESCAPED = re.compile(r"\[([*?[])\]")  # one of the characters that ``glob.escape`` escapes
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Plan(MutableMapping[str, Width]):
     """The widths of all layers, by layer name; a layer that is missing stays in float.
 
     A value may be given as plain bits, 2 to 8, as a ``Width``, or as a text: ``Apot(6)`` or
-    ``"apot6"`` gives a layer sums of two powers of two at 6 bits. Functions that take a plan take a
+    ``"apot6"`` gives a layer sums of two powers of two at 6 bits, ``"fp4"``, ``"fp6"`` or ``"fp8"``
+    floating-point numbers, and ``"int8"`` integers. Functions that take a plan take a
     plain dict too.
 
     Args:
@@ -98,9 +104,9 @@ class Plan(MutableMapping[str, Width]):
         if not layers:
             raise _no_layers(model)
         warn_if_mostly_float(model)
-        _check_patterns([include, *exclude], weights, type(model).__name__)
-        included = _matched(include, weights)
-        excluded = {name for pattern in exclude for name in _matched(pattern, weights)}
+        title = type(model).__name__
+        included = _matched(include, weights, title)
+        excluded = {name for pattern in exclude for name in _matched(pattern, weights, title)}
         chosen = [name for name in included if name not in excluded]
         return cls(dict.fromkeys(chosen, bits), weights=weights)
 
@@ -122,6 +128,10 @@ class Plan(MutableMapping[str, Width]):
     def __repr__(self) -> str:
         activations = f", activations={self.activations!r}" if self.activations else ""
         return f"Plan({write_widths(self._bits)!r}{activations})"
+
+    def __str__(self) -> str:
+        """Return the plan as a table, and its nominal cost where the plan knows the weights."""
+        return _table(self)
 
     def cost(self) -> Cost:
         """Return the nominal cost of the plan.
@@ -150,7 +160,13 @@ class Plan(MutableMapping[str, Width]):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as YAML that a person can edit."""
+        """Write the plan as YAML that a person can edit.
+
+        Raises:
+            FileNotFoundError: the folder of ``path`` does not exist.
+
+        """
+        check_output(path)
         content: dict[str, Any] = {
             "bits": write_widths(self._bits),
             "weights": {n: self.weights[n] for n in self if n in self.weights},
@@ -160,8 +176,8 @@ class Plan(MutableMapping[str, Width]):
         if self.activations:
             content["activations"] = dict(self.activations)
         head = (
-            "# octavo plan: bits per layer, 2 to 8, or apot5 to apot8 (sums of two powers of two);"
-            " a layer without a line stays in float. The counts serve cost().\n"
+            "# octavo plan: bits per layer, 2 to 8 (powers of two), apot5 to apot8, fp4, fp6, fp8"
+            " or int8; a layer without a line stays in float. The counts serve cost().\n"
         )
         text = head + yaml.safe_dump(content, sort_keys=False)
         write_atomically(path, lambda file: file.write(text.encode()))
@@ -175,7 +191,7 @@ class Plan(MutableMapping[str, Width]):
 
         """
         try:
-            content = read_yaml(Path(path).read_text(encoding="utf-8"))
+            content = read_yaml_file(path)
         except (OSError, ValueError) as error:
             raise PlanError(f"{path}: not a readable plan: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("bits"), dict):
@@ -261,28 +277,31 @@ def matching(names: Iterable[str], values: T | Mapping[str, T], model: str) -> d
         PlanError: a pattern matches no layer of the model.
 
     """
-    names = list(names)
+    known = dict.fromkeys(names)
     patterns = values if isinstance(values, Mapping) else {"*": values}
-    _check_patterns(patterns, names, model)
     chosen: dict[str, T] = {}
     for pattern, value in patterns.items():
-        chosen |= dict.fromkeys(_matched(pattern, names), value)
-    return {name: chosen[name] for name in names if name in chosen}
+        chosen |= dict.fromkeys(_matched(pattern, known, model), value)
+    return {name: chosen[name] for name in known if name in chosen}
 
 
-def _matched(pattern: str, names: Collection[str]) -> list[str]:
-    """Return the names that a shell pattern matches. If it is one of the names itself, it stands
-    for this one only: ``a[1]`` may be the name of a layer.
+def _matched(pattern: str, names: Mapping[str, object], model: str) -> list[str]:
+    """Return the names that a shell pattern matches. If it is one of the names itself, or one whose
+    brackets and stars were escaped, it stands for this one only: ``a[1]`` may be the name of a
+    layer. A plan has one such key for each layer, so these are looked up.
+
+    Raises:
+        PlanError: it matches none.
+
     """
-    if pattern in names:
-        return [pattern]
-    return [name for name in names if fnmatchcase(name, pattern)]
-
-
-def _check_patterns(patterns: Iterable[str], names: Collection[str], model: str) -> None:
-    for pattern in patterns:
-        if not _matched(pattern, names):
-            raise PlanError(f"{pattern!r} matches no layer of {model}{nearest(pattern, names)}")
+    for name in (pattern, ESCAPED.sub(r"\1", pattern)):
+        if name in names and pattern in (name, glob.escape(name)):
+            return [name]
+    matches = re.compile(fnmatch.translate(pattern)).match
+    matched = [name for name in names if matches(name)]
+    if not matched:
+        raise PlanError(f"{pattern!r} matches no layer of {model}{nearest(pattern, names)}")
+    return matched
 
 
 def planned_layers(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tuple[Layer, Width]]:
@@ -329,9 +348,27 @@ def _no_layers(model: nn.Module) -> PlanError:
     )
 
 
+def _table(plan: Plan) -> str:
+    """Lay out a plan: a line for each layer, and its cost below where that is known."""
+    rows = [["layer", "bits", "weights", "bits of inputs"]]
+    for name, width in plan.items():
+        count = f"{plan.weights[name]:,}" if name in plan.weights else ""
+        rows.append([printable(name), str(width), count, str(plan.activations.get(name, ""))])
+    used = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in used]
+    lines = []
+    for first, *others in zip(*used, strict=True):
+        numbers = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *numbers]).rstrip())
+    if plan and all(plan.weights.get(name) for name in plan):
+        cost = plan.cost()
+        lines.append(f"{cost.average_bits:.3g} bits on average, {cost.bytes:,} nominal bytes")
+    return "\n".join(lines)
+
+
 def _checked_counts(counts: Mapping[str, int] | None) -> dict[str, int]:
     for name, count in (counts or {}).items():
-        if not isinstance(count, int) or count < 0:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise PlanError(f"{name}: expected a count, got {count!r}")
     return {str(name): count for name, count in (counts or {}).items()}
 

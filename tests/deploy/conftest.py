@@ -1,6 +1,6 @@
 """A network with one layer of each kind, traced once, and the check of a form that exports it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from octavo.deploy import floating, int8
+from octavo.deploy.comparison import differences
 from octavo.deploy.exporting import export_checked
 from octavo.deploy.graph import OpenGraph, trace
-from octavo.deploy.runtime import OnnxModel, differences
-from octavo.formats.powers_of_two import PowerOfTwo
+from octavo.deploy.runtime import OnnxModel
+from octavo.formats.fitting import Per, group_size_of
+from octavo.formats.registry import codebook_at
+from octavo.formats.rows import group_count
+from octavo.formats.width import WidthLike, read_width
 from octavo.network.layers import channels_first, find_layers
 from octavo.storage.packed import Packed, pack
 from octavo.storage.quantized import Quantized
@@ -86,19 +90,23 @@ def zoo() -> Zoo:
     return network
 
 
-def quantized(network: nn.Module, bits: Iterator[int], per: str) -> Packed:
-    """Every layer with codes that use all levels, and tops that differ by channel."""
+def quantized(network: nn.Module, widths: Iterator[WidthLike], per: Per) -> Packed:
+    """Every layer with codes that use all levels, and exponents that differ by channel or group."""
     generator, layers = torch.Generator().manual_seed(0), {}
     for layer in find_layers(network)[0]:
-        shape, width = channels_first(layer.weight, layer.groups).shape, next(bits)
-        codes = torch.randint(0, 2 ** (width - 1) + 1, shape, generator=generator).to(torch.uint8)
-        top = torch.randint(-4, 0, (shape[0],) if per == "channel" else (), generator=generator)
-        layers[layer.name] = Quantized.of(layer, PowerOfTwo(width, top.int()), codes)
+        shape, width = channels_first(layer.weight, layer.groups).shape, read_width(next(widths))
+        codes = torch.randint(0, width.level_count, shape, generator=generator).to(torch.uint8)
+        size = group_size_of(per)
+        exponents = () if per == "tensor" else (shape[0],)
+        if size:
+            exponents = (shape[0], group_count(shape.numel() // shape[0], size))
+        top = torch.randint(-4, 0, exponents, generator=generator)
+        layers[layer.name] = Quantized.of(layer, codebook_at(width, top.int(), size), codes)
     return pack(network, layers)
 
 
 @pytest.fixture(scope="session")
-def codes_of_all_levels() -> Callable[[nn.Module, Iterator[int], str], Packed]:
+def codes_of_all_levels() -> Callable[[nn.Module, Iterator[WidthLike], Per], Packed]:
     """Packs a network with codes that use all levels of the bits that are given for each layer."""
     return quantized
 
@@ -144,13 +152,12 @@ def share_trace(
 def check_zoo(
     share_trace: Callable[[str], Callable[..., OpenGraph]], tmp_path: Path
 ) -> Callable[..., None]:
-    """Exports the zoo in a form, with the bits of its layers shifted, and runs the file."""
+    """Exports the zoo in a form, with the widths of its layers shifted, and runs the file."""
     share_trace("zoo")
 
-    def check(form: str, shift: int, per: str) -> None:
+    def check(form: str, shift: int, per: Per, widths: Sequence[WidthLike] = (2, 3, 4, 5)) -> None:
         network = zoo()
-        bits = ((index + shift) % 4 + 2 for index in range(99))
-        packed = quantized(network, bits, per)
+        packed = quantized(network, (widths[(i + shift) % len(widths)] for i in range(99)), per)
         made = export_checked(network, packed, tmp_path / "zoo.onnx", form=form, example=batch(2))
         assert made.difference is not None
         assert made.difference < 1e-5
@@ -170,6 +177,7 @@ def _check_file(path: Path, packed: Packed) -> None:
     domains = {node.domain for node in proto.graph.node}
     assert domains | {use.domain for use in proto.opset_import} <= STANDARD
     floats = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
-    tables = sum(17 + layer.codes.shape[0] for layer in packed.layers.values())  # levels and scales
+    books = [layer.codebook for layer in packed.layers.values()]
+    tables = sum(book.width.level_count + book.max_exponent.numel() for book in books)
     others = sum(value.numel() for _, value in packed.floats)
     assert sum(ir.from_proto(tensor).size for tensor in floats) <= others + tables

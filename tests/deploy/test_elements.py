@@ -9,12 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.deploy.elements import E2M1, E4M3, INT8, Format, elements, integers
+from octavo.deploy.elements import E2M1, E2M3, E4M3, INT8, Format, elements, integers
 from octavo.errors import ExportError
 from octavo.formats.powers_of_two import PowerOfTwo
-from octavo.formats.sums_of_powers import AdditivePowers
+from octavo.formats.registry import codebook_at
+from octavo.formats.width import Apot, read_width
 
-TYPES = {E2M1: ml_dtypes.float4_e2m1fn, E4M3: ml_dtypes.float8_e4m3fn, INT8: np.int8}
+TYPES = {
+    E2M1: ml_dtypes.float4_e2m1fn,
+    E2M3: ml_dtypes.float6_e2m3fn,
+    E4M3: ml_dtypes.float8_e4m3fn,
+    INT8: np.int8,
+}
 
 
 EXACT = [
@@ -80,13 +86,52 @@ def test_int8_at_five_bits_is_exact_without_the_smallest_level() -> None:
 
 @pytest.mark.parametrize(("form", "bits"), [(E4M3, 5), (E4M3, 6), (INT8, 5), (INT8, 6)])
 def test_sums_of_two_powers_are_held_too(form: Format, bits: int) -> None:
-    book = AdditivePowers(bits, torch.tensor([-3, 0, 5]))
+    book = codebook_at(Apot(bits), torch.tensor([-3, 0, 5]))
     codes = torch.arange(2**bits - 1, dtype=torch.uint8).repeat(3, 1)
     element, scale = elements(book, codes, form, "conv1")
     assert np.array_equal(element.numpy().astype(TYPES[form]).astype(np.float32), element.numpy())
     assert torch.equal(element * scale[:, None], book.levels())
     if form is INT8:
         assert integers(book, codes, "conv1")[2]
+
+
+NEW = [(E2M1, "fp4"), (E2M3, "fp6"), (E2M3, "fp4"), (INT8, "fp4"), (INT8, "fp6"), (INT8, "int8")]
+NEW += [(E4M3, "fp4"), (E4M3, "fp6"), (E4M3, "fp8")]
+
+
+@pytest.mark.parametrize(("form", "width"), NEW)
+def test_floating_point_and_integers_are_held_where_they_fit(form: Format, width: str) -> None:
+    count = read_width(width).level_count
+    book = codebook_at(width, torch.tensor([[-3, 0], [5, 2], [-1, -1]]), count)
+    codes = torch.arange(count, dtype=torch.uint8).repeat(3, 2)  # two groups
+    element, scale = elements(book, codes, form, "conv1")
+    assert scale.shape == (3, 2)
+    stored = element.numpy().astype(TYPES[form]).astype(np.float32)
+    weight = torch.from_numpy(stored).view(3, 2, count) * scale.unsqueeze(2)
+    assert torch.equal(weight.flatten(1), book.decode(codes))
+
+
+@pytest.mark.parametrize("width", ["fp8", "apot7"])
+def test_int8_does_not_hold_what_spans_more_octaves(width: str) -> None:
+    with pytest.raises(ExportError, match=rf"^fc: int8 does not hold the .* its width, {width}$"):
+        integers(codebook_at(width, torch.tensor(0)), torch.zeros(1, 4, dtype=torch.uint8), "fc")
+
+
+def test_groups_get_the_scale_of_their_channel_in_int8() -> None:
+    """FP4 takes 12 units, so int8 has room for three octaves between groups, and a rest for a
+    fourth."""
+    codes = torch.tensor([[0, 8, 14, 8, 10, 14]], dtype=torch.uint8).repeat(3, 1)
+    book = codebook_at("fp4", torch.tensor([[3, 0], [0, 3], [4, 0]]), 3)
+    number, scale, exact = integers(book, codes, "fc")
+    weight = book.decode(codes)
+    found = number * scale.unsqueeze(1)
+    assert torch.equal(found[:2], weight[:2])
+    assert not exact
+    assert torch.equal(found[2, :3], weight[2, :3])
+    off = (found - weight)[2, 3:].abs()
+    assert (off <= scale[2] / 2).all()
+    assert off.any()
+    assert integers(codebook_at("fp4", torch.tensor([[3, 0]]), 3), codes[:1], "fc")[2]
 
 
 @pytest.mark.parametrize(("form", "bits"), [(E2M1, 5), (E4M3, 7), (INT8, 6)])
@@ -100,7 +145,10 @@ def test_levels_that_a_format_does_not_hold_are_refused_by_name(form: Format, bi
         ExportError, match=r"^conv1: FP8 E4M3 does not hold the 127 levels of its width, apot7$"
     ):
         elements(
-            AdditivePowers(7, torch.tensor(0)), torch.zeros(1, 4, dtype=torch.uint8), E4M3, "conv1"
+            codebook_at(Apot(7), torch.tensor(0)),
+            torch.zeros(1, 4, dtype=torch.uint8),
+            E4M3,
+            "conv1",
         )
 
 

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from octavo.deploy.exporting import export_checked
-from octavo.formats.sums_of_powers import additive_powers
+from octavo.formats.fitting import Per
+from octavo.formats.registry import fitted_codebook
+from octavo.formats.width import Apot
 from octavo.network.layers import find_layers
 from octavo.storage.packed import pack
 from octavo.storage.quantized import Quantized
@@ -28,7 +30,8 @@ def test_sums_of_two_powers_of_two(
     share_trace("sums of two powers")
     layers = {}
     for layer, bits in zip(find_layers(network)[0], (5, 6, 8 if form == "lut" else 5), strict=True):
-        book = additive_powers(layer.weight, bits, per="channel" if bits == 6 else "tensor")
+        per: Per = "channel" if bits == 6 else "tensor"
+        book = fitted_codebook(layer.weight, Apot(bits), fit="max", per=per)
         layers[layer.name] = Quantized.of(layer, book, book.encode(layer.weight))
     packed = pack(network, layers)
     x = torch.randn(64, 40)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from octavo.deploy import forms
+from octavo.deploy.comparison import Comparison
 from octavo.deploy.exporting import Form, export, export_checked
-from octavo.deploy.forms import FORMS, Comparison, FormFile, Job, check_forms, maker, register_form
+from octavo.deploy.forms import FORMS, FormFile, Job, check_forms, file_name, maker, register_form
 from octavo.errors import ExportError
 from octavo.storage.packed import Packed, pack
 
@@ -22,10 +23,25 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> Packed:
 
 
 def test_octavos_own_forms() -> None:
-    assert list(FORMS) == ["lut", "fp8", "int8", "float", "mx"] == list(get_args(Form))
+    assert (
+        list(FORMS) == ["lut", "fp8", "int8", "float", "mx", "hf", "gguf"] == list(get_args(Form))
+    )
     assert {maker(name).__module__ for name in FORMS} == {
-        f"octavo.deploy.{file}" for file in ("lut", "fp8", "int8", "float32", "mx")
+        f"octavo.deploy.{file}" for file in ("lut", "fp8", "int8", "float32", "mx", "hf", "gguf")
     }
+
+
+def test_a_form_may_be_a_folder(packed: Packed, tmp_path: Path) -> None:
+    files = {"weights": b"12", "config.json": b"345"}
+    register_form("folder", lambda _: FormFile(files, wider=("conv1",)))
+    exported = export_checked(nn.Identity(), packed, tmp_path / "x", form="folder")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "x").iterdir()} == files
+    assert (exported.path, exported.bytes, exported.wider) == (tmp_path / "x", 5, ("conv1",))
+
+
+def test_names_in_the_folder_of_a_run() -> None:
+    names = [file_name(form) for form in ("lut", "mx", "hf", "gguf")]
+    assert names == ["lut.onnx", "mx.safetensors", "hf", "gguf.gguf"]
 
 
 def test_a_form_of_a_user_is_exported_like_any_other(packed: Packed, tmp_path: Path) -> None:

@@ -13,3 +13,7 @@ def test_every_kind_of_layer_at_every_number_of_bits(
     """Over the shifts, each layer has each of 2 to 5 bits. The export itself compares all weights,
     bit for bit."""
     check_zoo("fp8", shift, per)
+
+
+def test_other_codebooks_and_groups_of_inputs(check_zoo: Callable[..., None]) -> None:
+    check_zoo("fp8", 0, ("group", 5), ("fp4", "fp6", 3, "fp8"))

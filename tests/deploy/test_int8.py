@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_quantizers
+from octavo.deploy.comparison import differences
 from octavo.deploy.exporting import export_checked
 from octavo.deploy.float32 import decode as decode_float
 from octavo.deploy.graph import OpenGraph, close
 from octavo.deploy.int8 import decode, fold_norms, int8_graph, is_exact
-from octavo.deploy.runtime import OnnxModel, differences
+from octavo.deploy.runtime import OnnxModel
+from octavo.formats.codebook import power
 from octavo.formats.powers_of_two import power_of_two
 from octavo.network.layers import channels_first, find_layers
 from octavo.storage.packed import Packed, pack
@@ -102,7 +104,7 @@ def test_the_integers_are_the_packed_weights_but_for_the_signs_of_batch_norms(
     for name, norm in (("stem", model.norm), ("depthwise", model.second)):
         layer = packed.layers[name]
         sign = norm.weight.detach().sign().view(-1, 1, 1, 1)
-        unit = (layer.weight() / layer.codebook.scale().view(-1, 1, 1, 1)) * 8 * sign
+        unit = (layer.weight() / power(layer.codebook.max_exponent).view(-1, 1, 1, 1)) * 8 * sign
         assert np.array_equal(stored[tuple(unit.shape)], unit.numpy())
     assert stored[(8, 5)].dtype == np.int8 if (8, 5) in stored else stored[(5, 8)].dtype == np.int8
 

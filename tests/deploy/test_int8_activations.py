@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from octavo.deploy.comparison import differences
 from octavo.deploy.graph import close, trace
 from octavo.deploy.int8 import decode
 from octavo.deploy.int8_activations import LARGEST_BIAS, quantize_activations
-from octavo.deploy.runtime import OnnxModel, differences
+from octavo.deploy.runtime import OnnxModel
 from octavo.storage.packed import Packed
 
 Pack = Callable[..., Packed]

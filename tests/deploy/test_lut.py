@@ -22,6 +22,12 @@ def test_every_kind_of_layer_at_every_number_of_bits(
     check_zoo("lut", shift, per)
 
 
+def test_other_codebooks_and_groups_of_inputs(check_zoo: Callable[..., None]) -> None:
+    """Groups of 5, of which the last of a channel is shorter, in every kind of layer."""
+    check_zoo("lut", 0, ("group", 5), ("fp4", "fp6", 3, "fp8", "int8"))
+    check_zoo("lut", 0, "channel", ("fp4", "int8", "apot6"))
+
+
 def test_codes_are_packed_in_four_bits(
     share_trace: Callable[[str], object],
     codes_of_all_levels: Callable[..., Packed],

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
 
-from octavo.deploy.runtime import OnnxModel, agreement, differences
+from octavo.deploy.runtime import OnnxModel
 from octavo.errors import ExportError, FormatError, PlanError
 
 
@@ -62,28 +61,3 @@ def test_what_onnx_runtime_cannot_run_is_one_line() -> None:
     assert "\n" not in str(raised.value)
     with pytest.raises(ExportError, match=r"cannot run it on these inputs: TypeError: "):
         OnnxModel(model().SerializeToString())(torch.rand(2, 3), torch.rand(2, 3).bfloat16())
-
-
-def largest(expected: object, got: object) -> float:
-    return differences(expected, got)[0]
-
-
-def test_the_largest_difference_is_relative_to_the_largest_value_of_each_output() -> None:
-    expected = {"a": torch.tensor([4.0, -8.0]), "b": (torch.tensor([0.5]),)}
-    assert largest(expected, expected) == 0
-    assert largest(expected, (torch.tensor([4.0, -7.0]), torch.tensor([0.5]))) == 1 / 8
-    assert largest(expected, (torch.tensor([4.0, -8.0]), torch.tensor([1.0]))) == 1
-    assert largest(torch.zeros(2), torch.zeros(2)) == 0
-    assert np.isnan(largest(torch.ones(2), torch.tensor([1.0, torch.nan])))
-
-
-def test_the_mean_difference() -> None:
-    assert differences(torch.tensor([2.0, 0.0]), torch.tensor([2.0, 1.0])) == (0.5, 0.25)
-
-
-def test_agreement_counts_rows() -> None:
-    first = torch.eye(4)
-    second = first.clone()
-    second[0] = torch.tensor([0.0, 0.0, 0.0, 9.0])
-    assert agreement(first, second) == 0.75
-    assert agreement((first, second), (first, first)) == 1

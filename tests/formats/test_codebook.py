@@ -9,11 +9,11 @@ import torch
 from octavo.formats.codebook import Codebook, edges, power
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.registry import codebook_at
-from octavo.formats.width import Apot
+from octavo.formats.width import Apot, WidthLike
 
 
-@pytest.mark.parametrize("width", [2, 3, 5, Apot(5), Apot(8)])
-def test_a_tie_goes_to_the_larger_level_on_either_side_of_zero(width: int) -> None:
+@pytest.mark.parametrize("width", [2, 3, 5, Apot(5), Apot(8), "fp4", "fp6", "fp8", "int8"])
+def test_a_tie_goes_to_the_larger_level_on_either_side_of_zero(width: WidthLike) -> None:
     levels = codebook_at(width, torch.tensor(0)).levels()
     middles = [
         float((Fraction(a) + Fraction(b)) / 2) for a, b in itertools.pairwise(levels.tolist())
@@ -31,12 +31,12 @@ def test_powers_are_exact_down_to_the_smallest() -> None:
     assert power(torch.tensor(3)).shape == ()
 
 
-@pytest.mark.parametrize("width", [2, 8, Apot(5), Apot(8)])
-def test_every_codebook_is_symmetric_and_exact_at_its_lowest_scale(width: int) -> None:
+@pytest.mark.parametrize("width", [2, 8, Apot(5), Apot(8), "fp4", "fp6", "fp8", "int8"])
+def test_every_codebook_is_symmetric_and_exact_at_its_lowest_scale(width: WidthLike) -> None:
     unit: Codebook = codebook_at(width, torch.tensor(0))
     levels = unit.levels().tolist()
     assert levels == sorted(set(levels)) == [-level for level in reversed(levels)]
-    assert levels[-1] < unit.edge < 2
+    assert levels[-1] < unit.reach.edge < 2
     lowest = codebook_at(width, torch.tensor(unit.lowest_max_exponent)).levels().tolist()
     if not isinstance(
         unit, PowerOfTwo

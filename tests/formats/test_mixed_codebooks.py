@@ -17,8 +17,9 @@ from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.search_result import SearchResult
 from octavo.dnq.searching import search
 from octavo.errors import PlanError, RecipeError
+from octavo.formats.level_table import TableCodebook
 from octavo.formats.powers_of_two import PowerOfTwo
-from octavo.formats.sums_of_powers import AdditivePowers
+from octavo.formats.registry import codebook_at
 from octavo.formats.width import Apot, Width, WidthLike
 from octavo.formats.zeros import pruned_mask
 from octavo.inq.incremental import Incremental
@@ -84,7 +85,7 @@ def test_every_code_is_held_at_its_level(bits: int) -> None:
     count = 2**bits - 1
     module = nn.Linear(count, 2, bias=False)
     codes = torch.arange(count, dtype=torch.uint8).repeat(2, 1)
-    codebook = AdditivePowers(bits, torch.tensor([0, 5]))
+    codebook = codebook_at(Apot(bits), torch.tensor([0, 5]))
     held = attach_frozen_weights(find_layers(module)[0][0], codebook)
     before = module.weight.detach().clone()
     mask = torch.arange(count).repeat(2, 1) % 3 > 0
@@ -101,7 +102,7 @@ def test_the_reach_of_free_weights_closes_on_the_cells_of_the_levels() -> None:
     module = nn.Linear(64, 1, bias=False)
     with torch.no_grad():
         module.weight.fill_(1000.0)
-    held = attach_frozen_weights(find_layers(module)[0][0], AdditivePowers(5, torch.tensor(0)))
+    held = attach_frozen_weights(find_layers(module)[0][0], codebook_at(Apot(5), torch.tensor(0)))
     mask = torch.arange(64).unsqueeze(0) < 63
     held.freeze(torch.full_like(held.frozen, 15, dtype=torch.uint8), mask)
     assert (
@@ -135,7 +136,7 @@ def test_frozen_weights_hold_under_any_optimizer_and_end_in_the_file(
         for layer, weight in seen(fresh).items()
     )
     kinds = {layer: type(quantized.codebook) for layer, quantized in loaded.layers.items()}
-    assert kinds == {"conv": AdditivePowers, "up": PowerOfTwo, "fc": AdditivePowers}
+    assert kinds == {"conv": TableCodebook, "up": PowerOfTwo, "fc": TableCodebook}
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from octavo.errors import PlanError
+from octavo.formats.codebook import Codebook
+from octavo.formats.level_table import LOWEST
 from octavo.formats.powers_of_two import PowerOfTwo, power_of_two
-from octavo.formats.sums_of_powers import LOWEST, AdditivePowers, additive_powers
-from octavo.formats.width import Apot, Width
+from octavo.formats.registry import codebook_at, fitted_codebook
+from octavo.formats.width import Apot
 
 BITS = range(5, 9)
 HUGE = float(np.finfo(np.float32).max)
+
+
+def additive_powers(weight: Tensor, bits: int, fit: Any = "max", **chosen: Any) -> Codebook:
+    return fitted_codebook(weight, Apot(bits), fit=fit, **{"per": "tensor", **chosen})
 
 
 @functools.cache
@@ -93,7 +99,7 @@ def squared_error(weights: list[float], importance: list[float], bits: int, top:
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("top", [LOWEST, -7, 0, 3, 127])
 def test_the_levels_are_all_sums_of_two_powers_of_two(bits: int, top: int) -> None:
-    levels = AdditivePowers(bits, torch.tensor(top)).levels()
+    levels = codebook_at(Apot(bits), torch.tensor(top)).levels()
     positive = magnitudes(bits, top)
     assert [Fraction(value) for value in levels.tolist()] == [
         -value for value in positive[:0:-1]
@@ -103,7 +109,7 @@ def test_the_levels_are_all_sums_of_two_powers_of_two(bits: int, top: int) -> No
 
 
 def test_five_bits_written_out() -> None:
-    unit = AdditivePowers(5, torch.tensor(4)).levels()[15:]
+    unit = codebook_at(Apot(5), torch.tensor(4)).levels()[15:]
     assert unit.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28]
 
 
@@ -118,7 +124,7 @@ def test_every_weight_takes_its_nearest_level(bits: int, top: int) -> None:
     values += [math.ldexp(w, top) for w in (gaussian(30, seed=bits) / 2).tolist() if abs(w) < 1.9]
     weight = torch.tensor([value for value in values if abs(value) <= HUGE], dtype=torch.float32)
     weight = torch.cat([weight, -weight])
-    codebook = AdditivePowers(bits, torch.tensor(top))
+    codebook = codebook_at(Apot(bits), torch.tensor(top))
     level, codes = codebook.project(weight), codebook.encode(weight)
     assert [Fraction(value) for value in level.tolist()] == [
         nearest(value, positive) for value in weight.tolist()
@@ -159,7 +165,7 @@ def test_codes_come_back(bits: int, top: int, seed: int) -> None:
     codes = torch.randint(
         0, 2**bits - 1, (40,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
     )
-    codebook = AdditivePowers(bits, torch.tensor(top))
+    codebook = codebook_at(Apot(bits), torch.tensor(top))
     assert torch.equal(codebook.encode(codebook.decode(codes)), codes)
 
 
@@ -167,7 +173,8 @@ def test_codes_come_back(bits: int, top: int, seed: int) -> None:
 def test_the_edge_is_where_the_next_level_would_begin(bits: int) -> None:
     levels = magnitudes(bits)
     following = min(number for number in sums(bits - 3) if number > levels[-1])
-    assert Fraction(AdditivePowers(bits, torch.tensor(0)).edge) == (levels[-1] + following) / 2
+    edge = codebook_at(Apot(bits), torch.tensor(0)).reach.edge
+    assert Fraction(edge) == (levels[-1] + following) / 2
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -271,14 +278,9 @@ def test_other_layouts_types_and_default_types_give_the_same() -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_its_bits_are_a_width_of_the_grid() -> None:
-    for bits in (6, Apot(6)):
-        for codebook in (
-            AdditivePowers(bits, torch.tensor(0)),  # type: ignore[arg-type]  # a width will do
-            additive_powers(torch.ones(2), bits),
-        ):
-            assert (codebook.bits, codebook.width) == (6, Apot(6))
-            assert type(codebook.bits) is int
+def test_its_width_is_one_of_sums() -> None:
+    for codebook in (codebook_at(Apot(6), torch.tensor(0)), additive_powers(torch.ones(2), 6)):
+        assert codebook.width == Apot(6)
 
 
 def test_powers_of_two_do_not_take_its_widths() -> None:
@@ -289,29 +291,17 @@ def test_powers_of_two_do_not_take_its_widths() -> None:
         expected = r"expected an integer from 2 to 8, got Width\(6, 'apot'\)"
         with pytest.raises(PlanError, match=expected):
             make()
-    with pytest.raises(PlanError, match=r"expected an integer from 5 to 8, got Width\(6\)"):
-        additive_powers(torch.ones(2), Width(6))
-
-
-@pytest.mark.parametrize("bits", [4, 9, "6"])
-def test_impossible_bits(bits: Any) -> None:
-    for make in (
-        lambda: additive_powers(torch.ones(2), bits),
-        lambda: AdditivePowers(bits, torch.tensor(0)),
-    ):
-        with pytest.raises(PlanError, match="expected an integer from 5 to 8, got"):
-            make()
 
 
 def test_what_is_not_finite_or_does_not_fit_is_refused() -> None:
     with pytest.raises(PlanError, match=r"^conv: expected finite weights, got 1 of 2"):
         additive_powers(torch.tensor([math.nan, 1.0]), 6, name="conv")
     with pytest.raises(PlanError, match=r"^codes: expected at most 62 at apot6 bits, got 63"):
-        AdditivePowers(6, torch.tensor(0)).decode(torch.tensor([63], dtype=torch.uint8))
+        codebook_at(Apot(6), torch.tensor(0)).decode(torch.tensor([63], dtype=torch.uint8))
     with pytest.raises(PlanError, match="expected a tensor of 2 output channels, got shape"):
-        AdditivePowers(6, torch.tensor([0, 1])).encode(torch.ones(3))
+        codebook_at(Apot(6), torch.tensor([0, 1])).encode(torch.ones(3))
     with pytest.raises(PlanError, match=r"^max_exponent: expected an integer scalar or vector"):
-        AdditivePowers(6, torch.tensor(0.5))
+        codebook_at(Apot(6), torch.tensor(0.5))
 
 
 def test_the_old_word_for_per_tensor_warns_and_works() -> None:

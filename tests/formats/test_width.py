@@ -25,7 +25,8 @@ from octavo.formats.width import (
     write_widths,
 )
 
-ALL = [*map(Width, range(2, 9)), *map(Apot, range(5, 9))]
+FP4, FP6, FP8, INT8 = Width(4, "fp"), Width(6, "fp"), Width(8, "fp"), Width(8, "int")
+ALL = [*map(Width, range(2, 9)), *map(Apot, range(5, 9)), FP4, FP6, FP8, INT8]
 
 
 def test_a_width_equals_itself_on_its_own_codebook_only() -> None:
@@ -61,10 +62,10 @@ def test_it_is_no_int_but_gives_its_bits() -> None:
 
 
 def test_they_are_sorted_by_bits_then_by_codebook() -> None:
-    expected = [2, 3, 4, 5, Apot(5), 6, Apot(6), 7, Apot(7), 8, Apot(8)]
+    expected = [2, 3, 4, FP4, 5, Apot(5), 6, Apot(6), FP6, 7, Apot(7), 8, Apot(8), FP8, INT8]
     for order in (ALL, ALL[::-1], ALL[5:] + ALL[:5]):
         assert sorted(order) == expected
-        assert max(order) == Apot(8)
+        assert max(order) == INT8
     mixed: list[Any] = [Apot(6), 8, Width(3), 6, 2]
     assert sorted(mixed) == [2, Width(3), 6, Apot(6), 8]
 
@@ -83,7 +84,7 @@ def test_its_text_comes_back(width: Width) -> None:
     written = json.loads(json.dumps(write_width(width)))
     back = read_width(written)
     assert (back, type(back)) == (width, Width)
-    assert type(written) is (str if width.codebook == "apot" else int)
+    assert type(written) is (int if width.codebook == "power_of_two" else str)
     assert f"{width}" == str(width) == str(written)
     assert eval(repr(width), {"Width": Width}) == width
     for copied in (copy.deepcopy(width), pickle.loads(pickle.dumps(width)), read_width(width)):
@@ -98,7 +99,7 @@ def test_texts_of_layers() -> None:
 
 def test_each_has_its_own_number_of_levels() -> None:
     counts = [width.level_count for width in ALL]
-    assert counts == [3, 5, 9, 17, 33, 65, 129, 31, 63, 127, 255]
+    assert counts == [3, 5, 9, 17, 33, 65, 129, 31, 63, 127, 255, 15, 63, 253, 255]
 
 
 def test_each_codebook_with_bits_has_a_class_and_the_other_way_round() -> None:
@@ -124,7 +125,7 @@ JUNK = (
     | st.booleans()
     | st.none()
     | st.lists(st.integers(2, 8))
-    | st.text().filter(lambda text: not text.startswith("apot"))
+    | st.text().filter(lambda text: not text.startswith(("apot", "fp", "int")))
     | st.sampled_from([3.0, 6.0, "3", "6", "Apot6", [3]])  # almost a width
 )
 
@@ -147,6 +148,16 @@ def test_bits_that_the_codebook_does_not_have(bits: Any) -> None:
         Width(bits, "apot")
 
 
+def test_texts_of_floating_point_and_integers() -> None:
+    assert [read_width(text) for text in ("fp4", "fp6", "fp8", "int8")] == [FP4, FP6, FP8, INT8]
+    with pytest.raises(PlanError, match=r"^fc: expected one of fp4, fp6, fp8, got 'fp5'$"):
+        read_width("fp5", "fc")
+    with pytest.raises(PlanError, match=r"^fc: expected one of int8, got 'int4'$"):
+        read_width("int4", "fc")
+    with pytest.raises(PlanError, match=r"^bits: expected an integer among 4, 6, 8, got 5$"):
+        Width(5, "fp")
+
+
 def test_bits_of_a_width_of_the_codebook() -> None:
     assert (bits_of(3, "power_of_two"), bits_of(Width(3), "power_of_two")) == (3, 3)
     assert bits_of(Apot(6), "apot") == 6
@@ -155,7 +166,7 @@ def test_bits_of_a_width_of_the_codebook() -> None:
 
 
 def test_an_unknown_codebook() -> None:
-    expected = "^codebook: expected one of power_of_two, apot, got 'fp5'$"
+    expected = "^codebook: expected one of power_of_two, apot, fp, int, got 'fp5'$"
     with pytest.raises(PlanError, match=expected):
         Width(5, "fp5")
 

@@ -203,3 +203,26 @@ def test_a_state_that_was_saved_when_per_tensor_was_called_per_layer() -> None:
         assert [stage.index for stage in resumed] == [1, 2, 3]
     with pytest.raises(PlanError, match=r"^per: expected .* 'channel', got one with 'tensor'"):
         Incremental(net(), {"first": 3}).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"done": -1}, "^done: expected a number from 0 to 4, got -1$"),
+        ({"done": 5}, "^done: expected a number from 0 to 4, got 5$"),
+        ({"done": True}, "^done: expected a number from 0 to 4, got True$"),
+        ({"tops": {"first": torch.tensor(0)}}, "^first: expected exponents of shape .*, got"),
+        ({"tops": {"first": 3}}, "^first: expected exponents of shape .*, got None and int$"),
+        ({"tops": {}}, "^first: expected exponents of shape .*, got None and NoneType$"),
+    ],
+)
+def test_a_damaged_state_is_refused_before_anything_changes(
+    change: dict[str, Any], said: str
+) -> None:
+    incremental = Incremental(net(), {"first": 3})
+    next(iter(incremental))
+    resumed = Incremental(net(seed=1), {"first": 3})
+    before = seen(resumed.model)
+    with pytest.raises(PlanError, match=said):
+        resumed.load_state_dict(incremental.state_dict() | change)
+    assert all(torch.equal(value, before[name]) for name, value in seen(resumed.model).items())

@@ -14,6 +14,7 @@ from octavo.errors import PlanError
 from octavo.ptq.assignment import Assignment
 from octavo.ptq.compensation import compensate
 from octavo.ptq.least_squares import damped, output_error
+from octavo.ptq.rounding import Rounding
 from octavo.ptq.settings import PtqOrder
 
 LEVELS = [-1.0, -0.5, 0.0, 0.5, 1.0]
@@ -24,7 +25,7 @@ Choose = Callable[[Tensor, dict[int, float], Tensor, Tensor], int]
 
 def assigned(weight: Tensor, hessian: Tensor, levels: Tensor, order: PtqOrder) -> Tensor:
     """Codes, whose errors are as they are said to be."""
-    found = compensate(weight, hessian, levels, order)
+    found = compensate(weight, hessian, Rounding(levels), order)
     check_errors(found, weight, hessian, levels)
     return found.codes
 
@@ -227,7 +228,7 @@ def test_what_is_pruned_freezes_first(
             kept[:] = kept[:, :1]
         kept[0, 0] = False  # a row of which nothing is left
         both = torch.cat([weight, 0.7 * weight], 1) * kept.repeat(1, 2, 1)
-        assignment = compensate(both, X @ X.mT, levels(), order, kept=kept)
+        assignment = compensate(both, X @ X.mT, Rounding(levels()), order, kept=kept)
         check_errors(assignment, both, X @ X.mT, levels())
         found = levels()[assignment.codes.long()]
         for p, r in itertools.product(range(shape[0]), range(2 * shape[1])):

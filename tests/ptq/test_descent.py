@@ -6,6 +6,7 @@ import torch
 import octavo.ptq.descent
 from octavo.ptq.assignment import Assignment
 from octavo.ptq.descent import descended
+from octavo.ptq.rounding import Rounding
 
 LEVELS = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], dtype=torch.float64)
 
@@ -35,10 +36,10 @@ def test_each_column_takes_its_best_level_in_turn(
                         errors.append(float(left @ hessian[problem] @ left))
                     expected[problem, row, column] = errors.index(min(errors))
 
-    found = descended(start, weight, hessian, LEVELS, free, columns)
+    found = descended(start, weight, hessian, Rounding(LEVELS), free, columns)
     assert torch.equal(found.codes, expected)
-    before = Assignment.measured(start, weight, hessian, LEVELS)
-    after = Assignment.measured(expected, weight, hessian, LEVELS)
+    before = Assignment.measured(start, weight, hessian, Rounding(LEVELS))
+    after = Assignment.measured(expected, weight, hessian, Rounding(LEVELS))
     assert bool((after.output_error < before.output_error).all())
     torch.testing.assert_close(found.output_error, after.output_error)
     torch.testing.assert_close(found.weight_error, after.weight_error)

@@ -9,6 +9,7 @@ from torch import Tensor
 import octavo.ptq.gptq
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.ptq.gptq import column_order, gptq
+from octavo.ptq.rounding import Rounding
 
 LEVELS = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], dtype=torch.float64)
 
@@ -51,7 +52,7 @@ def test_the_papers_algorithm_finds_the_same_levels(
     monkeypatch.setattr(octavo.ptq.gptq, "BLOCK", block)
     weight, X = problems(*shape)
     hessian = X @ X.mT
-    levels = LEVELS[gptq(weight, hessian, LEVELS).codes.long()]
+    levels = LEVELS[gptq(weight, hessian, Rounding(LEVELS)).codes.long()]
     for found, w, h in zip(levels, weight, hessian, strict=True):
         assert torch.equal(found, as_in_the_paper(w, h))
 
@@ -63,7 +64,7 @@ def test_the_column_of_the_largest_inputs_freezes_first() -> None:
 
 def test_the_errors_are_those_of_the_codes() -> None:
     weight, X = problems(2, 3, 70)
-    found = gptq(weight, X @ X.mT, LEVELS)
+    found = gptq(weight, X @ X.mT, Rounding(LEVELS))
     error = weight - LEVELS[found.codes.long()]
     assert torch.allclose(found.output_error, (error @ X).square().sum(2))
     assert torch.allclose(found.weight_error, error.square().sum(2))
@@ -75,7 +76,7 @@ def test_the_errors_are_those_of_the_codes() -> None:
 def rounded(weight: Tensor, levels: Tensor) -> Tensor:
     """The code of each weight as a problem of its own, where no other weight compensates."""
     alone = torch.ones(weight.numel(), 1, 1, dtype=torch.float64)
-    return gptq(weight.reshape(-1, 1, 1), alone, levels).codes.view(weight.shape)
+    return gptq(weight.reshape(-1, 1, 1), alone, Rounding(levels)).codes.view(weight.shape)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
@@ -116,7 +117,7 @@ def alone(weight: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
             left = kept[problem, row]
             if left.any():
                 own = hessian[problem][left][:, left].unsqueeze(0)
-                assignment = gptq(weight[problem, row, left].view(1, 1, -1), own, LEVELS)
+                assignment = gptq(weight[problem, row, left].view(1, 1, -1), own, Rounding(LEVELS))
                 errors[problem, row] = assignment.output_error.sum()
     return errors
 
@@ -127,9 +128,9 @@ def test_rows_of_other_patterns_are_about_as_good_together_as_each_alone(share: 
     apart = 0.0
     for seed in range(4):
         weight, hessian, kept = pruned(seed, share)
-        found = gptq(weight, hessian, LEVELS, kept)
+        found = gptq(weight, hessian, Rounding(LEVELS), kept)
         assert not LEVELS[found.codes.long()][~kept].any()
-        whole = gptq(weight, hessian, LEVELS)
+        whole = gptq(weight, hessian, Rounding(LEVELS))
         assert torch.equal(found.codes[:, :3], whole.codes[:, :3])  # they have lost nothing
         together += float(found.output_error.sum())
         apart += float(alone(weight, hessian, kept).sum())
@@ -149,5 +150,5 @@ def test_a_pruned_layer_takes_one_factorization_whatever_its_patterns(
         return factor
 
     monkeypatch.setattr(torch.linalg, "cholesky", counted)
-    gptq(weight, hessian, LEVELS, kept)
+    gptq(weight, hessian, Rounding(LEVELS), kept)
     assert factorized == [len(weight)]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import octavo.ptq.layer_solver
+import octavo.ptq.layer_problem
 from octavo.errors import PlanError
 from octavo.formats.powers_of_two import power_of_two
 from octavo.formats.registry import fitted_codebook
-from octavo.formats.width import Apot
+from octavo.formats.width import Apot, WidthLike, read_width
 from octavo.network.layer_inputs import layer_inputs, problem_count
 from octavo.network.layers import Layer, channels_first, find_layers
 from octavo.network.moments import Moments
@@ -69,13 +69,13 @@ LAYERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, Apot(5), Apot(7)])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, Apot(5), Apot(7), "fp4", "fp6", "fp8", "int8"])
 @pytest.mark.parametrize("fit", ["max", "mse"])
-@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel", ("group", 4)])
 def test_outputs_are_never_further_off_than_by_rounding(
-    kind: str, bits: int, fit: Any, per: Any
+    kind: str, bits: WidthLike, fit: Any, per: Any
 ) -> None:
-    torch.manual_seed(bits)
+    torch.manual_seed(int(read_width(bits)))
     layer = layer_of(LAYERS[kind]())
     X, rows = inputs_for(layer), channels_first(layer.weight.detach(), layer.groups)
     solution = solve(layer, moments_of(layer, X), bits, PtqSettings(fit=fit, per=per))
@@ -86,7 +86,9 @@ def test_outputs_are_never_further_off_than_by_rounding(
     assert found <= nearest * (1 + 1e-5)
     assert solution.nearest == pytest.approx(math.sqrt(nearest / whole), rel=1e-3, abs=1e-6)
     assert solution.compensated == pytest.approx(math.sqrt(found / whole), rel=1e-3, abs=1e-6)
-    assert solution.codebook.max_exponent.shape == (() if per == "tensor" else (len(rows),))
+    shapes = {"tensor": (), "channel": rows.shape[:1]}
+    groups = (len(rows), -(-rows[0].numel() // 4))
+    assert solution.codebook.max_exponent.shape == shapes.get(per, groups)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -98,7 +100,7 @@ def test_dependent_inputs_let_weights_compensate_for_each_other(order: Any) -> N
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel", ("group", 4)])
 def test_no_order_is_worse_than_rounding_row_by_row(order: Any, per: Any) -> None:
     """Even with few inputs, where hardly anything can be compensated."""
     for seed in range(4):
@@ -111,14 +113,14 @@ def test_no_order_is_worse_than_rounding_row_by_row(order: Any, per: Any) -> Non
         found, nearest = (
             ((weight - w) @ X).square().sum(-1) for w in (levels_of(layer, solution), rounding)
         )
-        if per == "channel":
+        if per != "tensor":
             assert bool((found <= nearest * (1 + 1e-5) + 1e-9).all())
         assert float(found.sum()) <= float(nearest.sum()) * (1 + 1e-5) + 1e-9
 
 
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("fit", ["max", "mse"])
-@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("per", ["tensor", "channel", ("group", 4)])
 @pytest.mark.parametrize("exponent", [0, -20, 90, -140])
 def test_weights_that_are_levels_come_back_as_they_are(
     bits: int, fit: Any, per: Any, exponent: int
@@ -336,7 +338,7 @@ def test_an_embedding_takes_its_nearest_levels_without_being_solved(
     def compensated(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(octavo.ptq.layer_solver, "compensate", compensated)
+    monkeypatch.setattr(octavo.ptq.layer_problem, "compensate", compensated)
     torch.manual_seed(0)
     layer = layer_of(nn.Embedding(40, 6, padding_idx=3))
     moments = Moments.of(layer)

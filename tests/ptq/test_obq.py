@@ -8,6 +8,7 @@ from torch import Tensor
 
 import octavo.ptq.obq
 from octavo.ptq.obq import obq
+from octavo.ptq.rounding import Rounding
 
 LEVELS = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], dtype=torch.float64)
 
@@ -47,7 +48,7 @@ def test_each_row_freezes_as_in_the_paper(
     weight, X = problems(2, 4, 11)
     hessian = X @ X.mT
     monkeypatch.setattr(octavo.ptq.obq, "CHUNK", rows_at_once * 11**2)
-    found = LEVELS[obq(weight, hessian, LEVELS, order).codes.long()]
+    found = LEVELS[obq(weight, hessian, Rounding(LEVELS), order).codes.long()]
     for levels, w, h in zip(found, weight, hessian, strict=True):
         expected = torch.stack([row_as_in_the_paper(row, h, order) for row in w])
         assert torch.equal(levels, expected)
@@ -55,5 +56,5 @@ def test_each_row_freezes_as_in_the_paper(
 
 def test_the_orders_differ() -> None:
     weight, X = problems(2, 4, 11)
-    by_distance = obq(weight, X @ X.mT, LEVELS, "distance").codes
-    assert not torch.equal(by_distance, obq(weight, X @ X.mT, LEVELS, "magnitude").codes)
+    by_distance = obq(weight, X @ X.mT, Rounding(LEVELS), "distance").codes
+    assert not torch.equal(by_distance, obq(weight, X @ X.mT, Rounding(LEVELS), "magnitude").codes)

@@ -7,6 +7,7 @@ from torch import Tensor
 import octavo.ptq.pruned_rows
 from octavo.ptq.gptq import gptq
 from octavo.ptq.pruned_rows import compensate_kept
+from octavo.ptq.rounding import Rounding
 
 LEVELS = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], dtype=torch.float64)
 ZERO = 2  # the code of zero
@@ -32,13 +33,13 @@ def test_each_row_is_solved_without_its_pruned_weights(
     monkeypatch.setattr(octavo.ptq.pruned_rows, "CHUNK", chunk)
     for seed in range(3):
         weight, hessian, kept = pruned_problems(seed)
-        found = compensate_kept(weight, hessian, LEVELS, kept, gptq)
+        found = compensate_kept(weight, hessian, Rounding(LEVELS), kept, gptq)
         assert found.codes.dtype == torch.uint8
         for problem in range(3):
             for row in range(8):
                 left = kept[problem, row % 4]
                 own = hessian[problem][left][:, left].unsqueeze(0)
-                alone = gptq(weight[problem, row, left].view(1, 1, -1), own, LEVELS)
+                alone = gptq(weight[problem, row, left].view(1, 1, -1), own, Rounding(LEVELS))
                 codes = found.codes[problem, row]
                 assert (codes[~left] == ZERO).all()
                 assert torch.equal(codes[left], alone.codes.flatten())
@@ -51,6 +52,6 @@ def test_each_row_is_solved_without_its_pruned_weights(
 def test_layers_that_have_lost_everything_are_zero() -> None:
     nothing = torch.zeros(2, 3, 5, dtype=torch.float64)
     hessian = torch.eye(5, dtype=torch.float64).expand(2, 5, 5)
-    found = compensate_kept(nothing, hessian, LEVELS, nothing.bool(), gptq)
+    found = compensate_kept(nothing, hessian, Rounding(LEVELS), nothing.bool(), gptq)
     assert (found.codes == ZERO).all()
     assert not found.output_error.any()

@@ -13,7 +13,7 @@ from torch import nn
 from octavo.activations.quantizer import InputFormat, install_quantizers
 from octavo.deploy.exporting import Exported
 from octavo.inq.incremental import Incremental
-from octavo.inspection import Inspection, inspect
+from octavo.inspection import Inspection, Row, inspect
 from octavo.plan import Plan
 from octavo.report.tables import (
     bits_range,
@@ -76,7 +76,7 @@ def test_what_does_not_retrain_has_no_control() -> None:
     }
     table = result_table(untrained)
     assert cells(table)[:2] == [["", "full precision", "quantized"], ["metric", "91.73", "91.50"]]
-    assert table.caption is None
+    assert table.caption == "metric: the score of the task, higher is better"
 
 
 class Net(nn.Module):
@@ -183,3 +183,9 @@ def test_the_figures_of_an_exported_file() -> None:
         "same_class": 0.5,
         "inexact_layers": ["conv1"],
     }
+
+
+def test_no_name_steers_the_terminal_or_is_markup() -> None:
+    row = Row("[bold]\x1b[2J\u202e", "linear", (1,), 1, None, ())
+    table = inspection_table(Inspection((row,), (), None, None))
+    assert cells(table)[1][0] == r"[bold]\x1b[2J\u202e"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.runs.tiny import Cut, Tiny, recipe
 
+from octavo.runs.job import SAVE_EVERY
 from octavo.runs.run import run
 
 
@@ -37,8 +38,9 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             made[key] = tmp_path_factory.mktemp("begun")
             Tiny.reset()
             Tiny.fail_at = fail_at
+            save_every = changes.pop("save_every", SAVE_EVERY)
             with contextlib.suppress(Cut):
-                run(recipe(**changes), made[key] / "one")
+                run(recipe(**changes), made[key] / "one", save_every=save_every)
             Tiny.reset()
         return made[key]
 
@@ -51,6 +53,22 @@ def half_run(folder: Path, begun: Callable[..., Path]) -> Callable[..., Path]:
 
     def put(fail_at: int | None, **changes: Any) -> Path:
         shutil.copytree(begun(fail_at, **changes), folder.parent, dirs_exist_ok=True)
+        return folder
+
+    return put
+
+
+@pytest.fixture
+def begun_inside(half_run: Callable[..., Path], folder: Path) -> Callable[..., Path]:
+    """Put a run into this test's folder that has files of every kind of state: it is complete but
+    for its result, and has the state inside its last stage.
+    """
+
+    def put() -> Path:
+        half_run(None, warmup=1)
+        half_run(4 + 10 + 2, warmup=1, save_every=0.0)  # in the last stage of the network
+        for result in folder.parent.glob("*/result.json"):
+            result.unlink()
         return folder
 
     return put

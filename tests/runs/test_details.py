@@ -10,8 +10,9 @@ from torch import nn
 
 from octavo.plan import Plan
 from octavo.ptq.calibration import calibrate
-from octavo.runs.details import network_details, stored_bytes, without_curves, write_compact
+from octavo.runs.details import network_details, stored_bytes, without_curves
 from octavo.runs.run import run
+from octavo.runs.run_folder import write_json
 from octavo.storage.packed import Packed
 
 
@@ -100,5 +101,5 @@ def test_a_resumed_run_keeps_the_curves_of_its_earlier_stages(half_run, folder: 
 
 def test_a_number_that_json_does_not_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_compact(tmp_path / "a.json", {"a": float("nan")})
+        write_json(tmp_path / "a.json", {"a": float("nan")}, compact=True)
     assert not (tmp_path / "a.json").exists()

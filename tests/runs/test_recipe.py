@@ -53,6 +53,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "export": (),
         "control": True,
         "floats": "float32",
+        "device": "auto",
         "seed": 0,
         "publish": None,
     }
@@ -112,7 +113,7 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
         budget=Budget(average_bits=3),
         method="dnq",
         trials=512,
-        options=tuple(map(Width, (2, 3, 4, 5))),
+        options=None,
         pins={},
     )  # the command's own defaults
     text = (
@@ -271,7 +272,7 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
             "retraining: {weigth_decay: 1}",
             "unknown key 'retraining.weigth_decay' (the nearest is 'weight_decay')",
         ),
-        ("3: 1", "unknown key '3' (the nearest is "),
+        ("3: 1", "unknown key '3'; expected one of task, options, teacher, bits, "),
         ("bit: 3", "unknown key 'bit' (the nearest is 'bits')"),  # and not that bits are missing
         (
             "task: 3\nretraining: {clip: x, momentun: 1}",
@@ -303,7 +304,7 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
             "order: 3",
             "order: expected one of magnitude, .*, or path/to/file.py:function, got 3",
         ),
-        ("per: row", "per: Input should be 'tensor' or 'channel', got 'row'"),
+        ("per: row", 'per: expected per "tensor" or "channel", got \'row\''),
         (
             "control: 7",
             "control: Input should be a valid boolean, unable to interpret input, got 7",
@@ -437,21 +438,20 @@ def test_missing_keys(folder: Path) -> None:
         ("", "expected a mapping of keys to values, got NoneType"),
         ("- task: digits", "expected a mapping of keys to values, got list"),
         ("just words", "expected a mapping of keys to values, got str"),
-        ("task: [", "not a readable recipe: .*line 1"),
-        ("\x00", "not a readable recipe: unacceptable character"),
-        ("task: 2001-99-99", "not a readable recipe: month must be in 1..12"),
-        ("[" * 1000, "not a readable recipe: maximum recursion depth exceeded"),
+        ("task: [", "not a readable recipe: line .*while parsing a flow node"),
+        ("\x00", "not a readable recipe: line 1, column 1: expected printable text"),
+        ("[" * 1000, "not a readable recipe: line 1, column 33: expected at most 32 levels"),
         (
             "!!python/object/apply:os.getcwd []",
-            "not a readable recipe: could not determine a constructor",
+            "not a readable recipe: line 1, column 1: expected one of the tags",
         ),
         (
             "seed: 1\nbits: 3\nseed: 2",
-            "not a readable recipe: line 3: the key 'seed' comes twice; keep one of the two",
+            "not a readable recipe: line 3, column 1: the key 'seed' comes twice; keep one",
         ),
         (
             "bits: {conv1: 3, conv1: 4}",
-            "not a readable recipe: line 1: the key 'conv1' comes twice; keep one of the two",
+            "not a readable recipe: line 1, column 18: the key 'conv1' comes twice; keep one",
         ),
     ],
 )
@@ -487,12 +487,12 @@ def test_a_base_that_cannot_be_read_or_leads_back(folder: Path) -> None:
         ("seed", "--set seed: expected key=value"),
         ("=1", "--set =1: expected key=value"),
         ("", "--set : expected key=value"),
-        ("seed=[", "--set seed=[: not a YAML value: while parsing a flow node expected .*"),
-        ("seed=2001-99-99", "--set seed=2001-99-99: not a YAML value: month must be in 1..12.*"),
+        ("seed=[", "--set seed=[: not a YAML value: line .*"),
+        ("seed=2001-99-99", "r.yaml: seed: Input should be a valid integer.*"),
         (
             "bits={a: 3, a: 4}",
             (
-                "--set bits={a: 3, a: 4}: not a YAML value: line 1: the "
+                "--set bits={a: 3, a: 4}: not a YAML value: line 1, column 8: the "
                 "key 'a' comes twice; keep one of the two"
             ),
         ),

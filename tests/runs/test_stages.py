@@ -10,7 +10,8 @@ from torch import nn
 
 from octavo.errors import FormatError
 from octavo.progress import Event, silent
-from octavo.runs.stages import History, Job, StagePlan, Step, resume, stage_plans, train
+from octavo.runs.job import Job
+from octavo.runs.stages import History, StagePlan, Step, resume, stage_plans, train
 from octavo.runs.training import Retraining
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -30,7 +31,7 @@ class Counter:
         self.stages = state["stages"]
         self.updates = state["updates"]
 
-    def count_stage(self) -> None:
+    def count_stage(self, _index: int) -> None:
         self.stages += 1
 
     def count_update(self) -> None:

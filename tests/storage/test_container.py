@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from octavo.errors import FormatError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.registry import codebook_at
-from octavo.formats.width import Apot, Width
+from octavo.formats.width import BITS, Apot, Width
 from octavo.network.layers import find_layers
 from octavo.storage.container import VERSION, Floats, pack, to_file, unpack
 from octavo.storage.manifest import DTYPES
@@ -56,7 +56,7 @@ def expand(frame: bytes) -> bytes:
     return zstandard.ZstdDecompressor().decompress(frame)
 
 
-def coded(data: bytes, *, apot: bool) -> tuple[int, list[int]]:
+def coded(data: bytes, level_count: int) -> tuple[int, list[int]]:
     """The codes of a stream, and their bits."""
     assert int.from_bytes(data[:4], "little") == zlib.crc32(data[4:])
     bits, count, rounds = data[4], int.from_bytes(data[5:13], "little"), data[13]
@@ -73,7 +73,7 @@ def coded(data: bytes, *, apot: bool) -> tuple[int, list[int]]:
         assert not any(symbols[size:])
         return symbols[:size]
 
-    worked_on, levels = [count], [2**bits - 1 if apot else 2 ** (bits - 1) + 1]
+    worked_on, levels = [count], [level_count]
     for _ in range(rounds):
         worked_on.append(-(-worked_on[-1] // 8))
         levels.append(256)
@@ -87,6 +87,24 @@ def coded(data: bytes, *, apot: bool) -> tuple[int, list[int]]:
         ]
     assert next(frame, None) is None
     return bits, symbols
+
+
+def unit_levels(grid: str, bits: int) -> list[float]:
+    """The levels for n1 = 0, in the order of their codes."""
+    if grid == "apot":
+        return apot_levels(bits)
+    if grid == "powers":
+        powers = [2.0 ** (-n) for n in range(2 ** (bits - 2) - 1, -1, -1)]
+        return [-p for p in powers[::-1]] + [0.0] + powers
+    if grid == "int":
+        return [n / 2 ** (bits - 2) for n in range(1 - 2 ** (bits - 1), 2 ** (bits - 1))]
+    m = {4: 1, 6: 3, 8: 3}[bits]
+    found = [
+        (code % 2**m + (2**m if code >> m else 0)) * 2.0 ** max(0, (code >> m) - 1)
+        for code in range(1, 2 ** (bits - 1) - (bits == 8))
+    ]
+    unit = 2 ** math.floor(math.log2(found[-1]))
+    return [-n / unit for n in found[::-1]] + [0.0] + [n / unit for n in found]
 
 
 def apot_levels(bits: int) -> list[float]:
@@ -108,47 +126,42 @@ def read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The quantized weights and the other tensors, by their names in the state dict; bfloat16 as
     float32."""
     strings, octavo = byte_strings(data)
-    assert octavo["version"] >= (
-        3
-        if "floats.zstd" in strings
-        else 1 + any(name.startswith("codes.apot") for name in strings)
-    )
+    new = any(name.startswith(("codes.fp", "codes.int", "exponents.groups")) for name in strings)
+    old = 1 + any(name.startswith("codes.apot") for name in strings)
+    assert octavo["version"] >= (4 if new else 3 if "floats.zstd" in strings else old)
     assert octavo["manifest_crc32"] == zlib.crc32(strings["manifest"])
     manifest = json.loads(expand(strings["manifest"]))
     streams = {}
     for name in strings:
         if name.startswith("codes."):
-            bits, symbols = coded(strings[name], apot="apot" in name)
-            assert name in (f"codes.{bits}", f"codes.apot{bits}")
+            grid = name.removeprefix("codes.").rstrip("0123456789") or "powers"
+            bits, symbols = coded(strings[name], len(unit_levels(grid, int(name[-1]))))
+            assert name == f"codes.{'' if grid == 'powers' else grid}{bits}"
             streams[name] = symbols
+    drops = coded(strings["exponents.groups"], 255)[1] if "exponents.groups" in strings else []
     exponents = np.frombuffer(expand(strings["exponents"]), "<i2").tolist()
     floats = (
-        expand(strings["floats.zstd"]) if octavo["version"] >= 3 else strings.get("floats", b"")
+        expand(strings["floats.zstd"]) if "floats.zstd" in strings else strings.get("floats", b"")
     )
     weights: dict[str, np.ndarray] = {}
     for row in manifest["layers"]:
-        count, channels, zero = (
-            math.prod(row["shape"]),
-            max(1, row["exponents"]),
-            2 ** (row["bits"] - 2),
-        )
-        apot = row.get("grid", "powers") == "apot"
-        stream = f"codes.{'apot' if apot else ''}{row['bits']}"
+        count, size = math.prod(row["shape"]), row.get("group_size", 0)
+        columns = count // row["shape"][0]
+        channels = row["shape"][0] if size else max(1, row["exponents"])
+        grid = row.get("grid", "powers")
+        stream = f"codes.{'' if grid == 'powers' else grid}{row['bits']}"
         codes, streams[stream] = streams[stream][:count], streams[stream][count:]
-        unit = apot_levels(row["bits"]) if apot else []
+        unit = unit_levels(grid, row["bits"])
         tops, exponents = exponents[:channels], exponents[channels:]
+        of_place = [place * channels // count for place in range(count)]
+        if size:
+            groups = -(-columns // size)
+            assert row["exponents"] == channels * groups
+            below, drops = drops[: channels * groups], drops[channels * groups :]
+            tops = [tops[n // groups] - drop for n, drop in enumerate(below)]
+            of_place = [p // columns * groups + p % columns // size for p in range(count)]
         assert row["crc32"] == zlib.crc32(bytes(codes) + np.array(tops, "<i2").tobytes())
-        values = []
-        for place, code in enumerate(codes):
-            n1 = tops[place * channels // count]
-            if apot:
-                values.append(math.ldexp(unit[code], n1))
-                continue
-            values.append(
-                0.0
-                if code == zero
-                else math.copysign(2.0 ** (n1 - zero + abs(code - zero)), code - zero)
-            )
+        values = [math.ldexp(unit[code], tops[n]) for code, n in zip(codes, of_place, strict=True)]
         weight = np.array(values, np.float64).reshape(row["shape"])
         if groups := row["groups"]:
             outputs, inputs, *kernel = weight.shape
@@ -168,6 +181,7 @@ def read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         value = (value.astype("<u4") << 16).view("<f4") if half else value
         others |= dict.fromkeys(row["names"], value.reshape(row["shape"]))
     assert not exponents
+    assert not drops
     assert not floats
     assert not any(streams.values())
     return weights, others
@@ -178,27 +192,27 @@ def read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 @st.composite
 def quantized(draw: st.DrawFn, name: str) -> Quantized:
-    width = draw(st.sampled_from([*map(Width, range(2, 9)), *map(Apot, range(5, 9))]))
+    width = draw(st.sampled_from([Width(b, name) for name, bits in BITS.items() for b in bits]))
     shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     divisors = (
         [0] + [g for g in range(1, shape[0] + 1) if shape[0] % g == 0] if len(shape) > 1 else [0]
     )
-    per_channel = draw(st.booleans())
-    apot = width.codebook == "apot"
-    top = draw(
-        st.lists(st.integers(-126 if apot else -149, 127), min_size=shape[0], max_size=shape[0])
-    )
-    zero = 2 ** (width.bits - 1) - 1 if apot else 2 ** (width.bits - 2)
+    size = draw(st.sampled_from([None, 0, 2, 3, 32]))  # None: one exponent for the tensor
+    exponents = [] if size is None else [shape[0]]
+    if size:
+        exponents.append(-(-math.prod(shape[1:]) // size))
+    lowest = -149 if width.codebook == "power_of_two" else -126
+    count = math.prod(exponents)
+    top = draw(st.lists(st.integers(lowest, 100 if size else 127), min_size=count, max_size=count))
+    zero = width.level_count // 2
     share = draw(st.sampled_from([0, 0.5, 0.99]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     codes = np.where(rng.random(shape) < share, zero, rng.integers(0, 2 * zero + 1, shape)).astype(
         np.uint8
     )
     names = (name, *(f"{name}.{n}" for n in range(draw(st.integers(0, 2)))))
-    tops = torch.tensor(top if per_channel else top[0])
-    return Quantized(
-        names, codebook_at(width, tops), torch.from_numpy(codes), draw(st.sampled_from(divisors))
-    )
+    codebook = codebook_at(width, torch.tensor(top).reshape(exponents), size or 0)
+    return Quantized(names, codebook, torch.from_numpy(codes), draw(st.sampled_from(divisors)))
 
 
 @st.composite
@@ -247,6 +261,7 @@ def test_what_is_packed_comes_back(network: tuple[dict[str, Quantized], Floats])
         )
         assert torch.equal(back.codes, layer.codes)
         assert back.codes.dtype == torch.uint8
+        assert back.codebook.group_size == layer.codebook.group_size
         assert torch.equal(back.codebook.max_exponent, layer.codebook.max_exponent)
         assert raw(back.weight()) == raw(layer.weight())
     assert [names for names, _ in others] == [names for names, _ in floats]
@@ -331,6 +346,26 @@ def test_another_reader_reads_the_golden_file_of_version_3() -> None:
     }
 
 
+def test_another_reader_reads_the_golden_file_of_version_4() -> None:
+    """Files that exist must stay readable: never change it, nor what it holds."""
+    data = (Path(__file__).parent / "data" / "golden-v4-codebooks.safetensors").read_bytes()
+    _, octavo = byte_strings(data)
+    assert octavo["version"] == 4
+    layers, *_ = unpack(data)
+    weights, _ = read(data)
+    assert {name: str(layer.codebook.width) for name, layer in layers.items()} == GOLDEN_4
+    assert weights["a.weight"].tolist() == [[6.0, -3.0, 0.375], [0.5, 0.0, -1.5]]
+    assert weights["b.weight"].tolist() == [7.5, -0.125]
+    assert weights["c.weight"].tolist() == [448.0, 2.0**-9]
+    assert weights["d.weight"].tolist() == [-127.0, 1.0]
+    assert weights["e.weight"].tolist() == [[0.25, 0.125, -2.0]]
+    for name, layer in layers.items():
+        assert weights[f"{name}.weight"].tolist() == layer.weight().tolist()
+
+
+GOLDEN_4 = {"a": "fp4", "b": "fp6", "c": "fp8", "d": "int8", "e": "3"}
+
+
 def network() -> tuple[dict[str, Quantized], Floats]:
     draw = torch.Generator().manual_seed(0)
     layers = {
@@ -358,7 +393,7 @@ def test_the_file_is_a_safetensors_file() -> None:
     assert {(entry["dtype"], len(entry["shape"])) for _, entry in tensors} == {("U8", 1)}
     strings, octavo = byte_strings(data)
     assert octavo == {"version": 1, "manifest_crc32": zlib.crc32(strings["manifest"])}
-    assert VERSION == 3
+    assert VERSION == 4
 
 
 def test_byte_strings_that_would_be_empty_are_absent() -> None:
@@ -467,7 +502,7 @@ def test_types_are_those_of_the_format() -> None:
     assert all(str(dtype) == f"torch.{name}" for name, dtype in DTYPES.items())
 
 
-@pytest.mark.parametrize("version", [4, 1000, 1.5, "1", None, [1], {}, 0, -1])
+@pytest.mark.parametrize("version", [5, 1000, 1.5, "1", None, [1], {}, 0, -1])
 def test_other_versions_are_refused(version: Any) -> None:
     data = to_file(*pack(*network()))
     strings, octavo = byte_strings(data)

@@ -609,3 +609,12 @@ def test_a_module_with_two_names_has_one_quantizer() -> None:
     assert ("a.input_quantizer.step", "b.0.input_quantizer.step") in dict(found.floats)
     found.apply(fresh)
     assert fresh.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_network_without_quantized_layers_has_no_bits(tmp_path: Path) -> None:
+    Packed({}, [(("a",), torch.zeros(3))]).save(tmp_path / "net")
+    packed = Packed.load(tmp_path / "net")
+    assert "no quantized layer" in repr(packed)
+    for figure in ("nominal_bits", "stored_bits"):
+        with pytest.raises(PlanError, match=r"the plan is empty|expected a network"):
+            getattr(packed, figure)

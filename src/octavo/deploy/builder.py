@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from octavo.storage.quantized import Quantized
 
-__all__ = ["Builder", "parameter_layout"]
+__all__ = ["Builder", "channel_rows", "parameter_layout"]
 
 
 class Builder:
@@ -43,6 +43,27 @@ class Builder:
         """Insert the new nodes at the head of the graph."""
         self.graph.insert_before(self.graph[0], self.nodes)
         self.nodes = []
+
+
+def channel_rows(builder: Builder, layer: Quantized, value: ir.Value) -> ir.Value:
+    """Bring weights with a row for each exponent into the shape of the layer's codes.
+
+    The nodes compute ``octavo.formats.rows.from_rows``.
+    """
+    if not layer.codebook.group_size:  # they have that shape already
+        return value
+    name = layer.names[0]
+    channels = layer.codes.shape[0]
+    columns = layer.codes.numel() // channels
+    whole = builder.initializer(f"{name}.channels", np.array([channels, -1]))
+    value = builder.node("Reshape", [value, whole], f"{name}.padded")
+    bounds = [[0], [columns], [1]]  # starts, ends, axes
+    limits = [
+        builder.initializer(f"{name}.limit{i}", np.array(bound)) for i, bound in enumerate(bounds)
+    ]
+    value = builder.node("Slice", [value, *limits], f"{name}.inputs")
+    shape = builder.initializer(f"{name}.codes_shape", np.array(layer.codes.shape))
+    return builder.node("Reshape", [value, shape], f"{name}.channels_first")
 
 
 def parameter_layout(builder: Builder, layer: Quantized, value: ir.Value) -> ir.Value:

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from octavo.deploy.forms import Comparison
+from octavo.deploy.comparison import Comparison, compare
 from octavo.deploy.graph import CompleteGraph
-from octavo.deploy.runtime import OnnxModel, agreement, differences
+from octavo.deploy.runtime import OnnxModel
 from octavo.errors import ExportError, brief
 from octavo.network.calls import call_alone, undisturbed
 from octavo.network.conduct import close, conduct_of
@@ -45,8 +45,7 @@ def checked(
     expected = _expected(model, batch)
     args, kwargs = arguments(batch)
     computed = OnnxModel(data)(*args, **kwargs)
-    largest, mean = differences(expected, computed)
-    return data, Comparison(largest, mean, agreement(expected, computed))
+    return data, compare(expected, computed)
 
 
 def _expected(model: nn.Module, batch: Inputs) -> Any:

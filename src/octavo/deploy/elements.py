@@ -10,10 +10,33 @@ from torch import Tensor
 
 from octavo.errors import ExportError
 from octavo.formats.codebook import SMALLEST, Codebook, power
+from octavo.formats.registry import codebook_at
+from octavo.formats.rows import spread
 
-__all__ = ["E2M1", "E2M1_NUMBERS", "E4M3", "INT8", "Format", "elements", "integers"]
+__all__ = [
+    "E2M1",
+    "E2M1_NUMBERS",
+    "E2M3",
+    "E2M3_NUMBERS",
+    "E4M3",
+    "INT8",
+    "Format",
+    "elements",
+    "integers",
+]
 
-E2M1_NUMBERS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])  # by code; negative ones are 8 further on
+
+def _numbers(width: str, smallest: float) -> Tensor:
+    """Return the numbers of a small floating-point format that are not negative, by their codes;
+    the sign is one bit more.
+    """
+    unit = codebook_at(width, torch.tensor(0))
+    levels = unit.unit_levels()[unit.zero :]
+    return levels * (smallest / levels[1])
+
+
+E2M1_NUMBERS = _numbers("fp4", 0.5)  # 0, 0.5, 1, 1.5, 2, 3, 4, 6
+E2M3_NUMBERS = _numbers("fp6", 0.125)  # 0, 0.125, ..., 7.5
 
 
 @dataclass(frozen=True)
@@ -39,6 +62,9 @@ def _in_e4m3(numbers: Tensor) -> Tensor:
 E2M1 = Format(
     "FP4 E2M1", range(2, -2, -1), lambda numbers: torch.isin(numbers.abs(), E2M1_NUMBERS)
 )  # OCP MX 1.0, 5.3.3
+E2M3 = Format(
+    "FP6 E2M3", range(2, -4, -1), lambda numbers: torch.isin(numbers.abs(), E2M3_NUMBERS)
+)  # OCP MX 1.0, 5.3.2
 E4M3 = Format("FP8 E4M3", range(8, -10, -1), _in_e4m3)  # down to its smallest subnormal number
 INT8 = Format(
     "int8", range(8), lambda numbers: (numbers.abs() <= 128) & (numbers == numbers.round())
@@ -83,9 +109,10 @@ def elements(codebook: Codebook, codes: Tensor, form: Format, name: str) -> tupl
 def integers(codebook: Codebook, codes: Tensor, name: str) -> tuple[Tensor, Tensor, bool]:
     """Split weights into int8 numbers and a float32 scale for each output channel.
 
-    This is exact except for powers of two at 5 bits, whose +128 is one too many for int8. In the
-    channels that use it all numbers are halved, and the smallest, which would become a half, stays
-    1. (127 instead of 128 is worse: the largest weights would all err to one side.)
+    Where the largest number of a channel does not fit int8, all its numbers are halved, as often as
+    it takes, and rounded; a half becomes 1. So this is exact except for powers of two at 5 bits,
+    where +128 is one too many, and for groups of inputs whose exponents differ a lot. (127 instead
+    of 128 is worse: the largest weights would all err to one side.)
 
     Returns:
         The numbers, the scales, and True if number * scale equals every weight.
@@ -95,10 +122,17 @@ def integers(codebook: Codebook, codes: Tensor, name: str) -> tuple[Tensor, Tens
 
     """
     element, scale = elements(codebook, codes, INT8, name)
-    over = element.flatten(1).amax(1) > 127  # (channels,)
-    half = torch.where(over, 2.0, 1.0).view(-1, *[1] * (element.dim() - 1))  # divides a channel
-    exact_numbers = element / half
-    # Rounded away from zero: only the smallest number is no integer after halving.
-    numbers = element.sign() * exact_numbers.abs().ceil()
+    element = element.double()
+    if codebook.group_size:  # integers in units of the smallest scale of each channel
+        smallest = scale.amin(1)
+        multiple = scale.double() / smallest.unsqueeze(1)
+        element = element * spread(multiple, codes.shape, codebook.group_size)
+        scale = smallest
+    rows = element.flatten(1)
+    share_of_room = torch.maximum(rows.amax(1) / 127, rows.amin(1) / -128)  # (channels,)
+    halvings = share_of_room.clamp(min=1).log2().ceil()
+    divisor = 2**halvings
+    exact_numbers = element / divisor.view(-1, *[1] * (element.dim() - 1))
+    numbers = element.sign() * (exact_numbers.abs() + 0.5).floor()
     exact = bool((numbers == exact_numbers).all())
-    return numbers.to(torch.int8), scale * half.flatten(), exact
+    return numbers.to(torch.int8), (scale * divisor).float(), exact

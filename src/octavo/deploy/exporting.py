@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from octavo._io import write_atomically
+from octavo._io import check_output, write_atomically
 from octavo.deploy.forms import Job, maker, missing_library
 from octavo.errors import ExportError, FormatError, PlanError
 from octavo.network.copies import copied
@@ -18,7 +18,9 @@ from octavo.storage.packed import Packed
 
 __all__ = ["Exported", "Form", "export", "export_checked", "load_onnx"]
 
-Form = Literal["lut", "fp8", "int8", "float", "mx"]  # octavo's own; others may be registered
+Form = Literal[
+    "lut", "fp8", "int8", "float", "mx", "hf", "gguf"
+]  # octavo's own; others may be registered
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Exported:
             not run, such as ``mx``.
         agreement: the share of predicted classes that are the same; None as ``difference``.
         inexact: the layers whose weights the file does not store exactly.
+        wider: the quantized layers that the file stores as numbers of 16 bits.
 
     """
 
@@ -43,6 +46,7 @@ class Exported:
     difference: float | None
     agreement: float | None
     inexact: tuple[str, ...]
+    wider: tuple[str, ...]
 
 
 def export(
@@ -58,17 +62,21 @@ def export(
 
     ``lut``, ``fp8``, ``int8`` and ``float`` are ONNX files of opset 21 with standard operators only
     and a free batch size; they need ``octavo[onnx]``. ``mx`` is a safetensors file of MXFP4 and
-    MXFP8 tensors. docs/export.md describes each. ``octavo.deploy.forms.register_form`` adds others.
+    MXFP8 tensors. ``hf`` is a folder for ``transformers`` and vLLM, and needs ``octavo[hf]``;
+    ``gguf`` is a file for llama.cpp, and needs ``octavo[gguf]``. docs/export.md describes each.
+    ``octavo.deploy.forms.register_form`` adds others.
 
     Args:
         model: the network's architecture, in full precision or not; it is not changed.
         packed: the weights.
-        path: the file to write. Until the new file is complete and checked, an older one stays.
+        path: the file to write, or the folder for ``hf``. Until the new file is complete and
+            checked, an older one stays.
         form: ``lut`` (4-bit codes and a table of levels), ``fp8`` (E4M3 elements), ``int8``
-            (quantized activations too), ``float``, or ``mx``.
+            (quantized activations too), ``float``, ``mx``, ``hf`` or ``gguf``.
         example: one batch of several inputs that the model is called with: a tensor, or a tuple or
             dict of arguments. Or a list of batches: ``int8`` takes the ranges of activations from
-            all of them. ``mx`` does not run the model and needs none.
+            all of them. ``mx`` and ``gguf`` do not run the model and need none; ``hf``
+            compares its outputs if there is one.
 
     Returns:
         The path.
@@ -79,6 +87,7 @@ def export(
             layer.
         PlanError: the packed network does not fit the model, or there is no example for a form that
             needs one.
+        FileNotFoundError: the folder of ``path`` does not exist.
 
     """
     return export_checked(model, packed, path, form=form, example=example).path
@@ -94,6 +103,7 @@ def export_checked(
 ) -> Exported:
     """Export as :func:`export` does, and return the result of the check."""
     make = maker(form)
+    check_output(path)
     examples = example if isinstance(example, list) else [example]
     if example is None:
         examples = []
@@ -106,16 +116,23 @@ def export_checked(
         content = make(Job(network, packed, batches))
     except FormatError as error:  # it is about the new file: none was read
         raise ExportError(f"{type(model).__name__}: {error}; nothing was written") from error
-    write_atomically(path, lambda file: file.write(content.data))
+    files = content.files(Path(path))
+    for name, data in files.items():
+        _write(name, data)
     comparison = content.comparison
     return Exported(
         path=Path(path),
         form=form,
-        bytes=len(content.data),
+        bytes=sum(map(len, files.values())),
         difference=comparison.largest if comparison else None,
         agreement=comparison.agreement if comparison else None,
         inexact=content.inexact,
+        wider=content.wider,
     )
+
+
+def _write(path: Path, data: bytes) -> None:
+    write_atomically(path, lambda file: file.write(data))
 
 
 def load_onnx(path: str | Path) -> nn.Module:

@@ -6,22 +6,24 @@ octavo's own forms and those of a user are registered in the same way, by :func:
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias, cast
 
 from torch import nn
 
+from octavo.deploy.comparison import Comparison
 from octavo.errors import ExportError, PlanError, nearest
 from octavo.network.forward import Inputs
 from octavo.storage.packed import Packed
 
 __all__ = [
     "FORMS",
-    "Comparison",
     "FormFile",
     "Job",
     "Make",
     "check_forms",
+    "file_name",
     "maker",
     "missing_library",
     "register_form",
@@ -59,40 +61,36 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The outputs of a file beside those of the network, in units of the largest output.
-
-    Attributes:
-        largest: the largest difference.
-        mean: the mean difference.
-        agreement: the share of predicted classes that are the same.
-
-    """
-
-    largest: float
-    mean: float
-    agreement: float
-
-
-@dataclass(frozen=True)
 class FormFile:
-    """The content of a file of a form, after its checks.
+    """The content of a file or folder of a form, after its checks.
 
     Attributes:
-        data: the content of the file.
+        data: the content of the file; of a form that is a folder, the content of each of its files
+            by its name.
         comparison: its outputs beside the network's; None for a form that does not run.
         inexact: the layers whose weights the file does not store exactly.
+        wider: the quantized layers that the file stores as numbers of 16 bits, because its small
+            formats do not hold them.
 
     """
 
-    data: bytes
+    data: bytes | Mapping[str, bytes]
     comparison: Comparison | None = None
     inexact: tuple[str, ...] = ()
+    wider: tuple[str, ...] = ()
+
+    def files(self, path: Path) -> dict[Path, bytes]:
+        """Return the content of each file that is written under the path of the export."""
+        if isinstance(self.data, bytes):
+            return {path: self.data}
+        return {path / name: content for name, content in self.data.items()}
 
 
 Make: TypeAlias = Callable[[Job], FormFile]
 
+SUFFIXES = {"mx": ".safetensors", "hf": "", "gguf": ".gguf"}  # of the forms that are not ONNX
 ONNX_LIBRARIES = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes"}
+HF_LIBRARIES = {"transformers": "hf", "compressed_tensors": "hf", "gguf": "gguf"}  # their extras
 
 _makers: dict[str, Make | str] = {}
 FORMS: Mapping[str, Make | str] = MappingProxyType(_makers)  # by name, in order of registration
@@ -121,6 +119,13 @@ register_form("fp8", "octavo.deploy.fp8:make")
 register_form("int8", "octavo.deploy.int8:make")
 register_form("float", "octavo.deploy.float32:make")
 register_form("mx", "octavo.deploy.mx:make")
+register_form("hf", "octavo.deploy.hf:make")
+register_form("gguf", "octavo.deploy.gguf:make")
+
+
+def file_name(form: str) -> str:
+    """Return the name that a file, or a folder, of a form gets in the folder of a run."""
+    return form + SUFFIXES.get(form, ".onnx")
 
 
 def maker(name: str) -> Make:
@@ -149,6 +154,8 @@ def missing_library(error: ImportError, user: str) -> str:
     library = (error.name or "").partition(".")[0]
     if library in ONNX_LIBRARIES:
         return f"ONNX needs {library}: pip install 'octavo[onnx]'"
+    if library in HF_LIBRARIES:
+        return f"{user} needs {library}: pip install 'octavo[{HF_LIBRARIES[library]}]'"
     return f"{user} needs {error.name}, which is not installed"
 
 

@@ -1,4 +1,4 @@
-"""The form ``fp8``: E4M3 elements, and a scale for each layer or output channel."""
+"""The form ``fp8``: E4M3 elements, and a scale for each layer, channel or group of inputs."""
 
 import ml_dtypes
 import numpy as np
@@ -6,10 +6,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from octavo.deploy.builder import Builder, parameter_layout
+from octavo.deploy.builder import Builder, channel_rows, parameter_layout
 from octavo.deploy.elements import E4M3, elements
 from octavo.deploy.floating import exported
 from octavo.deploy.forms import FormFile, Job
+from octavo.formats.rows import rows_by_exponent
 from octavo.storage.quantized import Quantized
 
 __all__ = ["decode", "make"]
@@ -22,7 +23,11 @@ def make(job: Job) -> FormFile:
 
 def decode(builder: Builder, name: str, layer: Quantized) -> ir.Value:
     """Add a layer's weights as elements that DequantizeLinear multiplies with their scales."""
-    element, scale = elements(layer.codebook, layer.codes, E4M3, name)
+    codebook = layer.codebook
+    element, scale = elements(codebook, layer.codes, E4M3, name)
+    if codebook.group_size:
+        element = rows_by_exponent(element, codebook.max_exponent, codebook.group_size)
+        scale = scale.flatten()
     parameter = layer.names[0]
     values = builder.initializer(
         f"{parameter}.elements", _as_numpy(element), ir.DataType.FLOAT8E4M3FN
@@ -30,7 +35,7 @@ def decode(builder: Builder, name: str, layer: Quantized) -> ir.Value:
     scales = builder.initializer(f"{parameter}.scale", scale.numpy())
     axis = {"axis": 0} if scale.dim() else {}
     rows = builder.node("DequantizeLinear", [values, scales], f"{parameter}.rows", **axis)
-    return parameter_layout(builder, layer, rows)
+    return parameter_layout(builder, layer, channel_rows(builder, layer, rows))
 
 
 def _as_numpy(element: Tensor) -> np.ndarray:

@@ -33,6 +33,9 @@ LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 OPSET = 21  # the version of ONNX's operators
 BATCH = "batch"  # the name of the free first dimension
 
+# Models of transformers return their keys and values in an object that torch does not know.
+CACHE_ADVICE = " (it returns a cache: set model.config.use_cache = False)"
+
 
 @dataclass(frozen=True)
 class OpenGraph:
@@ -144,7 +147,8 @@ def _program(
         )
     except Exception as error:
         name = where_raised(model, error) or type(model).__name__
-        raise ExportError(f"{name}: torch cannot trace it: {brief(error)}") from error
+        advice = CACHE_ADVICE if "Cache" in str(error) else ""
+        raise ExportError(f"{name}: torch cannot trace it{advice}: {brief(error)}") from error
 
 
 def _converted(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:

@@ -1,6 +1,4 @@
-"""ONNX Runtime: a file as a module that is called like the network that it came from, and the
-difference between the two.
-"""
+"""ONNX Runtime: a file as a module that is called like the network that it came from."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from octavo.errors import ExportError, FormatError, PlanError, brief
 from octavo.network.nested import named_tensors
 
-__all__ = ["OnnxModel", "agreement", "differences"]
+__all__ = ["OnnxModel"]
 
 
 class OnnxModel(nn.Module):
@@ -91,28 +89,6 @@ def _session(data: bytes) -> onnxruntime.InferenceSession:
     options.log_severity_level = 4  # what goes wrong is raised
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-
-
-def differences(expected: Any, got: Any) -> tuple[float, float]:
-    """Return the largest and the mean difference between outputs, tensors or tuples or dicts of
-    tensors, in units of the largest value of each output.
-    """
-    pairs = [
-        (a.detach().cpu().double(), b.double())
-        for a, b in zip(_tensors(expected), _tensors(got), strict=True)
-        if a.numel()
-    ]
-    shares = [(a - b).abs() / a.abs().max().clamp(min=1e-30) for a, b in pairs]
-    largest = max((float(share.max()) for share in shares), default=0.0)
-    mean = max((float(share.mean()) for share in shares), default=0.0)
-    return largest, mean
-
-
-def agreement(expected: Any, got: Any) -> float:
-    """Return the share of rows of the first output whose largest values have the same index."""
-    first = next(_tensors(expected))
-    second = next(_tensors(got))
-    return float((first.argmax(-1) == second.argmax(-1)).double().mean()) if first.dim() else 1.0
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -15,21 +15,9 @@ import torch
 from torch import Tensor
 
 from octavo._deprecated import renamed_arguments, warn_renamed
-from octavo.formats.codebook import (
-    BLOCK,
-    LARGEST,
-    SMALLEST,
-    Fit,
-    Per,
-    blocks,
-    check_exponent,
-    checked_rows,
-    decoded,
-    least_error_exponent,
-    power,
-    read_per,
-    rows_by_exponent,
-)
+from octavo.formats.codebook import BLOCK, SMALLEST, Reach, blocks, decoded, power
+from octavo.formats.fitting import Fit, Per, fitted, read_per
+from octavo.formats.rows import check_exponent, from_rows, rows_by_exponent
 from octavo.formats.width import Width, bits_of
 
 __all__ = ["BLOCK", "Fit", "Per", "PowerOfTwo", "power_of_two"]
@@ -60,24 +48,28 @@ class PowerOfTwo:
 
     Attributes:
         bits: nominal bits, 2 to 8: ``2^(bits-2)`` exponents, ``2^(bits-1) + 1`` levels.
-        max_exponent: the largest exponent, ``n1`` in INQ: an integer scalar tensor, or one value
-            per output channel, shape ``(channels,)``.
+        max_exponent: the largest exponent, ``n1`` in INQ: an integer scalar tensor, one value per
+            output channel, shape ``(channels,)``, or ``(channels, groups)``.
+        group_size: the inputs of a channel that share an exponent; 0 if there are no groups.
 
     Raises:
-        PlanError: bits out of range, or a ``max_exponent`` that is no integer scalar or vector.
+        PlanError: bits out of range, or a ``max_exponent`` that is no integer tensor of such a
+            shape.
 
     """
 
     bits: int
     max_exponent: Tensor
+    group_size: int
     lowest_max_exponent: ClassVar[int] = SMALLEST
     _smallest_and_factor = functools.cached_property(_smallest_and_factor_of)
 
     @renamed_arguments(top="max_exponent")
-    def __init__(self, bits: int | Width, max_exponent: Tensor) -> None:
-        check_exponent(max_exponent)
+    def __init__(self, bits: int | Width, max_exponent: Tensor, group_size: int = 0) -> None:
+        check_exponent(max_exponent, group_size)
         object.__setattr__(self, "bits", bits_of(bits, "power_of_two"))
         object.__setattr__(self, "max_exponent", max_exponent)
+        object.__setattr__(self, "group_size", group_size)
 
     @property
     def top(self) -> Tensor:
@@ -98,9 +90,11 @@ class PowerOfTwo:
         return 1 << (self.bits - 2)
 
     @property
-    def edge(self) -> float:
-        """The outer edge of the largest level's cell, in units of that level (INQ, eq. 4)."""
-        return 1.5
+    def reach(self) -> Reach:
+        """The outer edge of the largest level's cell, in units of that level (INQ, eq. 4), and the
+        largest float32 within.
+        """
+        return Reach(1.5, 1.5 - 2.0**-23)
 
     def unit_levels(self) -> Tensor:
         """Return the ascending float32 levels of ``max_exponent`` 0, shape ``(2^(bits-1)+1,)``.
@@ -117,7 +111,8 @@ class PowerOfTwo:
 
     def levels(self) -> Tensor:
         """Return the ascending float32 levels: shape ``(2^(bits-1)+1,)``, or
-        ``(channels, 2^(bits-1)+1)`` where ``max_exponent`` is per channel.
+        ``(channels, 2^(bits-1)+1)`` where ``max_exponent`` is per channel, and one dimension more
+        where it is per group.
         """
         return self.unit_levels() * self.scale()[..., None]
 
@@ -127,7 +122,7 @@ class PowerOfTwo:
         Weights from ``1.5 * 2^max_exponent`` on saturate. It takes six operations; on a CPU, six
         for each block of weights, which stays in the cache meanwhile.
         """
-        source = rows_by_exponent(weight, self.max_exponent)
+        source = rows_by_exponent(weight, self.max_exponent, self.group_size)
         result = torch.empty_like(source)
         smallest, factor = (row.to(weight.device) for row in self._smallest_and_factor)
         zero = smallest.new_zeros(1)
@@ -135,18 +130,18 @@ class PowerOfTwo:
             units = _in_units(source[block], factor[rows], self.zero)
             # units * smallest, but 0 instead of -0
             torch.addcmul(zero, units, smallest[rows], out=result[block])
-        return result.view(weight.shape)
+        return from_rows(result, weight.shape, self.group_size)
 
     def encode(self, weight: Tensor) -> Tensor:
         """Return uint8 codes, the index of each weight's level, shape of ``weight``."""
-        source = rows_by_exponent(weight, self.max_exponent)
+        source = rows_by_exponent(weight, self.max_exponent, self.group_size)
         result = torch.empty_like(source, dtype=torch.uint8)
         factor = self._smallest_and_factor[1].to(weight.device)
         for rows, block in blocks(source):
             units = _in_units(source[block], factor[rows], self.zero)
             rank = torch.frexp(units).exponent  # k + 1 for 2^k, and 0 for 0
             result[block] = torch.copysign(rank, units).add_(self.zero)
-        return result.view(weight.shape)
+        return from_rows(result, weight.shape, self.group_size)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the levels that ``codes`` stand for: float32, shape of ``codes``, exact.
@@ -175,7 +170,9 @@ def power_of_two(
         bits: nominal bits, 2 to 8.
         fit: ``"max"`` is the paper's ``n1 = floor(log2(4/3 max|w|))``; ``"mse"`` is the integer
             exponent of least squared error.
-        per: one exponent for the ``"tensor"``, or one for each output ``"channel"``.
+        per: one exponent for the ``"tensor"``, one for each output ``"channel"``, or one for each
+            32 inputs of a channel: ``("group", 32)``, or another number of at least 2. The inputs
+            are counted in the order of memory; the last group of a channel may be shorter.
         importance: non-negative weights of the squared error, broadcastable to ``weight``; they
             count only with ``fit="mse"``.
         name: the name of the tensor, for errors.
@@ -186,13 +183,15 @@ def power_of_two(
 
     """
     bits = bits_of(bits, "power_of_two")
-    per = read_per(per, name)
-    rows = checked_rows(weight, fit, per, name)
-    exponent = _paper_exponent(rows)
-    if fit == "mse" and rows.numel():
-        share = None if importance is None else importance.expand_as(weight).reshape(rows.shape)
-        exponent = least_error_exponent(rows, lambda one: PowerOfTwo(bits, one), exponent, share)
-    return PowerOfTwo(bits, exponent if per == "channel" else exponent[0])
+    codebook = fitted(
+        weight,
+        functools.partial(PowerOfTwo, bits),
+        fit=fit,
+        per=read_per(per, name),
+        importance=importance,
+        name=name,
+    )
+    return PowerOfTwo(bits, codebook.max_exponent, codebook.group_size)
 
 
 def _in_units(weight: Tensor, factor: Tensor, zero: int) -> Tensor:
@@ -219,14 +218,3 @@ def _in_units(weight: Tensor, factor: Tensor, zero: int) -> Tensor:
     units.view(INTEGER[dtype]).bitwise_and_(POWER[dtype])
     largest = 2.0 ** (zero - 1)
     return units.clamp_(-largest, largest)
-
-
-def _paper_exponent(rows: Tensor) -> Tensor:
-    """Return ``n1 = floor(log2(4/3 max|w|))`` of each row (INQ, section 2.1), int32.
-
-    It is the exponent of the power of two nearest to the maximum, a tie going up.
-    """
-    largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
-    mantissa, exponent = torch.frexp(largest)  # largest = mantissa * 2^exponent, 1/2 <= mantissa
-    nearest = exponent - (mantissa < 0.75).int()
-    return torch.where(largest > 0, nearest.clamp(SMALLEST, LARGEST), 0).to(torch.int32)

@@ -22,9 +22,16 @@ __all__ = [
 
 FLOAT = 32  # bits of a value that is not quantized
 
-# The names of the codebooks and the bits that each can have, in the order in which widths of equal
-# bits are sorted. The classes behind the names are in octavo.formats.registry.
-BITS: Mapping[str, Sequence[int]] = {"power_of_two": range(2, 9), "apot": range(5, 9)}
+# The names of the codebooks and, for the bits that each can have, the number of its levels; in the
+# order in which widths of equal bits are sorted. octavo.formats.registry has what is behind the
+# names.
+LEVEL_COUNTS: Mapping[str, Mapping[int, int]] = {
+    "power_of_two": {bits: (1 << (bits - 1)) + 1 for bits in range(2, 9)},
+    "apot": {bits: (1 << bits) - 1 for bits in range(5, 9)},
+    "fp": {4: 15, 6: 63, 8: 253},  # E2M1, E2M3, E4M3
+    "int": {8: 255},
+}
+BITS: Mapping[str, Sequence[int]] = {name: tuple(of) for name, of in LEVEL_COUNTS.items()}
 
 
 @functools.total_ordering
@@ -38,8 +45,9 @@ class Width:
 
     Attributes:
         bits: nominal bits of one weight.
-        codebook: ``"power_of_two"``, 2 to 8 bits, or ``"apot"``, sums of two powers of two,
-            5 to 8 bits.
+        codebook: ``"power_of_two"``, 2 to 8 bits; ``"apot"``, sums of two powers of two, 5 to 8
+            bits; ``"fp"``, floating-point numbers of 4, 6 or 8 bits (E2M1, E2M3, E4M3); or
+            ``"int"``, integers of 8 bits.
 
     Raises:
         PlanError: no such codebook, or bits that it cannot have.
@@ -58,9 +66,7 @@ class Width:
     @property
     def level_count(self) -> int:
         """The number of levels, and so of codes."""
-        if self.codebook == "power_of_two":  # 2^(bits-2) exponents of either sign, and zero
-            return (1 << (self.bits - 1)) + 1
-        return (1 << self.bits) - 1
+        return LEVEL_COUNTS[self.codebook][self.bits]
 
     def __eq__(self, other: object) -> bool:
         key = _sort_key(other)
@@ -166,7 +172,9 @@ def check_bits(bits: object, name: str = "bits") -> int:
 
 def _check_among(bits: object, possible: Sequence[int], name: str) -> int:
     if type(bits) is not int or bits not in possible:
-        limits = f"from {possible[0]} to {possible[-1]}"
+        first, last = possible[0], possible[-1]
+        in_a_row = len(possible) == last - first + 1 > 1
+        limits = f"from {first} to {last}" if in_a_row else f"among {', '.join(map(str, possible))}"
         raise PlanError(f"{name}: expected an integer {limits}, got {bits!r}")
     return bits
 

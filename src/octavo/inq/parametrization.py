@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.formats.codebook import Codebook, edges
+from octavo.formats.codebook import Codebook, edges, power
+from octavo.formats.rows import spread
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.parametrizations import attach
 
@@ -31,9 +32,9 @@ class FrozenWeights(nn.Module):
     """A parametrization that replaces frozen weights by their levels.
 
     The network sees ``where(frozen, value, clamp(weight, lower, upper))``: two operations, and a
-    third for the gradient. It keeps five bytes for each weight, a bool and a float32, and its
-    output takes four while a graph is alive. Nothing here waits for the device, so that a step on a
-    GPU runs without a stop.
+    third for the gradient. It keeps five bytes for each weight, a bool and a float32 (twelve more
+    where groups of inputs share an exponent), and its output takes four while a graph is alive.
+    Nothing here waits for the device, so that a step on a GPU runs without a stop.
 
     Attributes:
         pruned: the number of weights that were frozen at zero before any other.
@@ -68,7 +69,7 @@ class FrozenWeights(nn.Module):
         super().__init__()
         self.pruned = 0
         self.straight_through = False
-        self._outer_edge = codebook.edge  # of the largest level's cell, in units of the scale
+        self._outer_edge = codebook.reach.edge  # of the largest level's cell, in units of the scale
         self._powers_of_two = codebook.width.codebook == "power_of_two"
         weight = weight.detach()
         scale = _broadcastable_scale(weight, codebook, groups).to(weight.device)
@@ -98,9 +99,12 @@ class FrozenWeights(nn.Module):
         """Round each weight to its nearest level. A weight that is NaN or infinite becomes NaN, so
         that a run that diverges does not look sound.
         """
-        in_units = (weight / self.scale).float()
+        order = _memory_order(weight)  # bucketize would copy any other, and warn
+        in_units = (weight / self.scale).float().permute(order)
         number = torch.bucketize(in_units, self.edges.view(torch.float32), right=True)
-        return (self.levels.view(torch.float32)[number] * self.scale).to(weight.dtype)
+        level = self.levels.view(torch.float32)[number]
+        back = sorted(range(weight.dim()), key=order.__getitem__)
+        return (level.permute(back) * self.scale).to(weight.dtype)
 
     @torch.no_grad()
     def prune(self, mask: Tensor) -> None:
@@ -108,7 +112,7 @@ class FrozenWeights(nn.Module):
         are shares of the others.
         """
         self._freeze_at(torch.zeros_like(self.value), mask)
-        self.pruned = int(mask.sum())
+        self.pruned = int(mask.count_nonzero())
 
     @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
@@ -116,8 +120,10 @@ class FrozenWeights(nn.Module):
         tensors have the weight's shape.
         """
         unit = self.levels.view(torch.float32)[1:-1]
-        self._freeze_at(unit[codes.int()] * self.scale, mask & ~self.frozen)
-        free = self.frozen.numel() - int(self.frozen.sum())
+        # (index_select takes an int32 as it is; an index in brackets makes an int64 of each)
+        levels = unit.index_select(0, codes.flatten().int()).view(codes.shape).mul_(self.scale)
+        self._freeze_at(levels, mask & ~self.frozen)
+        free = self.frozen.numel() - int(self.frozen.count_nonzero())
         survivors = self.frozen.numel() - self.pruned
         bound = (self._outer_edge + ROOM * free / max(1, survivors)) * self.scale
         self.upper.copy_(bound)
@@ -138,6 +144,15 @@ class FrozenWeights(nn.Module):
         super()._load_from_state_dict(state, prefix, *rest)
 
 
+def _memory_order(weight: Tensor) -> tuple[int, ...]:
+    """Return the dimensions of a dense tensor in the order in which they lie in memory."""
+    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        return 0, 2, 3, 1
+    if weight.dim() == 5 and weight.is_contiguous(memory_format=torch.channels_last_3d):
+        return 0, 2, 3, 4, 1
+    return tuple(range(weight.dim()))
+
+
 def _levels_and_edges(codebook: Codebook) -> tuple[Tensor, Tensor]:
     """Return the unit levels between two NaN, and the edges between these cells, for
     ``torch.bucketize(..., right=True)``: float32, as the integers of their bits.
@@ -152,10 +167,12 @@ def _levels_and_edges(codebook: Codebook) -> tuple[Tensor, Tensor]:
 
 
 def _broadcastable_scale(weight: Tensor, codebook: Codebook, groups: int) -> Tensor:
-    """Return the scales, one or one per output channel, in a shape that multiplies the weight."""
+    """Return the scales, one, one per output channel or, with groups of inputs, one per weight, in
+    a shape that multiplies the weight.
+    """
     rows = channels_first(weight, groups)
-    scale = codebook.scale().view(-1, *[1] * (rows.dim() - 1))  # (channels or 1, 1, ...)
-    if groups and len(scale) > 1:  # a transposed convolution: its output channels are second
+    scale = spread(power(codebook.max_exponent), rows.shape, codebook.group_size)
+    if groups and scale.numel() > 1:  # a transposed convolution: its output channels are second
         scale = scale.expand(-1, rows.shape[1], *scale.shape[2:])
         scale = channels_back(scale, groups).contiguous()  # no load could write an expanded one
     return scale

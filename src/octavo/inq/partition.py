@@ -3,6 +3,7 @@
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import Codebook
+from octavo.formats.codebook import Codebook, power
+from octavo.formats.rows import spread
 from octavo.network.layers import Layer
 
 __all__ = [
@@ -83,8 +85,9 @@ def rank(
     distance = (values - levels).abs_()
     if order == "relative":
         smallest = float(codebook.unit_levels()[codebook.zero + 1])  # above zero, at a scale of 1
-        scale = codebook.scale().to(weight.device).view(-1, *[1] * (weight.dim() - 1))
-        distance /= levels.abs_().maximum(scale * smallest / 2)
+        scale = power(codebook.max_exponent).to(weight.device)
+        scale = spread(scale, weight.shape, codebook.group_size)
+        distance /= torch.maximum(levels.abs_(), scale * smallest / 2, out=levels)
     return distance.neg_()
 
 
@@ -121,14 +124,28 @@ def grow(frozen: Tensor, rank: Tensor, portion: float, *, pruned: int = 0) -> Te
 
     """
     target = pruned + round(portion * (frozen.numel() - pruned))
-    missing = target - int(frozen.sum())
+    missing = target - int(frozen.count_nonzero())
     if missing <= 0:
         return frozen.clone()
-    free = (~frozen.flatten()).nonzero().squeeze(1)  # indices of the free weights
-    ranking = rank.flatten()[free].sort(descending=True, stable=True).indices
-    grown = frozen.flatten().clone()
-    grown[free[ranking[:missing]]] = True
+    free = ~frozen
+    threshold = _largest(rank.detach().masked_fill(frozen, -math.inf), missing)
+    grown = frozen | (free & (rank > threshold))
+    ties = (free & (rank == threshold)).flatten().nonzero().squeeze(1)  # in the tensor's order
+    grown = grown.flatten()
+    grown[ties[: target - int(grown.count_nonzero())]] = True
     return grown.view(frozen.shape)
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Return the smallest of the ``count`` largest values, a scalar; on a CPU, the values change
+    their order.
+    """
+    values = values.flatten()
+    position = len(values) - count  # in ascending order
+    if values.device.type != "cpu":
+        return values.kthvalue(position + 1).values
+    values.numpy().partition(position)  # in place, where torch would make an int64 of each
+    return values[position]
 
 
 def check_order(order: Any) -> None:
@@ -215,5 +232,5 @@ def default_portions(layers: Iterable[Layer], pruned: Mapping[str, Tensor]) -> t
     weights are pruned.
     """
     weights = sum(layer.weight.numel() for layer in layers)
-    share = sum(int(mask.sum()) for mask in pruned.values()) / weights
+    share = sum(int(mask.count_nonzero()) for mask in pruned.values()) / weights
     return SPARSE_PORTIONS if share >= SPARSE else PORTIONS

@@ -1,6 +1,9 @@
 """Copies of models and of their inputs."""
 
+import contextlib
 import copy
+import sys
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ from octavo.network.nested import leaves, mapped
 __all__ = ["copied", "fresh"]
 
 T = TypeVar("T")
+DEEPER = 8  # times as deep as Python allows
 
 
 class _WithGraphTensors(TorchFunctionMode):
@@ -49,7 +53,7 @@ def copied(value: T, memo: dict[int, Any] | None = None) -> T:
     """
     memo = {} if memo is None else memo
     try:
-        with _WithGraphTensors():
+        with _WithGraphTensors(), _deep():
             _copy_shared(value, memo)
             return copy.deepcopy(value, memo)
     except Exception as error:  # whatever the parts of a model raise
@@ -58,6 +62,19 @@ def copied(value: T, memo: dict[int, Any] | None = None) -> T:
             f"{type(first).__name__}: octavo works on a copy, and copy.deepcopy cannot make one: "
             f"{brief(error)}"
         ) from error
+
+
+@contextlib.contextmanager
+def _deep() -> Iterator[None]:
+    """Let Python call deeper for a while: a copy takes several times the calls of a forward pass
+    for each level of modules in modules.
+    """
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(DEEPER * before)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def _copy_shared(value: Any, memo: dict[int, Any]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from octavo.ptq.least_squares import output_error
+from octavo.ptq.rounding import Rounding
 
 __all__ = ["Assignment"]
 
@@ -28,8 +29,8 @@ class Assignment:
 
     @classmethod
     def measured(
-        cls, codes: Tensor, weight: Tensor, hessian: Tensor, levels: Tensor
+        cls, codes: Tensor, weight: Tensor, hessian: Tensor, rounding: Rounding
     ) -> "Assignment":
         """Compute the errors from the codes and the weights themselves."""
-        error = (weight - levels[codes.int()]).double()  # (problems, rows, columns)
+        error = (weight - rounding.level(codes.long())).double()  # (problems, rows, columns)
         return cls(codes, output_error(error, hessian.double()), error.square().sum(2))

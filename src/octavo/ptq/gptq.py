@@ -26,23 +26,25 @@ have lost some: an inverse for each row would cost as much as a layer.
 import torch
 from torch import Tensor
 
-from octavo.formats.codebook import edges
 from octavo.ptq.assignment import Assignment
 from octavo.ptq.descent import descended
+from octavo.ptq.rounding import Rounding
 
-__all__ = ["column_order", "gptq"]
+__all__ = ["column_order", "curvature", "gptq"]
 
 BLOCK = 64  # columns that freeze before the columns beyond them are updated
 
 
-def gptq(weight: Tensor, hessian: Tensor, levels: Tensor, kept: Tensor | None = None) -> Assignment:
-    """Find codes that make ``levels[codes] @ X`` close to ``weight @ X``, by GPTQ.
+def gptq(
+    weight: Tensor, hessian: Tensor, rounding: Rounding, kept: Tensor | None = None
+) -> Assignment:
+    """Find codes that make ``levels @ X`` close to ``weight @ X``, by GPTQ.
 
     Args:
         weight: (problems, rows, columns), zero where it is pruned.
         hessian: ``X X^T`` of each problem, (problems, columns, columns), positive definite.
-        levels: the levels that each weight may take, ascending; if weights are pruned, the middle
-            one is zero.
+        rounding: the levels that each weight may take; if weights are pruned, the middle one is
+            zero.
         kept: bool, false where a weight is pruned, the shape of ``weight``; None where none is.
 
     """
@@ -50,10 +52,10 @@ def gptq(weight: Tensor, hessian: Tensor, levels: Tensor, kept: Tensor | None = 
     if kept is not None:
         used = kept.any(1).gather(1, columns).byte()  # (problems, columns)
         columns = columns.gather(1, used.argsort(dim=1, stable=True))  # the unused ones first
-    assignment = _in_order(weight, hessian, levels, columns, kept)
+    assignment = _in_order(weight, hessian, rounding, columns, kept)
     if kept is None:
         return assignment
-    return _with_descent(assignment, weight, hessian, levels, columns, kept)
+    return _with_descent(assignment, weight, hessian, rounding, columns, kept)
 
 
 def column_order(hessian: Tensor) -> Tensor:
@@ -61,8 +63,17 @@ def column_order(hessian: Tensor) -> Tensor:
     return hessian.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True)
 
 
+def curvature(hessian: Tensor) -> Tensor:
+    """Return ``M_ii^2``, what a squared error of each column costs the outputs while the columns
+    behind it compensate: (problems, columns).
+    """
+    columns = column_order(hessian)
+    diagonal = _upper_factor(hessian, columns).diagonal(dim1=1, dim2=2)
+    return torch.empty_like(diagonal).scatter_(1, columns, diagonal.square())
+
+
 def _in_order(
-    weight: Tensor, hessian: Tensor, levels: Tensor, columns: Tensor, kept: Tensor | None
+    weight: Tensor, hessian: Tensor, rounding: Rounding, columns: Tensor, kept: Tensor | None
 ) -> Assignment:
     """Freeze the columns in an order, (problems, columns)."""
     factor = _upper_factor(hessian, columns)  # M: (problems, columns, columns)
@@ -74,7 +85,10 @@ def _in_order(
     index = columns.unsqueeze(1).expand_as(weight)  # (problems, rows, columns)
     ordered = weight.gather(2, index).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
     pruned = None if kept is None else ~kept.gather(2, index).permute(2, 0, 1).contiguous()
-    codes, updated, errors = _freeze_columns(ordered, ratios, levels.to(weight.dtype), pruned)
+    roundings = rounding.to(weight.dtype).by_column(index)
+    squares = diagonal.square().T.unsqueeze(2)  # M_ii^2: (columns, problems, 1)
+    of_columns = zip(roundings, squares, strict=True)
+    codes, updated, errors = _freeze_columns(ordered, ratios, list(of_columns), pruned)
 
     original_codes = torch.empty_like(weight, dtype=torch.uint8)
     original_codes.scatter_(2, index, codes.permute(1, 2, 0).to(torch.uint8))
@@ -91,7 +105,7 @@ def _with_descent(
     assignment: Assignment,
     weight: Tensor,
     hessian: Tensor,
-    levels: Tensor,
+    rounding: Rounding,
     columns: Tensor,
     kept: Tensor,
 ) -> Assignment:
@@ -102,8 +116,9 @@ def _with_descent(
     if not len(some):
         return assignment
     codes = assignment.codes
-    free = kept & uneven
-    better = descended(codes[:, some], weight[:, some], hessian, levels, free[:, some], columns)
+    free = (kept & uneven)[:, some]
+    of_some = rounding.at(some)
+    better = descended(codes[:, some], weight[:, some], hessian, of_some, free, columns)
     return Assignment(
         codes.index_copy(1, some, better.codes),
         assignment.output_error.index_copy(1, some, better.output_error),
@@ -112,7 +127,10 @@ def _with_descent(
 
 
 def _freeze_columns(
-    weight: Tensor, ratios: Tensor, levels: Tensor, pruned: Tensor | None
+    weight: Tensor,
+    ratios: Tensor,
+    roundings: list[tuple[Rounding, Tensor]],
+    pruned: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Freeze one column after another, and update those that are still free.
 
@@ -120,7 +138,8 @@ def _freeze_columns(
         weight: (columns, problems, rows), in the order in which the columns freeze; it is
             overwritten.
         ratios: ``M_ki / M_ii``, (k, i, problems).
-        levels: ascending.
+        roundings: the levels that the weights of each column may take, and its ``M_ii^2``,
+            (problems, 1).
         pruned: bool, true where the middle level, zero, is taken; None where it nowhere is.
 
     Returns:
@@ -128,21 +147,21 @@ def _freeze_columns(
 
     """
     count = len(weight)
-    boundaries = edges(levels)
     updated = weight.clone()  # w'
     errors = weight  # e; a column that is still free is w
     chosen = torch.empty_like(weight)  # q
     codes = torch.empty(weight.shape, dtype=torch.int64, device=weight.device)
     # Views of each column of w' and the others, made once: indexing them in the loop would cost as
     # much as the arithmetic.
-    columns = list(zip(updated, codes, chosen, errors, ratios.unsqueeze(3), strict=True))
+    columns = list(zip(roundings, updated, codes, chosen, errors, ratios.unsqueeze(3), strict=True))
     for start in range(0, count, BLOCK):
         end = min(start + BLOCK, count)
-        for i, (w, code, q, e, ratio) in enumerate(columns[start:end], start):
-            torch.bucketize(w, boundaries, right=True, out=code)
+        for i, (of_column, w, code, q, e, ratio) in enumerate(columns[start:end], start):
+            rounding, square = of_column
+            rounding(w, square, out=code)
             if pruned is not None:
-                code.masked_fill_(pruned[i], len(levels) // 2)
-            torch.take(levels, code, out=q)  # q_i: the level nearest to w'_i
+                code.masked_fill_(pruned[i], rounding.zero)
+            rounding.level(code, out=q)  # q_i: the level of w'_i
             e.sub_(q)  # e_i = w_i - q_i
             # w'_j += e_i M_ij / M_jj for the columns j that are left in the block
             updated[i + 1 : end].addcmul_(ratio[i + 1 : end], e)

@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from octavo.formats.codebook import edges
 from octavo.ptq.assignment import Assignment
+from octavo.ptq.rounding import Rounding
 from octavo.ptq.settings import PtqOrder
 
 __all__ = ["CHUNK", "obq"]
@@ -24,14 +24,14 @@ __all__ = ["CHUNK", "obq"]
 CHUNK = 1 << 21  # numbers in the rows' inverses that are worked on at once: they stay in the caches
 
 
-def obq(weight: Tensor, hessian: Tensor, levels: Tensor, order: PtqOrder) -> Assignment:
-    """Find codes that make ``levels[codes] @ X`` close to ``weight @ X``, each row in its own
+def obq(weight: Tensor, hessian: Tensor, rounding: Rounding, order: PtqOrder) -> Assignment:
+    """Find codes that make ``levels @ X`` close to ``weight @ X``, each row in its own
     order.
 
     Args:
         weight: (problems, rows, columns).
         hessian: ``X X^T`` of each problem, (problems, columns, columns), positive definite.
-        levels: the levels that each weight may take, ascending.
+        rounding: the levels that each weight may take.
         order: ``"distance"`` freezes the weight next that costs least (OBQ; DNQ's criterion,
             weighted by the inputs), ``"magnitude"`` the largest (INQ's criterion).
 
@@ -42,13 +42,15 @@ def obq(weight: Tensor, hessian: Tensor, levels: Tensor, order: PtqOrder) -> Ass
     flat = weight.reshape(-1, columns)  # (problems * rows, columns)
     rows_at_once = max(1, CHUNK // columns**2)
     codes = [
-        _freeze_rows(flat[chunk].clone(), inverse[problem_of_row[chunk]], levels, order)
+        _freeze_rows(
+            flat[chunk].clone(), inverse[problem_of_row[chunk]], rounding.by_row(chunk), order
+        )
         for chunk in torch.arange(len(flat), device=weight.device).split(rows_at_once)
     ]
-    return Assignment.measured(torch.cat(codes).view(weight.shape), weight, hessian, levels)
+    return Assignment.measured(torch.cat(codes).view(weight.shape), weight, hessian, rounding)
 
 
-def _freeze_rows(weight: Tensor, inverse: Tensor, levels: Tensor, order: PtqOrder) -> Tensor:
+def _freeze_rows(weight: Tensor, inverse: Tensor, rounding: Rounding, order: PtqOrder) -> Tensor:
     """Return the codes of a chunk of rows, uint8, (rows, columns).
 
     Whenever a quarter of the weights has frozen, only what the others need is kept, so that the
@@ -57,49 +59,43 @@ def _freeze_rows(weight: Tensor, inverse: Tensor, levels: Tensor, order: PtqOrde
     Args:
         weight: (rows, columns); it is overwritten.
         inverse: ``H^-1`` for each row, (rows, columns, columns); it is overwritten.
-        levels: ascending.
+        rounding: the levels that each weight may take.
         order: the next weight to freeze.
 
     """
     every_row = torch.arange(len(weight), device=weight.device)
-    boundaries = edges(levels)
     codes = torch.zeros_like(weight, dtype=torch.int64)
     # The original column of each weight that is left, (rows, left).
     left = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)
     while left.shape[1]:
         frozen = torch.zeros_like(weight, dtype=torch.bool)  # (rows, left)
         for _ in range(math.ceil(left.shape[1] / 4)):
-            column, code = _freeze_one(weight, inverse, levels, boundaries, frozen, order)
+            column, code = _freeze_one(weight, inverse, rounding, frozen, order)
             frozen[every_row, column] = True
             codes[every_row, left[every_row, column]] = code
         free = (~frozen).nonzero()[:, 1].view(len(weight), -1)  # (rows, left afterwards)
         left = left.gather(1, free)
         weight = weight.gather(1, free)
+        rounding = rounding.picked(free)
         inverse = inverse[every_row.view(-1, 1, 1), free.unsqueeze(2), free.unsqueeze(1)]
     return codes.to(torch.uint8)
 
 
 def _freeze_one(
-    weight: Tensor,
-    inverse: Tensor,
-    levels: Tensor,
-    boundaries: Tensor,
-    frozen: Tensor,
-    order: PtqOrder,
+    weight: Tensor, inverse: Tensor, rounding: Rounding, frozen: Tensor, order: PtqOrder
 ) -> tuple[Tensor, Tensor]:
     """Freeze the next weight of each row: update the row's free weights and its inverse in place,
     and return the column and the code of the weight, both (rows,).
     """
     every_row = torch.arange(len(weight), device=weight.device)
-    nearest = torch.bucketize(weight, boundaries, right=True)  # codes: (rows, left)
-    error = weight - levels[nearest]  # w - q
-    if order == "distance":
-        cost = error.square() / inverse.diagonal(dim1=1, dim2=2)  # (w_j - q_j)^2 / [H^-1]_jj
-    else:
-        cost = -weight.abs()
+    variance = inverse.diagonal(dim1=1, dim2=2)  # [H^-1]_jj: (rows, left)
+    codes = rounding(weight, 1 / variance)  # (rows, left)
+    error = weight - rounding.level(codes)  # w - q
+    # (w_j - q_j)^2 / [H^-1]_jj, or the magnitude
+    cost = error.square() / variance if order == "distance" else -weight.abs()
     j = cost.masked_fill_(frozen, torch.inf).argmin(1)  # (rows,)
     inverse_row = inverse[every_row, j]  # [H^-1]_j: (rows, left)
     ratios = inverse_row / inverse_row[every_row, j].unsqueeze(1)  # [H^-1]_j / [H^-1]_jj
     weight.addcmul_(error[every_row, j].unsqueeze(1), ratios, value=-1)
     inverse.baddbmm_(ratios.unsqueeze(2), inverse_row.unsqueeze(1), alpha=-1)
-    return j, nearest[every_row, j]
+    return j, codes[every_row, j]

@@ -7,6 +7,7 @@ does not need with columns that depend on no other: their weights are zero, and 
 that of the identity.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,18 +15,19 @@ import torch
 from torch import Tensor
 
 from octavo.ptq.assignment import Assignment
+from octavo.ptq.rounding import Rounding
 
 __all__ = ["compensate_kept"]
 
 CHUNK = 1 << 21  # numbers in the rows' hessians that are worked on at once
 
-Method = Callable[[Tensor, Tensor, Tensor], Assignment]  # takes weight, hessian and levels
+Method = Callable[[Tensor, Tensor, Rounding], Assignment]  # takes weight, hessian and rounding
 
 
 def compensate_kept(
-    weight: Tensor, hessian: Tensor, levels: Tensor, kept: Tensor, method: Method
+    weight: Tensor, hessian: Tensor, rounding: Rounding, kept: Tensor, method: Method
 ) -> Assignment:
-    """Find codes that make ``levels[codes] @ X`` close to ``weight @ X``, zero where a weight is
+    """Find codes that make ``levels @ X`` close to ``weight @ X``, zero where a weight is
     pruned.
 
     Args:
@@ -33,23 +35,24 @@ def compensate_kept(
             row of ``kept`` if they are candidates for one row of the layer: ``weight`` is seen as
             (problems, sharing, rows, columns).
         hessian: (problems, columns, columns), positive definite.
-        levels: the levels that each weight may take, ascending; the middle one is zero.
+        rounding: the levels that each weight may take; the middle one is zero.
         kept: bool, (problems, rows, columns), false where a weight is pruned.
         method: freezes the weights of problems in which nothing is pruned.
 
     """
     problems, rows, columns = kept.shape
     slots = _Slots.of(kept)
-    by_sharing = weight.view(problems, -1, rows, columns)  # (problems, sharing, rows, columns)
-    by_row = by_sharing.transpose(1, 2).flatten(0, 1)  # (problems * rows, sharing, columns)
-    codes = torch.full_like(by_row, len(levels) // 2, dtype=torch.uint8)
+    by_row = _by_row(weight, kept)  # (problems * rows, sharing, columns)
+    rounding = rounding.mapped(lambda one: _by_row(one, kept))
+    codes = torch.full_like(by_row, rounding.zero, dtype=torch.uint8)
     errors = torch.zeros(2, *by_row.shape[:2], dtype=torch.float64, device=weight.device)
     rows_at_once = max(1, CHUNK // slots.columns.shape[1] ** 2)
     for chunk in torch.arange(len(by_row), device=weight.device).split(rows_at_once):
         columns_of_row = slots.columns[chunk].unsqueeze(1).expand(-1, by_row.shape[1], -1)
         needed = slots.used[chunk].unsqueeze(1)  # (chunk, 1, slots)
         kept_weights = by_row[chunk].gather(2, columns_of_row) * needed
-        assignment = method(kept_weights, slots.hessians(hessian, chunk), levels)
+        of_chunk = rounding.mapped(operator.itemgetter(chunk)).picked(columns_of_row)
+        assignment = method(kept_weights, slots.hessians(hessian, chunk), of_chunk)
         codes[chunk] = codes[chunk].scatter(2, columns_of_row, assignment.codes)
         errors[:, chunk] = torch.stack([assignment.output_error, assignment.weight_error])
     # Back to (problems, sharing * rows, columns).
@@ -57,6 +60,13 @@ def compensate_kept(
     errors = errors.view(2, problems, rows, -1).transpose(2, 3)
     output_error, weight_error = errors.reshape(2, *weight.shape[:2])
     return Assignment(codes.reshape(weight.shape), output_error, weight_error)
+
+
+def _by_row(weight: Tensor, kept: Tensor) -> Tensor:
+    """Return (problems, sharing * rows, columns) as (problems * rows, sharing, columns)."""
+    problems, rows, _ = kept.shape
+    by_sharing = weight.reshape(problems, -1, rows, weight.shape[2])  # sharing comes second
+    return by_sharing.transpose(1, 2).flatten(0, 1)
 
 
 @dataclass(frozen=True)

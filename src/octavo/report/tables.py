@@ -1,21 +1,22 @@
 """Results as tables that a person understands."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from octavo.deploy.exporting import Exported
+from octavo.errors import printable
 from octavo.inspection import Inspection
 from octavo.report.record import RunRecord
 from octavo.storage.packed import Packed
 
 __all__ = [
     "bits_range",
+    "cell",
     "exported_rows",
     "inspection_table",
-    "layers_table",
     "packed_rows",
     "result_table",
     "runs_table",
@@ -23,6 +24,8 @@ __all__ = [
     "titled_table",
 ]
 
+COSTS = "multiply-accumulates: for one input"
+METRIC = "metric: the score of the task, higher is better"
 CONTROL = "control: the full-precision network, trained equally long and in the same way"
 
 
@@ -32,7 +35,8 @@ def result_table(result: Mapping[str, Any]) -> Table:
     Only a run that retrains has a column for the control.
     """
     trained = "stages" in result
-    table = titled_table("full precision against powers of two", CONTROL if trained else None)
+    caption = f"{METRIC}; {CONTROL}" if trained else METRIC
+    table = titled_table("full precision against quantized", caption)
     columns = ["full precision", "control", "quantized"]
     table.add_column("")
     for column in columns if trained else [columns[0], columns[2]]:
@@ -81,8 +85,8 @@ def runs_table(records: Iterable[RunRecord]) -> Table:
     for record in records:
         result = record.result
         table.add_row(
-            escape(record.name),
-            escape(record.method),
+            cell(record.name),
+            cell(record.method),
             f"{result['float_score']:.2f}",
             "not run" if record.control is None else f"{record.control:.2f}",
             f"{result['score']:.2f}",
@@ -92,27 +96,10 @@ def runs_table(records: Iterable[RunRecord]) -> Table:
     return table
 
 
-def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the output errors that PTQ reached, layer by layer."""
-    caption = "error of a layer's outputs on the calibration inputs, relative to the outputs"
-    table = titled_table("post-training quantization", caption)
-    table.add_column("layer")
-    for column in ("bits", "at the nearest levels", "as chosen by PTQ"):
-        table.add_column(column, justify="right")
-    for layer in layers:
-        table.add_row(
-            escape(layer["name"]),
-            str(layer["bits"]),
-            f"{layer['nearest']:.1%}",
-            f"{layer['compensated']:.1%}",
-        )
-    return table
-
-
 def inspection_table(inspection: Inspection) -> Table:
     """Return the layers that can be quantized."""
     quantized_inputs = any(row.activation_bits for row in inspection.rows)
-    table = titled_table("can be quantized")
+    table = titled_table("can be quantized", COSTS)
     for column in ("layer", "kind", "shape"):
         table.add_column(column)
     for column in ("weights", "multiply-accumulates"):
@@ -122,12 +109,12 @@ def inspection_table(inspection: Inspection) -> Table:
         table.add_column("bits of its inputs")
     for row in inspection.rows:
         cells = [
-            escape(row.name),
+            cell(row.name),
             row.kind,
             "x".join(map(str, row.shape)),
             f"{row.weights:,}",
             "" if row.macs is None else f"{row.macs:,}",
-            escape(", ".join(row.tied)),
+            cell(", ".join(row.tied)),
         ]
         if quantized_inputs:
             cells.append(str(row.activation_bits or "float"))
@@ -148,10 +135,17 @@ def skipped_table(inspection: Inspection) -> Table:
         reasons.setdefault(skip.reason, []).append(skip)
     for reason, skips in reasons.items():
         weights = sum(skip.weights for skip in skips)
-        table.add_row(str(len(skips)), f"{weights:,}", escape(reason), escape(skips[0].name))
+        table.add_row(str(len(skips)), f"{weights:,}", cell(reason), cell(skips[0].name))
     for skip in inspection.float_inputs:
-        table.add_row("its inputs", "", escape(skip.reason), escape(skip.name))
+        table.add_row("its inputs", "", cell(skip.reason), cell(skip.name))
     return table
+
+
+def cell(name: str) -> str:
+    """Return a name for a cell of a table: its brackets are no markup, and nothing in it steers the
+    terminal.
+    """
+    return escape(printable(name))
 
 
 def titled_table(title: str, caption: str | None = None) -> Table:
@@ -183,4 +177,6 @@ def exported_rows(exported: Exported) -> dict[str, Any]:
         rows["largest_difference"] = exported.difference
     if exported.agreement is not None:
         rows["same_class"] = exported.agreement
+    if exported.wider:
+        rows["16_bit_layers"] = list(exported.wider)
     return rows | {"inexact_layers": list(exported.inexact)}

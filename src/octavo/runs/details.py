@@ -4,14 +4,13 @@ It has the layers with their bytes and their weights before and after, what stay
 the loss curves of retraining, and the time that each part took.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from octavo._io import write_atomically
+from octavo.formats.codebook import power
+from octavo.formats.rows import spread
 from octavo.formats.width import Width, write_width
 from octavo.inspection import inspect
 from octavo.network.layers import Layer, channels_first, find_layers
@@ -20,7 +19,7 @@ from octavo.storage.coding import grouped as coding
 from octavo.storage.packed import Packed
 from octavo.storage.quantized import Quantized
 
-__all__ = ["DETAILS", "network_details", "without_curves", "write_compact"]
+__all__ = ["DETAILS", "network_details", "without_curves"]
 
 DETAILS = "details.json"
 BINS = 60  # bins of a histogram of weights
@@ -87,11 +86,10 @@ def _histograms(layer: Layer, quantized: Quantized, *, absorbed: bool) -> Json:
     decoded = codebook.decode(codes)
     if absorbed:
         before = before / _channel_factors(before, decoded)
-    scale = codebook.scale()
-    column = (-1, *[1] * (codes.ndim - 1))  # one scale for each output channel, or one for all
+    scale = spread(power(codebook.max_exponent), codes.shape, codebook.group_size)
     units = codebook.unit_levels()
     reach = RANGE * float(units.max())
-    relative = (before / scale.reshape(column)).clamp(-reach, reach)
+    relative = (before / scale).clamp(-reach, reach)
     counts = torch.histc(relative, BINS, -reach, reach).long()
     after = torch.bincount(codes.reshape(-1).long(), minlength=len(units))
     return {
@@ -114,9 +112,3 @@ def without_curves(stages: Sequence[Json]) -> list[Json]:
     """Return the stages as ``result.json`` has them: without their loss curves and metrics."""
     hidden = ("curve", "score")
     return [{key: stage[key] for key in stage if key not in hidden} for stage in stages]
-
-
-def write_compact(path: Path, content: Json) -> None:
-    """Write strict JSON without spaces: nobody reads these files line by line."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,8 +1,9 @@
 """One run of a recipe, from the float network to the metric of the reloaded one; resumable."""
 
+import contextlib
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +13,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from octavo._io import write_atomically
+from octavo._interruption import Interruption
+from octavo._io import finite, write_atomically
 from octavo.deploy.exporting import Exported, export_checked, load_onnx
-from octavo.deploy.forms import check_forms
+from octavo.deploy.forms import check_forms, file_name
 from octavo.dnq.methods import method_of
-from octavo.errors import RecipeError
+from octavo.errors import FormatError, RecipeError
+from octavo.network.devices import device_named
+from octavo.network.ranks import Ranks
 from octavo.plan import Plan, matching_plan, planned_layers
-from octavo.progress import Progress, silent
-from octavo.runs.details import DETAILS, network_details, without_curves, write_compact
+from octavo.progress import Event, Progress, silent
+from octavo.runs.details import DETAILS, network_details, without_curves
+from octavo.runs.job import SAVE_EVERY, Job, shared
 from octavo.runs.orders import load_orders
 from octavo.runs.quantize import (
     Quantization,
@@ -30,10 +35,20 @@ from octavo.runs.quantize import (
     quantize_inputs,
 )
 from octavo.runs.recipe import Recipe
-from octavo.runs.run_folder import Json, check_folder, digest_of, finished, write_json
-from octavo.runs.stages import Job
+from octavo.runs.run_folder import (
+    FILES,
+    Json,
+    changed_files,
+    check_folder,
+    digest_of,
+    file_digests,
+    finished,
+    record_recipe,
+    working_in,
+    write_json,
+)
 from octavo.runs.steps import control_score, control_stages, prune, warm_up
-from octavo.runs.task import Task, load_task, model_of
+from octavo.runs.task import Task, load_task, metric_of, model_of
 from octavo.runs.watching import Stopwatch
 from octavo.storage.coding import grouped as coding
 from octavo.storage.packed import Packed
@@ -43,53 +58,97 @@ __all__ = ["environment", "exported_scores", "publish", "run"]
 PACKED = "packed.safetensors"  # the file of the quantized network in a run's folder
 
 
-def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
+def run(
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress = silent,
+    *,
+    interruption: Interruption | None = None,
+    save_every: float = SAVE_EVERY,
+) -> Json:
     """Do all that the recipe says into ``folder``.
 
-    A run that was cut off continues after its last whole stage; a complete run does nothing.
+    A run that was cut off continues where its state was kept last, and ends as if it had not been.
+    A complete run does nothing, unless a file that its result promises is gone or changed: then
+    that is made again.
 
     Args:
         recipe: the recipe.
-        folder: the folder of the run.
+        folder: the folder of the run; one process at a time works in it.
         progress: called with each event of the run: notes, and those of ``calibrate``, ``search``
             and ``octavo.runs.training.retrain``.
+        interruption: asks the run to stop, when a signal has come.
+        save_every: seconds of retraining between two savings of the state inside a stage. It is
+            kept after each stage too.
 
     Returns:
         The content of ``result.json`` in the folder.
 
     Raises:
-        RecipeError: the folder holds the run of another recipe or of other weights, or the task
-            cannot be loaded.
+        RecipeError: the folder holds the run of another recipe or of other weights, another
+            process works in it, or the task cannot be loaded.
         PlanError: the network does not fit the recipe, or the calibration inputs do not fit the
             network.
         TrainingError: retraining failed; the last whole stage is kept.
         ExportError: the network cannot be exported in a form that the recipe lists, or the
             libraries of that form are missing.
         FormatError: a file of the folder is damaged, or belongs to half a run of other weights.
+        Interrupted: a signal has come; what was done is kept.
 
     """
-    check_folder(folder, recipe)
-    watch = Stopwatch(progress, time.monotonic)
-    job, model, float_model = _load(recipe, folder, watch)
-    complete = finished(folder, recipe, job.digest)
-    if complete is not None:
-        job.note(f"{folder} is complete: nothing to do; name another --folder to run afresh")
-        return complete
+    ranks = Ranks.of_process()
+    ranks.once(lambda: check_folder(folder, recipe))
+    watch = Stopwatch(progress if ranks.leads else silent, time.monotonic)
+    job, model, float_model = _load(recipe, folder, watch, ranks)
+    job = replace(job, interruption=interruption or job.interruption, save_every=save_every)
+    with contextlib.ExitStack() as stack:
+        ranks.once(lambda: stack.enter_context(working_in(folder)))
+        complete = ranks.once(lambda: _complete(job))
+        return _computed(job, model, float_model, watch) if complete is None else complete
 
-    float_score = _float_score(job, float_model)
-    check_search(job, model)  # before the warm-up, which takes its time
+
+def _complete(job: Job) -> Json | None:
+    """Return the result of a run that has nothing left to do."""
+    result = finished(job.folder, job.recipe, job.digest)
+    return result if result is not None and _keeps_promises(job, result) else None
+
+
+def _keeps_promises(job: Job, result: Json) -> bool:
+    """Tell if the files that a result promises are there, and say what follows."""
+    if FILES in result:
+        changed = changed_files(job.folder, result)
+    else:  # of an earlier version
+        changed = [] if _loads(job.folder / PACKED) else [PACKED]
+    if not changed:
+        job.note(f"{job.folder} is complete: nothing to do; name another --folder to run afresh")
+        return True
+    names = ", ".join(changed)
+    job.note(f"{job.folder}: {names} is gone or not what result.json promises; it is made again")
+    return False
+
+
+def _loads(path: Path) -> bool:
+    """Tell if a packed file is there and whole."""
+    try:
+        Packed.load(path)
+    except (OSError, FormatError):
+        return False
+    return True
+
+
+def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwatch) -> Json:
+    """Do what is left to do, and return the result."""
+    recipe = job.recipe
+    ranks = job.ranks
+    float_score = ranks.once(lambda: _float_score(job, float_model))
+    ranks.once(lambda: check_search(job, model))  # before the warm-up, which takes its time
     activation_bits = quantize_inputs(job, model, recipe.activations)
     retrained = _retrain_in_full_precision(job, model)
     plan, search_figures = _plan(job, model)
     quantization = _quantize(job, model, plan, retrained)
     packed = quantization.packed.with_floats(recipe.floats, model)
-    packed.save(folder / PACKED)
-    score = _reloaded_score(job)
-    exports = _exports(job, packed)
+    score, exports = ranks.once(lambda: _written(job, packed))
     control = {"control_score": control_score(job)} if recipe.controlled else {}
-    watch.count()
-    seconds = quantization.seconds_before + sum(watch.seconds.values())
-    _write_details(job, float_model, quantization, packed, watch)
     result = {
         "recipe": recipe.model_dump(mode="json"),
         "environment": environment(),
@@ -103,10 +162,38 @@ def run(recipe: Recipe, folder: Path, progress: Progress = silent) -> Json:
         **exports,
         **control,
         **_sizes(packed, quantization.packed.float_bytes),
+<<<<<<< HEAD
+=======
+        FILES: file_digests(folder, [PACKED, *_exported_files(folder, exports)]),
         "seconds": round(seconds, 1),
+>>>>>>> main
     }
-    write_json(folder / "result.json", result)
-    return result
+
+    def finish() -> Json:
+        watch.count()
+        seconds = quantization.seconds_before + sum(watch.seconds.values())
+        _write_details(job, float_model, quantization, packed, watch)
+        result[FILES] = file_digests(job.folder, [PACKED, *_exported_names(exports)])
+        result["seconds"] = round(seconds, 1)
+        return write_json(job.folder / "result.json", finite(result))
+
+    return ranks.once(finish)
+
+
+def _written(job: Job, packed: Packed) -> tuple[float, Json]:
+    """Write the packed network and what it is exported to; return its metric when it is loaded
+    again, and the figures of the exports.
+    """
+    packed.save(job.folder / PACKED)
+    return _reloaded_score(job), _exports(job, packed)
+
+
+def _exported_files(folder: Path, exports: Json) -> list[str]:
+    """Return the names of the exported files; some forms are folders of several."""
+    paths = [folder / figures["path"] for figures in exports.get("exports", {}).values()]
+    inside = [path.rglob("*") if path.is_dir() else [path] for path in paths]
+    files = [path for group in inside for path in group if path.is_file()]
+    return [path.relative_to(folder).as_posix() for path in sorted(files)]
 
 
 def _plain(figures: Json) -> Json:
@@ -132,7 +219,7 @@ def _write_details(
         "stages": stages,
         "seconds": {name: round(time, 2) for name, time in watch.seconds.items()},
     }
-    write_compact(job.folder / DETAILS, content)
+    write_json(job.folder / DETAILS, content, compact=True)
 
 
 def publish(recipe: Recipe, recipe_path: Path, folder: Path) -> list[Path]:
@@ -169,8 +256,8 @@ def exported_scores(exported: Exported, packed: Packed, task: Task, name: str) -
     model = model_of(task, name)
     packed.apply(model)
     return {
-        "score": float(task.score(load_onnx(exported.path))),
-        "packed_score": float(task.score(model)),
+        "score": metric_of(task, name, load_onnx(exported.path), f"the file {exported.path}"),
+        "packed_score": metric_of(task, name, model, "the packed network"),
     }
 
 
@@ -194,7 +281,9 @@ def _processor() -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.machine()
 
 
-def _load(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Job, nn.Module, nn.Module]:
+def _load(
+    recipe: Recipe, folder: Path, progress: Progress, ranks: Ranks
+) -> tuple[Job, nn.Module, nn.Module]:
     """Load all that the recipe names, and make sure that it fits before anything is computed.
 
     Returns:
@@ -206,17 +295,22 @@ def _load(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Job, nn.Mod
     task = load_task(recipe.task, recipe.options)
     if recipe.search is not None:
         method_of(recipe.search.method)  # the task's file may register it
-    model, float_model = _two_models(task, recipe.task)
+    device = device_named(recipe.device)
+    model, float_model = _two_models(task, recipe.task, progress, device)
+    shared(model, ranks)
+    shared(float_model, ranks)
     if recipe.bits is not None:
         planned_layers(model, matching_plan(model, recipe.bits))
-    job = Job(recipe, task, folder, digest_of(float_model), progress)
+    job = Job(recipe, task, folder, digest_of(float_model), progress, device=device, ranks=ranks)
     return job, model, float_model
 
 
-def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
+def _two_models(
+    task: Task, name: str, progress: Progress, device: torch.device | None
+) -> tuple[nn.Module, nn.Module]:
     """Return two copies of the task's network."""
-    model = model_of(task, name)
-    copy = model_of(task, name)
+    model = model_of(task, name, progress, device)
+    copy = model_of(task, name, device=device)
     if copy is model:  # it would be its own teacher and its own control
         raise RecipeError(
             f"task {name!r}: expected a new copy of the network from every call of model(), "
@@ -227,7 +321,8 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
 
 def _float_score(job: Job, model: nn.Module) -> float:
     """Return the metric of the full-precision network."""
-    score = float(job.task.score(model))
+    job.progress(Event("score", message="measuring the metric in full precision"))
+    score = job.metric(model, "the full-precision network")
     job.note(f"full precision: {score:.2f}")
     return score
 
@@ -251,21 +346,20 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
 
     The folder gets its ``recipe.json`` once the recipe is known to fit the network.
     """
-    recorded = job.recipe.model_dump(mode="json")
-    file = job.folder / "recipe.json"
+    record = partial(record_recipe, job.folder, job.recipe)
     if job.recipe.retrains:
-        write_json(file, recorded)
+        job.ranks.once(record)
         return quantize_by_inq(job, model, plan, retrained)
     quantization = quantize_by_ptq(job, model, plan)
-    write_json(file, recorded)
+    job.ranks.once(record)
     return quantization
 
 
 def _reloaded_score(job: Job) -> float:
     """Return the metric of a new network that the packed file was applied to, as its user will."""
     model = job.new_model()
-    Packed.load(job.folder / PACKED).apply(model)
-    score = float(job.task.score(model))
+    Packed.load(job.folder / PACKED, model=model).apply(model)
+    score = job.metric(model, f"the quantized network, which is kept in {job.folder / PACKED}")
     job.note(f"quantized, packed and loaded again: {score:.2f}")
     return score
 
@@ -274,10 +368,10 @@ def _exports(job: Job, packed: Packed) -> Json:
     """Write each form that the recipe lists into the folder, and return their figures."""
     figures: Json = {}
     for form in job.recipe.export:
-        ending = "safetensors" if form == "mx" else "onnx"
-        path = job.folder / f"{form}.{ending}"
+        path = job.folder / file_name(form)
         example = list(job.task.calibration())
-        exported = export_checked(job.new_model(), packed, path, form=form, example=example)
+        model = model_of(job.task, job.recipe.task)
+        exported = export_checked(model, packed, path, form=form, example=example)
         scores = exported_scores(exported, packed, job.task, job.recipe.task)
         figures[form] = asdict(exported) | {"path": path.name} | scores
         said = f", score {scores['score']:.2f}" if scores else ""

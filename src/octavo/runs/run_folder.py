@@ -1,18 +1,37 @@
 """The folder of a run: its JSON files, and the check that its run is the one that is asked for."""
 
+import contextlib
+import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import nn
 
-from octavo._io import write_atomically
+from octavo._io import remove_leftovers, write_atomically
+from octavo._locks import locked
 from octavo.errors import FormatError, RecipeError
 from octavo.runs.recipe import Recipe, recorded_recipe
+from octavo.storage.checksum import check, sealed
 from octavo.storage.digest import digest
 from octavo.storage.packed import check_state
 
-__all__ = ["Json", "check_folder", "digest_of", "finished", "read_json", "write_json"]
+__all__ = [
+    "FILES",
+    "Json",
+    "changed_files",
+    "check_folder",
+    "digest_of",
+    "file_digests",
+    "finished",
+    "read_json",
+    "record_recipe",
+    "working_in",
+    "write_json",
+]
+
+FILES = "files"  # the key of a result that has the digests of the files beside it
 
 Json: TypeAlias = dict[str, Any]
 
@@ -20,8 +39,8 @@ Json: TypeAlias = dict[str, Any]
 def check_folder(folder: Path, recipe: Recipe) -> None:
     """Make sure that the run in the folder, if any, is this recipe's.
 
-    The settings of retraining and the path to publish to may differ: so a run that diverged can go
-    on with a lower learning rate.
+    The settings of retraining, the path to publish to and the device may differ: so a run that
+    diverged can go on with a lower learning rate.
 
     Raises:
         RecipeError: it is not; the message names the first key that differs.
@@ -31,7 +50,7 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder}: expected a folder for the run, or nothing yet, got a file")
     path = folder / "recipe.json"
-    free = {"retraining", "publish", "control"}  # the keys that may differ
+    free = {"retraining", "publish", "control", "device"}  # the keys that may differ
     if not path.exists():
         return
     there = recorded_recipe(read_json(path), str(path)).model_dump(mode="json")
@@ -41,6 +60,14 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
                 f"{folder} holds a run with {key} {there[key]!r}, the recipe says {now!r}: "
                 "choose another --folder"
             )
+
+
+def record_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write ``recipe.json``, which :func:`check_folder` reads. It is a recipe that can be run, so
+    it has no checksum.
+    """
+    text = json.dumps(recipe.model_dump(mode="json"), indent=2)
+    write_atomically(folder / "recipe.json", lambda file: file.write(text.encode()))
 
 
 def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
@@ -57,7 +84,7 @@ def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
     if not path.exists():
         return None
     result = read_json(path)
-    was = recorded_recipe(result.get("recipe", {}), str(path)).retraining
+    was = recorded_recipe(_mapping(result, "recipe", path), str(path)).retraining
     now = recipe.retraining
     if was != now:
         raise RecipeError(
@@ -72,11 +99,62 @@ def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
     return result if "control_score" in result or not recipe.controlled else None
 
 
-def read_json(path: Path) -> Json:
-    """Read the JSON object in a file.
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Keep other processes away from the folder of a run for a while; it and the folders above it
+    are made where they are missing, and removed if they stay empty.
 
     Raises:
-        FormatError: the content is no JSON object.
+        RecipeError: another process works in it.
+
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder, "this run"):
+            remove_leftovers(folder)
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # one that is not empty ends it
+            for path in new:
+                path.rmdir()
+
+
+def file_digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of files in a folder, for the result to promise."""
+    return {name: _sha256(folder / name) for name in names}
+
+
+def changed_files(folder: Path, result: Json) -> list[str]:
+    """Return the names of the files that a result promises and that are gone or changed."""
+    promised = _mapping(result, FILES, folder / "result.json") if FILES in result else {}
+    return [name for name, digest in promised.items() if _sha256(folder / name) != digest]
+
+
+def _sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; an empty text if there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _mapping(content: Json, key: str, path: Path) -> Json:
+    """Return the mapping that a content must have under a key."""
+    value = content.get(key)
+    if not isinstance(value, dict):
+        raise FormatError(
+            f"{path}: damaged, expected a mapping called {key}, got {type(value).__name__}"
+        )
+    return value
+
+
+def read_json(path: Path) -> Json:
+    """Read the JSON object in a file, after a check of its checksum; files of earlier versions have
+    none.
+
+    Raises:
+        FormatError: the content is no JSON object, or not what was written.
 
     """
     try:
@@ -85,12 +163,33 @@ def read_json(path: Path) -> Json:
         raise FormatError(f"{path}: damaged, not JSON: {error}") from error
     if not isinstance(content, dict):
         raise FormatError(f"{path}: damaged, expected a JSON object, got {type(content).__name__}")
+    try:
+        check(content, {}, old=True)
+    except ValueError as error:
+        raise FormatError(f"{path}: damaged, {error}; delete it to have it made again") from error
     return content
 
 
-def write_json(path: Path, content: Json) -> None:
-    """Write a file that :func:`read_json` reads, whole or not at all."""
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+def write_json(path: Path, content: Json, *, compact: bool = False) -> Json:
+    """Write a file that :func:`read_json` reads, whole or not at all; it is strict JSON.
+
+    Args:
+        path: the file.
+        content: what it shall have.
+        compact: write no spaces, for files that nobody reads line by line.
+
+    Returns:
+        The content with its checksum, as it was written.
+
+    Raises:
+        ValueError: a number is not finite, which JSON does not have.
+
+    """
+    written = sealed(content)
+    style: Json = {"separators": (",", ":")} if compact else {"indent": 2}
+    text = json.dumps(written, allow_nan=False, **style)
+    write_atomically(path, lambda file: file.write(text.encode()))
+    return written
 
 
 def digest_of(model: nn.Module) -> str:

@@ -3,78 +3,63 @@
 ``octavo.runs.steps`` has the steps themselves.
 """
 
+import contextlib
 import math
-import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from octavo._io import write_atomically
+from octavo._interruption import Interrupted, keeping
 from octavo._seeds import seed_of
-from octavo.errors import FormatError, RecipeError, TrainingError, brief
+from octavo.errors import TrainingError
 from octavo.network.forward import in_mode
-from octavo.progress import Event, Progress
+from octavo.network.ranks import ALONE, Ranks
+from octavo.network.warned import warn
+from octavo.progress import Event
+from octavo.runs.checkpoints import Schema, read_checkpoint, refusing, write_checkpoint
+from octavo.runs.job import Job, shared, teacher_of
+from octavo.runs.parallel import check_same, even_out
 from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json
-from octavo.runs.task import Task, load_task, model_of
-from octavo.runs.training import Retraining, retrain
-from octavo.runs.watching import LossCurve
+from octavo.runs.training import Retraining, Training
+from octavo.runs.watching import LossCurve, diverged
+from octavo.storage.checksum import check
 
 __all__ = [
     "History",
-    "Job",
     "Resumable",
+    "RunningStage",
     "StagePlan",
     "Step",
     "resume",
     "stage_plans",
-    "teacher_of",
     "train",
 ]
 
-# The errors of reading a file that is damaged, or that has the state of another network.
-DAMAGE = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    pickle.UnpicklingError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that the steps of one run have in common.
-
-    Attributes:
-        recipe: the recipe of the run.
-        task: the task that the recipe names.
-        folder: the folder of the run.
-        digest: identifies the weights of the task's float network.
-        progress: called while the run goes on.
-
-    """
-
-    recipe: Recipe
-    task: Task
-    folder: Path
-    digest: str
-    progress: Progress
-
-    def note(self, text: str) -> None:
-        """Report a line of text."""
-        self.progress(Event("note", message=text))
-
-    def new_model(self) -> nn.Module:
-        """Return a new copy of the task's float network."""
-        return model_of(self.task, self.recipe.task)
+# The entry of a stage in the log of a step.
+ENTRY: Schema = {
+    "portion": (int, float),
+    "epochs": (int, float),
+    "learning_rate": (int, float),
+    "loss": (int, float),
+    "seconds": (int, float),
+    "curve": list,
+}
+# The state inside a stage.
+INSIDE: Schema = {
+    "index": int,
+    "plan": dict,
+    "state": Mapping,
+    "training": dict,
+    "curve": list,
+    "seconds": (int, float),
+}
 
 
 class Resumable(Protocol):
@@ -105,7 +90,7 @@ class StagePlan:
     seed: int
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     """Do nothing."""
 
 
@@ -119,7 +104,7 @@ class Step:
         model: the network that is retrained.
         state: the object whose state the file holds; it includes that of the model.
         stages: the plans of the stages.
-        before_stage: called before each stage; INQ freezes a portion.
+        before_stage: called with the index of each stage before it; INQ freezes a portion.
         after_update: called after each update of the weights; surgery changes its masks.
         scored: measure the metric after each stage, for the report.
 
@@ -130,7 +115,7 @@ class Step:
     model: nn.Module
     state: Resumable
     stages: Sequence[StagePlan]
-    before_stage: Callable[[], object] = _nothing
+    before_stage: Callable[[int], object] = _nothing
     after_update: Callable[[], object] = _nothing
     scored: bool = False
 
@@ -181,98 +166,277 @@ def train(step: Step, job: Job) -> History:
     Raises:
         TrainingError: retraining failed; the last whole stage is kept.
         FormatError: the file is damaged, or belongs to another network.
+        Interrupted: a signal asked to stop; what was done is kept.
 
     """
     teacher = teacher_of(job)
-    done = resume(step, job.digest)
+    if teacher is not None:
+        shared(teacher, job.ranks)
+    done = resume(step, job.digest, job.ranks)
     entries = list(done.stages)
+    if 0 < len(entries) < len(step.stages):
+        whole = f"{len(entries)} of {len(step.stages)} stages"
+        job.note(f"{step.name}: {whole} are done, from {step.file}; going on with the next")
+    seconds = done.seconds_before
     for index in range(len(entries), len(step.stages)):
-        entries.append(_run_stage(step, index, job, teacher))
-        _save(step, entries, job.digest)
-    return History(entries, done.seconds_before)
+        stage = RunningStage(step, index, job, teacher)
+        seconds += stage.seconds_before
+        with keeping(f"the stages before are kept in {step.file}" if index else ""):
+            entries.append(stage.run())
+        content = {"state": step.state.state_dict(), "log": entries, "digest": job.digest}
+<<<<<<< HEAD
+        job.ranks.once(partial(write_checkpoint, step.file, content))
+        stage.forget()
+        _stop_if_asked(job, f"{step.name}, stage {index + 1} is kept in {step.file}")
+    _forget(step, job)  # a process may have been killed before it could
+=======
+        with job.interruption.deferred():
+            write_checkpoint(step.file, content)
+        if job.interruption.requested is not None:
+            kept = f"{step.name}, stage {index + 1} is kept in {step.file}"
+            raise Interrupted(job.interruption.requested, kept)
+    _inside(step).unlink(missing_ok=True)  # a process may have been killed before it could forget
+>>>>>>> main
+    return History(entries, seconds)
 
 
-def _run_stage(step: Step, index: int, job: Job, teacher: nn.Module | None) -> Json:
-    """Do one stage and return its entry of the history."""
-    plan = step.stages[index]
-    label = f"{step.name}, stage {index + 1}/{len(step.stages)}"
-    curve = LossCurve()
-
-    def after_update(event: Event) -> None:
-        step.after_update()
-        curve.add(event)
-        job.progress(replace(event, message=label))
-
-    torch.manual_seed(plan.seed)
-    started = time.monotonic()
-    if plan.epochs:
-        job.progress(Event("retrain", message=label))
-    try:
-        step.before_stage()
-        loss = retrain(
-            step.model,
-            job.task,
-            plan.epochs,
-            plan.retraining,
-            teacher=teacher,
-            progress=after_update,
-        )
-    except TrainingError as error:
-        kept = f"stage {index} is kept in {step.file}" if index else "no stage was done yet"
-        raise TrainingError(f"{step.name}, stage {index + 1}, {error} ({kept})") from error
-    entry = {
-        "portion": plan.portion,
-        "epochs": plan.epochs,
-        "learning_rate": plan.retraining.learning_rate,
-        "loss": round(loss, 5),
-        "seconds": round(time.monotonic() - started, 1),
-        "curve": curve.points(),
-    }
-    return entry | _metric(step, job) if step.scored else entry
+def _stop_if_asked(job: Job, kept: str) -> None:
+    """Raise Interrupted if a signal has asked any rank to stop; ``kept`` says what is kept."""
+    (signal,) = job.ranks.most(job.interruption.requested or 0)
+    if signal:
+        raise Interrupted(int(signal), kept)
 
 
-def _metric(step: Step, job: Job) -> Json:
-    """Return the metric of the network as it is now; nothing where it is no finite number."""
-    with in_mode(step.model, training=False):
-        score = float(job.task.score(step.model))
-    return {"score": score} if math.isfinite(score) else {}
-
-
-def resume(step: Step, digest: str) -> History:
+def resume(step: Step, digest: str, ranks: Ranks = ALONE) -> History:
     """Put back the state after the last whole stage, where the step's file exists.
 
     Raises:
         FormatError: the file is damaged, or belongs to another network; the message names it.
 
     """
-    if not step.file.exists():
+    if not ranks.once(step.file.exists):
         return History()
-    try:
-        saved = torch.load(step.file, weights_only=True)
-        if saved["digest"] != digest:
-            raise RecipeError("the task's weights have changed since")
+    with refusing(step.file, "the last whole stage", "delete it to start over"):
+        schema = {"state": Mapping, "log": list}
+        saved = ranks.once(lambda: read_checkpoint(step.file, schema, digest))
+        entries = saved["log"]
+        for entry in entries:
+            check(entry, ENTRY, old=True)
+        if not 0 < len(entries) <= len(step.stages):
+            raise ValueError(f"it has {len(entries)} of {len(step.stages)} stages")
         step.state.load_state_dict(saved["state"])
-        entries = list(saved["log"])
+        _check_finite(step.model)
         return History(entries, sum(entry["seconds"] for entry in entries))
-    except DAMAGE as error:
-        raise FormatError(
-            f"{step.file}: expected the last whole stage of this task's network, got a file that "
-            f"is damaged or of another network ({brief(error)}); delete it to start over"
-        ) from error
 
 
-def _save(step: Step, entries: list[Json], digest: str) -> None:
-    """Keep the state after the stage that has just ended."""
-    content = {"state": step.state.state_dict(), "log": entries, "digest": digest}
-    write_atomically(step.file, lambda file: torch.save(content, file))
+class RunningStage:
+    """A stage of a step while it goes on. Its state inside is kept in a file of its own, now and
+    then and when the run is interrupted; the next process goes on from there.
+
+    Attributes:
+        seconds_before: the time that an earlier process spent on the stage.
+
+    """
+
+    def __init__(self, step: Step, index: int, job: Job, teacher: nn.Module | None) -> None:
+        self._step = step
+        self._index = index
+        self._job = job
+        self._teacher = teacher
+        self._plan = step.stages[index]
+        self._label = f"{step.name}, stage {index + 1}/{len(step.stages)}"
+        self._saved = job.ranks.once(self._read)
+        saved = self._saved or {"seconds": 0.0, "curve": []}
+        self.seconds_before = float(saved["seconds"])
+        self._curve = LossCurve(saved["curve"])
+        self._started = time.monotonic()
+        self._kept = self._started
+
+    def run(self) -> Json:
+        """Do the stage, or the rest of it, and return its entry of the history."""
+        plan = self._plan
+        if self._saved is None:
+            torch.manual_seed(plan.seed)
+        if plan.epochs:
+            self._job.progress(Event("retrain", message=self._label))
+        try:
+            training = self._trained()
+        except TrainingError as error:
+            self.forget()
+            index = self._index
+            kept = (
+                f"stage {index} is kept in {self._step.file}" if index else "no stage was done yet"
+            )
+            raise TrainingError(
+                f"{self._step.name}, stage {index + 1}, {error} ({kept})"
+            ) from error
+        self._warn_if_diverged()
+        entry = {
+            "portion": plan.portion,
+            "epochs": plan.epochs,
+            "learning_rate": plan.retraining.learning_rate,
+            "loss": round(training.mean_loss, 5),
+            "seconds": round(self._seconds(), 1),
+            "curve": self._curve.points(),
+        }
+        return entry | self._metric(training) if self._step.scored else entry
+
+    def _warn_if_diverged(self) -> None:
+        """Warn if the loss rose instead of falling."""
+        curve = self._curve.points()
+        if diverged(curve):
+            rate = self._plan.retraining.learning_rate / 10
+            warn(
+                f"{self._label}: retraining diverged: its loss rose from {curve[0][1]:.3g} to "
+                f"{curve[-1][1]:.3g}. Lower the learning rate, as by --set "
+                f"retraining.learning_rate={rate:g}, in another folder, or delete {self._step.file}"
+            )
+
+    def forget(self) -> None:
+        """Remove the file of the state inside the stage."""
+        _forget(self._step, self._job)
+
+    def _trained(self) -> Training:
+        """Retrain to the end."""
+        step = self._step
+        if self._saved is None:
+            step.before_stage(self._index)
+            training = self._training()
+        else:
+            with _refusing_inside(step):
+                step.state.load_state_dict(self._saved["state"])
+                _check_finite(step.model)
+                training = self._training()
+                training.load_state_dict(self._saved["training"])
+            done = f"{training.done} of {training.steps} steps"
+            self._job.note(f"{self._label}: {done} are done, from {_inside(step)}; going on")
+        with self._job.interruption.deferred(), in_mode(step.model, training=True):
+            while training.done < training.steps:
+                event = training.step()
+                step.after_update()
+                if event is None:
+                    continue
+                self._curve.add(event)
+                self._job.progress(replace(event, message=self._label))
+                if training.done < training.steps:
+                    self._save_if_due(training)
+<<<<<<< HEAD
+        even_out(step.model, self._job.ranks)
+        check_same(step.model, self._job.ranks, "after retraining")
+        return training.mean_loss
+=======
+        return training
+
+    def _metric(self, training: Training) -> Json:
+        """Return the metric of the network as it is now; nothing where it is no finite number."""
+        step = self._step
+        try:
+            with in_mode(step.model, training=False):
+                score = float(self._job.task.score(step.model))
+        except Interrupted as stop:
+            if not training.steps:
+                raise
+            self._save(training)
+            raise Interrupted(stop.signal, self._kept_in_words(training)) from None
+        return {"score": score} if math.isfinite(score) else {}
+>>>>>>> main
+
+    def _training(self) -> Training:
+        plan = self._plan
+        return Training(
+            self._step.model,
+            self._job.task,
+            plan.epochs,
+            plan.retraining,
+            teacher=self._teacher,
+            ranks=self._job.ranks,
+        )
+
+    def _save_if_due(self, training: Training) -> None:
+        """Keep the state inside the stage if it was kept long ago, or if the run shall stop, on any
+        of the ranks.
+
+        Raises:
+            Interrupted: the run shall stop.
+
+        """
+        ranks = self._job.ranks
+        requested = self._job.interruption.requested or 0
+        since = abs(time.monotonic() - self._kept)  # a clock may go backwards
+        signal, since = ranks.most(requested, since)
+        if not signal and since < self._job.save_every:
+            return
+        self._save(training)
+        if signal is not None:
+            raise Interrupted(signal, self._kept_in_words(training))
+
+    def _save(self, training: Training) -> None:
+        """Keep the state inside the stage."""
+        content = {
+            "index": self._index,
+            "plan": asdict(self._plan),
+            "state": self._step.state.state_dict(),
+            "training": training.state_dict(),
+            "curve": self._curve.means,
+            "seconds": self._seconds(),
+            "digest": self._job.digest,
+        }
+        ranks.once(partial(write_checkpoint, _inside(self._step), content))
+        self._kept = time.monotonic()
+<<<<<<< HEAD
+        if signal:
+            done = f"{self._label}, step {training.done} of {training.steps}"
+            raise Interrupted(int(signal), f"{done} is kept in {_inside(self._step)}")
+=======
+
+    def _kept_in_words(self, training: Training) -> str:
+        done = f"{self._label}, step {training.done} of {training.steps}"
+        return f"{done} is kept in {_inside(self._step)}"
+>>>>>>> main
+
+    def _read(self) -> Json | None:
+        """Return the state inside this stage, where an earlier process has kept it; that of a stage
+        with other settings of retraining does not count.
+        """
+        if not _inside(self._step).exists():
+            return None
+        with _refusing_inside(self._step):
+            saved = read_checkpoint(_inside(self._step), INSIDE, self._job.digest)
+        of_this = (saved["index"], saved["plan"]) == (self._index, asdict(self._plan))
+        return saved if of_this else None
+
+    def _seconds(self) -> float:
+        """Return the time that the stage has taken, in all processes."""
+        return self.seconds_before + max(0.0, time.monotonic() - self._started)
 
 
-def teacher_of(job: Job) -> nn.Module | None:
-    """Return the network whose outputs retraining imitates; None if only labels count."""
-    recipe = job.recipe
-    if recipe.retraining.labels == 1:
-        return None
-    task = job.task
-    if recipe.teacher:
-        task = load_task(recipe.task, recipe.options | recipe.teacher)
-    return model_of(task, recipe.task).eval().requires_grad_(False)
+def _check_finite(model: nn.Module) -> None:
+    """Raise ValueError unless every parameter is finite."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(f"{name} has numbers that are not finite")
+
+
+def _inside(step: Step) -> Path:
+    """Return the file of the state inside the stage that goes on."""
+    return step.file.with_name(f"{step.file.stem}-stage{step.file.suffix}")
+
+
+def _forget(step: Step, job: Job) -> None:
+    """Remove that file, where it exists."""
+    job.ranks.once(lambda: _inside(step).unlink(missing_ok=True))
+
+
+def _refusing_inside(step: Step) -> contextlib.AbstractContextManager[None]:
+    remedy = "delete it to go on from the last whole stage"
+    return refusing(_inside(step), "the state inside a stage", remedy)
+<<<<<<< HEAD
+
+
+def _metric(step: Step, job: Job) -> Json:
+    """Return the metric of the network as it is now; nothing where it is no finite number."""
+    with in_mode(step.model, training=False):
+        score = job.ranks.once(lambda: float(job.task.score(step.model)))
+    return {"score": score} if math.isfinite(score) else {}
+=======
+>>>>>>> main

@@ -13,8 +13,9 @@ from octavo.activations.quantizer import input_formats
 from octavo.errors import FormatError
 from octavo.inq.incremental import Incremental
 from octavo.pruning.surgery import Surgery
+from octavo.runs.job import Job
 from octavo.runs.run_folder import Json, read_json, write_json
-from octavo.runs.stages import History, Job, Step, stage_plans, train
+from octavo.runs.stages import History, Step, stage_plans, train
 from octavo.runs.training import step_count
 
 __all__ = ["control_score", "control_stages", "freeze", "prune", "warm_up"]
@@ -66,13 +67,23 @@ def prune(model: nn.Module, job: Job) -> History:
 def freeze(incremental: Incremental, job: Job) -> History:
     """Freeze and retrain a network portion by portion, by INQ."""
     stages = iter(incremental)
+    file = job.folder / "quantized.pt"
+
+    def freeze_portion(index: int) -> None:
+        stage = next(stages, None)
+        if stage is None or stage.index != index:
+            raise FormatError(
+                f"{file}: expected the state after {index} stages, as its log has them, got "
+                "another one; delete it to start over"
+            )
+
     step = Step(
         name="quantized",
-        file=job.folder / "quantized.pt",
+        file=file,
         model=incremental.model,
         state=incremental,
         stages=stage_plans(job.recipe, job.recipe.schedule, first=INQ),
-        before_stage=lambda: next(stages),
+        before_stage=freeze_portion,
         scored=True,
     )
     return train(step, job)
@@ -89,12 +100,12 @@ def control_score(job: Job) -> float:
     """
     folder = _control_folder(job)
     done = folder / "result.json"
-    if not done.exists():
-        model = job.new_model()
-        stages = _train_control(model, folder, job)
-        content = _control_settings(job) | {"score": float(job.task.score(model)), "stages": stages}
-        write_json(done, content)
-    score = read_json(done).get("score")
+    if not job.ranks.once(done.exists):
+        model = job.new_shared_model()
+        content = _control_settings(job) | {"stages": _train_control(model, folder, job)}
+        metric = job.ranks.once(lambda: job.metric(model, "the control"))
+        job.ranks.once(lambda: write_json(done, content | {"score": metric}))
+    score = job.ranks.once(lambda: read_json(done)).get("score")
     if not isinstance(score, float):
         raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
     job.note(f"control, full precision trained equally long: {score:.2f}")
@@ -132,7 +143,10 @@ def _train_control(model: nn.Module, folder: Path, job: Job) -> list[Json]:
 def _float_settings(job: Job) -> Json:
     """Return the settings that retraining in full precision depends on."""
     keys = {"task", "options", "teacher", "retraining", "seed"}
-    return job.recipe.model_dump(mode="json", include=keys) | {"float_digest": job.digest}
+    settings: Json = job.recipe.model_dump(mode="json", include=keys)
+    if job.recipe.retraining.accumulate == 1:
+        del settings["retraining"]["accumulate"]  # earlier versions have shared without this key
+    return settings | {"float_digest": job.digest}
 
 
 def _control_settings(job: Job) -> Json:
@@ -148,5 +162,6 @@ def _control_settings(job: Job) -> Json:
 
 def _shared_folder(name: str, folder: Path, settings: Json) -> Path:
     """Return the folder, beside the run's, that runs with the same ``settings`` share."""
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    text = json.dumps(settings, sort_keys=True, allow_nan=False)
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
     return folder.parent / f"{name}-{key}"

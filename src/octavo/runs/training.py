@@ -6,25 +6,26 @@ full-precision network is the teacher, whose outputs the network imitates.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from octavo.activations.quantizer import scales as scales_of
 from octavo.errors import TrainingError
 from octavo.network.forward import call, device_of, in_mode, on_device
 from octavo.network.outputs import Part, alike, described, parts_of
+from octavo.network.random_state import RandomState
+from octavo.network.ranks import ALONE, Ranks
 from octavo.progress import Event, Progress, silent
+from octavo.runs.batch_stream import BatchStream
+from octavo.runs.descent import Descent
+from octavo.runs.parallel import OwnNumbers, OwnRows, PartLosses
 from octavo.runs.step_log import StepLog, steps_between_readings
 from octavo.runs.task import Batch, Task
 
-__all__ = ["Retraining", "StepFigures", "distillation", "retrain", "step_count"]
-
-SCALE_RATE = 10  # the learning rate of activation scales, in units of that of weights
-OCTAVE = 2.0  # the most by which a scale may grow or shrink in a stage: at 8 bits, some ran away
+__all__ = ["Retraining", "StepFigures", "Training", "distillation", "retrain", "step_count"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class Retraining:
         clip: the largest norm of the gradient.
         temperature: softens the outputs of teacher and student before their KL divergence.
         labels: share of the task's own, supervised loss in the total; 0 uses no labels.
+        accumulate: the number of parts that each batch is cut into. The gradient of the batch is
+            made part by part, in less memory; only batch norms see a difference.
         bfloat16: run the forward pass in bfloat16 where torch's autocast allows it; weights and
             updates stay in float32.
 
@@ -54,6 +57,7 @@ class Retraining:
     clip: float = 5.0
     temperature: float = 1.0
     labels: float = 0.0
+    accumulate: int = 1
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
@@ -65,6 +69,8 @@ class Retraining:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate: expected at least 1, got {self.accumulate}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(
                 f"weight_decay: expected a number of at least 0, got {self.weight_decay}"
@@ -118,81 +124,111 @@ def retrain(
             reading were made.
 
     """
-    length = _batches_per_epoch(task)
-    steps = round(epochs * length)
-    if not steps:
-        return 0.0
-    update = _optimizer(model, settings, steps)
-    loss_of = distillation(model, task, settings, teacher)
-    device = device_of(model)
-    log = StepLog(steps, steps_between_readings(device))
-    started = time.monotonic()
+    training = Training(model, task, epochs, settings, teacher=teacher)
     with in_mode(model, training=True):
-        for step, batch in enumerate(_stream(task, steps, device), 1):
-            loss = loss_of(batch)
-            if log.add(loss, update(loss)):
-                seconds = max(time.monotonic() - started, 1e-9)
-                figures = StepFigures(step / length, log.total / step, step / seconds)
-                progress(Event("retrain", step, steps, detail=figures))
-    return log.total / steps
+        while training.done < training.steps:
+            event = training.step()
+            if event is not None:
+                progress(event)
+    return training.mean_loss
+
+
+class Training:
+    """Retraining step by step, which can be saved after any step and resumed.
+
+    The arguments are those of :func:`retrain`, and the ranks that train the model together; the
+    caller puts the model into training mode.
+
+    Attributes:
+        steps: the number of steps that there will be.
+        done: the number of steps that were made.
+
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        epochs: float,
+        settings: Retraining,
+        *,
+        teacher: nn.Module | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self._epoch = _batches_per_epoch(task)  # its steps
+        self.steps = round(epochs * self._epoch)
+        self.done = 0
+        if not self.steps:
+            return
+        device = device_of(model)
+        self._update = Descent(model, settings, self.steps)
+        loss_of = distillation(model, task, settings, teacher)
+        self._losses = PartLosses(model, loss_of, settings.accumulate, ranks)
+        self._log = StepLog(self.steps, steps_between_readings(device), ranks)
+        self._random = RandomState(model)
+        self._numbers = OwnNumbers(self._random, ranks)
+        self._batches = BatchStream(OwnRows(task, ranks), self._random)
+        self._ranks = ranks
+        self._device = device
+        self._started = (0, time.monotonic())  # the steps that were done then, and the time
+
+    def step(self) -> Event | None:
+        """Make one step; return its event, or None where its numbers were not read.
+
+        Raises:
+            TrainingError: as :func:`retrain` does.
+
+        """
+        with self._numbers.of_data():
+            batch, share = next(self._batches)
+        losses = self._losses(on_device(batch, self._device), share)
+        was_read = self._log.add(*self._update(losses))
+        self.done += 1
+        if not was_read:
+            return None
+        first, started = self._started
+        seconds = max(time.monotonic() - started, 1e-9)
+        figures = StepFigures(
+            self.done / self._epoch, self._log.total / self.done, (self.done - first) / seconds
+        )
+        return Event("retrain", self.done, self.steps, detail=figures)
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean loss of the steps that were made; 0 if there were none."""
+        return self._log.total / self.done if self.done else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is needed to go on after the last step, but for the model's own state."""
+        return {
+            "done": self.done,
+            "total": self._log.read_all(),
+            "descent": self._update.state_dict(),
+            "batches": self._batches.state_dict(),
+            "random": self._numbers.read(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where ``state`` was taken; the batches up to there are read again.
+
+        Raises:
+            ValueError: the state has more steps than there are, or none.
+
+        """
+        if not isinstance(state["done"], int) or not 0 < state["done"] <= self.steps:
+            raise ValueError(f"done: expected 1 to {self.steps} steps, got {state['done']!r}")
+        self.done = state["done"]
+        self._log.go_on(self.done, state["total"])
+        self._update.load_state_dict(state["descent"])
+        self._batches.load_state_dict(state["batches"])
+        self._random.put(state["random"])
+        self._numbers = OwnNumbers(self._random, self._ranks)
+        self._started = (self.done, time.monotonic())
 
 
 def step_count(task: Task, epochs: float) -> int:
     """Return the number of steps that :func:`retrain` makes in so many epochs."""
     return round(epochs * _batches_per_epoch(task))
-
-
-def _optimizer(model: nn.Module, settings: Retraining, steps: int) -> Callable[[Tensor], Tensor]:
-    """Return the function that makes one step down the gradient of a loss.
-
-    It is SGD with Nesterov momentum on the clipped gradient, its rate on half a cosine. The
-    function returns the norm of the gradient before clipping. On a CPU it changes no parameter if
-    the norm or the loss is not finite; elsewhere it does not wait for these numbers.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise TrainingError(
-            f"expected {type(model).__name__} to have parameters that require gradients, found none"
-        )
-    rate = settings.learning_rate
-    groups = _parameter_groups(trained, scales_of(model), settings)
-    optimizer = torch.optim.SGD(groups, rate, settings.momentum, nesterov=settings.momentum > 0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    ranges = [(scale, scale.item() / OCTAVE, scale.item() * OCTAVE) for scale in scales_of(model)]
-
-    at_hand = steps_between_readings(device_of(model)) == 1
-
-    def update(loss: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(trained, settings.clip)
-        if at_hand and not (math.isfinite(norm.item()) and math.isfinite(loss.item())):
-            return norm
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            for scale, least, most in ranges:
-                scale.clamp_(least, most)
-        return norm
-
-    return update
-
-
-def _parameter_groups(
-    trained: list[nn.Parameter], scales: list[Any], settings: Retraining
-) -> list[dict[str, Any]]:
-    """Split the parameters: the scales of activations have a higher rate and no weight decay."""
-    scale_ids = {id(scale) for scale in scales}
-    return [
-        {
-            "params": [parameter for parameter in trained if id(parameter) not in scale_ids],
-            "weight_decay": settings.weight_decay,
-        },
-        {
-            "params": [parameter for parameter in trained if id(parameter) in scale_ids],
-            "lr": SCALE_RATE * settings.learning_rate,
-        },
-    ]
 
 
 def distillation(
@@ -286,19 +322,3 @@ def _batches_per_epoch(task: Task) -> int:
             "expected at least one training batch, got none from the task's train_batches()"
         )
     return length
-
-
-def _stream(task: Task, steps: int, device: torch.device) -> Iterator[Batch]:
-    """Yield ``steps`` batches on ``device``, from as many epochs as they take."""
-    while steps > 0:
-        before = steps
-        for batch in task.train_batches():
-            yield on_device(batch, device)
-            steps -= 1
-            if not steps:
-                return
-        if steps == before:
-            raise TrainingError(
-                "the task's train_batches() gave nothing when asked again: "
-                "it must give a new epoch every time"
-            )

@@ -1,14 +1,17 @@
 """Progress callbacks that keep what they see, for the report of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from octavo.dnq.belief import Belief
 from octavo.progress import Event, Progress
 from octavo.runs.training import StepFigures
 
-__all__ = ["LossCurve", "Stopwatch", "keeping_beliefs"]
+__all__ = ["LossCurve", "Stopwatch", "diverged", "keeping_beliefs"]
 
 POINTS = 60  # points of a stage's loss curve
+LEAST_POINTS = 4  # a shorter curve says too little
+LOST = 1.0  # a loss above it is large
+RISEN = 2.0  # a loss so many times the first one has risen
 NAMES = {"search": "search", "policy": "search", "calibrate": "post-training quantization"}
 OTHER = "scores and files"  # the time that belongs to no long computation
 
@@ -18,20 +21,27 @@ class LossCurve:
 
     An event has the mean loss since the stage began. The difference of two such sums is the loss
     of the steps between the two events.
+
+    Args:
+        means: the curve so far of a stage that goes on.
+
+    Attributes:
+        means: for each event, its step and the mean loss up to there.
+
     """
 
-    def __init__(self) -> None:
-        self._means: list[tuple[int, float]] = []  # the step, and the mean loss up to there
+    def __init__(self, means: Sequence[tuple[int, float]] = ()) -> None:
+        self.means = list(means)
 
     def add(self, event: Event) -> None:
         """Take in an event of retraining."""
         if isinstance(event.detail, StepFigures):
-            self._means.append((event.done, event.detail.loss))
+            self.means.append((event.done, event.detail.loss))
 
     def points(self, most: int = POINTS) -> list[tuple[int, float]]:
         """Return at most so many points: a step, and the mean loss since the point before it."""
-        every = -(-len(self._means) // most)  # rounded up
-        picked = self._means[::-1][:: max(every, 1)][::-1]  # the last one is always among them
+        every = -(-len(self.means) // most)  # rounded up
+        picked = self.means[::-1][:: max(every, 1)][::-1]  # the last one is always among them
         points = []
         steps = 0
         total = 0.0
@@ -41,6 +51,24 @@ class LossCurve:
             steps = step
             total = mean * step
         return points
+
+
+def diverged(curve: Sequence[tuple[int, float]]) -> bool:
+    """Tell if retraining did harm: at its end the loss is far above what it was at its start.
+
+    The rate of a stage falls to nothing, so that its last steps should be its best. The losses of
+    octavo's own retraining are a KL divergence or a relative squared error, which say by themselves
+    that an output is lost when they come near 1; a loss of the user's own may begin above that.
+
+    Args:
+        curve: pairs of a step and the mean loss since the pair before.
+
+    """
+    losses = [loss for _, loss in curve]
+    if len(losses) < LEAST_POINTS:
+        return False
+    last = losses[-max(1, len(losses) // 4) :]
+    return sum(last) / len(last) > max(LOST, RISEN * losses[0])
 
 
 class Stopwatch:

@@ -5,7 +5,8 @@ docs/format.md is its specification. The byte strings are:
 - ``manifest`` (JSON in zstandard) names the tensors, in order, with a CRC-32 for each; the header
   of the file has the manifest's own CRC-32;
 - ``codes.B`` has the codes of all layers of the width B, by ``octavo.storage.coding.grouped``;
-- ``exponents`` (int16 in zstandard) has the exponents of all layers;
+- ``exponents`` (int16 in zstandard) has the exponents of all layers; where a layer has groups, the
+  largest of each channel, while ``exponents.groups`` has how far each group lies below;
 - ``floats`` has the raw bytes of all other tensors; where it pays, ``floats.zstd`` has the same
   bytes in zstandard instead.
 
@@ -15,14 +16,14 @@ To read a file unpickles nothing.
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 import safetensors
 import safetensors.torch
 import torch
-import zstandard
 from torch import Tensor
 
 from octavo.activations.quantizer import InputFormat, scale_key
@@ -31,6 +32,13 @@ from octavo.formats.codebook import LARGEST
 from octavo.formats.registry import codebook_at
 from octavo.formats.width import Width
 from octavo.storage.coding import grouped as coding
+from octavo.storage.exponents import DROPS, joined, split
+from octavo.storage.limits import (
+    HEADER_BYTES,
+    check_decoded,
+    default_limit,
+    most_manifest_bytes,
+)
 from octavo.storage.manifest import (
     DTYPES,
     GRIDS,
@@ -43,17 +51,19 @@ from octavo.storage.manifest import (
     read_manifest,
 )
 from octavo.storage.quantized import Quantized
+from octavo.storage.streams import Stream, as_tensor, expand, squeeze
 
 __all__ = ["VERSION", "Floats", "pack", "to_file", "unpack"]
 
-VERSION = 3  # the newest; a file that needs nothing of it is written as version 1
+VERSION = 4  # the newest; a file that needs nothing of it is written as version 1
 # Compressed floats are stored if they take less than this share of the raw ones. Floats that shrink
 # less, as float32 does, are not worth a version that fewer readers know.
 PAYS = 0.9
-# A manifest may expand to SMALL_MANIFEST bytes, and RATIO times its size more. The most seen was
-# 130 times.
-SMALL_MANIFEST = 1 << 16
-RATIO = 1 << 10
+# The names of byte strings.
+FLOATS = "floats"
+FLOATS_ZSTD = "floats.zstd"
+GROUPS = "exponents.groups"
+HEAD = {"version", "manifest_crc32"}  # the keys of octavo's entry in the header
 
 # The names that share a tensor, and the tensor.
 Floats: TypeAlias = Sequence[tuple[tuple[str, ...], Tensor]]
@@ -74,25 +84,22 @@ def pack(
             ActivationRow(name=name, **asdict(form)) for name, form in (activations or {}).items()
         ],
     )
-    exponents = [
-        raw_bytes(layer.codebook.max_exponent.to(torch.int16)) for layer in layers.values()
-    ]
     blobs = {
-        "manifest": _squeeze(manifest.model_dump_json(exclude_defaults=True).encode()),
+        "manifest": squeeze(manifest.model_dump_json(exclude_defaults=True).encode()),
         **_code_strings(layers.values()),
-        "exponents": _squeeze(b"".join(exponents)),
+        **_exponent_strings(layers),
     }
     raw = b"".join(raw_bytes(value) for _, value in floats)
-    squeezed = _squeeze(raw, level=3)
+    squeezed = squeeze(raw, level=3)
     if len(squeezed) < PAYS * len(raw):
-        return {**blobs, "floats.zstd": squeezed}, 3
-    needs_version_2 = activations or any(row.grid != "powers" for row in manifest.layers)
-    return {**blobs, "floats": raw}, 2 if needs_version_2 else 1
+        return {**blobs, FLOATS_ZSTD: squeezed}, max(manifest.version, 3)
+    return {**blobs, FLOATS: raw}, manifest.version
 
 
 def to_file(blobs: Mapping[str, bytes], version: int) -> bytes:
     """Return the byte strings as a safetensors file, with the format's version in its header."""
-    head = json.dumps({"version": version, "manifest_crc32": zlib.crc32(blobs["manifest"])})
+    entry = {"version": version, "manifest_crc32": zlib.crc32(blobs["manifest"])}
+    head = json.dumps(entry, allow_nan=False)
     tensors = {
         name: torch.frombuffer(bytearray(blob), dtype=torch.uint8)
         for name, blob in blobs.items()
@@ -101,27 +108,36 @@ def to_file(blobs: Mapping[str, bytes], version: int) -> bytes:
     return safetensors.torch.save(tensors, {"octavo": head})
 
 
-def unpack(data: bytes) -> tuple[dict[str, Quantized], Floats, Activations]:
+def unpack(
+    data: bytes, limit: int | None = None
+) -> tuple[dict[str, Quantized], Floats, Activations]:
     """Return the layers of a file, its other tensors, and how the inputs of its modules are
     quantized.
 
+    Args:
+        data: the content of the file.
+        limit: the most bytes that it may decode to, a byte for each code; they are counted before
+            any is decoded. None takes ``octavo.storage.limits.default_limit``.
+
     Raises:
-        FormatError: not octavo's, from a newer version, or damaged; the message names the tensor
-            and the cause.
+        FormatError: not octavo's, from a newer version, damaged, or beyond the limit; the message
+            names the tensor and the cause.
 
     """
     blobs, head = _open(data)
     squeezed = blobs.get("manifest", b"")
-    if zlib.crc32(squeezed) != head.get("manifest_crc32"):
+    if zlib.crc32(squeezed) != head["manifest_crc32"]:
         raise FormatError(
             "manifest: its checksum does not match: the file is damaged or was altered"
         )
-    manifest = read_manifest(_expand(squeezed, SMALL_MANIFEST + RATIO * len(squeezed), "manifest"))
-    if head["version"] == 1:
-        _check_powers(manifest)
+    manifest = read_manifest(expand(squeezed, most_manifest_bytes(len(squeezed)), "manifest"))
+    check_decoded(manifest.decoded_bytes, default_limit(len(data)) if limit is None else limit)
+    _check_version(manifest, head["version"])
+    compressed = FLOATS_ZSTD in blobs if head["version"] >= 4 else head["version"] == 3
     try:
-        floats = _read_floats(manifest.floats, blobs, compressed=head["version"] >= 3)
+        floats = _read_floats(manifest.floats, blobs, compressed=compressed)
         layers = _read_layers(manifest.layers, blobs)
+        _check_known(blobs, manifest, head["version"], FLOATS_ZSTD if compressed else FLOATS)
         return layers, floats, _read_activations(manifest.activations, floats)
     except FormatError:
         raise
@@ -135,48 +151,88 @@ def _open(data: bytes) -> tuple[dict[str, bytes], Json]:
     """
     head = _read_head(data)
     version = head["version"]
-    if not isinstance(version, int) or version < 1:
-        raise FormatError(f"expected a format version of 1 to {VERSION}, found {version!r}")
+    if type(version) is not int or version < 1:  # True is an int too
+        raise FormatError(f"expected a format version of 1 to {VERSION}, found {version!r:.80}")
     if version > VERSION:
         raise FormatError(
-            f"format version {version} is newer than {VERSION}, the newest this octavo reads: "
-            "upgrade octavo"
+            f"format version {version!s:.80} is newer than {VERSION}, the newest this octavo "
+            "reads: upgrade octavo"
         )
+    if set(head) != HEAD:
+        found = ", ".join(head)
+        raise FormatError(f"the header: expected version and manifest_crc32, found {found}")
     try:
-        tensors = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        tensors = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError as error:
         raise FormatError(f"the container is truncated or damaged: {error}") from error
-    blobs = {
-        name: tensor.numpy().tobytes()
-        for name, tensor in tensors.items()
-        if tensor.dtype == torch.uint8
-    }
-    return blobs, head
+    for name, tensor in tensors:
+        if tensor["dtype"] != "U8" or len(tensor["shape"]) != 1:
+            got = f"{tensor['dtype']} of shape {tensor['shape']}"
+            raise FormatError(f"{name}: expected a byte string, U8 of one dimension, found {got}")
+    return {name: tensor["data"] for name, tensor in tensors}, head
 
 
 def _read_head(data: bytes) -> Json:
     """Return octavo's entry of a safetensors header; it has a version."""
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size] if size <= HEADER_BYTES else b""
     try:
-        size = int.from_bytes(data[:8], "little")
-        head: Json = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["octavo"])
+        entries: Json = json.loads(header)["__metadata__"]
+        head: Json = json.loads(entries["octavo"])
         head["version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise FormatError(
-            "expected a safetensors file with octavo's header, found none: "
-            "not octavo's, or cut or damaged"
-        ) from error
+        raise FormatError(_other_kind(data)) from error
+    if len(entries) > 1:
+        found = ", ".join(entries)
+        raise FormatError(f"the header: expected octavo's entry alone, found {found}")
     return head
 
 
-def _check_powers(manifest: Manifest) -> None:
-    """Raise FormatError where a file of version 1 has another codebook than powers of two: readers
-    of that version would take its codes for powers of two.
+def _other_kind(data: bytes) -> str:
+    """Return in words what a file is that is not a packed network."""
+    exported = (
+        "`octavo export` checked it when it was written, and it has no checksums to verify; "
+        "give the packed file that it was made from"
+    )
+    if b'{"__metadata__":{"octavo.mx":' in data[:64]:
+        return f"expected a packed network, got an export in the form mx: {exported}"
+    if data[:1] == b"\x08" and data[2:3] == b"\x12":  # protobuf: ir_version, producer_name
+        return (
+            f"expected a packed network, got an ONNX file: {exported}, "
+            "or score it by `octavo evaluate FILE --task TASK`"
+        )
+    return (
+        "expected a safetensors file with octavo's header, found none: "
+        "not octavo's, or cut or damaged"
+    )
+
+
+def _check_known(blobs: Mapping[str, bytes], manifest: Manifest, version: int, floats: str) -> None:
+    """Raise FormatError where a byte string is none of those that are read."""
+    known = {"manifest", "exponents", floats, *(_codes_name(row.width) for row in manifest.layers)}
+    if any(row.group_size for row in manifest.layers):
+        known.add(GROUPS)
+    for name in blobs:
+        if name not in known:
+            raise FormatError(
+                f"{name}: expected no byte string of this name in a file of version {version} "
+                "with these layers"
+            )
+
+
+def _check_version(manifest: Manifest, version: int) -> None:
+    """Raise FormatError where a layer needs a newer version than the file says it has: readers of
+    that version would take its codes for those of another codebook.
     """
     for row in manifest.layers:
-        if row.grid != "powers":
-            raise FormatError(
-                f"{row.name}: expected the grid powers in a file of version 1, got {row.grid}"
-            )
+        if row.version <= version:
+            continue
+        if row.group_size:
+            raise FormatError(f"{row.name}: expected no groups in a file of version {version}")
+        known = "powers" if version == 1 else "powers or apot"
+        raise FormatError(
+            f"{row.name}: expected the grid {known} in a file of version {version}, got {row.grid}"
+        )
 
 
 def _code_strings(layers: Iterable[Quantized]) -> dict[str, bytes]:
@@ -185,9 +241,29 @@ def _code_strings(layers: Iterable[Quantized]) -> dict[str, bytes]:
     for layer in layers:
         by_width.setdefault(layer.codebook.width, []).append(layer.codes.reshape(-1))
     return {
-        f"codes.{width}": coding.encode_codes(torch.cat(by_width[width]), width)
+        _codes_name(width): coding.encode_codes(torch.cat(by_width[width]), width)
         for width in sorted(by_width)
     }
+
+
+def _codes_name(width: Width) -> str:
+    return f"codes.{width}"
+
+
+def _exponent_strings(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
+    """Return the exponents of all layers, and where there are groups, those of the groups."""
+    exponents = []
+    groups = []
+    for name, layer in layers.items():
+        exponent = layer.codebook.max_exponent
+        if layer.codebook.group_size:
+            exponent, drops = split(exponent, name)
+            groups.append(drops.reshape(-1))
+        exponents.append(raw_bytes(exponent.to(torch.int16)))
+    strings = {"exponents": squeeze(b"".join(exponents))}
+    if groups:
+        strings[GROUPS] = coding.encode_codes(torch.cat(groups), DROPS)
+    return strings
 
 
 def _layer_row(name: str, layer: Quantized) -> LayerRow:
@@ -201,6 +277,7 @@ def _layer_row(name: str, layer: Quantized) -> LayerRow:
         grid=GRIDS[width.codebook],
         groups=layer.groups,
         exponents=exponents.numel() if exponents.dim() else 0,
+        group_size=layer.codebook.group_size,
         crc32=checksum(layer.codes, exponents.to(torch.int16)),
     )
 
@@ -214,61 +291,79 @@ def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[s
     """Return the layers by name. The streams hand out each layer's codes and exponents in the order
     of the rows, and must then be used up.
     """
-    widths = {row.width for row in rows}
-    codes = {width: _code_stream(width, rows, blobs) for width in sorted(widths)}
+    counts: Counter[Width] = Counter()
+    for row in rows:
+        counts[row.width] += row.code_count
+    codes = {width: _code_stream(width, counts[width], blobs) for width in sorted(counts)}
     exponents = _exponent_stream(rows, blobs)
-    layers = {
-        row.name: _read_layer(row, codes[row.width].take(row.code_count), exponents) for row in rows
-    }
-    for stream in (*codes.values(), exponents):
+    drops = _drop_stream(rows, blobs)
+    layers = {}
+    for row in rows:
+        exponent = exponents.take(row.channel_exponents).view(row.exponent_shape[:1])
+        if row.group_size:
+            exponent = joined(exponent, drops.take(row.exponent_count).view(row.exponent_shape))
+        layers[row.name] = _read_layer(row, codes[row.width].take(row.code_count), exponent)
+    for stream in (*codes.values(), exponents, drops):
         stream.check_used_up()
     return layers
 
 
-def _read_layer(row: LayerRow, codes: Tensor, exponents: "_Stream") -> Quantized:
-    exponent = exponents.take(row.exponent_count)
+def _read_layer(row: LayerRow, codes: Tensor, exponent: Tensor) -> Quantized:
     row.check(codes, exponent)
-    codebook = codebook_at(row.width, (exponent if row.exponents else exponent[0]).int())
+    codebook = codebook_at(row.width, exponent.int(), row.group_size)
     lowest = codebook.lowest_max_exponent
-    if not bool(((exponent >= lowest) & (exponent <= LARGEST)).all()):
+    least, most = int(exponent.min()), int(exponent.max())
+    if least < lowest or most > LARGEST:
         raise FormatError(
-            f"{row.name}: expected exponents from {lowest} to {LARGEST}, "
-            f"got {exponent.min()} to {exponent.max()}"
+            f"{row.name}: expected exponents from {lowest} to {LARGEST}, got {least} to {most}"
         )
     return Quantized(tuple(row.names), codebook, codes.view(row.shape), row.groups)
 
 
-def _code_stream(width: Width, rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> "_Stream":
+def _code_stream(width: Width, count: int, blobs: Mapping[str, bytes]) -> Stream:
     """Return the codes of all layers of one width."""
-    name = f"codes.{width}"
+    return _decoded_stream(_codes_name(width), blobs, count, width)
+
+
+def _decoded_stream(name: str, blobs: Mapping[str, bytes], count: int, width: Width) -> Stream:
+    """Return the codes of a coded stream."""
     data = _blob(blobs, name)
-    count = sum(row.code_count for row in rows if row.width == width)
     try:
         codes = coding.decode_codes(data, count, width)
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from error
-    return _Stream(name, codes)
+    return Stream(name, codes)
 
 
-def _exponent_stream(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> "_Stream":
+def _exponent_stream(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> Stream:
     """Return the exponents of all layers, int16."""
-    size = sum(row.exponent_count for row in rows) * torch.int16.itemsize
-    data = _expand(_blob(blobs, "exponents"), size, "exponents")
-    return _Stream("exponents", _tensor(data, torch.int16))
+    size = sum(row.channel_exponents for row in rows) * torch.int16.itemsize
+    data = expand(_blob(blobs, "exponents"), size, "exponents")
+    return Stream("exponents", as_tensor(data, torch.int16))
+
+
+def _drop_stream(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> Stream:
+    """Return how far the exponents of all groups lie below the largest of their channel."""
+    count = sum(row.exponent_count for row in rows if row.group_size)
+    if not any(row.group_size for row in rows):
+        return Stream(GROUPS, torch.empty(0, dtype=torch.uint8))
+    return _decoded_stream(GROUPS, blobs, count, DROPS)
 
 
 def _read_floats(
     rows: Sequence[FloatRow], blobs: Mapping[str, bytes], *, compressed: bool
 ) -> Floats:
-    sizes = [math.prod(row.shape) * DTYPES[row.dtype].itemsize for row in rows]
-    name = "floats.zstd" if compressed else "floats"
-    data = _expand(_blob(blobs, name), sum(sizes), name) if compressed else blobs.get(name, b"")
-    stream = _Stream(name, _tensor(data, torch.uint8))
+    size = sum(row.byte_count for row in rows)
+    name = FLOATS_ZSTD if compressed else FLOATS
+    data = expand(_blob(blobs, name), size, name) if compressed else blobs.get(name, b"")
+    stream = Stream(name, as_tensor(data, torch.uint8))
     floats = []
-    for row, size in zip(rows, sizes, strict=True):
-        raw = stream.take(size).numpy().tobytes()
-        value = _tensor(raw, DTYPES[row.dtype]).view(row.shape)
-        row.check(value)
+    for row in rows:
+        raw = stream.take(row.byte_count).clone()  # at an address that suits any type
+        row.check(raw)
+        if row.dtype == "bool" and bool((raw > 1).any()):
+            raise FormatError(f"{row.label}: expected bools of 0 and 1, found other bytes")
+        value = raw.view(DTYPES[row.dtype]).view(row.shape)
         floats.append((tuple(row.names), value))
     stream.check_used_up()
     return floats
@@ -286,53 +381,7 @@ def _read_activations(rows: Sequence[ActivationRow], floats: Floats) -> Activati
     return {row.name: InputFormat(row.bits, row.signed, row.power_of_two) for row in rows}
 
 
-@dataclass
-class _Stream:
-    """A vector that hands out its values piece by piece."""
-
-    name: str
-    values: Tensor
-    position: int = 0
-
-    def take(self, count: int) -> Tensor:
-        """Return the next values."""
-        piece = self.values[self.position : self.position + count]
-        if len(piece) != count:
-            raise FormatError(
-                f"{self.name}: truncated: expected {count} more values, got {len(piece)}"
-            )
-        self.position += count
-        return piece
-
-    def check_used_up(self) -> None:
-        """Raise FormatError if some values were not taken."""
-        if self.position != len(self.values):
-            raise FormatError(
-                f"{self.name}: {len(self.values) - self.position} values belong to no tensor "
-                "of the manifest"
-            )
-
-
 def _blob(blobs: Mapping[str, bytes], name: str) -> bytes:
     if name not in blobs:
         raise FormatError(f"{name}: missing in the file")
     return blobs[name]
-
-
-def _tensor(data: bytes, dtype: torch.dtype) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-
-
-def _squeeze(data: bytes, level: int = 19) -> bytes:
-    return zstandard.ZstdCompressor(level, write_checksum=False).compress(data)
-
-
-def _expand(data: bytes, most: int, name: str) -> bytes:
-    """Undo ``_squeeze``. More than ``most`` bytes are an error, found before they are allocated."""
-    try:
-        size = zstandard.frame_content_size(data)
-        if not 0 <= size <= most:
-            raise FormatError(f"{name}: expected at most {most} bytes, its header says {size}")
-        return zstandard.ZstdDecompressor().decompress(data)
-    except zstandard.ZstdError as error:
-        raise FormatError(f"{name}: damaged: {error}") from error

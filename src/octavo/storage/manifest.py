@@ -4,16 +4,20 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 from torch import Tensor
 
 from octavo.activations.quantizer import scale_key
 from octavo.errors import FormatError
-from octavo.formats.width import Width
+from octavo.formats.rows import group_count
+from octavo.formats.width import BITS, Width
+from octavo.storage.limits import DIMENSIONS, ROWS, VALUES
 
 __all__ = [
     "DTYPES",
@@ -43,20 +47,26 @@ DTYPES = {
     )
 }
 
+STRICT = ConfigDict(strict=True, extra="forbid")  # what nothing reads, nothing checks
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
 
-Grid: TypeAlias = Literal["powers", "apot"]
-GRIDS: Mapping[str, Grid] = {"power_of_two": "powers", "apot": "apot"}  # the file's own words
+Grid: TypeAlias = Literal["powers", "apot", "fp", "int"]
+GRIDS: Mapping[str, Grid] = {  # the file's own words
+    "power_of_two": "powers",
+    "apot": "apot",
+    "fp": "fp",
+    "int": "int",
+}
 CODEBOOKS = {grid: codebook for codebook, grid in GRIDS.items()}
 
 
 class _Row(BaseModel):
     """The fields that the rows of layers and of other tensors have in common."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = STRICT
 
-    names: Annotated[list[str], Field(min_length=1)]
-    shape: list[Size]
+    names: Annotated[list[str], FailFast(), Field(min_length=1, max_length=ROWS)]
+    shape: Annotated[list[Size], FailFast(), Field(max_length=DIMENSIONS)]
     crc32: int
 
     @property
@@ -76,11 +86,16 @@ class LayerRow(_Row):
     """A quantized tensor; its shape has the output channels first."""
 
     name: str
-    shape: Annotated[list[Annotated[Size, Field(ge=1)]], Field(min_length=1)]
+    shape: Annotated[
+        list[Annotated[Size, Field(ge=1)]],
+        FailFast(),
+        Field(min_length=1, max_length=DIMENSIONS),
+    ]
     bits: Annotated[int, Field(ge=2, le=8)]
     groups: Annotated[int, Field(ge=0)]
     exponents: Annotated[int, Field(ge=0)]
     grid: Grid = "powers"
+    group_size: Annotated[int, Field(ge=0)] = 0
 
     @property
     def code_count(self) -> int:
@@ -88,9 +103,30 @@ class LayerRow(_Row):
         return math.prod(self.shape)
 
     @property
+    def exponent_shape(self) -> tuple[int, ...]:
+        """The shape of the exponents: (), (channels,), or (channels, groups)."""
+        if not self.group_size:
+            return (self.exponents,) if self.exponents else ()
+        return self.shape[0], group_count(math.prod(self.shape[1:]), self.group_size)
+
+    @property
     def exponent_count(self) -> int:
-        """The number of stored exponents: a scalar, for which ``exponents`` is 0, takes one."""
-        return max(1, self.exponents)
+        """The number of exponents; one where they are a scalar."""
+        return math.prod(self.exponent_shape)
+
+    @property
+    def channel_exponents(self) -> int:
+        """The numbers that the row takes from ``exponents``: one if the layer has one exponent,
+        else one for each channel.
+        """
+        return math.prod(self.exponent_shape[:1])
+
+    @property
+    def version(self) -> int:
+        """The oldest version of the format that has room for the row."""
+        if self.group_size or self.grid not in ("powers", "apot"):
+            return 4
+        return 1 if self.grid == "powers" else 2
 
     @property
     def width(self) -> Width:
@@ -104,11 +140,17 @@ class LayerRow(_Row):
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
-        if self.grid == "apot" and self.bits < 5:
-            raise ValueError(f"{self.name}: expected 5 to 8 bits on the grid apot, got {self.bits}")
-        if self.exponents not in (0, self.shape[0]):
+        possible = BITS[CODEBOOKS[self.grid]]
+        if self.bits not in possible:
             raise ValueError(
-                f"{self.name}: expected 0 or {self.shape[0]} exponents, got {self.exponents}"
+                f"{self.name}: expected {_listed(possible)} bits on the grid {self.grid}, "
+                f"got {self.bits}"
+            )
+        expected = {self.exponent_count} if self.group_size else {0, self.shape[0]}
+        if self.exponents not in expected:
+            raise ValueError(
+                f"{self.name}: expected {' or '.join(map(str, sorted(expected)))} exponents, "
+                f"got {self.exponents}"
             )
         if self.groups and (len(self.shape) < 2 or self.shape[0] % self.groups):
             raise ValueError(
@@ -117,16 +159,28 @@ class LayerRow(_Row):
         return self
 
 
+def _listed(bits: Sequence[int]) -> str:
+    """Write bits that a codebook can have: "5 to 8", or "4, 6, 8"."""
+    if len(bits) == bits[-1] - bits[0] + 1 > 1:
+        return f"{bits[0]} to {bits[-1]}"
+    return ", ".join(map(str, bits))
+
+
 class FloatRow(_Row):
     """A tensor that is stored as it is."""
 
     dtype: Annotated[str, Field(pattern="^(" + "|".join(DTYPES) + ")$")]
 
+    @property
+    def byte_count(self) -> int:
+        """The number of bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
 
 class ActivationRow(BaseModel):
     """The format of the quantized inputs of a module; their scale is a tensor of ``floats``."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = STRICT
 
     name: str
     bits: Annotated[int, Field(ge=2, le=8)]
@@ -139,11 +193,24 @@ class Manifest(BaseModel):
     and the modules whose inputs are quantized.
     """
 
-    model_config = ConfigDict(strict=True)
+    model_config = STRICT
 
-    layers: list[LayerRow]
-    floats: list[FloatRow]
-    activations: list[ActivationRow] = []
+    layers: Annotated[list[LayerRow], FailFast(), Field(max_length=ROWS)]
+    floats: Annotated[list[FloatRow], FailFast(), Field(max_length=ROWS)]
+    activations: Annotated[list[ActivationRow], FailFast(), Field(max_length=ROWS)] = []
+
+    @property
+    def decoded_bytes(self) -> int:
+        """The bytes of all codes, one each, of all exponents, and of all other tensors."""
+        exponents = sum(row.exponent_count for row in self.layers) * torch.int16.itemsize
+        codes = sum(row.code_count for row in self.layers)
+        return codes + exponents + sum(row.byte_count for row in self.floats)
+
+    @property
+    def version(self) -> int:
+        """The oldest version of the format that has room for the manifest."""
+        of_layers = max((row.version for row in self.layers), default=1)
+        return max(of_layers, 2 if self.activations else 1)
 
     @model_validator(mode="after")
     def _check_scales(self) -> Self:
@@ -180,6 +247,9 @@ def read_manifest(text: bytes) -> Manifest:
             the entry.
 
     """
+    extent = text.count(b",") + text.count(b"[") + text.count(b"{")  # one for each value, or more
+    if extent > VALUES:
+        raise FormatError(f"manifest: expected at most {VALUES:,} values, found more")
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
@@ -206,9 +276,19 @@ def _tensor_name(text: bytes, path: tuple[int | str, ...]) -> str:
 
 def checksum(*tensors: Tensor) -> int:
     """Return the CRC-32 of the tensors' bytes, one after the other."""
-    return zlib.crc32(b"".join(raw_bytes(tensor) for tensor in tensors))
+    crc = 0
+    for tensor in tensors:
+        crc = zlib.crc32(_bytes_of(tensor).data, crc)
+    return crc
 
 
 def raw_bytes(tensor: Tensor) -> bytes:
     """Return a tensor's values as little-endian bytes."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return _bytes_of(tensor).tobytes()
+
+
+def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
+    """Return a tensor's values as little-endian bytes, in its own memory where it is dense."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    values: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
+    return values

@@ -7,12 +7,12 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from octavo._io import write_atomically
+from octavo._io import check_output, write_atomically
 from octavo.activations.quantizer import (
     InputFormat,
     input_formats,
@@ -21,18 +21,23 @@ from octavo.activations.quantizer import (
     store_effective_scales,
 )
 from octavo.errors import FormatError, PlanError
+from octavo.network.distributed import whole
 from octavo.network.memory import memory_of
+from octavo.network.values import check_values
 from octavo.plan import Plan
 from octavo.storage import container
 from octavo.storage.container import Floats
 from octavo.storage.float_tensors import folded_norms, rounded_to_float16
 from octavo.storage.held_out import HeldOut
+from octavo.storage.limits import default_limit
 from octavo.storage.manifest import DTYPES
 from octavo.storage.quantized import Quantized
 
 __all__ = ["FloatForm", "Packed", "check_state", "pack", "verify"]
 
 FloatForm = Literal["float32", "float16", "folded"]
+Stored: TypeAlias = Quantized | Tensor  # what a file has of a parameter
+EXACT = (torch.float32, torch.float64)  # types that hold every level
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,15 +96,19 @@ class Packed:
 
     @property
     def nominal_bits(self) -> float:
-        """Average nominal bits per quantized weight."""
+        """Average nominal bits per quantized weight; PlanError if no layer is quantized."""
         return self.plan.cost().average_bits
 
     @property
     def stored_bits(self) -> float:
-        """Bits that codes and exponents take in the file, per quantized weight."""
+        """Bits that codes and exponents take in the file, per quantized weight; PlanError if no
+        layer is quantized.
+        """
+        if not self.layers:
+            raise PlanError("stored_bits: expected a network with quantized layers, got none")
         blobs, _ = _encoded(self)
-        codes = sum(len(blob) for name, blob in blobs.items() if name.startswith("codes."))
-        stored = codes + len(blobs["exponents"])
+        parts = ("codes.", "exponents")
+        stored = sum(len(blob) for name, blob in blobs.items() if name.startswith(parts))
         return 8 * stored / sum(layer.codes.numel() for layer in self.layers.values())
 
     @property
@@ -129,14 +138,17 @@ class Packed:
                 hold the values; the model is left as it was.
 
         """
-        values = {name: layer.weight() for layer in self.layers.values() for name in layer.names}
-        values |= {name: value for names, value in self.floats for name in names}
-        _check_all_fit(values, model, _scale_names(self, model))
+        _check_all_fit(_stored(self), model, _scale_names(self, model))
         install_quantizers(model, self.activations)
         state = model.state_dict()
         with torch.no_grad():
-            for name, value in values.items():
-                state[name].copy_(value)
+            for layer in self.layers.values():
+                weight = layer.weight()  # of one layer at a time
+                for name in layer.names:
+                    state[name].copy_(weight)
+            for names, value in self.floats:
+                for name in names:
+                    state[name].copy_(value)
 
     def with_floats(self, form: FloatForm, model: nn.Module | None = None) -> Self:
         """Return the same network with its other tensors, biases and norms, in fewer bytes.
@@ -169,22 +181,38 @@ class Packed:
     def save(self, path: str | Path) -> None:
         """Write the file, atomically: under ``path`` there is the whole file or what was there
         before.
+
+        Raises:
+            FileNotFoundError: the folder of ``path`` does not exist.
+
         """
+        check_output(path)
         content = _file(self)
         write_atomically(path, lambda file: file.write(content))
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(
+        cls, path: str | Path, *, limit: int | None = None, model: nn.Module | None = None
+    ) -> Self:
         """Read a file that ``save`` wrote, and check all of it.
 
+        Args:
+            path: the file.
+            limit: the most bytes that its tensors may have once they are decoded, where a quantized
+                weight counts one; the network in float32 has up to four times as many. None takes
+                the largest of 64 times the size of the file, 256 MiB, and the model's bytes.
+            model: the model that the file is for, if there is one.
+
         Raises:
-            FormatError: not octavo's, from a newer version, or damaged; the message names the
-                tensor and the cause.
+            FormatError: not octavo's, from a newer version, damaged, or beyond the limit; the
+                message names the tensor and the cause.
 
         """
         try:
-            return cls(*container.unpack(Path(path).read_bytes()))
-        except (OSError, FormatError) as error:
+            data = Path(path).read_bytes()
+            most = default_limit(len(data), model) if limit is None else limit
+            return cls(*container.unpack(data, most))
+        except (OSError, ValueError) as error:  # a ValueError: a path with a null character
             cause = error.strerror if isinstance(error, OSError) else error
             raise FormatError(f"{path}: {cause}") from error
 
@@ -200,6 +228,12 @@ def _file(packed: Packed) -> bytes:
     return container.to_file(*_encoded(packed))
 
 
+def _stored(packed: Packed) -> dict[str, Stored]:
+    """Return what is stored, by the name of the parameter."""
+    quantized = {name: layer for layer in packed.layers.values() for name in layer.names}
+    return quantized | {name: value for names, value in packed.floats for name in names}
+
+
 def _scale_names(packed: Packed, model: nn.Module) -> set[str]:
     """Return the names of the scales of quantized inputs, which a plain model does not have."""
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
@@ -212,10 +246,13 @@ def _scale_names(packed: Packed, model: nn.Module) -> set[str]:
     return {name for names, _ in packed.floats if scales & set(names) for name in names}
 
 
-def _check_all_fit(values: Mapping[str, Tensor], model: nn.Module, optional: set[str]) -> None:
-    """Raise PlanError unless the model has a tensor for each value, and a value for each tensor."""
+def _check_all_fit(values: Mapping[str, Stored], model: nn.Module, optional: set[str]) -> None:
+    """Raise PlanError unless the model has a tensor for each value, and a value for each tensor.
+
+    No quantized tensor is decoded but where its levels have to be compared.
+    """
     state = model.state_dict()
-    first: dict[Hashable, Tensor] = {}  # by the memory of the target, the first value it gets
+    first: dict[Hashable, Stored] = {}  # by the memory of the target, the first value it gets
     for name in {**values, **state}:
         if name in optional and name not in state:
             continue
@@ -224,14 +261,15 @@ def _check_all_fit(values: Mapping[str, Tensor], model: nn.Module, optional: set
             raise PlanError(f"{name}: missing in {side}; expected the architecture that was packed")
         target = state[name]
         _check_fits(name, values[name], target)
-        if not _same(first.setdefault(memory_of(target), values[name]), values[name]):
+        other = first.setdefault(memory_of(target), values[name])
+        if other is not values[name] and not _same(_decoded(other), _decoded(values[name])):
             raise PlanError(
                 f"{name}: the model shares this tensor with another that was packed with other "
                 "values"
             )
 
 
-def _check_fits(name: str, value: Tensor, target: Tensor) -> None:
+def _check_fits(name: str, value: Stored, target: Tensor) -> None:
     """Raise PlanError unless the model's tensor can hold the value exactly."""
     if target.shape != value.shape:
         raise PlanError(
@@ -243,10 +281,20 @@ def _check_fits(name: str, value: Tensor, target: Tensor) -> None:
             f"{name}: expected a model with memory, got one on the meta device: "
             "call to_empty() first"
         )
-    if not _same(value.to(target.dtype).to(value.dtype), value):
+    exact = EXACT if isinstance(value, Quantized) else (value.dtype,)
+    if target.dtype not in exact and not _survives(_decoded(value), target.dtype):
         raise PlanError(
             f"{name}: {target.dtype} cannot hold its packed values exactly; use a float32 model"
         )
+
+
+def _decoded(stored: Stored) -> Tensor:
+    return stored.weight() if isinstance(stored, Quantized) else stored
+
+
+def _survives(value: Tensor, dtype: torch.dtype) -> bool:
+    """Tell if a type holds every number of a tensor exactly."""
+    return _same(value.to(dtype).to(value.dtype), value)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -266,9 +314,10 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
     store_effective_scales(model)
     quantized = {name for layer in layers.values() for name in layer.names}
     shared: dict[Hashable, tuple[list[str], Tensor]] = {}  # by memory
-    for name, value in model.state_dict().items():
+    for name, entry in model.state_dict().items():
         if name in quantized:
             continue
+        value = whole(entry)
         names, _ = shared.setdefault(memory_of(value), ([], value))
         names.append(name)
     floats = [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()]
@@ -277,6 +326,7 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
 
 def check_state(model: nn.Module) -> None:
     """Raise PlanError unless a packed file can hold every entry of the model's state dict."""
+    check_values(model)
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or value.dtype not in DTYPES.values():
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -285,11 +335,15 @@ def check_state(model: nn.Module) -> None:
             )
 
 
-def verify(path: str | Path) -> None:
+def verify(path: str | Path, *, limit: int | None = None) -> None:
     """Check a packed file: read all of it, and compare every checksum.
+
+    Args:
+        path: the file.
+        limit: the most bytes that its tensors may have once they are decoded: see ``Packed.load``.
 
     Raises:
         FormatError: as ``Packed.load``.
 
     """
-    Packed.load(path)
+    Packed.load(path, limit=limit)

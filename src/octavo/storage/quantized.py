@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from octavo.formats.codebook import Codebook
-from octavo.formats.registry import codebook_at
+from octavo.formats.registry import with_exponents
 from octavo.network.layers import Layer, channels_back
 
 __all__ = ["Quantized"]
@@ -34,9 +35,13 @@ class Quantized:
     def of(cls, layer: Layer, codebook: Codebook, codes: Tensor) -> Self:
         """Make it from a model's layer and its codes, which have the output channels first."""
         names = (layer.parameter, *(full for full, *_ in layer.tied))
-        return cls(
-            names, codebook_at(codebook.width, codebook.max_exponent.cpu()), codes, layer.groups
-        )
+        on_host = with_exponents(codebook, codebook.max_exponent.cpu())
+        return cls(names, on_host, codes, layer.groups)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the parameter."""
+        return channels_back(torch.empty(self.codes.shape, device="meta"), self.groups).shape
 
     def weight(self) -> Tensor:
         """Return the weights, float32, in the parameter's own layout."""

@@ -71,8 +71,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise RecipeError(f"weights: expected a safetensors file, there is none at {path}")
     try:
         state = load_file(path)
-    except SafetensorError as error:
-        raise FormatError(f"{path}: not a readable safetensors file: {error}") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise FormatError(f"{path}: not a readable safetensors file: {brief(error)}") from error
     expected = model.state_dict()
     for key in sorted(expected.keys() | state.keys()):
         wanted = _shape(expected.get(key))

@@ -9,10 +9,8 @@ import os
 import pickle
 import re
 import struct
-import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,120 +20,28 @@ import torch
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.hostile.forging import (
+    DATA,
+    FLOATS,
+    LAYERS,
+    Strings,
+    container,
+    forged,
+    little_memory,
+    manifest_of,
+    signed,
+    squeeze,
+    strings_of,
+    usable,
+)
 
 from octavo.activations.quantizer import InputFormat
 from octavo.errors import FormatError
-from octavo.formats.powers_of_two import PowerOfTwo
+from octavo.formats.registry import codebook_at
 from octavo.formats.width import Apot
 from octavo.storage.container import pack, to_file, unpack
 from octavo.storage.packed import Packed, verify
 from octavo.storage.quantized import Quantized
-
-Strings = dict[str, bytes]
-
-
-def network() -> tuple[dict[str, Quantized], list[tuple[tuple[str, ...], torch.Tensor]]]:
-    draw = torch.Generator().manual_seed(0)
-
-    def codes(*shape: int, levels: int) -> torch.Tensor:
-        return torch.randint(0, levels, shape, generator=draw, dtype=torch.uint8)
-
-    layers = {
-        "conv": Quantized(
-            ("conv.weight",), PowerOfTwo(3, torch.tensor([0, -3, 2, 1])), codes(4, 3, 2, levels=5)
-        ),
-        "up": Quantized(
-            ("up.weight",), PowerOfTwo(3, torch.tensor(-1)), codes(4, 2, 3, levels=5), 2
-        ),
-        "fc": Quantized(
-            ("fc.weight", "tied.weight"),
-            PowerOfTwo(5, torch.tensor([1, -2])),
-            codes(2, 20, levels=17),
-        ),
-    }
-    return layers, [
-        (("conv.bias",), torch.arange(4.0)),
-        (("norm.count", "other.count"), torch.tensor(7)),
-    ]
-
-
-LAYERS, FLOATS = network()
-DATA = to_file(*pack(LAYERS, FLOATS))
-
-
-# A writer that puts anything into a file, with the checksums that belong to it.
-
-
-def squeeze(content: bytes) -> bytes:
-    return zstandard.ZstdCompressor().compress(content)
-
-
-def container(strings: Strings, metadata: Any, dtypes: dict[str, str] | None = None) -> bytes:
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
-    position = 0
-    for name, blob in strings.items():
-        header[name] = {
-            "dtype": (dtypes or {}).get(name, "U8"),
-            "shape": [len(blob)],
-            "data_offsets": [position, position + len(blob)],
-        }
-        position += len(blob)
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + b"".join(strings.values())
-
-
-def strings_of(data: bytes) -> Strings:
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header.pop("__metadata__")
-    return {
-        name: data[8 + size + e["data_offsets"][0] : 8 + size + e["data_offsets"][1]]
-        for name, e in header.items()
-    }
-
-
-def manifest_of(strings: Strings) -> Any:
-    return json.loads(zstandard.ZstdDecompressor().decompress(strings["manifest"]))
-
-
-def signed(strings: Strings, manifest: bytes | None = None, version: int = 1) -> bytes:
-    """A file with this manifest and a header that vouches for it."""
-    if manifest is not None:
-        strings = {**strings, "manifest": squeeze(manifest)}
-    head = {"version": version, "manifest_crc32": zlib.crc32(strings["manifest"])}
-    return container(strings, {"octavo": json.dumps(head)})
-
-
-def forged(edit: Callable[[Any, Strings], None]) -> bytes:
-    """The good file with its manifest and byte strings edited."""
-    strings = strings_of(DATA)
-    manifest = manifest_of(strings)
-    edit(manifest, strings)
-    return signed(strings, json.dumps(manifest).encode())
-
-
-def usable(layers: dict[str, Quantized], floats: Any) -> bool:
-    """What was loaded can be used."""
-    packed = Packed(layers, floats)
-    names = [name for layer in layers.values() for name in layer.names] + [
-        name for given, _ in floats for name in given
-    ]
-    return (
-        all(isinstance(name, str) for name in (*layers, *names))
-        and len(set(names)) == len(names)
-        and all(bool(layer.weight().isfinite().all()) for layer in layers.values())
-        and (not layers or packed.plan.cost().average_bits >= 2)
-    )
-
-
-@contextmanager
-def little_memory(limit: int = 1 << 20) -> Iterator[None]:
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < limit
-    finally:
-        tracemalloc.stop()
 
 
 def test_the_writer_of_these_tests_writes_good_files() -> None:
@@ -335,10 +241,10 @@ def test_metadata_of_another_kind(metadata: Any) -> None:
 
 def test_a_newer_version_says_so_before_anything_else() -> None:
     strings = {**strings_of(DATA), "manifest": b"all is different there"}
-    for version in (4, 99, 10**30):
+    for version in (5, 99, 10**30):
         data = container(strings, {"octavo": json.dumps({"version": version})})
         with pytest.raises(
-            FormatError, match=f"version {version} is newer than 3, .*: upgrade octavo"
+            FormatError, match=f"version {version} is newer than 4, .*: upgrade octavo"
         ):
             unpack(data)
 
@@ -358,7 +264,7 @@ def apot(manifest: Any, strings: Strings) -> None:
         ),
         (
             lambda m, s: m["layers"][2].update(grid="cubes"),
-            r"^manifest: fc, layers\.2\.grid: Input should be 'powers' or 'apot'",
+            r"^manifest: fc, layers\.2\.grid: Input should be 'powers', 'apot', 'fp' or 'int'",
         ),
         (
             lambda m, s: m["layers"][2].update(grid=None),
@@ -829,3 +735,74 @@ def test_steps_of_another_form(step: torch.Tensor) -> None:
         match=r"conv: expected one row, and conv\.input_quantizer.step among the floats, a scalar",
     ):
         unpack(rounded([ROW], step))
+
+
+# Groups of inputs, and the codebooks of version 4.
+
+GROUPED = to_file(
+    *pack(
+        {
+            "fc": Quantized(
+                ("fc.weight",),
+                codebook_at("fp4", torch.tensor([[0, -1], [2, 0]]), 4),
+                torch.arange(14, dtype=torch.uint8).view(2, 7),
+            )
+        },
+        [],
+    )
+)
+
+
+def forged_4(edit: Any, version: int = 4) -> bytes:
+    """The file with another manifest or other strings, and checksums that belong to them."""
+    strings = strings_of(GROUPED)
+    manifest = manifest_of(strings)
+    edit(manifest["layers"][0], strings)
+    return signed(strings, json.dumps(manifest).encode(), version)
+
+
+def test_groups_are_read() -> None:
+    layers, *_ = unpack(forged_4(lambda row, strings: None))
+    assert layers["fc"].codebook.max_exponent.tolist() == [[0, -1], [2, 0]]
+    assert layers["fc"].codebook.group_size == 4
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda r, s: r.update(group_size=2), r"fc, .*: expected 8 exponents, got 4"),
+        (lambda r, s: r.update(group_size=0), r"fc, .*: expected 0 or 2 exponents, got 4"),
+        (lambda r, s: r.update(group_size=-4), r"group_size"),
+        (lambda r, s: r.update(group_size=1.5), r"group_size"),
+        (lambda r, s: r.update(exponents=2), r"fc, .*: expected 4 exponents, got 2"),
+        (lambda r, s: r.update(bits=5), r"fc, .*: expected 4, 6, 8 bits on the grid fp, got 5"),
+        (lambda r, s: r.update(grid="int"), r"fc, .*: expected 8 bits on the grid int, got 4"),
+        (lambda r, s: s.pop("exponents.groups"), r"^exponents\.groups: missing in the file"),
+        (lambda r, s: s.update({"exponents.groups": b"x"}), r"^exponents\.groups: cut short"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(edit: Any, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        unpack(forged_4(edit))
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_older_versions_have_neither_groups_nor_these_codebooks(version: int) -> None:
+    with pytest.raises(
+        FormatError, match=f"^fc: expected no groups in a file of version {version}"
+    ):
+        unpack(forged_4(lambda row, strings: None, version))
+    plain = lambda row, strings: row.update(group_size=0, exponents=2)  # noqa: E731
+    with pytest.raises(FormatError, match=f"^fc: expected the grid powers.* version {version}"):
+        unpack(forged_4(plain, version))
+
+
+def test_exponents_of_groups_stay_within_their_range() -> None:
+    def lowered(row: Any, strings: Strings) -> None:
+        exponents = struct.pack("<2h", -126, 0)
+        strings["exponents"] = squeeze(exponents)
+        codes = bytes(range(14))
+        row["crc32"] = zlib.crc32(codes + struct.pack("<4h", -126, -127, 0, -2))
+
+    with pytest.raises(FormatError, match=r"^fc: expected exponents from -126 to 127, got -127"):
+        unpack(forged_4(lowered))

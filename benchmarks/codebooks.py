@@ -1,0 +1,197 @@
+"""The codebooks beside each other: their error on weights, and what they cost a network.
+
+    python benchmarks/codebooks.py                        # the table of errors: a minute
+    python benchmarks/codebooks.py --networks             # and networks: half an hour
+    python benchmarks/codebooks.py --networks --only llama  # only rows whose names begin so
+
+The error is relative to the squares of the weights, for nearest levels at the best power of two as
+scale: for Gaussian and Laplace weights, with one exponent for a row of 8,192 and with one for each
+32 weights, as the mean over 16 standard deviations within one octave.
+
+The networks are quantized by ``calibrate``. ResNet-20 sees 1,024 unlabelled training images of
+CIFAR-10, and its score is the accuracy on the test images in per cent. ``llama`` is stories260K
+(``--llama``: the file of its weights and tokens; beside it is its configuration): it sees 64
+stories of its own, and its scores are the KL divergence to full precision and the perplexity on 32
+others. Rows are written as they come, and skipped if they are there. Writes
+benchmarks/results/codebooks.json.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from octavo import Packed, Plan, calibrate
+from octavo.formats.registry import codebook_at, fitted_codebook
+from octavo.formats.width import Width, read_width, write_width
+from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
+from octavo.runs.tasks.cifar10 import Cifar10
+
+RESULT = Path(__file__).parent / "results" / "codebooks.json"
+WEIGHTS = 1 << 13
+DEVIATIONS = 16
+WIDTHS = [*map(read_width, (2, 3, 4, 5)), *map(read_width, ("apot5", "apot6", "apot7", "apot8"))]
+WIDTHS += [read_width(text) for text in ("fp4", "fp6", "fp8", "int8")]
+IMAGES = 1024
+PERS: dict[str, Any] = {
+    "channel": "channel",
+    "group 128": ("group", 128),
+    "group 64": ("group", 64),
+    "group 32": ("group", 32),
+}
+LLAMA = "~/.cache/octavo/stories260k.safetensors"
+
+
+class Network(Protocol):
+    """A network that is quantized and scored."""
+
+    model: nn.Module
+    inputs: list[Any]
+
+    def score(self, packed: Packed) -> dict[str, float]:
+        """Return what is measured of the quantized network."""
+
+
+def errors(width: Width) -> dict[str, float]:
+    """Return the relative squared error by distribution and by what shares an exponent."""
+    share = (torch.arange(WEIGHTS, dtype=torch.float64) + 0.5) / WEIGHTS
+    kinds = {
+        "gaussian": torch.special.ndtri(share),
+        "laplace": -torch.sign(share - 0.5) * torch.log1p(-(2 * share - 1).abs()),
+    }
+    order = torch.randperm(WEIGHTS, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for kind, values in kinds.items():
+        deviations = 2 ** (torch.arange(DEVIATIONS, dtype=torch.float64) / DEVIATIONS)
+        weight = (values[order] * deviations.unsqueeze(1)).float()
+        for name in ("channel", "group 32"):
+            book = fitted_codebook(weight, width, fit="mse", per=PERS[name])
+            lost = (weight - book.project(weight)).double().square().sum(1)
+            error = (lost / weight.double().square().sum(1)).mean()
+            found[f"{kind}, per {name}"] = float(f"{float(error):.3g}")
+    return found
+
+
+def powers_in_a_level(width: Width) -> int:
+    """Return the most signed powers of two that a level is a sum of: what a product takes in
+    shifts.
+    """
+    unit = codebook_at(width, torch.tensor(0)).unit_levels().double()
+    smallest = unit[len(unit) // 2 + 1]
+    whole = [int(level) for level in unit / smallest]
+    # The bits of n XOR 3n are where the non-adjacent form of n has a power of two, one place up.
+    return max((abs(n) ^ (3 * abs(n))).bit_count() for n in whole)
+
+
+class ResNet:
+    """ResNet-20 on CIFAR-10."""
+
+    def __init__(self) -> None:
+        weights = "~/.cache/octavo/resnet20-cifar10.safetensors"
+        self._task = Cifar10(depth=20, weights=weights, calibration_size=IMAGES)
+        self.model = self._task.model()
+        self.inputs = list(self._task.calibration())
+
+    def score(self, packed: Packed) -> dict[str, float]:
+        """Return the accuracy on the test images, in per cent."""
+        quantized = self._task.model()
+        packed.apply(quantized)
+        return {"accuracy": self._task.score(quantized)}
+
+
+class Llama:
+    """stories260K."""
+
+    def __init__(self, path: Path) -> None:
+        self._tensors = safetensors.torch.load_file(path)
+        self._config = json.loads(path.with_suffix(".json").read_text())["config"]
+        self._tokens = {
+            name: self._tensors.pop(name).long() for name in ("calibration_tokens", "test_tokens")
+        }
+        self.model = self._made()
+        tokens = self._tokens["calibration_tokens"].split(8)
+        self.inputs = [{"input_ids": batch, "use_cache": False} for batch in tokens]
+
+    def _made(self) -> nn.Module:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        model: nn.Module = LlamaForCausalLM(LlamaConfig(**self._config, use_cache=False)).eval()
+        tensors = {**self._tensors, "lm_head.weight": self._tensors["model.embed_tokens.weight"]}
+        model.load_state_dict(tensors)
+        return model
+
+    @torch.no_grad()
+    def score(self, packed: Packed) -> dict[str, float]:
+        """Return the divergence from full precision and the perplexity, on the test tokens."""
+        quantized = self._made()
+        packed.apply(quantized)
+        tokens = self._tokens["test_tokens"]
+        before = self.model(input_ids=tokens).logits.log_softmax(2)
+        after = quantized(input_ids=tokens).logits.log_softmax(2)
+        divergence = (before.exp() * (before - after)).sum(2).mean()
+        surprise = -after[:, :-1].gather(2, tokens[:, 1:, None]).mean()
+        return {"divergence": float(divergence), "perplexity": math.exp(float(surprise))}
+
+
+def rows(llama: Path) -> Iterator[tuple[str, Callable[[], Network], Width, dict[str, Any]]]:
+    """Yield the name of each row, its network, its width and the arguments of calibrate."""
+    for name, per in PERS.items():
+        for text in ("fp4", 4, 3):
+            width = read_width(text)
+            yield f"resnet20/{text}/per {name}", ResNet, width, {"per": per}
+            absorbed = {"per": per, "absorb": True}
+            yield f"resnet20/{text}/per {name}, absorbed", ResNet, width, absorbed
+        for text in ("fp4", 4, "fp6", "int8"):
+            yield f"llama/{text}/per {name}", lambda: Llama(llama), read_width(text), {"per": per}
+    for text in ("apot6", "apot8", "fp8"):
+        width = read_width(text)
+        yield f"llama/{text}/per channel", lambda: Llama(llama), width, {}
+
+
+def measured(network: Network, width: Width, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Quantize a network and return its row."""
+    packed = calibrate(
+        network.model, Plan.uniform(network.model, width), network.inputs, **arguments
+    )
+    scores = {name: float(f"{value:.4g}") for name, value in network.score(packed).items()}
+    stored = round(packed.stored_bits, 3)
+    return {"stored_bits": stored, "file_bytes": packed.file_bytes, **scores}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--networks", action="store_true")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--llama", type=Path, default=Path(LLAMA).expanduser())
+    arguments = parser.parse_args()
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"networks": {}}
+    result |= {"environment": environment(), "images": IMAGES}
+    result["weights"] = {
+        str(write_width(width)): {
+            "bits": width.bits,
+            "levels": width.level_count,
+            "powers_in_a_level": powers_in_a_level(width),
+            "relative_squared_error": errors(width),
+        }
+        for width in WIDTHS
+    }
+    for name, row in result["weights"].items():
+        print(name, row)
+    write_json(RESULT, result)
+    for name, network, width, options in rows(arguments.llama) if arguments.networks else ():
+        if name in result["networks"] or not name.startswith(arguments.only):
+            continue
+        result["networks"][name] = measured(network(), width, options)
+        print(name, result["networks"][name], flush=True)
+        write_json(RESULT, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -53,6 +53,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "export": (),
         "control": True,
         "floats": "float32",
+        "device": "auto",
         "seed": 0,
         "publish": None,
     }

@@ -9,6 +9,7 @@ import typer
 
 from octavo.cli.options import (
     AsJson,
+    Device,
     NetworkName,
     Options,
     Quiet,
@@ -16,6 +17,7 @@ from octavo.cli.options import (
     out,
     print_next,
     print_written,
+    task_network,
     task_options,
     watched,
 )
@@ -42,7 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["inspect", "search"]
 
 
-def inspect(network: NetworkName, option: Options = None, as_json: AsJson = False) -> None:
+def inspect(
+    network: NetworkName, option: Options = None, device: Device = "auto", as_json: AsJson = False
+) -> None:
     """Show which layers of a network can be quantized, which cannot and why, and which budgets are
     feasible. The file of a plan is shown as a table.
 
@@ -51,6 +55,7 @@ def inspect(network: NetworkName, option: Options = None, as_json: AsJson = Fals
     from octavo._io import json_text
     from octavo.formats.width import write_widths
     from octavo.inspection import inspect as inspect_model
+    from octavo.network.devices import device_named
     from octavo.plan import Plan
     from octavo.runs.models import load_model
     from octavo.runs.plan_files import ENDINGS
@@ -60,7 +65,8 @@ def inspect(network: NetworkName, option: Options = None, as_json: AsJson = Fals
         figures = {"bits": write_widths(plan), "activations": plan.activations}
         typer.echo(json_text(figures, indent=2) if as_json else str(plan))
         return
-    inspection = inspect_model(*load_model(network, task_options(option)))
+    model, example = load_model(network, task_options(option), device_named(device))
+    inspection = inspect_model(model, example)
     if as_json:
         typer.echo(json_text(asdict(inspection), indent=2))
     else:
@@ -139,6 +145,7 @@ def search(
     workers: Workers = 1,
     journal: JournalFile = None,
     option: Options = None,
+    device: Device = "auto",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -157,7 +164,8 @@ def search(
             "options": _values(options, "--options"), "seed": seed, "workers": workers,
             "activations": _values(activations, "--activations"), "journal": journal,
         }  # fmt: skip
-        result = _searched(loaded, task, settings, progress)
+        network = task_network(loaded, task, device, progress)
+        result = _searched(network, loaded, settings, progress)
     result.plan.save(output)
     if as_json:
         typer.echo(json_text(_search_figures(result, method), indent=2))
@@ -190,20 +198,18 @@ def _print_inspection(inspection: "Inspection") -> None:
 
 
 def _searched(
-    task: "Task", name: str, settings: Mapping[str, Any], progress: "Progress"
+    network: "nn.Module", task: "Task", settings: Mapping[str, Any], progress: "Progress"
 ) -> "SearchResult":
     """Search for a plan of a task's network."""
     from octavo._interruption import keeping
     from octavo.dnq.searching import search as search_bits
     from octavo.progress import Event
-    from octavo.runs.task import model_of
 
     journal = settings["journal"]
     kept = "" if journal is None else f"the trials so far are kept in {journal}"
     with keeping(kept):
-        model = model_of(task, name, progress)
         progress(Event("search", total=settings["trials"]))
-        return search_bits(model, task.calibration(), progress=progress, **settings)
+        return search_bits(network, task.calibration(), progress=progress, **settings)
 
 
 def _print_search(result: "SearchResult", objective: str, *, whole_range: bool) -> None:

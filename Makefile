@@ -9,7 +9,7 @@ CODE := $(wildcard src tests tests_vision benchmarks examples)
 VISION := .venv-vision
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vision format clean
+.PHONY: help demo test test-vision torture docs format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,12 +26,19 @@ test: $(VENV)/.dev  ## every check: format, lint, types, tests
 test-vision: $(VISION)/.installed  ## the recipes of INQ's paper on torchvision's networks, into .venv-vision: several gigabytes
 	$(VISION)/bin/python -m pytest tests_vision
 
+torture: $(VENV)/.dev  ## kill runs and searches, and let each call of saving fail; writes docs/reliability.md's tables
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
+
+docs: $(VENV)/.dev  ## build the pages of docs/ and the API reference into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'open site/index.html; with a search box: $(BIN)/python -m http.server -d site'
+
 format: $(VENV)/.dev  ## format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment, the caches and what was built
-	rm -rf $(VENV) $(VISION) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VISION) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests tests_vision -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp files say what is installed, so that nothing is installed twice.

@@ -114,8 +114,12 @@ def decoded(codebook: Codebook, codes: Tensor) -> Tensor:
         )
     group_size = codebook.group_size
     rows = rows_by_exponent(codes, codebook.max_exponent, group_size)
-    level = unit[rows.int()]  # (exponents, weights)
-    level.mul_(power(codebook.max_exponent).to(codes.device).view(-1, 1))
+    scale = power(codebook.max_exponent).to(codes.device).view(-1, 1)
+    level = unit.new_empty(rows.shape)  # (exponents, weights)
+    for span, block in blocks(rows):
+        indices = rows[block].int().flatten()
+        found = unit.index_select(0, indices).view(rows[block].shape)
+        level[block] = found.mul_(scale[span] if len(scale) > 1 else scale)
     return from_rows(level, codes.shape, group_size)
 
 

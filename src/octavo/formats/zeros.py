@@ -18,7 +18,7 @@ def pruned_mask(weight: Tensor) -> Tensor:
     one of its levels.
     """
     is_zero = weight.detach() == 0
-    zeros = int(is_zero.sum())
+    zeros = int(is_zero.count_nonzero())
     if zeros == weight.numel():
         return is_zero
     if zeros < CHANCE * weight.numel() or _is_quantized(weight.detach().float()):

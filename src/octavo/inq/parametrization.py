@@ -99,9 +99,12 @@ class FrozenWeights(nn.Module):
         """Round each weight to its nearest level. A weight that is NaN or infinite becomes NaN, so
         that a run that diverges does not look sound.
         """
-        in_units = (weight / self.scale).float()
+        order = _memory_order(weight)  # bucketize would copy any other, and warn
+        in_units = (weight / self.scale).float().permute(order)
         number = torch.bucketize(in_units, self.edges.view(torch.float32), right=True)
-        return (self.levels.view(torch.float32)[number] * self.scale).to(weight.dtype)
+        level = self.levels.view(torch.float32)[number]
+        back = sorted(range(weight.dim()), key=order.__getitem__)
+        return (level.permute(back) * self.scale).to(weight.dtype)
 
     @torch.no_grad()
     def prune(self, mask: Tensor) -> None:
@@ -109,7 +112,7 @@ class FrozenWeights(nn.Module):
         are shares of the others.
         """
         self._freeze_at(torch.zeros_like(self.value), mask)
-        self.pruned = int(mask.sum())
+        self.pruned = int(mask.count_nonzero())
 
     @torch.no_grad()
     def freeze(self, codes: Tensor, mask: Tensor) -> None:
@@ -117,8 +120,10 @@ class FrozenWeights(nn.Module):
         tensors have the weight's shape.
         """
         unit = self.levels.view(torch.float32)[1:-1]
-        self._freeze_at(unit[codes.int()] * self.scale, mask & ~self.frozen)
-        free = self.frozen.numel() - int(self.frozen.sum())
+        # (index_select takes an int32 as it is; an index in brackets makes an int64 of each)
+        levels = unit.index_select(0, codes.flatten().int()).view(codes.shape).mul_(self.scale)
+        self._freeze_at(levels, mask & ~self.frozen)
+        free = self.frozen.numel() - int(self.frozen.count_nonzero())
         survivors = self.frozen.numel() - self.pruned
         bound = (self._outer_edge + ROOM * free / max(1, survivors)) * self.scale
         self.upper.copy_(bound)
@@ -137,6 +142,15 @@ class FrozenWeights(nn.Module):
             unit = self.levels.view(torch.float32)[1:-1]
             _replace_marks(state, prefix, unit, powers_of_two=self._powers_of_two)
         super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _memory_order(weight: Tensor) -> tuple[int, ...]:
+    """Return the dimensions of a dense tensor in the order in which they lie in memory."""
+    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        return 0, 2, 3, 1
+    if weight.dim() == 5 and weight.is_contiguous(memory_format=torch.channels_last_3d):
+        return 0, 2, 3, 4, 1
+    return tuple(range(weight.dim()))
 
 
 def _levels_and_edges(codebook: Codebook) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -86,7 +87,7 @@ def rank(
         smallest = float(codebook.unit_levels()[codebook.zero + 1])  # above zero, at a scale of 1
         scale = power(codebook.max_exponent).to(weight.device)
         scale = spread(scale, weight.shape, codebook.group_size)
-        distance /= levels.abs_().maximum(scale * smallest / 2)
+        distance /= torch.maximum(levels.abs_(), scale * smallest / 2, out=levels)
     return distance.neg_()
 
 
@@ -123,14 +124,28 @@ def grow(frozen: Tensor, rank: Tensor, portion: float, *, pruned: int = 0) -> Te
 
     """
     target = pruned + round(portion * (frozen.numel() - pruned))
-    missing = target - int(frozen.sum())
+    missing = target - int(frozen.count_nonzero())
     if missing <= 0:
         return frozen.clone()
-    free = (~frozen.flatten()).nonzero().squeeze(1)  # indices of the free weights
-    ranking = rank.flatten()[free].sort(descending=True, stable=True).indices
-    grown = frozen.flatten().clone()
-    grown[free[ranking[:missing]]] = True
+    free = ~frozen
+    threshold = _largest(rank.detach().masked_fill(frozen, -math.inf), missing)
+    grown = frozen | (free & (rank > threshold))
+    ties = (free & (rank == threshold)).flatten().nonzero().squeeze(1)  # in the tensor's order
+    grown = grown.flatten()
+    grown[ties[: target - int(grown.count_nonzero())]] = True
     return grown.view(frozen.shape)
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Return the smallest of the ``count`` largest values, a scalar; on a CPU, the values change
+    their order.
+    """
+    values = values.flatten()
+    position = len(values) - count  # in ascending order
+    if values.device.type != "cpu":
+        return values.kthvalue(position + 1).values
+    values.numpy().partition(position)  # in place, where torch would make an int64 of each
+    return values[position]
 
 
 def check_order(order: Any) -> None:
@@ -217,5 +232,5 @@ def default_portions(layers: Iterable[Layer], pruned: Mapping[str, Tensor]) -> t
     weights are pruned.
     """
     weights = sum(layer.weight.numel() for layer in layers)
-    share = sum(int(mask.sum()) for mask in pruned.values()) / weights
+    share = sum(int(mask.count_nonzero()) for mask in pruned.values()) / weights
     return SPARSE_PORTIONS if share >= SPARSE else PORTIONS

@@ -29,7 +29,8 @@ class PtqSettings:
             freezes the largest weight of each row first (INQ's criterion).
         fit: the choice of the largest exponent. ``"max"`` is INQ's formula; ``"mse"`` tries the
             exponent of least squared error of the outputs, and its neighbours.
-        per: one largest exponent per ``"channel"`` (output channel), or one for the whole tensor.
+        per: one largest exponent per ``"channel"`` (output channel), one for the whole tensor, or
+            one for each group of a channel's inputs, ``("group", 32)``.
         damp: share of the mean diagonal of the inputs' second moment that is added to its diagonal.
         sequential: each layer sees the inputs that the quantized layers ahead of it produce; if
             false, every layer sees full-precision inputs.

@@ -36,8 +36,8 @@ class LevelScale:
         ones = torch.ones_like(of_channels, dtype=torch.float64)
         return cls(max_exponent, group_size, ones, shape)
 
-    def times(self, factor: float) -> "LevelScale":
-        """Return the scale times a factor."""
+    def times(self, factor: float | Tensor) -> "LevelScale":
+        """Return the scale times a factor, or times one for each channel."""
         return LevelScale(self.max_exponent, self.group_size, factor * self.factor, self.shape)
 
     def row_factor(self) -> Tensor:

@@ -170,7 +170,7 @@ def check_other(words: list[str]) -> None:
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file(), words
     else:
-        assert words[:2] == ["pip", "install"], words
+        assert words[:2] == ["pip", "install"] or words[0] == "torchrun", words
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         for extras in re.findall(r"(?:octavo|\.)\[([a-z,]+)\]", " ".join(words)):
             assert set(extras.split(",")) <= set(project["optional-dependencies"]), words

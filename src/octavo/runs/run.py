@@ -162,18 +162,13 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
         **exports,
         **control,
         **_sizes(packed, quantization.packed.float_bytes),
-<<<<<<< HEAD
-=======
-        FILES: file_digests(folder, [PACKED, *_exported_files(folder, exports)]),
-        "seconds": round(seconds, 1),
->>>>>>> main
     }
 
     def finish() -> Json:
         watch.count()
         seconds = quantization.seconds_before + sum(watch.seconds.values())
         _write_details(job, float_model, quantization, packed, watch)
-        result[FILES] = file_digests(job.folder, [PACKED, *_exported_names(exports)])
+        result[FILES] = file_digests(job.folder, [PACKED, *_exported_files(job.folder, exports)])
         result["seconds"] = round(seconds, 1)
         return write_json(job.folder / "result.json", finite(result))
 

@@ -184,19 +184,10 @@ def train(step: Step, job: Job) -> History:
         with keeping(f"the stages before are kept in {step.file}" if index else ""):
             entries.append(stage.run())
         content = {"state": step.state.state_dict(), "log": entries, "digest": job.digest}
-<<<<<<< HEAD
-        job.ranks.once(partial(write_checkpoint, step.file, content))
-        stage.forget()
+        with job.interruption.deferred():
+            job.ranks.once(partial(write_checkpoint, step.file, content))
         _stop_if_asked(job, f"{step.name}, stage {index + 1} is kept in {step.file}")
     _forget(step, job)  # a process may have been killed before it could
-=======
-        with job.interruption.deferred():
-            write_checkpoint(step.file, content)
-        if job.interruption.requested is not None:
-            kept = f"{step.name}, stage {index + 1} is kept in {step.file}"
-            raise Interrupted(job.interruption.requested, kept)
-    _inside(step).unlink(missing_ok=True)  # a process may have been killed before it could forget
->>>>>>> main
     return History(entries, seconds)
 
 
@@ -320,11 +311,8 @@ class RunningStage:
                 self._job.progress(replace(event, message=self._label))
                 if training.done < training.steps:
                     self._save_if_due(training)
-<<<<<<< HEAD
         even_out(step.model, self._job.ranks)
         check_same(step.model, self._job.ranks, "after retraining")
-        return training.mean_loss
-=======
         return training
 
     def _metric(self, training: Training) -> Json:
@@ -332,14 +320,13 @@ class RunningStage:
         step = self._step
         try:
             with in_mode(step.model, training=False):
-                score = float(self._job.task.score(step.model))
+                score = self._job.ranks.once(lambda: float(self._job.task.score(step.model)))
         except Interrupted as stop:
             if not training.steps:
                 raise
             self._save(training)
             raise Interrupted(stop.signal, self._kept_in_words(training)) from None
         return {"score": score} if math.isfinite(score) else {}
->>>>>>> main
 
     def _training(self) -> Training:
         plan = self._plan
@@ -360,18 +347,17 @@ class RunningStage:
             Interrupted: the run shall stop.
 
         """
-        ranks = self._job.ranks
         requested = self._job.interruption.requested or 0
         since = abs(time.monotonic() - self._kept)  # a clock may go backwards
-        signal, since = ranks.most(requested, since)
+        signal, since = self._job.ranks.most(requested, since)
         if not signal and since < self._job.save_every:
             return
         self._save(training)
-        if signal is not None:
-            raise Interrupted(signal, self._kept_in_words(training))
+        if signal:
+            raise Interrupted(int(signal), self._kept_in_words(training))
 
     def _save(self, training: Training) -> None:
-        """Keep the state inside the stage."""
+        """Keep the state inside the stage; rank 0 may be alone in doing so."""
         content = {
             "index": self._index,
             "plan": asdict(self._plan),
@@ -381,18 +367,13 @@ class RunningStage:
             "seconds": self._seconds(),
             "digest": self._job.digest,
         }
-        ranks.once(partial(write_checkpoint, _inside(self._step), content))
+        if self._job.ranks.leads:
+            write_checkpoint(_inside(self._step), content)
         self._kept = time.monotonic()
-<<<<<<< HEAD
-        if signal:
-            done = f"{self._label}, step {training.done} of {training.steps}"
-            raise Interrupted(int(signal), f"{done} is kept in {_inside(self._step)}")
-=======
 
     def _kept_in_words(self, training: Training) -> str:
         done = f"{self._label}, step {training.done} of {training.steps}"
         return f"{done} is kept in {_inside(self._step)}"
->>>>>>> main
 
     def _read(self) -> Json | None:
         """Return the state inside this stage, where an earlier process has kept it; that of a stage
@@ -430,13 +411,3 @@ def _forget(step: Step, job: Job) -> None:
 def _refusing_inside(step: Step) -> contextlib.AbstractContextManager[None]:
     remedy = "delete it to go on from the last whole stage"
     return refusing(_inside(step), "the state inside a stage", remedy)
-<<<<<<< HEAD
-
-
-def _metric(step: Step, job: Job) -> Json:
-    """Return the metric of the network as it is now; nothing where it is no finite number."""
-    with in_mode(step.model, training=False):
-        score = job.ranks.once(lambda: float(job.task.score(step.model)))
-    return {"score": score} if math.isfinite(score) else {}
-=======
->>>>>>> main

@@ -279,14 +279,18 @@ class RunningStage:
     def _trained(self) -> Training:
         """Retrain to the end."""
         step = self._step
+        plan = self._plan
         if self._saved is None:
             step.before_stage(self._index)
-            training = self._training()
         else:
             with _refusing_inside(step):
                 step.state.load_state_dict(self._saved["state"])
                 _check_finite(step.model)
-                training = self._training()
+        training = Training(
+            step.model, self._job.task, plan.epochs, plan.retraining, teacher=self._teacher
+        )
+        if self._saved is not None:
+            with _refusing_inside(step):
                 training.load_state_dict(self._saved["training"])
             done = f"{training.done} of {training.steps} steps"
             self._job.note(f"{self._label}: {done} are done, from {_inside(step)}; going on")
@@ -313,12 +317,6 @@ class RunningStage:
             self._save(training)
             raise Interrupted(stop.signal, self._kept_in_words(training)) from None
         return {"score": score} if math.isfinite(score) else {}
-
-    def _training(self) -> Training:
-        plan = self._plan
-        return Training(
-            self._step.model, self._job.task, plan.epochs, plan.retraining, teacher=self._teacher
-        )
 
     def _save_if_due(self, training: Training) -> None:
         """Keep the state inside the stage if it was kept long ago, or if the run shall stop.

@@ -85,11 +85,9 @@ def memory() -> dict[str, Any]:
     stages = iter(incremental)
     peaks["freezing"] = max(peak_of(lambda: next(stages))[1] for _ in incremental.portions)
     packed, peaks["finish"] = peak_of(incremental.finish)
-    del incremental, stages
     with TemporaryDirectory() as folder:
         path = Path(folder) / "net.safetensors"
         _, peaks["save"] = peak_of(lambda: packed.save(path))
-        del packed
         loaded, peaks["load"] = peak_of(lambda: Packed.load(path))
     _, peaks["apply"] = peak_of(lambda: loaded.apply(model))
     in_layers = {name: round(peak / layer, 2) for name, peak in peaks.items()}

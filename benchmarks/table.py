@@ -118,7 +118,7 @@ def calibration() -> str:
     result = load("oneshot")
     rows = []
     for network, before in result["float"].items():
-        for bits in ("apot8", "apot7", "apot6", "apot5", 5, 4, 3, 2):
+        for bits in ("apot8", "apot7", "apot6", "apot5", 5, "fp4", 4, 3, 2):
             ways = ("nearest", "gptq", "gptq, absorbed")
             measured = [result["rows"].get(f"{network}/{bits}/{way}") for way in ways]
             if all(measured[:2]):

@@ -39,10 +39,15 @@ def test_what_is_on_disk_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch)
     plan = Plan.uniform(model, "apot6")
     in_memory = calibrate(model, plan, batches)
 
-    moved = []
+    moved: list[int] = []
     take = spilling._File.take
+
+    def noted(file: spilling._File, storage: torch.UntypedStorage) -> spilling._Piece:
+        moved.append(storage.nbytes())
+        return take(file, storage)
+
     monkeypatch.setattr(spilling, "SMALL", 1)
-    monkeypatch.setattr(spilling._File, "take", lambda *args: moved.append(args) or take(*args))
+    monkeypatch.setattr(spilling._File, "take", noted)
     monkeypatch.setattr(sequential, "Spill", lambda: spilling.Spill(bound=0))
     on_disk = calibrate(model, plan, batches)
     assert moved

@@ -27,7 +27,7 @@ def net() -> nn.Module:
 
 def steps(model: nn.Module, descent: Descent, count: int) -> None:
     for _ in range(count):
-        descent(model(X).square().mean())
+        descent([model(X).square().mean()])
 
 
 def same(model: nn.Module, other: nn.Module) -> bool:
@@ -71,7 +71,8 @@ def test_scales_move_faster_and_no_further_than_an_octave() -> None:
 def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     model = net()
     before = copy.deepcopy(model)
-    norm = Descent(model, SETTINGS, 8)(model(X).square().mean() * torch.nan)
+    loss, norm = Descent(model, SETTINGS, 8)([model(X).square().mean() * torch.nan])
+    assert loss.isnan()
     assert norm.isnan()
     assert same(model, before)
 

@@ -53,6 +53,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "export": (),
         "control": True,
         "floats": "float32",
+        "device": "auto",
         "seed": 0,
         "publish": None,
     }
@@ -112,7 +113,7 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
         budget=Budget(average_bits=3),
         method="dnq",
         trials=512,
-        options=tuple(map(Width, (2, 3, 4, 5))),
+        options=None,
         pins={},
     )  # the command's own defaults
     text = (

@@ -7,12 +7,14 @@ import typer
 
 from octavo.cli.options import (
     AsJson,
+    Device,
     Limit,
     Options,
     PackedFile,
     PlanFile,
     TaskOption,
     print_figures,
+    task_network,
     task_options,
 )
 from octavo.errors import ExportError
@@ -98,6 +100,7 @@ def evaluate(
     ],
     task: TaskOption,
     option: Options = None,
+    device: Device = "auto",
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
@@ -107,7 +110,7 @@ def evaluate(
     """
     from octavo.deploy.exporting import load_onnx
     from octavo.report.tables import packed_rows
-    from octavo.runs.task import load_task, metric_of, model_of
+    from octavo.runs.task import load_task, metric_of
     from octavo.storage.packed import Packed
 
     loaded = load_task(task, task_options(option))
@@ -115,7 +118,7 @@ def evaluate(
         score = metric_of(loaded, task, load_onnx(file), f"the network in {file}")
         print_figures({"score": score, "file_bytes": file.stat().st_size}, as_json)
         return
-    model = model_of(loaded, task)
+    model = task_network(loaded, task, device)
     packed = Packed.load(file, limit=limit, model=model)
     packed.apply(model)
     score = metric_of(loaded, task, model, f"the network in {file}")

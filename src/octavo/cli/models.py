@@ -9,6 +9,7 @@ import typer
 
 from octavo.cli.options import (
     AsJson,
+    Device,
     NetworkName,
     Options,
     Quiet,
@@ -16,10 +17,19 @@ from octavo.cli.options import (
     out,
     print_next,
     print_written,
+    task_network,
     task_options,
     watched,
 )
-from octavo.dnq.settings import METHOD, METHODS, OBJECTIVES, OPTIONS, REFINE, TRIALS
+from octavo.dnq.settings import (
+    FINER_OPTIONS,
+    METHOD,
+    METHODS,
+    OBJECTIVES,
+    OPTIONS,
+    REFINE,
+    TRIALS,
+)
 from octavo.errors import BudgetError, PlanError, nearest
 
 if TYPE_CHECKING:
@@ -34,7 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["inspect", "search"]
 
 
-def inspect(network: NetworkName, option: Options = None, as_json: AsJson = False) -> None:
+def inspect(
+    network: NetworkName, option: Options = None, device: Device = "auto", as_json: AsJson = False
+) -> None:
     """Show which layers of a network can be quantized, which cannot and why, and which budgets are
     feasible. The file of a plan is shown as a table.
 
@@ -43,6 +55,7 @@ def inspect(network: NetworkName, option: Options = None, as_json: AsJson = Fals
     from octavo._io import json_text
     from octavo.formats.width import write_widths
     from octavo.inspection import inspect as inspect_model
+    from octavo.network.devices import device_named
     from octavo.plan import Plan
     from octavo.runs.models import load_model
     from octavo.runs.plan_files import ENDINGS
@@ -52,7 +65,8 @@ def inspect(network: NetworkName, option: Options = None, as_json: AsJson = Fals
         figures = {"bits": write_widths(plan), "activations": plan.activations}
         typer.echo(json_text(figures, indent=2) if as_json else str(plan))
         return
-    inspection = inspect_model(*load_model(network, task_options(option)))
+    model, example = load_model(network, task_options(option), device_named(device))
+    inspection = inspect_model(model, example)
     if as_json:
         typer.echo(json_text(asdict(inspection), indent=2))
     else:
@@ -92,11 +106,13 @@ Objective = Annotated[
     ),
 ]
 Trials = Annotated[int, typer.Option(min=1, help="The number of plans that may be scored.")]
+DEFAULT_WIDTHS, FINER_WIDTHS = (",".join(map(str, each)) for each in (OPTIONS, FINER_OPTIONS))
 Widths = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="The widths that a layer may get: bits from 2 to 8, apot5 to apot8, fp4, fp6, fp8, "
-        "int8."
+        f"int8. By default {DEFAULT_WIDTHS}, or {FINER_WIDTHS} where the network has an embedding, "
+        "a recurrent layer or an attention."
     ),
 ]
 Pins = Annotated[
@@ -112,8 +128,6 @@ JournalFile = Annotated[
     Path | None, typer.Option(help="Append each trial to this file; continue from its trials.")
 ]
 
-DEFAULT_WIDTHS = ",".join(map(str, OPTIONS))
-
 
 def search(
     task: TaskName,
@@ -124,13 +138,14 @@ def search(
     trials: Trials = TRIALS,
     refine: Refine = REFINE,
     objective: Objective = OBJECTIVES[0],
-    options: Widths = DEFAULT_WIDTHS,
+    options: Widths = None,
     pin: Pins = None,
     seed: Seed = 0,
     activations: InputBits = None,
     workers: Workers = 1,
     journal: JournalFile = None,
     option: Options = None,
+    device: Device = "auto",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -149,7 +164,8 @@ def search(
             "options": _values(options, "--options"), "seed": seed, "workers": workers,
             "activations": _values(activations, "--activations"), "journal": journal,
         }  # fmt: skip
-        result = _searched(loaded, task, settings, progress)
+        network = task_network(loaded, task, device, progress)
+        result = _searched(network, loaded, settings, progress)
     result.plan.save(output)
     if as_json:
         typer.echo(json_text(_search_figures(result, method), indent=2))
@@ -182,20 +198,18 @@ def _print_inspection(inspection: "Inspection") -> None:
 
 
 def _searched(
-    task: "Task", name: str, settings: Mapping[str, Any], progress: "Progress"
+    network: "nn.Module", task: "Task", settings: Mapping[str, Any], progress: "Progress"
 ) -> "SearchResult":
     """Search for a plan of a task's network."""
     from octavo._interruption import keeping
     from octavo.dnq.searching import search as search_bits
     from octavo.progress import Event
-    from octavo.runs.task import model_of
 
     journal = settings["journal"]
     kept = "" if journal is None else f"the trials so far are kept in {journal}"
     with keeping(kept):
-        model = model_of(task, name, progress)
         progress(Event("search", total=settings["trials"]))
-        return search_bits(model, task.calibration(), progress=progress, **settings)
+        return search_bits(network, task.calibration(), progress=progress, **settings)
 
 
 def _print_search(result: "SearchResult", objective: str, *, whole_range: bool) -> None:

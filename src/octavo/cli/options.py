@@ -1,6 +1,7 @@
 """The arguments that several commands share, and the functions that read and print values."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -13,10 +14,14 @@ from rich.console import Console
 from octavo.errors import printable
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from octavo.progress import Progress
+    from octavo.runs.task import Task
 
 __all__ = [
     "AsJson",
+    "Device",
     "Limit",
     "NetworkName",
     "Options",
@@ -24,6 +29,7 @@ __all__ = [
     "PackedFile",
     "PlanFile",
     "Quiet",
+    "RecipeDevice",
     "TaskName",
     "TaskOption",
     "TensorBoard",
@@ -32,6 +38,7 @@ __all__ = [
     "print_figures",
     "print_next",
     "print_written",
+    "task_network",
     "task_options",
     "watched",
 ]
@@ -76,6 +83,17 @@ Overrides = Annotated[
         "--set", help="Override a key of the recipe: key=value, the value in YAML. May be repeated."
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Where the network runs: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU that CUDA "
+        "sees.",
+    ),
+]
+RecipeDevice = Annotated[
+    str | None, typer.Option("--device", help="Instead of the recipe's device.")
+]
 PlanFile = Annotated[
     Path | None,
     typer.Option(
@@ -107,12 +125,13 @@ PackedFile = Annotated[
 def watched(as_json: bool, quiet: bool) -> "Iterator[Progress]":
     """Show how far a command is: on stderr where stdout is for a script, nowhere if it is quiet.
 
-    It begins with the import of PyTorch, which takes seconds.
+    Of the processes that torchrun starts, rank 0 alone shows it. It begins with the import of
+    PyTorch, which takes seconds.
     """
     from octavo.progress import Event, silent
     from octavo.progress.display import Display
 
-    if quiet:
+    if quiet or os.environ.get("RANK", "0") != "0":
         yield silent
         return
     with Display(err if as_json else out) as display:
@@ -127,6 +146,17 @@ def task_options(pairs: list[str] | None) -> dict[str, Any]:
     from octavo.runs.recipe import key_value
 
     return dict(key_value(pair, "--option") for pair in pairs or ())
+
+
+def task_network(
+    task: "Task", name: str, device: str, progress: "Progress | None" = None
+) -> "nn.Module":
+    """Return the network of a task, which is called ``name``, on a device."""
+    from octavo.network.devices import device_named
+    from octavo.progress import silent
+    from octavo.runs.task import model_of
+
+    return model_of(task, name, progress or silent, device_named(device))
 
 
 def print_figures(figures: dict[str, Any], as_json: bool) -> None:

@@ -9,10 +9,12 @@ import typer
 from octavo._interruption import listening
 from octavo.cli.options import (
     AsJson,
+    Device,
     Options,
     Overrides,
     PlanFile,
     Quiet,
+    RecipeDevice,
     TaskName,
     TensorBoard,
     out,
@@ -48,6 +50,7 @@ Three commands to try next:
 
 def demo(
     folder: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    device: Device = "auto",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -62,9 +65,8 @@ def demo(
     with watched(as_json, quiet):
         from octavo.runs.recipe import load_recipe
 
-        recipe = load_recipe(path)
-    _run(path, recipe, folder, as_json, quiet)
-    if not as_json:
+        recipe = load_recipe(path, [f"device={device}"])
+    if _run(path, recipe, folder, as_json, quiet) and not as_json:
         typer.echo(NEXT.format(folder=folder))
 
 
@@ -86,6 +88,7 @@ def run(
             min=0, help="Minutes of retraining after which the state inside a stage is saved."
         ),
     ] = SAVE_EVERY,
+    device: RecipeDevice = None,
     tensorboard: TensorBoard = False,
     no_code: NoCode = False,
     quiet: Quiet = False,
@@ -93,15 +96,18 @@ def run(
 ) -> None:
     """Do everything that a recipe says. The same command continues a run that was stopped.
 
+    On several GPUs: `torchrun --nproc-per-node 8 -m octavo run recipe.yaml`
+
     Example: `octavo run digits --set seed=1 --folder runs/seed1`
     """
     path = _recipe_path(recipe)
     folder = folder or Path("runs") / path.stem
+    chosen = [] if device is None else [f"device={device}"]
     with watched(as_json, quiet):
         from octavo.runs.no_code import check_no_code, published_inside
         from octavo.runs.recipe import load_recipe
 
-        content = load_recipe(path, overrides or ())
+        content = load_recipe(path, [*(overrides or ()), *chosen])
         if no_code:
             check_no_code(content)
             path = published_inside(folder)
@@ -127,6 +133,7 @@ def quantize(
     ] = "inq",
     option: Options = None,
     overrides: Overrides = None,
+    device: Device = "auto",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -144,11 +151,12 @@ def quantize(
         from octavo.storage.packed import Packed
 
         content: dict[str, Any] = {"task": task, "options": task_options(option)}
-        content |= {"method": method, "control": False} | _widths(bits, plan)
+        content |= {"method": method, "control": False, "device": device} | _widths(bits, plan)
         recipe = make_recipe(override(content, overrides or ()), "quantize")
-    digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
+    digest = hashlib.sha256(recipe.model_dump_json(exclude={"device"}).encode()).hexdigest()[:8]
     folder = Path("runs") / f"quantize-{output.stem}-{digest}"  # other settings are another run
-    _run(folder, recipe, folder, as_json, quiet)
+    if not _run(folder, recipe, folder, as_json, quiet):
+        return
     Packed.load(folder / "packed.safetensors").save(output)
     if not as_json:
         print_written(output)
@@ -192,27 +200,47 @@ def _run(
     *,
     save_every: float = SAVE_EVERY,
     tensorboard: bool = False,
-) -> None:
-    """Run a recipe in its folder, publish what it publishes, and print the result."""
+) -> bool:
+    """Run a recipe in its folder, together with the ranks that torchrun has started. Rank 0
+    publishes what the recipe publishes, and prints the result.
+
+    Returns:
+        True on rank 0.
+
+    """
     from octavo._io import json_text
     from octavo.progress import Event
     from octavo.report.tables import result_table
+    from octavo.runs.launch import launched
     from octavo.runs.run import publish
     from octavo.runs.run import run as run_recipe
     from octavo.runs.tensorboard import scalars_to
 
     with watched(as_json, quiet) as progress, listening() as interruption:
-        with scalars_to(folder / "tensorboard" if tensorboard else None, progress) as watch:
+        with (
+            launched(recipe.device) as ranks,
+            scalars_to(
+                folder / "tensorboard" if tensorboard and ranks.leads else None, progress
+            ) as watch,
+        ):
             result = run_recipe(
                 recipe, folder, watch, interruption=interruption, save_every=60 * save_every
             )
+        if not ranks.leads:
+            return False
         published = publish(recipe, path, folder)
         progress(Event("report", message="writing the report"))
         page = write_report(folder)
     if as_json:
         typer.echo(json_text(result, indent=2))
-        return
+        return True
     out.print(result_table(result))
+    _print_files(folder, page, published)
+    return True
+
+
+def _print_files(folder: Path, page: Path, published: list[Path]) -> None:
+    """Say which files a run has written."""
     files = f"the network: {folder / 'packed.safetensors'}   the figures: {folder / 'result.json'}"
     lines = [files, f"the report: {page}", *(f"published: {copy}" for copy in published)]
     out.print("\n".join(lines), soft_wrap=True, markup=False)

@@ -142,7 +142,8 @@ class Shipping:
 
     def _retrain(self, network: nn.Module, plan: Plan, retrain_steps: RetrainSteps) -> None:
         """Run INQ on a network that starts from its PTQ, as ``compress`` does."""
-        incremental = Incremental(network, plan, masks=find_kept(self._model, plan))
+        masks = find_kept(self._model, plan)
+        incremental = Incremental(network, plan, masks=masks, distributed=False)
         freeze_and_retrain(incremental, retrain_steps)
 
 

@@ -24,7 +24,7 @@ from octavo.dnq.prices import check_budget, within
 from octavo.dnq.refinement import Outcome, check_share, run_refined
 from octavo.dnq.rivals.exact import exact_choice
 from octavo.dnq.search_result import SearchResult
-from octavo.dnq.settings import METHOD, OPTIONS, REFINE, TRIALS
+from octavo.dnq.settings import METHOD, REFINE, TRIALS
 from octavo.dnq.space import Choice, Space
 from octavo.dnq.splitting import Parts, reaching, split, undivided
 from octavo.dnq.survey import survey
@@ -61,7 +61,7 @@ def search(
     *,
     budget: Budget | None = None,
     trade_off: float | None = None,
-    options: Sequence[WidthLike] = OPTIONS,
+    options: Sequence[WidthLike] | None = None,
     method: str = METHOD,
     trials: int = TRIALS,
     refine: float = REFINE,
@@ -91,7 +91,9 @@ def search(
             and ``result.plan`` is at the knee of the front.
         trade_off: instead of a budget, the gain in objective that a doubling of the compression
             ratio is worth.
-        options: the widths that layers may get: bits, or an ``Apot``.
+        options: the widths that layers may get: bits, or other widths such as ``"fp4"``. None: 2 to
+            5 bits or, where the network has an embedding, a recurrent layer or an attention, 2, 3,
+            4, ``"fp4"``, ``"fp6"`` and ``"int8"``.
         method: ``dnq``, the learned policy, or a rival: see ``octavo.dnq.methods``.
         trials: how many plans may be measured, those of single layers included. The exact and
             the uniform plan are measured beside the search where the method has not done so.

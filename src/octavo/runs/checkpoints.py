@@ -72,7 +72,7 @@ def read_checkpoint(path: Path, schema: Schema, digest: str) -> dict[str, Any]:
         RecipeError: the state of a network with other weights.
 
     """
-    content: dict[str, Any] = torch.load(path, weights_only=True)
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     check(content, {**schema, "digest": str}, old=False)
     if content["digest"] != digest:
         raise RecipeError("the task's weights have changed since")

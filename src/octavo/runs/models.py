@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from octavo.errors import OctavoError, RecipeError, brief, nearest
-from octavo.network.forward import Inputs
+from octavo.network.forward import Inputs, device_of, on_device
 from octavo.runs.task import as_task, make, model_of
 
 __all__ = ["load_model"]
@@ -16,7 +16,7 @@ __all__ = ["load_model"]
 Named: TypeAlias = tuple[nn.Module, Inputs | None]
 
 
-def load_model(name: str, options: Mapping[str, Any]) -> Named:
+def load_model(name: str, options: Mapping[str, Any], device: torch.device | None = None) -> Named:
     """Return a network, and one input that it is called with; None where none is known.
 
     Args:
@@ -24,12 +24,20 @@ def load_model(name: str, options: Mapping[str, Any]) -> Named:
             drawn, not downloaded); or a task as for ``load_task``; or ``path/to/file.py:function``,
             a function that returns a network, or a pair of it and an input.
         options: keyword arguments of whatever makes the network.
+        device: the device that both are moved to; None leaves them where they are.
 
     Raises:
         RecipeError: there is no such network, or making it failed.
         OctavoError: the library is not installed.
 
     """
+    model, example = _loaded(name, options)
+    if device is None:
+        return model, None if example is None else on_device(example, device_of(model))
+    return model.to(device), on_device(example, device)
+
+
+def _loaded(name: str, options: Mapping[str, Any]) -> Named:
     library, colon, model = name.partition(":")
     if colon and library in LIBRARIES:
         try:

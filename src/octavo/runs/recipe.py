@@ -28,6 +28,7 @@ from octavo.inq.partition import (
     check_portions,
     check_straight_through,
 )
+from octavo.network.devices import AUTO
 from octavo.plan import Budget
 from octavo.ptq.settings import PtqSettings
 from octavo.runs.old_words import with_new_words
@@ -118,6 +119,8 @@ class Recipe(BaseModel):
         floats: the form in which the file stores the tensors that are not quantized: as they are
             (``float32``), rounded (``float16``), or rounded after batch norms were reduced to a
             scale and a shift (``folded``).
+        device: the device of the networks: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+            ``auto`` is a GPU that CUDA sees, or else where the task puts its network.
         seed: the seed of everything that is drawn.
         publish: the path without an ending for copies of the result (``.json``) and of the network
             (``.safetensors``), relative to the recipe's folder.
@@ -147,6 +150,7 @@ class Recipe(BaseModel):
     export: tuple[Form, ...] = ()
     control: bool = True
     floats: Literal["float32", "float16", "folded"] = "float32"
+    device: str = AUTO
     seed: Seed = 0
     publish: str | None = None
 

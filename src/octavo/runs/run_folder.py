@@ -39,8 +39,8 @@ Json: TypeAlias = dict[str, Any]
 def check_folder(folder: Path, recipe: Recipe) -> None:
     """Make sure that the run in the folder, if any, is this recipe's.
 
-    The settings of retraining and the path to publish to may differ: so a run that diverged can go
-    on with a lower learning rate.
+    The settings of retraining, the path to publish to and the device may differ: so a run that
+    diverged can go on with a lower learning rate.
 
     Raises:
         RecipeError: it is not; the message names the first key that differs.
@@ -50,7 +50,7 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder}: expected a folder for the run, or nothing yet, got a file")
     path = folder / "recipe.json"
-    free = {"retraining", "publish", "control"}  # the keys that may differ
+    free = {"retraining", "publish", "control", "device"}  # the keys that may differ
     if not path.exists():
         return
     there = recorded_recipe(read_json(path), str(path)).model_dump(mode="json")

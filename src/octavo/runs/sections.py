@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, SkipValidation
 
 from octavo.activations.quantization import ActivationSettings, ScaleFit, check_fit
-from octavo.dnq.settings import METHOD, OPTIONS, REFINE, TRIALS
+from octavo.dnq.settings import METHOD, REFINE, TRIALS
 from octavo.errors import PlanError
 from octavo.formats.fitting import Per, read_per
 from octavo.formats.width import Width, read_width, write_width
@@ -93,7 +93,7 @@ class Search:
             task's ``score``. The plan is then fitted to the data that ``score`` reads.
         retrain_steps: number of steps of the recipe's own retraining after each portion of INQ,
             after which finalists are compared; None compares them without retraining.
-        options: the widths that a layer may get.
+        options: the widths that a layer may get; None for the default of ``octavo.search``.
         pins: layers whose width is given.
         activations: the bits that the inputs of layers may get.
 
@@ -105,7 +105,7 @@ class Search:
     refine: Annotated[float, Field(ge=0, lt=1)] = REFINE
     objective: Literal["divergence", "task"] = "divergence"
     retrain_steps: Annotated[int, Field(ge=1)] | None = None
-    options: tuple[RecipeWidth, ...] = tuple(map(Width, OPTIONS))
+    options: tuple[RecipeWidth, ...] | None = None
     pins: Mapping[str, RecipeWidth] = field(default_factory=dict)
     activations: tuple[Bits, ...] | None = None
 

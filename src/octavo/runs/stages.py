@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +19,12 @@ from octavo._interruption import Interrupted, keeping
 from octavo._seeds import seed_of
 from octavo.errors import TrainingError
 from octavo.network.forward import in_mode
+from octavo.network.ranks import ALONE, Ranks
 from octavo.network.warned import warn
 from octavo.progress import Event
 from octavo.runs.checkpoints import Schema, read_checkpoint, refusing, write_checkpoint
-from octavo.runs.job import Job, teacher_of
+from octavo.runs.job import Job, shared, teacher_of
+from octavo.runs.parallel import check_same, even_out
 from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json
 from octavo.runs.training import Retraining, Training
@@ -167,7 +170,9 @@ def train(step: Step, job: Job) -> History:
 
     """
     teacher = teacher_of(job)
-    done = resume(step, job.digest)
+    if teacher is not None:
+        shared(teacher, job.ranks)
+    done = resume(step, job.digest, job.ranks)
     entries = list(done.stages)
     if 0 < len(entries) < len(step.stages):
         whole = f"{len(entries)} of {len(step.stages)} stages"
@@ -180,25 +185,32 @@ def train(step: Step, job: Job) -> History:
             entries.append(stage.run())
         content = {"state": step.state.state_dict(), "log": entries, "digest": job.digest}
         with job.interruption.deferred():
-            write_checkpoint(step.file, content)
-        if job.interruption.requested is not None:
-            kept = f"{step.name}, stage {index + 1} is kept in {step.file}"
-            raise Interrupted(job.interruption.requested, kept)
-    _inside(step).unlink(missing_ok=True)  # a process may have been killed before it could forget
+            job.ranks.once(partial(write_checkpoint, step.file, content))
+            stage.forget()
+        _stop_if_asked(job, f"{step.name}, stage {index + 1} is kept in {step.file}")
+    _forget(step, job)  # a process may have been killed before it could
     return History(entries, seconds)
 
 
-def resume(step: Step, digest: str) -> History:
+def _stop_if_asked(job: Job, kept: str) -> None:
+    """Raise Interrupted if a signal has asked any rank to stop; ``kept`` says what is kept."""
+    (signal,) = job.ranks.most(job.interruption.requested or 0)
+    if signal:
+        raise Interrupted(int(signal), kept)
+
+
+def resume(step: Step, digest: str, ranks: Ranks = ALONE) -> History:
     """Put back the state after the last whole stage, where the step's file exists.
 
     Raises:
         FormatError: the file is damaged, or belongs to another network; the message names it.
 
     """
-    if not step.file.exists():
+    if not ranks.once(step.file.exists):
         return History()
     with refusing(step.file, "the last whole stage", "delete it to start over"):
-        saved = read_checkpoint(step.file, {"state": Mapping, "log": list}, digest)
+        schema = {"state": Mapping, "log": list}
+        saved = ranks.once(lambda: read_checkpoint(step.file, schema, digest))
         entries = saved["log"]
         for entry in entries:
             check(entry, ENTRY, old=True)
@@ -225,7 +237,7 @@ class RunningStage:
         self._teacher = teacher
         self._plan = step.stages[index]
         self._label = f"{step.name}, stage {index + 1}/{len(step.stages)}"
-        self._saved = self._read()
+        self._saved = job.ranks.once(self._read)
         saved = self._saved or {"seconds": 0.0, "curve": []}
         self.seconds_before = float(saved["seconds"])
         self._curve = LossCurve(saved["curve"])
@@ -274,7 +286,7 @@ class RunningStage:
 
     def forget(self) -> None:
         """Remove the file of the state inside the stage."""
-        _inside(self._step).unlink(missing_ok=True)
+        _forget(self._step, self._job)
 
     def _trained(self) -> Training:
         """Retrain to the end."""
@@ -287,7 +299,12 @@ class RunningStage:
                 step.state.load_state_dict(self._saved["state"])
                 _check_finite(step.model)
         training = Training(
-            step.model, self._job.task, plan.epochs, plan.retraining, teacher=self._teacher
+            step.model,
+            self._job.task,
+            plan.epochs,
+            plan.retraining,
+            teacher=self._teacher,
+            ranks=self._job.ranks,
         )
         if self._saved is not None:
             with _refusing_inside(step):
@@ -298,11 +315,14 @@ class RunningStage:
             while training.done < training.steps:
                 event = training.step()
                 step.after_update()
-                if event is not None:
-                    self._curve.add(event)
-                    self._job.progress(replace(event, message=self._label))
+                if event is None:
+                    continue
+                self._curve.add(event)
+                self._job.progress(replace(event, message=self._label))
                 if training.done < training.steps:
                     self._save_if_due(training)
+        even_out(step.model, self._job.ranks)
+        check_same(step.model, self._job.ranks, "after retraining")
         return training
 
     def _metric(self, training: Training) -> Json:
@@ -310,7 +330,7 @@ class RunningStage:
         step = self._step
         try:
             with in_mode(step.model, training=False):
-                score = float(self._job.task.score(step.model))
+                score = self._job.ranks.once(lambda: float(self._job.task.score(step.model)))
         except Interrupted as stop:
             if not training.steps:
                 raise
@@ -319,22 +339,24 @@ class RunningStage:
         return {"score": score} if math.isfinite(score) else {}
 
     def _save_if_due(self, training: Training) -> None:
-        """Keep the state inside the stage if it was kept long ago, or if the run shall stop.
+        """Keep the state inside the stage if it was kept long ago, or if the run shall stop, on any
+        of the ranks.
 
         Raises:
             Interrupted: the run shall stop.
 
         """
-        signal = self._job.interruption.requested
+        requested = self._job.interruption.requested or 0
         since = abs(time.monotonic() - self._kept)  # a clock may go backwards
-        if signal is None and since < self._job.save_every:
+        signal, since = self._job.ranks.most(requested, since)
+        if not signal and since < self._job.save_every:
             return
         self._save(training)
-        if signal is not None:
-            raise Interrupted(signal, self._kept_in_words(training))
+        if signal:
+            raise Interrupted(int(signal), self._kept_in_words(training))
 
     def _save(self, training: Training) -> None:
-        """Keep the state inside the stage."""
+        """Keep the state inside the stage; rank 0 may be alone in doing so."""
         content = {
             "index": self._index,
             "plan": asdict(self._plan),
@@ -344,7 +366,8 @@ class RunningStage:
             "seconds": self._seconds(),
             "digest": self._job.digest,
         }
-        write_checkpoint(_inside(self._step), content)
+        if self._job.ranks.leads:
+            write_checkpoint(_inside(self._step), content)
         self._kept = time.monotonic()
 
     def _kept_in_words(self, training: Training) -> str:
@@ -377,6 +400,11 @@ def _check_finite(model: nn.Module) -> None:
 def _inside(step: Step) -> Path:
     """Return the file of the state inside the stage that goes on."""
     return step.file.with_name(f"{step.file.stem}-stage{step.file.suffix}")
+
+
+def _forget(step: Step, job: Job) -> None:
+    """Remove that file, where it exists."""
+    job.ranks.once(lambda: _inside(step).unlink(missing_ok=True))
 
 
 def _refusing_inside(step: Step) -> contextlib.AbstractContextManager[None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 
 from octavo.errors import OctavoError, RecipeError, nearest
@@ -70,7 +71,7 @@ class Task(Protocol):
     def score(self, model: nn.Module) -> float:
         """Return the metric of the model, such as its accuracy in per cent; higher is better.
 
-        The model is left as it was.
+        The model is left as it was. Its inputs go to the device that it is on.
         """
 
 
@@ -115,7 +116,9 @@ def as_task(task: object, name: str) -> Task:
     return cast("Task", task)
 
 
-def model_of(task: Task, name: str, progress: Progress = silent) -> nn.Module:
+def model_of(
+    task: Task, name: str, progress: Progress = silent, device: torch.device | None = None
+) -> nn.Module:
     """Return a new copy of a task's network.
 
     Args:
@@ -123,6 +126,7 @@ def model_of(task: Task, name: str, progress: Progress = silent) -> nn.Module:
         name: its name, for errors.
         progress: handed on to a ``model()`` that takes an argument of this name: one that trains
             its network can say how far it is.
+        device: the device that the network is moved to; None leaves it where the task puts it.
 
     Raises:
         RecipeError: the task failed to make it.
@@ -132,7 +136,8 @@ def model_of(task: Task, name: str, progress: Progress = silent) -> nn.Module:
     takes = "progress" in inspect.signature(task.model).parameters
     progress(Event("model", message=f"making the network of the task {name}"))
     try:
-        return cast("Any", task).model(progress=progress) if takes else task.model()
+        model = cast("Any", task).model(progress=progress) if takes else task.model()
+        return model if device is None else model.to(device)
     except OctavoError:
         raise
     except Exception as error:

@@ -384,11 +384,11 @@ def tortured(folder: Path, count: int) -> dict[str, Any]:
         place.mkdir()
     return {
         "faults": [faults(name, saving, places[0]) for name, saving in savings().items()],
-        "threads": threads(places[1]),
         "kills": [
             kills(name, work, count, place)
             for place, (name, work) in zip(places[2:], WORKS.items(), strict=True)
         ],
+        "threads": threads(places[1]),
     }
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from pages import fill  # type: ignore[import-not-found]  # its neighbour
 from table import markdown  # type: ignore[import-not-found]  # its neighbour
+from torch import nn
 
 from octavo import Budget, Plan, calibrate, search
 from octavo.dnq.journal import Journal
@@ -374,7 +375,11 @@ def main() -> None:
 def train_once() -> None:
     """Let every process have the network of the task, which else each would train anew."""
     model = Digits().model()
-    Digits.model = lambda _: copy.deepcopy(model)  # type: ignore[method-assign]
+
+    def copied(_: Digits) -> nn.Module:
+        return copy.deepcopy(model)
+
+    Digits.model = copied  # type: ignore[method-assign, assignment]
 
 
 def tortured(folder: Path, count: int) -> dict[str, Any]:

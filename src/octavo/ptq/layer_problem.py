@@ -43,7 +43,7 @@ class Candidate:
 
     @property
     def cost(self) -> Tensor:
-        """What candidates are compared by, (problems, rows)."""
+        """The figure that candidates are compared by, (problems, rows)."""
         return self.error + self.paid
 
 

@@ -94,10 +94,25 @@ def solve(
     pruned = pruned_mask(rows) if pruned is None else channels_first(pruned, layer.groups)
     problem = LayerProblem.of(rows, moments, bits, settings.damp, pruned)
     start = _start(problem, rows, settings, layer.name)
+    return _solved(problem, start, rows.shape, settings, scaled=scaled)
+
+
+def _solved(
+    problem: LayerProblem, start: Start, shape: torch.Size, settings: PtqSettings, *, scaled: bool
+) -> Solution:
+    """Return the best of the nearest levels and of the solutions from each scale of ``start``.
+
+    Args:
+        problem: the layer's problem.
+        start: where its solution begins.
+        shape: the shape of the weight, output channels first.
+        settings: the order, and the rate.
+        scaled: see :func:`solve`.
+
+    """
     size = start.scale.group_size
     scaled = scaled and not start.scale.is_shared  # a factor needs a channel of its own
-    shape = problem.target.shape
-    scales = [LevelScale.of(exponent, size, shape) for exponent in start.exponents]
+    scales = [LevelScale.of(exponent, size, problem.target.shape) for exponent in start.exponents]
     if scaled:
         scales += [scales[0].times(factor) for factor in FACTORS]
     solved = start.problem.best_of(scales, "gptq")
@@ -109,16 +124,17 @@ def solve(
     best = better(nearest, solved)
     if scaled and settings.rate:  # what rounds to zero more often than not makes outputs smaller
         best = problem.with_gain(best)
+    width = problem.unit.width
     of_nearest = problem.relative_error(nearest)
     return Solution(
-        codebook_at(bits, best.scale.max_exponent, size),
-        best.codes.reshape(rows.shape),
+        codebook_at(width, best.scale.max_exponent, size),
+        best.codes.reshape(shape),
         of_nearest,
         problem.relative_error(best),
         best.scale.factor if scaled else None,
         Solution(
-            codebook_at(bits, start.scale.max_exponent, size),
-            nearest.codes.reshape(rows.shape),
+            codebook_at(width, start.scale.max_exponent, size),
+            nearest.codes.reshape(shape),
             of_nearest,
             of_nearest,
         ),

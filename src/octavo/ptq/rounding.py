@@ -27,7 +27,7 @@ BLOCK = 16  # columns that are rounded at a time: each takes memory for all leve
 
 @dataclass(frozen=True, eq=False)
 class Prices:
-    """What the codes of a layer cost.
+    """The cost of the codes of a layer.
 
     Attributes:
         bits: the bits that each code takes, (levels,).

@@ -58,7 +58,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Head:
-    """What a reader must know of a run before its symbols.
+    """The facts that a reader must know of a run before its symbols.
 
     Attributes:
         contexts: the numbers of the contexts; None if there is one table for all symbols.

@@ -202,7 +202,7 @@ def resnet20_compiled(bench: Bench) -> dict[str, Any]:
 
 
 def resnet50_step(bench: Bench) -> dict[str, Any]:
-    model = ResNet50(bench.sizes.width).to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = ResNet50(bench.sizes.width).to(bench.device, memory_format=torch.channels_last)
     return steps(bench, model, large_images(bench, bench.sizes.batch), bfloat16=True)
 
 

@@ -20,7 +20,6 @@ from octavo._seeds import seed_of
 from octavo.errors import TrainingError
 from octavo.network.forward import in_mode
 from octavo.network.ranks import ALONE, Ranks
-from octavo.network.warned import warn
 from octavo.progress import Event
 from octavo.runs.checkpoints import Schema, read_checkpoint, refusing, write_checkpoint
 from octavo.runs.job import Job, shared, teacher_of
@@ -28,7 +27,7 @@ from octavo.runs.parallel import check_same, even_out
 from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json
 from octavo.runs.training import Retraining, Training
-from octavo.runs.watching import LossCurve, diverged
+from octavo.runs.watching import LossCurve, warn_if_diverged
 from octavo.storage.checksum import check
 
 __all__ = [
@@ -247,6 +246,7 @@ class RunningStage:
     def run(self) -> Json:
         """Do the stage, or the rest of it, and return its entry of the history."""
         plan = self._plan
+        step = self._step
         if self._saved is None:
             torch.manual_seed(plan.seed)
         if plan.epochs:
@@ -256,33 +256,19 @@ class RunningStage:
         except TrainingError as error:
             self.forget()
             index = self._index
-            kept = (
-                f"stage {index} is kept in {self._step.file}" if index else "no stage was done yet"
-            )
-            raise TrainingError(
-                f"{self._step.name}, stage {index + 1}, {error} ({kept})"
-            ) from error
-        self._warn_if_diverged()
+            kept = f"stage {index} is kept in {step.file}" if index else "no stage was done yet"
+            raise TrainingError(f"{step.name}, stage {index + 1}, {error} ({kept})") from error
+        curve = self._curve.points()
+        warn_if_diverged(self._label, curve, plan.retraining.learning_rate, step.file)
         entry = {
             "portion": plan.portion,
             "epochs": plan.epochs,
             "learning_rate": plan.retraining.learning_rate,
             "loss": round(training.mean_loss, 5),
             "seconds": round(self._seconds(), 1),
-            "curve": self._curve.points(),
+            "curve": curve,
         }
-        return entry | self._metric(training) if self._step.scored else entry
-
-    def _warn_if_diverged(self) -> None:
-        """Warn if the loss rose instead of falling."""
-        curve = self._curve.points()
-        if diverged(curve):
-            rate = self._plan.retraining.learning_rate / 10
-            warn(
-                f"{self._label}: retraining diverged: its loss rose from {curve[0][1]:.3g} to "
-                f"{curve[-1][1]:.3g}. Lower the learning rate, as by --set "
-                f"retraining.learning_rate={rate:g}, in another folder, or delete {self._step.file}"
-            )
+        return entry | self._metric(training) if step.scored else entry
 
     def forget(self) -> None:
         """Remove the file of the state inside the stage."""

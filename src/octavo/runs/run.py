@@ -74,11 +74,9 @@ def run(
     Args:
         recipe: the recipe.
         folder: the folder of the run; one process at a time works in it.
-        progress: called with each event of the run: notes, and those of ``calibrate``, ``search``
-            and ``octavo.runs.training.retrain``.
+        progress: called with each event of the run.
         interruption: asks the run to stop, when a signal has come.
-        save_every: seconds of retraining between two savings of the state inside a stage. It is
-            kept after each stage too.
+        save_every: seconds of retraining between two savings of the state inside a stage.
 
     Returns:
         The content of ``result.json`` in the folder.

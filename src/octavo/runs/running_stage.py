@@ -13,7 +13,6 @@ from torch import nn
 from octavo._interruption import Interrupted
 from octavo.errors import TrainingError
 from octavo.network.forward import in_mode
-from octavo.network.warned import warn
 from octavo.progress import Event
 from octavo.runs.checkpoints import (
     Schema,
@@ -27,7 +26,7 @@ from octavo.runs.parallel import check_same, even_out
 from octavo.runs.run_folder import Json
 from octavo.runs.stage_plan import Step
 from octavo.runs.training import Training
-from octavo.runs.watching import LossCurve, diverged
+from octavo.runs.watching import LossCurve, warn_if_diverged
 
 __all__ = ["RunningStage", "forget"]
 
@@ -83,27 +82,17 @@ class RunningStage:
             raise TrainingError(
                 f"{self._step.name}, stage {index + 1}, {error} ({kept})"
             ) from error
-        self._warn_if_diverged()
+        curve = self._curve.points()
+        warn_if_diverged(self._label, curve, plan.retraining.learning_rate, self._step.file)
         entry = {
             "portion": plan.portion,
             "epochs": plan.epochs,
             "learning_rate": plan.retraining.learning_rate,
             "loss": round(training.mean_loss, 5),
             "seconds": round(self._seconds(), 1),
-            "curve": self._curve.points(),
+            "curve": curve,
         }
         return entry | self._metric(training) if self._step.scored else entry
-
-    def _warn_if_diverged(self) -> None:
-        """Warn if the loss rose instead of falling."""
-        curve = self._curve.points()
-        if diverged(curve):
-            rate = self._plan.retraining.learning_rate / 10
-            warn(
-                f"{self._label}: retraining diverged: its loss rose from {curve[0][1]:.3g} to "
-                f"{curve[-1][1]:.3g}. Lower the learning rate, as by --set "
-                f"retraining.learning_rate={rate:g}, in another folder, or delete {self._step.file}"
-            )
 
     def forget(self) -> None:
         """Remove the file of the state inside the stage."""

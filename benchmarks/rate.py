@@ -25,6 +25,7 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,8 @@ def rival(
         freeze_sequentially(copied(model), network, find_layers(network)[0], images, freeze)
         packed = pack(network, quantized).with_floats("folded", model)
         state = network.state_dict()
-        for names, value in packed.floats:
-            state[names[0]].copy_(value)
+        for name, value in ((name, value) for names, value in packed.floats for name in names):
+            state[name].copy_(value)
     return network, packed
 
 
@@ -175,8 +176,8 @@ def row(name: str, cifar: Cifar10, images: Sequence[Tensor], index: int) -> dict
     divergence = F.kl_div(now, full, log_target=True, reduction="batchmean")
     packed = kept["packed"]
     return {
-        "file_bytes": packed.with_coding("small").file_bytes,
-        "fast_bytes": packed.with_coding("fast").file_bytes,
+        "file_bytes": replace(packed, coding="small").file_bytes,
+        "fast_bytes": replace(packed, coding="fast").file_bytes,
         "divergence": round(float(divergence), 5),
         "network": network,
     }

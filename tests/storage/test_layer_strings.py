@@ -57,8 +57,7 @@ def test_what_is_written_is_what_is_read(coding: Any, tmp_path: Path) -> None:
     for layers in (LAYERS, {"conv": LAYERS["conv"]}, {"one": LAYERS["one"]}, {}):
         assert same(layers, unpack(file(layers, coding))[0])
     path = tmp_path / "net.safetensors"
-    packed = Packed(LAYERS, []).with_coding(coding)
-    packed = Packed(unpack(file(LAYERS))[0], []).with_coding(coding)
+    packed = Packed(unpack(file(LAYERS))[0], [], coding=coding)
     packed.save(path)
     verify(path)
     again = Packed.load(path)
@@ -78,7 +77,7 @@ def test_files_of_the_fast_coding_stay_as_they_are() -> None:
 
 def test_an_unknown_coding_is_refused() -> None:
     with pytest.raises(PlanError, match='coding: expected "fast" or "small", got \'tiny\''):
-        Packed({}, []).with_coding("tiny")  # type: ignore[arg-type]
+        Packed({}, [], coding="tiny")  # type: ignore[arg-type]
 
 
 def test_exponents_that_are_too_far_apart_are_left_to_the_fast_coding() -> None:

@@ -204,7 +204,7 @@ def better(first: Candidate, other: Candidate) -> Candidate:
     """Return the candidate of less cost, or row by row where each row has its own scale; of
     equals, the first.
     """
-    if first.scale.is_shared:
+    if not first.scale.max_exponent.dim():
         return other if other.cost.sum() < first.cost.sum() else first
     other_wins = other.cost < first.cost  # (problems, rows)
     scale = first.scale.where(other_wins.flatten(), other.scale)  # the channels are all rows

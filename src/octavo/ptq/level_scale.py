@@ -56,15 +56,6 @@ class LevelScale:
             return self.row_exponent()
         return _by_group(self.max_exponent, self.shape, self.group_size)
 
-    @property
-    def is_shared(self) -> bool:
-        """True if all channels have one exponent."""
-        return not self.max_exponent.dim()
-
-    def value(self) -> Tensor:
-        """Return the scale of each weight, float64, broadcastable to ``shape``."""
-        return torch.ldexp(self.row_factor(), self.exponent())
-
     def below_row(self) -> Tensor | None:
         """Return the scale of each weight in units of ``2^row_exponent``, float32; None if there
         are no groups, so that all are 1.

@@ -60,7 +60,7 @@ def at_rate(start: Start, rows: Tensor, rate: float, fit: Fit) -> Start:
     nearest = [some.rounded(step, None) for step in steps]
     price = rate * some.error(nearest[0], steps[0]).mean(2, keepdim=True)
     price = price.clamp(min=LEAST * float(price.mean()) + torch.finfo(price.dtype).tiny)
-    choices = _Choices(some, price, steps, fitted.is_shared)
+    choices = _Choices(some, price, steps, not fitted.max_exponent.dim())
     # The nearest levels of any exponent give a first estimate of bits.
     first = min(map(choices.best, nearest), key=lambda choice: choice.total)
     best = choices.best(first.codes)
@@ -79,7 +79,7 @@ def at_rate(start: Start, rows: Tensor, rate: float, fit: Fit) -> Start:
 def _by_exponent(step: Tensor, scale: LevelScale) -> Tensor:
     """Return steps of rows, (problems, rows, 1), in a shape that broadcasts to the exponents."""
     steps = step.flatten().to(scale.max_exponent.dtype)
-    if scale.is_shared:
+    if not scale.max_exponent.dim():
         return steps[0]
     return steps.unsqueeze(1) if scale.group_size else steps
 
@@ -101,7 +101,7 @@ class _Rows:
 
     @classmethod
     def of(cls, rows: Tensor, problem: LayerProblem, scale: LevelScale) -> "_Rows":
-        by_weight = scale.value()  # broadcasts to the weights
+        by_weight = torch.ldexp(scale.row_factor(), scale.exponent())  # broadcasts to the weights
         squares = curvature(problem.damped).unsqueeze(1) * by_weight.square()
         weight = (rows.reshape(problem.target.shape) / by_weight).float()
         return cls(weight, squares.expand(weight.shape), problem.unit.levels())

@@ -57,7 +57,13 @@ class Packed:
             ``octavo.activations.quantization``.
         held_out: the divergence from full precision that ``calibrate`` measured; None if another
             function made the network, or if it was loaded: no file has it.
-        coding: how the file has the codes: see :meth:`with_coding`.
+        coding: how the file has the codes. ``"fast"`` is decoded by zstandard. ``"small"`` takes 4
+            to 7 % fewer bytes for the codes of convolutional networks; to write and to read it, the
+            library constriction is needed: ``pip install "octavo[small]"``. To change it:
+            ``dataclasses.replace(packed, coding="small")``.
+
+    Raises:
+        PlanError: an unknown coding.
 
     """
 
@@ -68,6 +74,8 @@ class Packed:
     coding: Coding = "fast"
 
     def __post_init__(self) -> None:
+        if self.coding not in get_args(Coding):
+            raise PlanError(f'coding: expected "fast" or "small", got {self.coding!r}')
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
         object.__setattr__(self, "floats", tuple(self.floats))
         object.__setattr__(self, "activations", MappingProxyType(dict(self.activations)))
@@ -181,22 +189,6 @@ class Packed:
             )
         folded = folded_norms(self.floats, model)
         return replace(self, floats=rounded_to_float16(folded))
-
-    def with_coding(self, coding: Coding) -> Self:
-        """Return the same network with its codes in another coding.
-
-        Args:
-            coding: ``"fast"`` is decoded by zstandard. ``"small"`` takes 4 to 7 % fewer bytes for
-                the codes of convolutional networks and needs the library constriction, to write and
-                to read: ``pip install "octavo[small]"``.
-
-        Raises:
-            PlanError: an unknown coding.
-
-        """
-        if coding not in get_args(Coding):
-            raise PlanError(f'coding: expected "fast" or "small", got {coding!r}')
-        return replace(self, coding=coding)
 
     def save(self, path: str | Path) -> None:
         """Write the file, atomically: under ``path`` there is the whole file or what was there

@@ -12,7 +12,7 @@ RUNS ?= 100000
 MUTANTS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vision fuzz mutants format clean
+.PHONY: help demo test test-vision torture fuzz mutants docs format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,12 +37,19 @@ fuzz: $(FUZZ)/.installed  ## packed files and recipes made to do harm, RUNS=1000
 mutants: $(VENV)/.mutants  ## break the code in MUTANTS=300 places, one after the other, and see whether the tests notice
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MUTANTS)
 
+torture: $(VENV)/.dev  ## kill runs and searches, and let each call of saving fail; writes docs/reliability.md's tables
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
+
+docs: $(VENV)/.dev  ## build the pages of docs/ and the API reference into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'open site/index.html; with a search box: $(BIN)/python -m http.server -d site'
+
 format: $(VENV)/.dev  ## format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment, the caches and what was built
-	rm -rf $(VENV) $(VISION) $(FUZZ) .fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VISION) $(FUZZ) .fuzz build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests tests_vision -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp files say what is installed, so that nothing is installed twice.

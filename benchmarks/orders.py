@@ -12,6 +12,6 @@ def far(weight: Tensor, codebook: Codebook) -> Tensor:
     """Rank the weights farthest from their level first: the reverse of the order ``distance``.
 
     It is the worst of the orders that were compared: 88.71 % on ResNet-20 at 3 bits, where
-    ``distance`` reaches 89.57 % and ``relative`` 90.04 % (benchmarks/README.md).
+    ``distance`` reaches 89.57 % and ``relative`` 90.04 % (docs/results.md).
     """
     return (weight.detach().float() - codebook.project(weight)).abs()

@@ -1,10 +1,13 @@
 """What the tables of benchmarks/table.py share: the results, words for their names, Markdown."""
 
+import ast
+import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 LABELS = {  # names in committed results, and the words for them on the pages
     "absorbed": "absorb",
@@ -75,3 +78,18 @@ def fill(page: str, name: str, text: str) -> str | None:
     if not found_start or not found_end:
         return None
     return f"{before}{start}\n{text}\n{end}{after}"
+
+
+def difference(name: str) -> str:
+    """What octavo adds to an example: the difference of the two files, without their docstrings."""
+    before, after = (code(EXAMPLES / file) for file in (f"{name}.py", f"{name}_octavo.py"))
+    lines = list(difflib.unified_diff(before, after, n=2, lineterm=""))[2:]
+    shown = ["@@" if line.startswith("@@") else line.rstrip() for line in lines]
+    return "\n".join(["```diff", *shown[1:], "```"])
+
+
+def code(path: Path) -> list[str]:
+    """The lines of a script behind its docstring."""
+    text = path.read_text(encoding="utf-8")
+    docstring = ast.parse(text).body[0]
+    return text.splitlines()[docstring.end_lineno or 0 :]

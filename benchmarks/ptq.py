@@ -3,6 +3,7 @@
     python benchmarks/ptq.py                        # an hour: ResNet-20 and 56, every width
     python benchmarks/ptq.py --only resnet20/3      # only rows whose names begin so
     python benchmarks/ptq.py --only resnet20/apot   # sums of two powers of two
+    python benchmarks/ptq.py --only resnet56/fp4    # floating-point numbers of 4 bits
 
 Each row is the mean of 3 seeds: 3 sets of 1,024 unlabelled training images that have no image in
 common. Rows are written as they come, and skipped if they are there. Writes
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 import octavo.ptq.compensation
 import octavo.ptq.gptq
 from octavo import Apot, Incremental, Packed, Plan, calibrate
-from octavo.formats.width import write_width
+from octavo.formats.width import read_width, write_width
 from octavo.ptq.assignment import Assignment
 from octavo.ptq.rounding import Rounding
 from octavo.runs.run import environment
@@ -50,13 +51,17 @@ def rows() -> dict[str, Row]:
     for plain rounding.
     """
     named: dict[str, Row] = {}
-    widths = {"resnet20": (5, 4, 3, 2, *map(Apot, (6, 5, 7, 8))), "resnet56": (5, 4, 3, 2)}
+    fp4 = read_width("fp4")
+    widths = {
+        "resnet20": (5, 4, 3, 2, *map(Apot, (6, 5, 7, 8)), fp4),
+        "resnet56": (5, 4, 3, 2, fp4),
+    }
     for network, depth in {"resnet20": 20, "resnet56": 56}.items():
         for width in widths[network]:
             named[f"{network}/{width}/nearest"] = (depth, width, None)
             named[f"{network}/{width}/gptq"] = (depth, width, {})
-        for bits in (5, 4, 3, 2):
-            named[f"{network}/{bits}/gptq, absorbed"] = (depth, bits, {"absorb": True})
+        for width in (5, 4, 3, 2, fp4):
+            named[f"{network}/{width}/gptq, absorbed"] = (depth, width, {"absorb": True})
     for bits in (3, 2):
         for name, arguments in SETTINGS.items():
             named[f"resnet20/{bits}/{name}"] = (20, bits, arguments)

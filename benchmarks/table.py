@@ -1,8 +1,8 @@
-"""Write the tables in README.md and benchmarks/README.md from the committed results.
+"""Write the tables of README.md and of docs/ from the committed results.
 
     python benchmarks/table.py
 
-Every figure on those two pages that comes from a result stands between two markers, and this
+Every figure on those pages that comes from a result stands between two markers, and this
 command fills the space between them. No such figure is typed by hand.
 """
 
@@ -10,9 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import guide_tables  # type: ignore[import-not-found]  # its neighbour
 import search_tables  # type: ignore[import-not-found]  # its neighbour
 from pages import (  # type: ignore[import-not-found]  # its neighbour
     control,
+    difference,
     epochs,
     fill,
     label,
@@ -22,9 +24,9 @@ from pages import (  # type: ignore[import-not-found]  # its neighbour
     size,
 )
 
-HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE / "README.md")
 Rows = list[list[str]]
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def markdown(head: str | list[str], rows: Rows) -> str:
@@ -34,7 +36,7 @@ def markdown(head: str | list[str], rows: Rows) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def rendered(table: Callable[..., tuple[list[str], Rows]], *arguments: int) -> str:
+def rendered(table: Callable[..., tuple[str | list[str], Rows]], *arguments: int) -> str:
     """A table of ``search_tables`` in Markdown."""
     return markdown(*table(*arguments))
 
@@ -49,39 +51,6 @@ def headline() -> str:
         f"{run['score']:.2f} % accuracy** in a file of {run['file_bytes']:,} bytes.\n"
         f"In full precision it has {run['float_score']:.2f} %, and {run['control_score']:.2f} % "
         "after training equally long."
-    )
-
-
-def summary() -> str:
-    """The six rows of README.md."""
-    rows = []
-    for name, how in {
-        "resnet20-inq-4bit": "4 bits, INQ",
-        "resnet20-inq-2bit": "2 bits, INQ",
-        "resnet20-dnq-70kb": "2.4 bits on average by DNQ, INQ",
-        "resnet20-sparse-4bit": "85 % pruned, 4 bits, INQ",
-    }.items():
-        run = load(name)
-        scores = [f"**{run['score']:.2f}**", f"{run['float_score']:.2f}", control(run)]
-        rows.append(["ResNet-20, CIFAR-10", how, f"{epochs(run)} epochs", *scores, *size(run)])
-    network = load("efficientnet")
-    row = network["rows"]["4, absorbed"]
-    scores = [f"**{row['accuracy']:.2f}**", f"{network['float']:.2f}", ""]
-    rows.append([
-        "EfficientNet-Lite0, photographs", "4 bits, calibrated, absorb", "none", *scores, *size(row)
-    ])  # fmt: skip
-    detector = load("speech")
-    (row,) = (
-        row
-        for row in detector["rows"]
-        if (row["layers"], row["bits"], row["way"]) == ("all", 3, "closed form")
-    )
-    scores = [f"**{row['accuracy']:.2f}**", f"{detector['float']['accuracy']:.2f}", ""]
-    rows.append(["Silero VAD, speech", "3 bits, calibrated", "none", *scores, *size(row)])
-    return markdown(
-        "network and data, weights, training, accuracy, before, control, file in bytes,"
-        " times smaller",
-        rows,
     )
 
 
@@ -149,7 +118,7 @@ def calibration() -> str:
     result = load("oneshot")
     rows = []
     for network, before in result["float"].items():
-        for bits in ("apot8", "apot7", "apot6", "apot5", 5, 4, 3, 2):
+        for bits in ("apot8", "apot7", "apot6", "apot5", 5, "fp4", 4, 3, 2):
             ways = ("nearest", "gptq", "gptq, absorbed")
             measured = [result["rows"].get(f"{network}/{bits}/{way}") for way in ways]
             if all(measured[:2]):
@@ -190,6 +159,48 @@ def sums() -> str:
         levels, bits = name.split("/")
         rows.append([bits, levels, *(f"{error:.5f}" for error in errors.values())])
     return markdown("bits, levels, Gaussian, Laplace, ResNet-20", rows)
+
+
+def codebooks() -> str:
+    """The codebooks beside each other."""
+    rows = []
+    for name, book in load("codebooks")["weights"].items():
+        errors = book["relative_squared_error"]
+        both = [
+            f"{errors[f'{kind}, per channel']:g} / {errors[f'{kind}, per group 32']:g}"
+            for kind in ("gaussian", "laplace")
+        ]
+        width = f"{name} bits" if name.isdecimal() else f"`{name}`"
+        counts = [str(book[key]) for key in ("levels", "powers_in_a_level")]
+        rows.append([width, *counts, *both, NATIVE.get(name, "")])
+    return markdown(
+        "width, levels, shifts, error on Gaussian weights, on Laplace weights, runs natively", rows
+    )
+
+
+NATIVE = {
+    **dict.fromkeys(("2", "3", "4"), "FP4, FP8, int8"),
+    "5": "FP6 E3M2, FP8",
+    **dict.fromkeys(("apot5", "apot6"), "FP8, int8"),
+    "fp4": "MXFP4, NVFP4, int8",
+    "fp6": "MXFP6, FP8, int8",
+    "fp8": "FP8, MXFP8",
+    "int8": "int8, MXINT8",
+}
+
+
+def groups() -> str:
+    """What shares an exponent: networks, calibrated."""
+    rows = []
+    for name, row in load("codebooks")["networks"].items():
+        network, width, per = name.split("/")
+        score = f"{row['accuracy']:.2f} %" if "accuracy" in row else f"{row['divergence']:.4f}"
+        words = {"resnet20": "ResNet-20, accuracy", "llama": "stories260K, divergence"}[network]
+        width = f"{width} bits" if width.isdecimal() else f"`{width}`"
+        rows.append(
+            [words, width, per, f"{row['stored_bits']:.2f}", f"{row['file_bytes']:,}", score]
+        )
+    return markdown("network, width, exponents, bits stored, bytes of the file, score", rows)
 
 
 # Weights and inputs together
@@ -312,7 +323,8 @@ def memory() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
-    "summary": summary,
+    "summary": partial(rendered, guide_tables.summary),
+    "ways": partial(rendered, guide_tables.ways),
     "accuracy": partial(retrained, "resnet20-inq-*"),
     "dnq": partial(retrained, "resnet20-dnq-*"),
     "sparse": partial(retrained, "resnet20-sparse-*"),
@@ -323,6 +335,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "calibration cost": calibration_cost,
     "sums": sums,
+    "codebooks": codebooks,
+    "groups": groups,
     "searches, ResNet-20": partial(rendered, search_tables.searches, 20),
     "searches, ResNet-56": partial(rendered, search_tables.searches, 56),
     "uniform": partial(rendered, search_tables.uniform),
@@ -339,6 +353,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "exports": exports,
     "int8": int8_scores,
+    "tutorial": partial(rendered, guide_tables.tutorial),
+    "loop": partial(difference, "loop"),
+    "fabric": partial(difference, "fabric"),
+    "trainer": partial(difference, "trainer"),
 }
 
 

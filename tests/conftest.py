@@ -1,10 +1,12 @@
 """What all tests share: each begins with the same random state, whichever tests ran before it."""
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from tests.ranks import Ranks, two_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +14,10 @@ def _seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  # torchvision and others draw from it
     random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def on_two_ranks() -> Iterator[Ranks]:
+    """Run a function on two ranks, whose processes start with the first test that asks."""
+    with two_ranks() as ranks:
+        yield ranks

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from octavo.errors import PlanError
 from octavo.inspection import inspect
 from octavo.network.layers import Skipped
 from octavo.plan import Cost
@@ -99,7 +100,7 @@ def test_the_model_is_as_it_was() -> None:
 
 def test_an_example_that_does_not_fit_leaves_the_model_as_it_was() -> None:
     model = Net().train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(PlanError, match="conv: the model does not take these calibration inputs"):
         inspect(model, torch.zeros(1, 7, 6, 6))
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())

@@ -1,5 +1,8 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and strict JSON."""
 
+import ast
+import json
+import math
 import os
 import stat
 import threading
@@ -9,7 +12,8 @@ from typing import IO
 
 import pytest
 
-from octavo._io import remove_leftovers, write_atomically
+import octavo
+from octavo._io import check_output, json_text, remove_leftovers, write_atomically
 
 
 @pytest.fixture
@@ -139,6 +143,42 @@ def test_writers_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
         thread.join()
     assert path.read_bytes() in contents
     assert names(tmp_path) == ["a.bin"]
+
+
+def test_an_output_goes_into_a_folder_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("a.bin", tmp_path / "a.bin", "./a.bin"):
+        check_output(path)
+    (tmp_path / "file").touch()
+    for path in ("no/a.bin", tmp_path / "no" / "a.bin", "file/a.bin"):
+        with pytest.raises(FileNotFoundError, match=r"does not exist; make it first: mkdir -p "):
+            check_output(path)
+    assert names(tmp_path) == ["file"]
+
+
+# JSON.
+
+
+def test_json_has_no_number_that_is_not_finite() -> None:
+    content = {"a": [math.nan, (1.5, -math.inf)], "b": {"c": math.inf, "d": "NaN", "e": True}}
+    text = json_text(content)
+    assert text == '{"a": [null, [1.5, null]], "b": {"c": null, "d": "NaN", "e": true}}'
+    assert json.loads(json_text(content, indent=2)) == json.loads(text)
+
+
+def test_json_is_strict_everywhere() -> None:
+    """Each place that writes JSON says that a number which is not finite is an error."""
+    lax = []
+    for path in Path(octavo.__file__).parent.rglob("*.py"):
+        if path.name == "checksum.py":  # it writes none: it only hashes values as text
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dumps", "json.dump"):
+                strict = {ast.unparse(word) for word in node.keywords} & {"allow_nan=False"}
+                lax += [] if strict else [f"{path.name}:{node.lineno}"]
+    assert lax == []
 
 
 # What stands at the target.

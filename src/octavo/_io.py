@@ -1,14 +1,23 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and plain data as strict JSON."""
 
 import errno
+import json
+import math
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["remove_leftovers", "sync_folder", "write_atomically"]
+__all__ = [
+    "check_output",
+    "finite",
+    "json_text",
+    "remove_leftovers",
+    "sync_folder",
+    "write_atomically",
+]
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -112,6 +121,46 @@ def _about(path: str | Path, error: OSError) -> OSError:
     if error.errno is None or error.filename == str(path):
         return error
     return OSError(error.errno, error.strerror, str(path))  # becomes the kind of its number
+
+
+def check_output(path: str | Path) -> None:
+    """Make sure that a file can be put where a user wants it; call it before the work begins.
+
+    Raises:
+        FileNotFoundError: its folder does not exist. A folder that is made in silence hides a
+            misspelt one.
+
+    """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{path}: the folder {folder} does not exist; make it first: mkdir -p {folder}"
+        )
+
+
+def json_text(content: Any, *, indent: int | None = None) -> str:
+    """Return plain data as strict JSON.
+
+    A number that is not finite becomes null, because JSON has none: other readers than Python's
+    refuse ``NaN``.
+
+    Args:
+        content: the data.
+        indent: spaces of each level; None: all on one line.
+
+    """
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """Return plain data with None for each number that is not finite; tuples become lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return value
 
 
 def _umask() -> int:

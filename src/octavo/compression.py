@@ -22,7 +22,7 @@ from octavo.network.copies import copied
 from octavo.network.forward import Inputs, batches_of
 from octavo.network.warned import warning_once
 from octavo.plan import Budget, Plan
-from octavo.progress import Progress
+from octavo.progress import ProgressLike
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.settings import PtqOrder
@@ -68,7 +68,7 @@ def compress(
     portions: tuple[float, ...] | None = None,
     straight_through: float | None = None,
     masks: Mapping[str, Tensor] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Packed:
     """Quantize ``model`` within ``budget``: search for the bits of each layer, then freeze all
     weights.
@@ -109,7 +109,8 @@ def compress(
         portions: for ``Incremental``, with ``retrain`` only.
         straight_through: for ``Incremental``, with ``retrain`` only.
         masks: for ``calibrate`` and ``Incremental``. Left out: the zeros of ``model`` stay zero.
-        progress: called with each event of ``search`` and ``calibrate``.
+        progress: True shows how far it is. A function is called with each event of ``search`` and
+            ``calibrate``.
 
     Raises:
         PlanError: an option that has no effect with, or without, ``retrain``; or as ``search``,

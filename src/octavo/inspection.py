@@ -11,7 +11,7 @@ from torch import nn
 from octavo.activations.quantizer import input_quantizers
 from octavo.formats.width import WidthLike
 from octavo.network.calls import call_alone, undisturbed
-from octavo.network.forward import observing
+from octavo.network.forward import naming_errors, observing
 from octavo.network.layers import Layer, Skipped, find_inputs, find_layers
 from octavo.network.macs import count_macs
 from octavo.network.values import check_values
@@ -124,7 +124,7 @@ def _row(layer: Layer, macs: int | None, activation_bits: int | None) -> Row:
 
 def _forward(model: nn.Module, example: Any) -> Callable[[], object]:
     def forward() -> object:
-        with observing(model), undisturbed(model):
+        with observing(model), naming_errors(model), undisturbed(model):
             return call_alone(model, example)
 
     return forward

@@ -12,9 +12,9 @@ from typing import Any, Self, TypeVar
 import yaml
 from torch import nn
 
-from octavo._io import write_atomically
+from octavo._io import check_output, write_atomically
 from octavo._yaml import read_yaml_file
-from octavo.errors import BudgetError, PlanError, nearest
+from octavo.errors import BudgetError, PlanError, nearest, printable
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_widths
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import MASKED, Layer, Skipped, find_layers
@@ -52,7 +52,8 @@ class Plan(MutableMapping[str, Width]):
     """The widths of all layers, by layer name; a layer that is missing stays in float.
 
     A value may be given as plain bits, 2 to 8, as a ``Width``, or as a text: ``Apot(6)`` or
-    ``"apot6"`` gives a layer sums of two powers of two at 6 bits. Functions that take a plan take a
+    ``"apot6"`` gives a layer sums of two powers of two at 6 bits, ``"fp4"``, ``"fp6"`` or ``"fp8"``
+    floating-point numbers, and ``"int8"`` integers. Functions that take a plan take a
     plain dict too.
 
     Args:
@@ -128,6 +129,10 @@ class Plan(MutableMapping[str, Width]):
         activations = f", activations={self.activations!r}" if self.activations else ""
         return f"Plan({write_widths(self._bits)!r}{activations})"
 
+    def __str__(self) -> str:
+        """Return the plan as a table, and its nominal cost where the plan knows the weights."""
+        return _table(self)
+
     def cost(self) -> Cost:
         """Return the nominal cost of the plan.
 
@@ -155,7 +160,13 @@ class Plan(MutableMapping[str, Width]):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as YAML that a person can edit."""
+        """Write the plan as YAML that a person can edit.
+
+        Raises:
+            FileNotFoundError: the folder of ``path`` does not exist.
+
+        """
+        check_output(path)
         content: dict[str, Any] = {
             "bits": write_widths(self._bits),
             "weights": {n: self.weights[n] for n in self if n in self.weights},
@@ -165,8 +176,8 @@ class Plan(MutableMapping[str, Width]):
         if self.activations:
             content["activations"] = dict(self.activations)
         head = (
-            "# octavo plan: bits per layer, 2 to 8, or apot5 to apot8 (sums of two powers of two);"
-            " a layer without a line stays in float. The counts serve cost().\n"
+            "# octavo plan: bits per layer, 2 to 8 (powers of two), apot5 to apot8, fp4, fp6, fp8"
+            " or int8; a layer without a line stays in float. The counts serve cost().\n"
         )
         text = head + yaml.safe_dump(content, sort_keys=False)
         write_atomically(path, lambda file: file.write(text.encode()))
@@ -335,6 +346,24 @@ def _no_layers(model: nn.Module) -> PlanError:
     return PlanError(
         f"{type(model).__name__}: expected a model with layers that can be quantized, found none"
     )
+
+
+def _table(plan: Plan) -> str:
+    """Lay out a plan: a line for each layer, and its cost below where that is known."""
+    rows = [["layer", "bits", "weights", "bits of inputs"]]
+    for name, width in plan.items():
+        count = f"{plan.weights[name]:,}" if name in plan.weights else ""
+        rows.append([printable(name), str(width), count, str(plan.activations.get(name, ""))])
+    used = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in used]
+    lines = []
+    for first, *others in zip(*used, strict=True):
+        numbers = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *numbers]).rstrip())
+    if plan and all(plan.weights.get(name) for name in plan):
+        cost = plan.cost()
+        lines.append(f"{cost.average_bits:.3g} bits on average, {cost.bytes:,} nominal bytes")
+    return "\n".join(lines)
 
 
 def _checked_counts(counts: Mapping[str, int] | None) -> dict[str, int]:

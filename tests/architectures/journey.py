@@ -77,6 +77,28 @@ def travel(model: nn.Module, batches: Sequence[Inputs], folder: Path, bits: int 
     return Journey(packed, refitted, found.plan, network, refusal)
 
 
+def travel_well(model: nn.Module, batches: Sequence[Inputs], folder: Path) -> Journey:
+    """Take a network on its journey, and check that there is a file of ONNX, and that the results
+    are nearer to full precision than nearest levels are.
+    """
+    journey = travel(model, batches, folder)
+    assert not journey.refusal
+    nearest = off(model, rounded(model, journey.packed.plan), batches)
+    assert off(model, journey.network, batches) < nearest
+    assert off(model, applied(model, journey.refitted), batches) < nearest
+    return journey
+
+
+def correlated(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.Tensor]:
+    """Return inputs whose last dimension has as many directions as half of its size: so weights can
+    make up for each other, as they can for natural inputs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    width = shapes[0][-1]
+    mixing = torch.randn(width // 2, width, generator=generator) / (width // 2) ** 0.5
+    return [torch.randn(*shape[:-1], width // 2, generator=generator) @ mixing for shape in shapes]
+
+
 def outputs(model: nn.Module, batches: Sequence[Inputs]) -> list[dict[str, torch.Tensor]]:
     """Return the tensors that a network returns for batches one after another."""
     random.seed(0)

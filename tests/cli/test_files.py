@@ -131,6 +131,28 @@ def test_the_wrong_network_for_a_packed_file(packed: Path, refused: Callable[...
     assert other == "0.weight: missing in the model; expected the architecture that was packed"
 
 
+@pytest.mark.parametrize(
+    ("form", "file", "said"),
+    [
+        (
+            "mx",
+            "net.mx",
+            "expected a packed network, got an export in the form mx: `octavo export`",
+        ),
+        ("lut", "net.onnx", "expected a packed network, got an ONNX file: `octavo export` checked"),
+    ],
+)
+def test_verify_knows_octavos_other_files(
+    form: str, file: str, said: str, packed: Path, octavo: Callable[..., Any],
+    refused: Callable[..., str],
+) -> None:  # fmt: skip
+    words = ["export", str(packed), "-t", "tiny.py:Tiny", "--form", form, "-o", file]
+    assert octavo(*words).status == 0
+    message = refused("verify", file)
+    assert message.startswith(f"{file}: {said}")
+    assert "give the packed file that it was made from" in message
+
+
 def test_a_limit_on_what_a_file_decodes_to(
     octavo: Callable[..., Any], packed: Path, refused: Callable[..., str]
 ) -> None:

@@ -33,18 +33,18 @@ def test_search_writes_a_plan_within_the_budget_and_shows_it(octavo: Callable[..
 
 def test_a_plan_that_search_wrote_is_what_quantize_quantizes(octavo: Callable[..., Any]) -> None:
     words = ["search", "tiny.py:Tiny", "--budget", "average_bits=4", "--trials", "20"]
-    assert octavo(*words, "--pin", "2=5", "-o", "found/plan.yaml").status == 0
-    words = ["quantize", "tiny.py:Tiny", "--bits", "found/plan.yaml", "--method", "ptq"]
+    assert octavo(*words, "--pin", "2=5", "-o", "plan.yaml").status == 0
+    words = ["quantize", "tiny.py:Tiny", "--bits", "plan.yaml", "--method", "ptq"]
     said = octavo(*words, "-o", "net.safetensors")
     assert (said.status, said.err) == (0, "")
-    assert Packed.load("net.safetensors").plan == Plan.load("found/plan.yaml")
-    Path("r.yaml").write_text("task: tiny.py:Tiny\nbits: found/plan.yaml\nmethod: ptq\n")
+    assert Packed.load("net.safetensors").plan == Plan.load("plan.yaml")
+    Path("r.yaml").write_text("task: tiny.py:Tiny\nbits: plan.yaml\nmethod: ptq\n")
     assert octavo("run", "r.yaml").status == 0
-    assert Packed.load("runs/r/packed.safetensors").plan == Plan.load("found/plan.yaml")
-    words[3] = "found/plans.yaml"
+    assert Packed.load("runs/r/packed.safetensors").plan == Plan.load("plan.yaml")
+    words[3] = "plans.yaml"
     refused = octavo(*words, "-o", "net.safetensors")
     assert refused.status == 2
-    assert "bits: there is no file found/plans.yaml" in refused.err
+    assert "bits: there is no file plans.yaml" in refused.err
 
 
 def test_a_plan_with_bits_of_inputs_is_quantized_as_it_says(octavo: Callable[..., Any]) -> None:

@@ -1,11 +1,15 @@
 """The arguments that commands share, and figures as they are printed."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from octavo import inspection
 from octavo.cli.options import print_figures, task_options
-from octavo.errors import RecipeError
+from octavo.errors import PlanError, RecipeError
+from octavo.network import devices
 
 
 def test_options_of_a_task_are_values_in_yaml() -> None:
@@ -33,3 +37,36 @@ def test_figures_are_rounded_for_people_and_whole_for_scripts(
     ]
     print_figures(figures, as_json=True)
     assert json.loads(capsys.readouterr().out) == figures
+
+
+def test_a_network_is_put_on_the_device_that_is_named(
+    octavo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's device without numbers stands for a GPU."""
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu", "meta"])
+    seen: list[Any] = []
+
+    def look(model: Any, example: Any) -> None:
+        seen.extend([model[0].weight, example])
+        raise PlanError("that is enough")
+
+    monkeypatch.setattr(inspection, "inspect", look)
+    octavo("inspect", "tiny.py:Tiny", "--device", "meta", "--json")
+    assert [tensor.device.type for tensor in seen] == ["meta", "meta"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "r.yaml"),
+        ("run", "r.yaml", "--set", "device=cpu"),  # the option counts
+        ("inspect", "tiny.py:Tiny"),
+        ("search", "tiny.py:Tiny", "-o", "plan.yaml"),
+        ("quantize", "tiny.py:Tiny", "-o", "net.safetensors"),
+        ("demo",),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(words: tuple[str, ...], refused: Any) -> None:
+    said = refused(*words, "--device", "cuda:99")
+    assert said.startswith("device: expected auto or one that this machine has, cpu")
+    assert "got 'cuda:99'" in said

@@ -92,7 +92,7 @@ def test_quantize_writes_a_file_that_verifies_and_scores_as_it_said(
         "--bits",
         "4",
         "-o",
-        "out/net.safetensors",
+        "net.safetensors",
         "--set",
         "portions=[0.5, 1]",
     )
@@ -101,16 +101,14 @@ def test_quantize_writes_a_file_that_verifies_and_scores_as_it_said(
     assert result["recipe"]["options"] == {"width": 7}
     assert (result["nominal_bits"], result["file_bytes"]) == (
         4.0,
-        Path("out/net.safetensors").stat().st_size,
+        Path("net.safetensors").stat().st_size,
     )
-    assert octavo("verify", "out/net.safetensors").status == 0
+    assert octavo("verify", "net.safetensors").status == 0
     evaluated = json.loads(
-        octavo(
-            "evaluate", "out/net.safetensors", "-t", "tiny.py:Tiny", "-O", "width=7", "--json"
-        ).out
+        octavo("evaluate", "net.safetensors", "-t", "tiny.py:Tiny", "-O", "width=7", "--json").out
     )
     assert evaluated["score"] == result["score"]
-    assert "written: out/net.safetensors" in octavo(*words).out
+    assert "written: net.safetensors" in octavo(*words).out
 
 
 def test_activations_are_quantized_packed_and_evaluated(octavo: Callable[..., Any]) -> None:
@@ -245,6 +243,6 @@ def test_no_code_refuses_a_recipe_with_code_before_it_is_run(refused: Callable[.
     Path("evil.py").write_text("import pathlib\npathlib.Path('harm').touch()\nclass Task: pass\n")
     Path("evil.yaml").write_text("task: evil.py:Task\nbits: 3\n")
     said = refused("run", "evil.yaml", "--no-code")
-    assert said.startswith("--no-code: task: expected one of digits, cifar10, image_folder, got")
+    assert said.startswith("--no-code: task: expected one of digits, cifar10, image_folder")
     assert not Path("harm").exists()
     assert not Path("runs").exists()

@@ -52,8 +52,8 @@ def test_each_form_leaves_the_model_as_it_was_and_gives_back_the_path(
     model = network()  # in training mode, in full precision
     packed = quantize(model)
     before = copy.deepcopy(model.state_dict())
-    path = export(model, packed, tmp_path / "deep" / "net", form=form, example=torch.randn(512, 6))
-    assert path == tmp_path / "deep" / "net"
+    path = export(model, packed, tmp_path / "net", form=form, example=torch.randn(512, 6))
+    assert path == tmp_path / "net"
     assert [p.name for p in path.parent.iterdir()] == ["net"]
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

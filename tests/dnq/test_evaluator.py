@@ -153,6 +153,9 @@ def test_each_trial_is_reported_once_with_what_was_spent() -> None:
     one = Evaluator(SPACE, Synthetic(), journal_of(), 12, progress=events.append)
     one.losses()
     one.objectives([(0, 0, 0), (1, 1, 1), (0, 0, 0)])
+    counts = [(event.done, event.total) for event in events if event.phase == "survey"]
+    assert counts == [(0, 10), (10, 10)]  # full precision, and nine single layers
+    events = [event for event in events if event.phase != "survey"]
     assert [event.detail for event in events] == one.trials
     assert {(event.phase, event.done, event.total) for event in events} == {("search", 12, 12)}
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo import PlanError
-from octavo.dnq.survey import survey
+from octavo.dnq.survey import default_options, survey
+from octavo.network.layers import find_layers
 
 
 class Net(nn.Module):
@@ -41,3 +42,36 @@ def test_a_model_that_inputs_reach_no_layer_of_is_refused() -> None:
         PlanError, match=r"^Idle: expected a model .* found none that inputs reach$"
     ):
         survey(Idle(), torch.zeros(1, 2, 4, 4), (2,), {})
+
+
+@pytest.mark.parametrize(
+    ("network", "finer"),
+    [
+        (nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(3, 4)), False),
+        (nn.ModuleDict({"up": nn.ConvTranspose1d(2, 3, 3)}), False),
+        (nn.Sequential(nn.Conv2d(2, 3, 3), nn.GRU(3, 4)), True),
+        (nn.LSTMCell(3, 4), True),
+        (nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5)), True),
+        (nn.MultiheadAttention(4, 2), True),
+        (nn.ModuleDict({"self_attn": nn.ModuleDict({"qkv": nn.Linear(4, 12)})}), True),
+    ],
+)
+def test_transformers_and_recurrent_networks_get_finer_options(
+    network: nn.Module, finer: bool
+) -> None:
+    options = default_options(find_layers(network)[0])
+    assert options == ((2, 3, 4, "fp4", "fp6", "int8") if finer else (2, 3, 4, 5))
+
+
+def test_an_action_of_each_codebook_has_its_place() -> None:
+    """Actions of as many bits are sorted by their codebook, whatever the order of the options."""
+    options = ("int8", "fp6", 4, "apot6", "fp4", 6)
+    space = survey(Net(), torch.zeros(5, 2, 4, 4), options, {})
+    texts = [str(action) for action in space.actions[0]]
+    assert texts == ["4", "fp4", "6", "apot6", "fp6", "int8"]
+
+
+def test_a_network_with_an_attention_is_searched_among_the_finer_options() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+    space = survey(model, torch.zeros(2, 3, dtype=torch.long), None, {})
+    assert [str(action) for action in space.actions[1]] == ["2", "3", "4", "fp4", "fp6", "int8"]

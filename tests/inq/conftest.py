@@ -2,10 +2,10 @@
 
 import pytest
 
-import octavo.inq.incremental
+import octavo.inq.refitting
 
 
 @pytest.fixture
 def _few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does not depend on them: in fewer pieces a stage takes less time."""
-    monkeypatch.setattr(octavo.inq.incremental, "PIECES", 2)
+    monkeypatch.setattr(octavo.inq.refitting, "PIECES", 2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from octavo import Budget, Incremental, PlanError, calibrate, quantize_activations, search
+from octavo import Budget, Incremental, PlanError, calibrate, compress, quantize_activations, search
 from octavo.network.forward import arguments, batches_of, call, evaluating, observing
 
 
@@ -62,6 +62,7 @@ CALLS: dict[str, Callable[[nn.Module, Any], Any]] = {
     "absorb": lambda model, inputs: calibrate(model, {"0": 3}, inputs, absorb=True),
     "streamed": lambda model, inputs: calibrate(model, {"0": 3}, inputs, sequential=False),
     "search": lambda model, inputs: search(model, inputs, budget=Budget(average_bits=3)),
+    "compress": lambda model, inputs: compress(model, inputs, budget=Budget(average_bits=3)),
     "Incremental": lambda model, inputs: next(iter(Incremental(model, {"0": 3}, inputs=inputs))),
     "activations": lambda model, inputs: quantize_activations(model, inputs, 8),
 }
@@ -73,6 +74,8 @@ def test_inputs_that_are_no_batches_get_the_line_to_write_instead(name: str) -> 
     x, model = torch.randn(6, 4), nn.Sequential(nn.Linear(4, 3))
     with pytest.raises(PlanError, match=r"got one tensor of shape \(6, 4\); write \[inputs\]"):
         CALLS[name](model, x)
+    with pytest.raises(PlanError, match=r"got one ndarray; write \[torch.as_tensor\(inputs\)\]"):
+        CALLS[name](model, x.numpy())
     with pytest.raises(PlanError, match=r"pairs \(x, y\), write \[x for x, y in inputs\]$"):
         CALLS[name](model, [(x, torch.zeros(6))])
 

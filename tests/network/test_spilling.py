@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.network.spilling import PassMemory, Spill
+from octavo.network.spilling import PassMemory, Spill, addresses
 from octavo.network.stepping import stepwise_forward, stopping
 
 pytestmark = pytest.mark.skipif(
@@ -84,13 +84,13 @@ def test_views_stay_views_and_what_is_written_stays() -> None:
 
 def test_memory_that_numpy_or_the_caller_looks_at_stays() -> None:
     weight, shared = nn.Parameter(torch.randn(ROWS, 16)), np.ones((ROWS, 16), np.float32)
-    memory = PassMemory([weight])
+    memory = PassMemory(addresses([weight]))
     with memory.watching():
         turned, tensor, own = weight.t(), torch.from_numpy(shared), torch.ones(ROWS, 16)
         array = own.numpy()
-    addresses = [one.data_ptr() for one in (turned, tensor, own)]
+    before = [one.data_ptr() for one in (turned, tensor, own)]
     Spill(bound=0).settle(memory)
-    assert [one.data_ptr() for one in (turned, tensor, own)] == addresses
+    assert [one.data_ptr() for one in (turned, tensor, own)] == before
     own += 1
     assert array.max() == 2
 
@@ -127,7 +127,7 @@ class Residual(nn.Module):
 def test_a_pass_that_waits_goes_on_from_the_file() -> None:
     torch.manual_seed(0)
     model, x = Residual(), torch.randn(ROWS, 16)
-    memory, spill = PassMemory([x]), Spill(bound=0)
+    memory, spill = PassMemory(addresses([x])), Spill(bound=0)
     expected = model(x)
     outputs = []
     with stopping(before=[model.first, model.second], after=[model]):

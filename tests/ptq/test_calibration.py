@@ -455,6 +455,7 @@ def test_plans_inputs_and_settings_that_are_none() -> None:
     refused(model, {}, batches, "the plan is empty")
     refused(model, {"fc": 3}, batches, "order: expected one of", order="far")
     refused(model, {"fc": 3}, batches, "damp: expected a number", damp=-1)
+    refused(model, {"fc": 3}, batches, "rate: expected a number", rate=-1)
     refused(model, {"fc": 3}, batches, "fc: expected fit", fit="best")
 
 
@@ -493,3 +494,15 @@ def test_correct_has_no_effect_and_warns(correct: bool) -> None:
     with pytest.warns(DeprecationWarning, match=r"calibrate\(correct=\) .* no effect"):
         found = content(calibrate(model, plan, batches, correct=correct))  # type: ignore[call-arg]
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_a_rate_takes_bytes_off_the_file_and_none_is_the_same_as_ever() -> None:
+    model, batches = make("convolutions")
+    plan = Plan.uniform(model, 4)
+    plain = calibrate(model, plan, batches)
+    none = content(calibrate(model, plan, batches, rate=0))
+    assert all(torch.equal(value, none[name]) for name, value in content(plain).items())
+    smaller = calibrate(model, plan, batches, rate=2.0)
+    stored = [packed.stored_bits for packed in (plain, smaller)]
+    assert stored[1] < 0.9 * stored[0]
+    assert off(smaller, model, batches) < 3 * off(plain, model, batches)

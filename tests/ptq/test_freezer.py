@@ -26,7 +26,7 @@ def test_a_layer_gets_its_solution_and_progress_is_told() -> None:
     before = layer.weight.detach().clone()
     events: list[Event] = []
     x = torch.randn(40, 8) @ torch.randn(8, 8)
-    freeze = Freezer({layer.name: Width(3)}, PtqSettings(), {}, events.append)
+    freeze = Freezer({layer.name: Width(3)}, PtqSettings(), {}, None, events.append)
     frozen = freeze(layer, moments_of(layer, x), None)
     assert torch.equal(layer.weight, frozen.quantized.weight())
     nearest = frozen.rounding.weight()
@@ -44,7 +44,7 @@ def test_a_batch_norm_takes_the_factor_of_the_solution_only() -> None:
     (layer,) = find_layers(model)[0]
     norm: Any = model[1]
     freeze = Freezer(
-        {layer.name: Width(3)}, PtqSettings(absorb=True), {layer.name: norm}, lambda _: None
+        {layer.name: Width(3)}, PtqSettings(absorb=True), {layer.name: norm}, None, lambda _: None
     )
     before = layer.weight.detach().clone()
     frozen = freeze(layer, moments_of(layer, torch.randn(40, 3)), None)

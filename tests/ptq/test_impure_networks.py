@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from octavo import Incremental, OctavoError, Packed, Plan, calibrate
 from octavo.network.module_state import same
+from octavo.ptq import sequential
 
 Forward = Callable[..., Tensor]
 
@@ -127,6 +128,17 @@ def test_an_impure_network_is_quantized_as_its_pure_twin(
     assert torch.equal(torch.get_rng_state(), random_state)
     assert same(vars(model), vars(before))
     assert torch.equal(state_in(packed), torch.zeros(16))
+
+
+@pytest.mark.parametrize("name", ["attribute", "list", "buffer"])
+def test_batches_that_mix_are_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison above can fail: without worlds of their own, passes write over each other."""
+    impure, pure = TWINS[name]
+    inputs, plan = batches(20, 20, 20), Plan.uniform(net(pure), 3)
+    twin = calibrate(net(pure), plan, inputs)
+    monkeypatch.setattr(sequential._Pair, "worlds", lambda _: sequential._Worlds(None, None))
+    with pytest.raises(AssertionError, match=r"^[ab]\b"):
+        assert_same(calibrate(net(impure), plan, inputs), twin)
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import octavo.ptq.layer_solver
+import octavo.ptq.layer_problem
 from octavo.errors import PlanError
 from octavo.formats.powers_of_two import power_of_two
 from octavo.formats.registry import fitted_codebook
@@ -338,7 +338,7 @@ def test_an_embedding_takes_its_nearest_levels_without_being_solved(
     def compensated(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(octavo.ptq.layer_solver, "compensate", compensated)
+    monkeypatch.setattr(octavo.ptq.layer_problem, "compensate", compensated)
     torch.manual_seed(0)
     layer = layer_of(nn.Embedding(40, 6, padding_idx=3))
     moments = Moments.of(layer)

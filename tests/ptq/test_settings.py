@@ -20,6 +20,8 @@ def test_the_defaults() -> None:
         "damp": 0.01,
         "sequential": True,
         "absorb": False,
+        "rate": 0.0,
+        "masks": None,
     }
 
 
@@ -30,9 +32,11 @@ def test_calibrate_has_the_same_defaults() -> None:
 
 
 @pytest.mark.parametrize("damp", [-0.01, math.nan, math.inf, True, "0.01", None])
-def test_a_damping_that_is_no_share_is_refused(damp: Any) -> None:
+def test_a_damping_or_a_rate_that_is_none_is_refused(damp: Any) -> None:
     with pytest.raises(PlanError, match="damp: expected a number of at least 0, got"):
         PtqSettings(damp=damp)
+    with pytest.raises(PlanError, match="rate: expected a number of at least 0, got"):
+        PtqSettings(rate=damp)
 
 
 @pytest.mark.parametrize("order", ["far", "random", None])

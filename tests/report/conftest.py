@@ -13,6 +13,7 @@ from tests.runs.tiny import Tiny, recipe
 from octavo.dnq.reinforce import Reinforce
 from octavo.report.record import RunRecord
 from octavo.runs.run import run
+from octavo.runs.run_folder import write_json
 
 FEW = partial(Reinforce, before=10, practice=1, after=5, imagined=16, patience=3)
 
@@ -105,5 +106,5 @@ def large_run(tmp_path_factory: pytest.TempPathFactory, searched_run: Path) -> P
     layer = details["layers"][0]
     details["layers"] = [layer | {"name": name} for name in names]
     for name, content in (("result", result), ("search", course), ("details", details)):
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        write_json(folder / f"{name}.json", content)
     return folder

@@ -13,13 +13,12 @@ from torch import nn
 from octavo.activations.quantizer import InputFormat, install_quantizers
 from octavo.deploy.exporting import Exported
 from octavo.inq.incremental import Incremental
-from octavo.inspection import Inspection, inspect
+from octavo.inspection import Inspection, Row, inspect
 from octavo.plan import Plan
 from octavo.report.tables import (
     bits_range,
     exported_rows,
     inspection_table,
-    layers_table,
     packed_rows,
     result_table,
     skipped_table,
@@ -77,7 +76,7 @@ def test_what_does_not_retrain_has_no_control() -> None:
     }
     table = result_table(untrained)
     assert cells(table)[:2] == [["", "full precision", "quantized"], ["metric", "91.73", "91.50"]]
-    assert table.caption is None
+    assert table.caption == "metric: the score of the task, higher is better"
 
 
 class Net(nn.Module):
@@ -187,5 +186,6 @@ def test_the_figures_of_an_exported_file() -> None:
 
 
 def test_no_name_steers_the_terminal_or_is_markup() -> None:
-    layer = {"name": "[bold]\x1b[2J\u202e", "bits": 3, "nearest": 0.1, "compensated": 0.1}
-    assert cells(layers_table([layer]))[1][0] == r"[bold]\x1b[2J\u202e"
+    row = Row("[bold]\x1b[2J\u202e", "linear", (1,), 1, None, ())
+    table = inspection_table(Inspection((row,), (), None, None))
+    assert cells(table)[1][0] == r"[bold]\x1b[2J\u202e"

@@ -31,6 +31,16 @@ class Lazy:
             yield torch.randn(2) + number, torch.randint(9, (1,))
 
 
+class Buffered:
+    """Draws each batch from a buffer, so that it depends on all that was drawn before."""
+
+    def train_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        buffer = list(torch.arange(float(EPOCH)))
+        while buffer:
+            value = buffer.pop(int(torch.randint(len(buffer), ())))
+            yield value, torch.randint(9, (1,))
+
+
 class Loaded:
     """Has torch's own loader."""
 
@@ -55,7 +65,7 @@ def taken(batches: BatchStream, count: int, noise: int) -> list[Any]:
 
 @pytest.mark.parametrize("noise", [0, 3])
 @pytest.mark.parametrize("at", [1, 4, 5, 6, 10, 13])
-@pytest.mark.parametrize("task", [Eager, Lazy, Loaded])
+@pytest.mark.parametrize("task", [Eager, Lazy, Buffered, Loaded])
 def test_a_stream_goes_on_where_it_was(task: type, at: int, noise: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

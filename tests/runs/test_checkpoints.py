@@ -161,3 +161,16 @@ def test_a_state_that_makes_no_sense_is_refused_even_with_a_checksum(
     torch.save(sealed(saved), path)
     with pytest.raises(FormatError, match=rf"^{path}: expected .*; delete it to start over$"):
         run(recipe(), folder)
+
+
+@pytest.mark.parametrize("done", [-1, 0, 99, "x"])
+def test_a_state_inside_a_stage_that_makes_no_sense_is_refused(
+    done: Any, folder: Path, begun_inside: Callable[..., Path]
+) -> None:
+    begun_inside()
+    path = folder / "quantized-stage.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["training"]["done"] = done
+    torch.save(sealed(saved), path)
+    with pytest.raises(FormatError, match=rf"^{path}: expected .*; delete it to go on from the la"):
+        run(recipe(warmup=1), folder)

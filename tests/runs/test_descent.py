@@ -27,7 +27,7 @@ def net() -> nn.Module:
 
 def steps(model: nn.Module, descent: Descent, count: int) -> None:
     for _ in range(count):
-        descent(model(X).square().mean())
+        descent([model(X).square().mean()])
 
 
 def same(model: nn.Module, other: nn.Module) -> bool:
@@ -35,17 +35,19 @@ def same(model: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize("rate", [0.1, 50.0])  # with the second, scales reach their bounds
 @pytest.mark.parametrize("at", [1, 3, 6])
-def test_a_descent_goes_on_bit_for_bit(at: int) -> None:
+def test_a_descent_goes_on_bit_for_bit(at: int, rate: float) -> None:
+    settings = Retraining(learning_rate=rate, momentum=0.9, weight_decay=0.01)
     whole = net()
-    steps(whole, Descent(whole, SETTINGS, 8), 8)
+    steps(whole, Descent(whole, settings, 8), 8)
     first = net()
-    descent = Descent(first, SETTINGS, 8)
+    descent = Descent(first, settings, 8)
     steps(first, descent, at)
     state: Any = copy.deepcopy(descent.state_dict())
     second = net()
     second.load_state_dict(first.state_dict())
-    resumed = Descent(second, SETTINGS, 8)  # the scales have moved: the state has the first ones
+    resumed = Descent(second, settings, 8)  # the scales have moved: the state has the first ones
     resumed.load_state_dict(state)
     steps(second, resumed, 8 - at)
     assert same(second, whole)
@@ -69,7 +71,8 @@ def test_scales_move_faster_and_no_further_than_an_octave() -> None:
 def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     model = net()
     before = copy.deepcopy(model)
-    norm = Descent(model, SETTINGS, 8)(model(X).square().mean() * torch.nan)
+    loss, norm = Descent(model, SETTINGS, 8)([model(X).square().mean() * torch.nan])
+    assert loss.isnan()
     assert norm.isnan()
     assert same(model, before)
 

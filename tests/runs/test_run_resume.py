@@ -15,10 +15,10 @@ import pytest
 import torch
 from tests.runs.tiny import Cut, Tiny, Watcher, files, packed_bytes, recipe, timeless
 
+from octavo._interruption import Interrupted, listening
 from octavo._locks import locked
 from octavo.errors import FormatError, RecipeError, TrainingError
 from octavo.runs.details import without_curves
-from octavo.runs.interruption import Interrupted, listening
 from octavo.runs.run import run
 from octavo.runs.run_folder import digest_of
 from octavo.storage.checksum import sealed
@@ -495,7 +495,7 @@ def timeless_result(result: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key not in ("seconds", "checksum")}
 
 
-@pytest.mark.parametrize("which", ["one/recipe.json", "one/result.json", "control-*/result.json"])
+@pytest.mark.parametrize("which", ["one/result.json", "control-*/result.json"])
 def test_a_figure_that_was_changed_is_refused(which: str, whole_run: Path) -> None:
     path = next(whole_run.parent.glob(which))
     if which.startswith("control"):
@@ -514,3 +514,39 @@ def test_what_a_killed_process_left_is_removed(folder: Path, half_run: Callable[
     (folder / ".quantized.pt.abcd1234.tmp").write_bytes(b"half")
     run(recipe(), folder)
     assert not list(folder.glob(".*"))
+
+
+def test_a_signal_while_a_stage_is_scored_does_not_lose_the_stage(folder: Path) -> None:
+    settings = recipe(control=False)
+    whole = run(settings, folder.with_name("whole"))
+    score, calls = Tiny.score, list[int]()
+
+    def signal_at(task: Tiny, model: Any) -> float:
+        calls.append(1)
+        if len(calls) == 2:  # after full precision, that of the first stage
+            signal.raise_signal(signal.SIGINT)
+        return score(task, model)
+
+    with pytest.MonkeyPatch.context() as patch, listening() as interruption:
+        patch.setattr(Tiny, "score", signal_at)
+        with pytest.raises(Interrupted) as caught:
+            run(settings, folder, interruption=interruption)
+    kept = f"quantized, stage 1/3, step 6 of 6 is kept in {folder / 'quantized-stage.pt'}"
+    assert (caught.value.status, caught.value.kept) == (130, kept)
+    Tiny.losses = 0
+    assert timeless(run(settings, folder)) == timeless(whole)
+    assert Tiny.losses == 6
+
+
+def test_a_signal_while_a_portion_freezes_says_what_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def freeze(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with listening() as interruption, monkeypatch.context() as patch:
+        patch.setattr("octavo.inq.incremental.Incremental._freeze", freeze)
+        with pytest.raises(Interrupted) as caught:
+            run(recipe(control=False), folder, interruption=interruption)
+    assert caught.value.kept == ""  # nothing was done yet
+    assert not (folder / "quantized-stage.pt").exists()

@@ -1,10 +1,11 @@
 """The sections of a recipe, made in Python; tests/runs/test_recipe.py reads them from files."""
 
+import json
 from typing import Any
 
 import pytest
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, RecipeError
 from octavo.formats.width import Apot, Width
 from octavo.plan import Budget
 from octavo.ptq.settings import PtqSettings
@@ -37,3 +38,17 @@ def test_widths_are_read_and_written() -> None:
 def test_settings_that_cannot_be(make: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(OctavoError):
         make(**settings)
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel", ["group", 32]])
+def test_what_shares_an_exponent_is_read_and_comes_back(per: Any) -> None:
+    recipe = make_recipe({"task": "digits", "bits": "fp4", "per": per}, "r")
+    assert recipe.per == (tuple(per) if isinstance(per, list) else per)
+    again = make_recipe(json.loads(recipe.model_dump_json(exclude_defaults=True)), "r")
+    assert again == recipe
+
+
+@pytest.mark.parametrize("per", ["row", ["group", 1], ["group"], 32])
+def test_what_shares_no_exponent_is_refused(per: Any) -> None:
+    with pytest.raises(RecipeError, match=r'per: expected per "tensor" or "channel", got .*group'):
+        make_recipe({"task": "digits", "bits": 3, "per": per}, "r")

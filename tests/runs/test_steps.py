@@ -19,8 +19,11 @@ from tests.runs.tiny import (
 
 from octavo.errors import FormatError, TrainingError
 from octavo.inq.incremental import Incremental
+from octavo.progress import silent
 from octavo.pruning.surgery import Surgery
 from octavo.ptq.calibration import calibrate
+from octavo.runs import steps
+from octavo.runs.job import Job
 from octavo.runs.run import run
 from octavo.runs.training import retrain
 from octavo.storage.packed import Packed
@@ -105,6 +108,17 @@ def test_recipes_that_differ_in_bits_share_their_control_and_others_do_not(folde
     assert results[0]["control_score"] == results[1]["control_score"]
     assert len({result["control_score"] for result in results}) == 3
     assert len(list(folder.parent.glob("control-*"))) == 3
+
+
+def test_a_control_of_an_earlier_version_is_found_and_one_with_accumulation_is_another(
+    folder: Path,
+) -> None:
+    def name(**retraining: float) -> str:
+        given = recipe(retraining={"learning_rate": 0.05, "labels": 0.5} | retraining)
+        return steps._control_folder(Job(given, Tiny(), folder, "abc", silent)).name
+
+    assert name() == name(accumulate=1) == "control-f0e5ee91b7ee"
+    assert name(accumulate=2) != name()
 
 
 @pytest.mark.parametrize("text", ["{}", '{"score": "high"}'])

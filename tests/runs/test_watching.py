@@ -1,8 +1,10 @@
 """A run keeps the loss of each step and the time of each phase."""
 
+import pytest
+
 from octavo.progress import Event, silent
 from octavo.runs.training import StepFigures
-from octavo.runs.watching import OTHER, LossCurve, Stopwatch, keeping_beliefs
+from octavo.runs.watching import OTHER, LossCurve, Stopwatch, diverged, keeping_beliefs
 
 
 def curve_of(losses: list[float], every: int = 1) -> LossCurve:
@@ -54,3 +56,19 @@ def test_all_events_are_passed_on() -> None:
     event = Event("note", message="a")
     Stopwatch(keeping_beliefs(seen.append, []), lambda: 0.0)(event)
     assert seen == [event]
+
+
+@pytest.mark.parametrize(
+    ("losses", "harmed"),
+    [
+        ([0.1, 900.0, 950.0, 990.0], True),  # a rate that is far too high
+        ([2.3, 2.0, 9.0, 8.0], True),  # a loss of the user's own
+        ([2.3, 2.2, 2.1, 2.4], False),
+        ([0.001, 0.02, 0.04, 0.05], False),  # a network that begins as its own teacher
+        ([3.0, 1.0, 0.5, 0.4], False),
+        ([0.1, 900.0], False),  # two steps say nothing
+        ([], False),
+    ],
+)
+def test_a_stage_whose_loss_rose_far_did_harm(losses: list[float], harmed: bool) -> None:
+    assert diverged(list(enumerate(losses, 1))) is harmed

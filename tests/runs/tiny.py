@@ -155,9 +155,11 @@ class Watcher:
             self.searches.append(event.total)
         elif event.phase == "policy":
             self.beliefs.append(event.detail)
-        else:
-            assert (event.phase, event.done) == ("retrain", 0)
+        elif event.phase == "retrain":
+            assert event.done == 0
             self.stages.append(event.message)
+        else:
+            assert event.message
 
 
 def recipe(**changes: Any) -> Recipe:

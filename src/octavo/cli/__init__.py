@@ -6,7 +6,7 @@ so that ``octavo --help`` answers at once.
 
 from typing import TYPE_CHECKING
 
-from octavo.runs.interruption import listening
+from octavo._interruption import listening
 
 if TYPE_CHECKING:
     from octavo.cli.application import app

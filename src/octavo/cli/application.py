@@ -1,23 +1,19 @@
 """The application: its commands, and what is said when one of them fails."""
 
-import contextlib
-import re
 import sys
-import warnings
-from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from octavo._deprecated import DEPRECATED
+from octavo._interruption import Interrupted
+from octavo.cli.failures import print_line, print_theirs, warnings_as_lines
 from octavo.cli.files import evaluate, export, verify
 from octavo.cli.models import inspect, search
-from octavo.cli.options import err
 from octavo.cli.reports import compare, report
 from octavo.cli.runs import demo, quantize, run
-from octavo.errors import OctavoError, printable
-from octavo.runs.interruption import Interrupted
+from octavo.cli.starting import init
+from octavo.errors import OctavoError
 
 __all__ = ["app", "main"]
 
@@ -27,7 +23,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, run, inspect, search, quantize, export, evaluate, report, compare, verify):
+COMMANDS = (
+    demo, init, inspect, search, quantize, run, evaluate, export, report, compare, verify,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 
 
@@ -51,42 +50,30 @@ def main() -> None:
     """Run the command that ``sys.argv`` names.
 
     An error that octavo raises on purpose, and a file that cannot be read or written, become one
-    line on stderr and exit status 2; with ``--debug``, anywhere among the words, the traceback is
-    shown instead. A deprecated word becomes one line on stderr. After SIGINT or SIGTERM, one line
-    says what was kept, and the exit status is 130 or 143.
+    line on stderr and exit status 2. An error in the user's own task becomes its traceback, without
+    octavo's frames, and exit status 1. With ``--debug``, anywhere among the words, the whole
+    traceback is shown instead. A warning of octavo becomes one line on stderr. After SIGINT or
+    SIGTERM, one line says what was kept, and the exit status is 130 or 143.
     """
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     try:
-        with _deprecations_as_lines():
+        with warnings_as_lines():
             app()
-    except (OctavoError, OSError) as error:
+    except OctavoError as error:
         if debug:
             raise
-        _say(f"octavo: {error}", "red")
+        print_line(f"octavo: {error}", "red")
+        sys.exit(2)
+    except Exception as error:
+        if debug:
+            raise
+        if print_theirs(error):
+            sys.exit(1)
+        if not isinstance(error, OSError):
+            raise
+        print_line(f"octavo: {error}", "red")
         sys.exit(2)
     except Interrupted as stop:
-        _say(f"octavo: {stop}", "yellow")
+        print_line(f"octavo: {stop}", "yellow")
         sys.exit(stop.status)
-
-
-def _say(text: str, style: str) -> None:
-    """Print a text as one line on stderr."""
-    err.print(printable(" ".join(text.split())), style=style, soft_wrap=True, markup=False)
-
-
-@contextlib.contextmanager
-def _deprecations_as_lines() -> Iterator[None]:
-    """Print octavo's own deprecation warnings, which Python hides from users by default."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("always", f".*{DEPRECATED}", DeprecationWarning)
-        show_others = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-            if re.search(DEPRECATED, str(message)):
-                _say(f"octavo: {message}", "yellow")
-            else:
-                show_others(message, category, *place)
-
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield

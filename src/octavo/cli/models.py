@@ -1,6 +1,5 @@
 """The commands that look at a task's network: ``inspect`` and ``search``."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -8,8 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octavo.cli.options import AsJson, Options, TaskName, err, out, print_written, task_options
-from octavo.dnq.settings import METHOD, METHODS, OBJECTIVES, OPTIONS, REFINE, TRIALS
+from octavo.cli.options import (
+    AsJson,
+    Device,
+    NetworkName,
+    Options,
+    Quiet,
+    TaskName,
+    out,
+    print_next,
+    print_written,
+    task_network,
+    task_options,
+    watched,
+)
+from octavo.dnq.settings import (
+    FINER_OPTIONS,
+    METHOD,
+    METHODS,
+    OBJECTIVES,
+    OPTIONS,
+    REFINE,
+    TRIALS,
+)
 from octavo.errors import BudgetError, PlanError, nearest
 
 if TYPE_CHECKING:
@@ -18,28 +38,37 @@ if TYPE_CHECKING:
     from octavo.dnq.search_result import SearchResult
     from octavo.inspection import Inspection
     from octavo.plan import Budget
+    from octavo.progress import Progress
     from octavo.runs.task import Task
 
 __all__ = ["inspect", "search"]
 
 
-def inspect(task: TaskName, option: Options = None, as_json: AsJson = False) -> None:
+def inspect(
+    network: NetworkName, option: Options = None, device: Device = "auto", as_json: AsJson = False
+) -> None:
     """Show which layers of a network can be quantized, which cannot and why, and which budgets are
-    feasible.
+    feasible. The file of a plan is shown as a table.
 
     Example: `octavo inspect digits`
     """
-    from torch import Tensor
-
+    from octavo._io import json_text
+    from octavo.formats.width import write_widths
     from octavo.inspection import inspect as inspect_model
-    from octavo.runs.task import model_of
+    from octavo.network.devices import device_named
+    from octavo.plan import Plan
+    from octavo.runs.models import load_model
+    from octavo.runs.plan_files import ENDINGS
 
-    loaded = _task(task, option)
-    batch = next(iter(loaded.calibration()), None)
-    example = batch[:1] if isinstance(batch, Tensor) else batch  # the cost of a single input
-    inspection = inspect_model(model_of(loaded, task), example)
+    if network.endswith(ENDINGS):
+        plan = Plan.load(network)
+        figures = {"bits": write_widths(plan), "activations": plan.activations}
+        typer.echo(json_text(figures, indent=2) if as_json else str(plan))
+        return
+    model, example = load_model(network, task_options(option), device_named(device))
+    inspection = inspect_model(model, example)
     if as_json:
-        typer.echo(json.dumps(asdict(inspection), indent=2))
+        typer.echo(json_text(asdict(inspection), indent=2))
     else:
         _print_inspection(inspection)
 
@@ -77,8 +106,14 @@ Objective = Annotated[
     ),
 ]
 Trials = Annotated[int, typer.Option(min=1, help="The number of plans that may be scored.")]
+DEFAULT_WIDTHS, FINER_WIDTHS = (",".join(map(str, each)) for each in (OPTIONS, FINER_OPTIONS))
 Widths = Annotated[
-    str, typer.Option(help="The widths that a layer may get: bits from 2 to 8, and apot5 to apot8.")
+    str | None,
+    typer.Option(
+        help="The widths that a layer may get: bits from 2 to 8, apot5 to apot8, fp4, fp6, fp8, "
+        f"int8. By default {DEFAULT_WIDTHS}, or {FINER_WIDTHS} where the network has an embedding, "
+        "a recurrent layer or an attention."
+    ),
 ]
 Pins = Annotated[
     list[str] | None, typer.Option(help="Fix the bits of a layer: name=bits. May be repeated.")
@@ -93,8 +128,6 @@ JournalFile = Annotated[
     Path | None, typer.Option(help="Append each trial to this file; continue from its trials.")
 ]
 
-DEFAULT_WIDTHS = ",".join(map(str, OPTIONS))
-
 
 def search(
     task: TaskName,
@@ -105,41 +138,41 @@ def search(
     trials: Trials = TRIALS,
     refine: Refine = REFINE,
     objective: Objective = OBJECTIVES[0],
-    options: Widths = DEFAULT_WIDTHS,
+    options: Widths = None,
     pin: Pins = None,
     seed: Seed = 0,
     activations: InputBits = None,
     workers: Workers = 1,
     journal: JournalFile = None,
     option: Options = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Learn how many bits each layer of a task's network gets, and write the plan.
 
     Example: `octavo search digits --budget average_bits=3 --pin conv1=5 -o plan.yaml`
     """
-    loaded = _task(task, option)
-    settings = {
-        "budget": _budget(budget),
-        "trade_off": trade_off,
-        "method": method,
-        "trials": trials,
-        "refine": refine,
-        "objective": _objective(loaded, objective),
-        "options": _values(options, "--options"),
-        "pins": _pins(pin),
-        "seed": seed,
-        "activations": _values(activations, "--activations"),
-        "workers": workers,
-        "journal": journal,
-    }
-    result = _searched(loaded, task, settings, as_json)
+    from octavo._io import check_output, json_text
+
+    check_output(output)
+    with watched(as_json, quiet) as progress:
+        loaded = _task(task, option)
+        settings = {
+            "budget": _budget(budget), "trade_off": trade_off, "method": method, "trials": trials,
+            "refine": refine, "objective": _objective(loaded, objective), "pins": _pins(pin),
+            "options": _values(options, "--options"), "seed": seed, "workers": workers,
+            "activations": _values(activations, "--activations"), "journal": journal,
+        }  # fmt: skip
+        network = task_network(loaded, task, device, progress)
+        result = _searched(network, loaded, settings, progress)
     result.plan.save(output)
     if as_json:
-        typer.echo(json.dumps(_search_figures(result, method), indent=2))
+        typer.echo(json_text(_search_figures(result, method), indent=2))
         return
-    _print_search(result, whole_range=budget is None and trade_off is None)
+    _print_search(result, objective, whole_range=budget is None and trade_off is None)
     print_written(output)
+    print_next(f"octavo quantize {task} --plan {output} -o {output.stem}.safetensors")
 
 
 def _task(name: str, option: list[str] | None) -> "Task":
@@ -165,23 +198,21 @@ def _print_inspection(inspection: "Inspection") -> None:
 
 
 def _searched(
-    task: "Task", name: str, settings: Mapping[str, Any], as_json: bool
+    network: "nn.Module", task: "Task", settings: Mapping[str, Any], progress: "Progress"
 ) -> "SearchResult":
-    """Search for a plan of a task's network, and show how far the search is."""
+    """Search for a plan of a task's network."""
+    from octavo._interruption import keeping
     from octavo.dnq.searching import search as search_bits
     from octavo.progress import Event
-    from octavo.report.display import Display
-    from octavo.runs.interruption import keeping
-    from octavo.runs.task import model_of
 
     journal = settings["journal"]
     kept = "" if journal is None else f"the trials so far are kept in {journal}"
-    with keeping(kept), Display(err if as_json else out) as display:
-        display(Event("search", total=settings["trials"]))
-        return search_bits(model_of(task, name), task.calibration(), progress=display, **settings)
+    with keeping(kept):
+        progress(Event("search", total=settings["trials"]))
+        return search_bits(network, task.calibration(), progress=progress, **settings)
 
 
-def _print_search(result: "SearchResult", *, whole_range: bool) -> None:
+def _print_search(result: "SearchResult", objective: str, *, whole_range: bool) -> None:
     """Print the plan of a search; where it covered the whole range, its front too."""
     from octavo.report.search_tables import (
         finalists_table,
@@ -191,8 +222,8 @@ def _print_search(result: "SearchResult", *, whole_range: bool) -> None:
     )
 
     if whole_range:
-        out.print(front_table(result))
-    out.print(plan_table(result), finalists_table(result))
+        out.print(front_table(result, objective))
+    out.print(plan_table(result), finalists_table(result, objective))
     if result.refinement is not None:
         out.print(refinement_line(result.refinement), soft_wrap=True, markup=False)
 

@@ -1,27 +1,46 @@
 """The arguments that several commands share, and the functions that read and print values."""
 
-import json
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from octavo.errors import printable
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from octavo.progress import Progress
+    from octavo.runs.task import Task
+
 __all__ = [
     "AsJson",
+    "Device",
     "Limit",
+    "NetworkName",
     "Options",
     "Overrides",
     "PackedFile",
+    "PlanFile",
+    "Quiet",
+    "RecipeDevice",
     "TaskName",
     "TaskOption",
+    "TensorBoard",
     "err",
     "out",
     "print_figures",
+    "print_next",
     "print_written",
+    "task_network",
     "task_options",
+    "watched",
 ]
 
 out = Console(highlight=False)
@@ -30,8 +49,18 @@ err = Console(stderr=True, highlight=False)
 TaskName = Annotated[
     str,
     typer.Argument(
+        metavar="TASK",
         help="A ready-made task (digits, cifar10, image_folder, causal_lm, text_classification), "
-        "or a class of yours: path/to/file.py:Class or package.module:Class."
+        "or a class of yours: path/to/file.py:Class or package.module:Class.",
+    ),
+]
+NetworkName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NETWORK",
+        help="A task, ready-made (such as digits) or yours (path/to/file.py:Class); "
+        "a network of a library (torchvision:resnet18, timm:NAME, hf:NAME), or what a function "
+        "returns (path/to/file.py:function); or the file of a plan (plan.yaml).",
     ),
 ]
 TaskOption = Annotated[
@@ -54,6 +83,30 @@ Overrides = Annotated[
         "--set", help="Override a key of the recipe: key=value, the value in YAML. May be repeated."
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Where the network runs: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU that CUDA "
+        "sees.",
+    ),
+]
+RecipeDevice = Annotated[
+    str | None, typer.Option("--device", help="Instead of the recipe's device.")
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan", help="The file of a plan, as `octavo search` wrote it, edited by hand or not."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
+TensorBoard = Annotated[
+    bool,
+    typer.Option(
+        help="Write losses, metrics and rewards for TensorBoard too, into the run's folder."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Limit = Annotated[
     int | None,
@@ -63,7 +116,29 @@ Limit = Annotated[
         show_default=False,
     ),
 ]
-PackedFile = Annotated[Path, typer.Argument(help="A packed network.", show_default=False)]
+PackedFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A packed network.", show_default=False)
+]
+
+
+@contextlib.contextmanager
+def watched(as_json: bool, quiet: bool) -> "Iterator[Progress]":
+    """Show how far a command is: on stderr where stdout is for a script, nowhere if it is quiet.
+
+    Of the processes that torchrun starts, rank 0 alone shows it. It begins with the import of
+    PyTorch, which takes seconds.
+    """
+    from octavo.progress import Event, silent
+    from octavo.progress.display import Display
+
+    if quiet or os.environ.get("RANK", "0") != "0":
+        yield silent
+        return
+    with Display(err if as_json else out) as display:
+        if "torch" not in sys.modules:
+            display(Event("import", message="importing PyTorch"))
+        import_module("octavo.runs.run")
+        yield display
 
 
 def task_options(pairs: list[str] | None) -> dict[str, Any]:
@@ -73,15 +148,33 @@ def task_options(pairs: list[str] | None) -> dict[str, Any]:
     return dict(key_value(pair, "--option") for pair in pairs or ())
 
 
+def task_network(
+    task: "Task", name: str, device: str, progress: "Progress | None" = None
+) -> "nn.Module":
+    """Return the network of a task, which is called ``name``, on a device."""
+    from octavo.network.devices import device_named
+    from octavo.progress import silent
+    from octavo.runs.task import model_of
+
+    return model_of(task, name, progress or silent, device_named(device))
+
+
 def print_figures(figures: dict[str, Any], as_json: bool) -> None:
     """Print figures by name: one a line, or all as one line of JSON."""
+    from octavo._io import json_text
+
     if as_json:
-        typer.echo(json.dumps(figures))
+        typer.echo(json_text(figures))
         return
     width = max(14, *map(len, figures))
     for key, value in figures.items():
         name = key.replace("_", " ")
         out.print(f"{name:>{width}}  {printable(_shown(value))}", soft_wrap=True, markup=False)
+
+
+def print_next(command: str) -> None:
+    """Say which command may come next."""
+    out.print(f"next: {printable(command)}", soft_wrap=True, markup=False)
 
 
 def print_written(path: Path) -> None:

@@ -1,6 +1,5 @@
 """The commands that make pages and figures of finished runs: ``report`` and ``compare``."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,9 @@ __all__ = ["compare", "report", "write_report"]
 Runs = Annotated[
     list[Path],
     typer.Argument(
-        help="The folders of finished runs, or their published results (.json).", show_default=False
+        metavar="RUN...",
+        help="The folders of finished runs, or their published results (.json).",
+        show_default=False,
     ),
 ]
 Page = Annotated[
@@ -30,6 +31,7 @@ def report(
     run: Annotated[
         Path,
         typer.Argument(
+            metavar="RUN",
             help="The folder of a finished run, or its published result (.json).",
             show_default=False,
         ),
@@ -43,6 +45,7 @@ def report(
 
     Example: `octavo report runs/demo --figures runs/demo/figures`
     """
+    from octavo._io import check_output
     from octavo.report.colours import LIGHT
     from octavo.report.drawing import figures_of, require_charts, save_figures
     from octavo.report.page import PAGE, report_page, write_page
@@ -53,6 +56,7 @@ def report(
         require_charts("octavo report --figures")
     page = record.folder / PAGE if run.is_dir() else run.with_suffix(".html")
     path = output or page
+    check_output(path)
     write_page(report_page(record), path)
     print_written(path)
     if figures is not None:
@@ -74,6 +78,7 @@ def compare(
 
     Example: `octavo compare runs/demo runs/digits -o comparison.html`
     """
+    from octavo._io import check_output, json_text
     from octavo.report.colours import LIGHT
     from octavo.report.drawing import comparison_figures, require_charts, save_figures
     from octavo.report.page import comparison_page, write_page
@@ -82,9 +87,10 @@ def compare(
 
     records = [RunRecord.load(run) for run in runs]
     if as_json:
-        typer.echo(json.dumps([record.figures for record in records], indent=2))
+        typer.echo(json_text([record.figures for record in records], indent=2))
         return
     require_charts("octavo compare")
+    check_output(output)
     out.print(runs_table(records))
     write_page(comparison_page(records), output)
     print_written(output)

@@ -1,31 +1,44 @@
 """The commands that run a recipe: ``demo``, ``run`` and ``quantize``."""
 
 import hashlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from octavo._interruption import listening
 from octavo.cli.options import (
     AsJson,
+    Device,
     Options,
     Overrides,
+    PlanFile,
+    Quiet,
+    RecipeDevice,
     TaskName,
-    err,
+    TensorBoard,
     out,
     print_written,
     task_options,
+    watched,
 )
 from octavo.cli.reports import write_report
 from octavo.errors import RecipeError
-from octavo.runs.interruption import listening
 
 if TYPE_CHECKING:
     from octavo.runs.recipe import Recipe
 
 __all__ = ["demo", "quantize", "run"]
 
+NoCode = Annotated[
+    bool,
+    typer.Option(
+        "--no-code",
+        help="For a recipe that you did not write: refuse code that it names, and publish inside "
+        "of the run's folder only. See SECURITY.md.",
+    ),
+]
+BITS = "3"  # of every layer, where neither bits nor a plan are given
 SAVE_EVERY = 10.0  # minutes between two savings inside a stage
 
 NEXT = """
@@ -37,6 +50,8 @@ Three commands to try next:
 
 def demo(
     folder: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    device: Device = "auto",
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a small network on handwritten digits, learn the bits of its layers, quantize it, and
@@ -44,19 +59,23 @@ def demo(
 
     Example: `octavo demo`
     """
-    from octavo.runs.recipe import load_recipe
     from octavo.runs.recipes import RECIPES
 
     path = RECIPES / "digits-dnq.yaml"
-    _run(path, load_recipe(path), folder, as_json)
-    if not as_json:
+    with watched(as_json, quiet):
+        from octavo.runs.recipe import load_recipe
+
+        recipe = load_recipe(path, [f"device={device}"])
+    if _run(path, recipe, folder, as_json, quiet) and not as_json:
         typer.echo(NEXT.format(folder=folder))
 
 
 def run(
     recipe: Annotated[
         Path,
-        typer.Argument(help="A YAML file, or the name of a recipe that comes with octavo."),
+        typer.Argument(
+            metavar="RECIPE", help="A YAML file, or the name of a recipe that comes with octavo."
+        ),
     ],
     overrides: Overrides = None,
     folder: Annotated[
@@ -69,41 +88,43 @@ def run(
             min=0, help="Minutes of retraining after which the state inside a stage is saved."
         ),
     ] = SAVE_EVERY,
-    no_code: Annotated[
-        bool,
-        typer.Option(
-            "--no-code",
-            help="For a recipe that you did not write: refuse code that it names, and publish "
-            "inside of the run's folder only. See SECURITY.md.",
-        ),
-    ] = False,
+    device: RecipeDevice = None,
+    tensorboard: TensorBoard = False,
+    no_code: NoCode = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Do everything that a recipe says. The same command continues a run that was stopped.
 
+    On several GPUs: `torchrun --nproc-per-node 8 -m octavo run recipe.yaml`
+
     Example: `octavo run digits --set seed=1 --folder runs/seed1`
     """
-    from octavo.runs.no_code import check_no_code, published_inside
-    from octavo.runs.recipe import load_recipe
-
     path = _recipe_path(recipe)
-    loaded = load_recipe(path, overrides or ())
-    place = folder or Path("runs") / path.stem
-    if no_code:
-        check_no_code(loaded)
-    _run(published_inside(place) if no_code else path, loaded, place, as_json, save_every)
+    folder = folder or Path("runs") / path.stem
+    chosen = [] if device is None else [f"device={device}"]
+    with watched(as_json, quiet):
+        from octavo.runs.no_code import check_no_code, published_inside
+        from octavo.runs.recipe import load_recipe
+
+        content = load_recipe(path, [*(overrides or ()), *chosen])
+        if no_code:
+            check_no_code(content)
+            path = published_inside(folder)
+    _run(path, content, folder, as_json, quiet, save_every=save_every, tensorboard=tensorboard)
 
 
 def quantize(
     task: TaskName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The packed file to write.")],
     bits: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="The bits of every layer: 2 to 8, or apot5 to apot8; or the file of a plan, such "
-            "as plan.yaml."
+            help="The width of every layer: 2 to 8 bits, apot5 to apot8, fp4, fp6, fp8 or int8. "
+            "Default: 3.",
         ),
-    ] = "3",
+    ] = None,
+    plan: PlanFile = None,
     method: Annotated[
         str,
         typer.Option(
@@ -112,31 +133,45 @@ def quantize(
     ] = "inq",
     option: Options = None,
     overrides: Overrides = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantize a task's network with octavo's default settings and write the packed file.
 
-    `--bits plan.yaml` takes the plan that `octavo search` wrote.
+    `--plan plan.yaml` gives each layer the bits that the plan says.
 
     Example: `octavo quantize digits --bits 4 --method ptq -o digits.safetensors`
     """
-    from octavo.runs.recipe import make_recipe, override, yaml_value
-    from octavo.storage.packed import Packed
+    from octavo._io import check_output
 
-    content = {
-        "task": task,
-        "options": task_options(option),
-        "bits": yaml_value(bits, "--bits"),
-        "method": method,
-        "control": False,
-    }
-    recipe = make_recipe(override(content, overrides or ()), "quantize")
-    digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
+    check_output(output)
+    with watched(as_json, quiet):
+        from octavo.runs.recipe import make_recipe, override
+        from octavo.storage.packed import Packed
+
+        content: dict[str, Any] = {"task": task, "options": task_options(option)}
+        content |= {"method": method, "control": False, "device": device} | _widths(bits, plan)
+        recipe = make_recipe(override(content, overrides or ()), "quantize")
+    digest = hashlib.sha256(recipe.model_dump_json(exclude={"device"}).encode()).hexdigest()[:8]
     folder = Path("runs") / f"quantize-{output.stem}-{digest}"  # other settings are another run
-    _run(folder, recipe, folder, as_json)
+    if not _run(folder, recipe, folder, as_json, quiet):
+        return
     Packed.load(folder / "packed.safetensors").save(output)
     if not as_json:
         print_written(output)
+
+
+def _widths(bits: str | None, plan: Path | None) -> dict[str, Any]:
+    """Return the keys of a recipe that say the bits, from the options of the command line."""
+    from octavo.runs.plan_files import plan_keys
+    from octavo.runs.recipe import yaml_value
+
+    if plan is None:
+        return {"bits": yaml_value(bits or BITS, "--bits")}
+    if bits is not None:
+        raise RecipeError(f"expected one of --bits and --plan, got both: {bits} and {plan}")
+    return plan_keys(plan)
 
 
 def _recipe_path(recipe: Path) -> Path:
@@ -157,26 +192,55 @@ def _recipe_path(recipe: Path) -> Path:
 
 
 def _run(
-    path: Path, recipe: "Recipe", folder: Path, as_json: bool, save_every: float = SAVE_EVERY
-) -> None:
-    """Run a recipe in its folder, publish what it publishes, and print the result."""
-    from octavo.report.display import Display
-    from octavo.report.tables import layers_table, result_table
+    path: Path,
+    recipe: "Recipe",
+    folder: Path,
+    as_json: bool,
+    quiet: bool,
+    *,
+    save_every: float = SAVE_EVERY,
+    tensorboard: bool = False,
+) -> bool:
+    """Run a recipe in its folder, together with the ranks that torchrun has started. Rank 0
+    publishes what the recipe publishes, and prints the result.
+
+    Returns:
+        True on rank 0.
+
+    """
+    from octavo._io import json_text
+    from octavo.progress import Event
+    from octavo.report.tables import result_table
+    from octavo.runs.launch import launched
     from octavo.runs.run import publish
     from octavo.runs.run import run as run_recipe
+    from octavo.runs.tensorboard import scalars_to
 
-    with Display(err if as_json else out) as display, listening() as interruption:
-        result = run_recipe(
-            recipe, folder, display, interruption=interruption, save_every=60 * save_every
-        )
-    published = publish(recipe, path, folder)
-    page = write_report(folder)
+    with watched(as_json, quiet) as progress, listening() as interruption:
+        with (
+            launched(recipe.device) as ranks,
+            scalars_to(
+                folder / "tensorboard" if tensorboard and ranks.leads else None, progress
+            ) as watch,
+        ):
+            result = run_recipe(
+                recipe, folder, watch, interruption=interruption, save_every=60 * save_every
+            )
+        if not ranks.leads:
+            return False
+        published = publish(recipe, path, folder)
+        progress(Event("report", message="writing the report"))
+        page = write_report(folder)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
-        return
-    if "stages" not in result:  # PTQ alone: there is no table of stages, but one of layers
-        out.print(layers_table(result["layers"]))
+        typer.echo(json_text(result, indent=2))
+        return True
     out.print(result_table(result))
+    _print_files(folder, page, published)
+    return True
+
+
+def _print_files(folder: Path, page: Path, published: list[Path]) -> None:
+    """Say which files a run has written."""
     files = f"the network: {folder / 'packed.safetensors'}   the figures: {folder / 'result.json'}"
     lines = [files, f"the report: {page}", *(f"published: {copy}" for copy in published)]
     out.print("\n".join(lines), soft_wrap=True, markup=False)

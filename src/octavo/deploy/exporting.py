@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from octavo._io import write_atomically
+from octavo._io import check_output, write_atomically
 from octavo.deploy.forms import Job, maker, missing_library
 from octavo.errors import ExportError, FormatError, PlanError
 from octavo.network.copies import copied
@@ -87,6 +87,7 @@ def export(
             layer.
         PlanError: the packed network does not fit the model, or there is no example for a form that
             needs one.
+        FileNotFoundError: the folder of ``path`` does not exist.
 
     """
     return export_checked(model, packed, path, form=form, example=example).path
@@ -102,6 +103,7 @@ def export_checked(
 ) -> Exported:
     """Export as :func:`export` does, and return the result of the check."""
     make = maker(form)
+    check_output(path)
     examples = example if isinstance(example, list) else [example]
     if example is None:
         examples = []

@@ -129,7 +129,7 @@ def _save(model: PreTrainedModel, blocks: Mapping[str, Blocks], folder: Path) ->
     safetensors.torch.save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     config = json.loads((folder / CONFIG).read_text())
     config["quantization_config"] = _quantization_config(model, blocks)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n")
 
 
 def _quantization_config(model: nn.Module, blocks: Mapping[str, Blocks]) -> dict[str, Any]:

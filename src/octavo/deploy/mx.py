@@ -59,7 +59,7 @@ def make(job: Job) -> FormFile:
             "groups": layer.groups,
             "names": list(layer.names),
         }
-    data = safetensors.torch.save(tensors, {HEADER: json.dumps(rows)})
+    data = safetensors.torch.save(tensors, {HEADER: json.dumps(rows, allow_nan=False)})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "check.safetensors"
         path.write_bytes(data)

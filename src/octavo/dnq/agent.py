@@ -55,6 +55,7 @@ def dnq(
     agent = _Agent(evaluator, policy, world_model, settings, ranged=ranged)
     if warm:
         policy.begin_from(sensitivity.losses, agent.limits(BUDGETS), settings.entropy[0])
+    evaluator.progress(Event("practise", message="the policy practises in its world model"))
     agent.practise(settings.before)
     agent.search()
     return agent.proposals() if ranged else agent.widened().proposals()

@@ -14,6 +14,7 @@ from octavo.formats.width import FLOAT, Width
 from octavo.network.forward import Inputs, device_of, observing
 from octavo.network.layers import Layer, find_layers
 from octavo.network.moments import Moments
+from octavo.progress import Event, Progress, silent
 from octavo.ptq.absorption import absorbing_norms, rescaled
 from octavo.ptq.float_inputs import float_moments
 from octavo.ptq.layer_solver import solve
@@ -22,6 +23,8 @@ from octavo.storage.coding import grouped as coding
 from octavo.storage.quantized import Quantized
 
 __all__ = ["Candidate", "Candidates", "quantize_all"]
+
+SOLVING = "calibrating every layer at every width"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,7 @@ def quantize_all(
     actions: Sequence[Sequence[Action]],
     *,
     absorb: bool,
+    progress: Progress = silent,
 ) -> list[list[Candidate]]:
     """Quantize every layer for each of its actions, by PTQ from full-precision inputs.
 
@@ -66,8 +70,10 @@ def quantize_all(
         inputs: calibration batches, on the model's device.
         actions: the actions of each layer.
         absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
+        progress: called after each layer.
 
     """
+    progress(Event("survey", 0, len(layers), SOLVING))
     known = {layer.name: layer for layer in find_layers(model)[0]}
     searched = [known[name] for name in layers]
     moments = float_moments(model, inputs, searched)
@@ -76,16 +82,15 @@ def quantize_all(
         with observing(model):
             norms = absorbing_norms(model, searched, inputs[0])
     quantizers = _input_quantizers(model, inputs, dict(zip(layers, actions, strict=True)))
-    return [
-        _candidates_of(
-            layer,
-            moments[layer.name],
-            layer_actions,
-            quantizers.get(layer.name, {}),
-            norms.get(layer.name),
+    candidates = []
+    for layer, layer_actions in zip(searched, actions, strict=True):
+        name = layer.name
+        solved = _candidates_of(
+            layer, moments[name], layer_actions, quantizers.get(name, {}), norms.get(name)
         )
-        for layer, layer_actions in zip(searched, actions, strict=True)
-    ]
+        candidates.append(solved)
+        progress(Event("survey", len(candidates), len(layers), SOLVING))
+    return candidates
 
 
 def _input_quantizers(

@@ -24,6 +24,7 @@ from octavo.network.divergence import Divergence, first_rows
 from octavo.network.forward import Inputs, observing
 from octavo.network.outputs import Part
 from octavo.network.thread_state import ThreadState
+from octavo.progress import Progress, silent
 
 __all__ = ["Environment", "Measurement"]
 
@@ -63,6 +64,7 @@ class Environment:
         absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
         workers: how many choices are measured at a time, each by a copy of the model that shares
             all its weights.
+        progress: called after each layer with an event of the phase ``"survey"``.
 
     Raises:
         PlanError: the inputs do not fit, a layer is not reached, or the model returns nothing to
@@ -81,13 +83,16 @@ class Environment:
         objective: Objective | None = None,
         workers: int = 1,
         absorb: bool = False,
+        progress: Progress = silent,
     ) -> None:
         self._model = model
         self._layers = tuple(layers)
         self._actions = actions
         batches = list(calibrating)
         self._callers = ThreadState.current()  # trials run under these settings
-        self._candidates = quantize_all(model, layers, batches, actions, absorb=absorb)
+        self._candidates = quantize_all(
+            model, layers, batches, actions, absorb=absorb, progress=progress
+        )
         self._networks = [self._trial_network() for _ in range(workers)]
         scored = batches if scoring is None else list(scoring)
         with observing(model):

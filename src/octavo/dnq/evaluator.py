@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, Self
@@ -25,6 +25,7 @@ from octavo.progress import Event, Progress, silent
 
 __all__ = ["Evaluator", "Measures", "Trial", "is_ranged"]
 
+ALONE = "measuring each layer alone"
 NOTED = 16  # objectives that are journalled at a time: the most that a kill can lose
 
 
@@ -160,15 +161,16 @@ class Evaluator:
         """Measure choices, and return their objectives: minus infinity for what is new when no
         evaluation is left.
         """
-        new = [choice for choice in dict.fromkeys(choices) if choice not in self._seen]
-        new = new[: self.left]
-        for choice, measurement in zip(new, self._measure(new), strict=True):
-            self._seen[choice] = measurement.objective
-        objectives = [self._seen.get(choice, -math.inf) for choice in choices]
-        for choice, objective in zip(choices, objectives, strict=True):
-            if objective > -math.inf:
-                self._note(choice, objective)
-        return objectives
+        for first in range(0, len(choices), NOTED):  # each few are reported as they are measured
+            some = choices[first : first + NOTED]
+            new = [choice for choice in dict.fromkeys(some) if choice not in self._seen]
+            new = new[: self.left]
+            for choice, measurement in zip(new, self._measure(new), strict=True):
+                self._seen[choice] = measurement.objective
+            for choice in some:
+                if choice in self._seen:
+                    self._note(choice, self._seen[choice])
+        return [self._seen.get(choice, -math.inf) for choice in choices]
 
     def reference(self, choice: Choice) -> float:
         """Measure a choice beside the search: it is a trial, but takes no evaluation."""
@@ -210,7 +212,8 @@ class Evaluator:
         choices = full_and_single(actions)
         _check_left(self, [choice for choice in choices if choice not in self._seen])
         full = self._environment.full_outputs() if outputs else ()
-        measured = self._measure(choices, keep_outputs=bool(full))
+        measure = partial(self._measure, keep_outputs=bool(full))
+        measured = _measured_alone(measure, choices, self.progress)
         for choice, measurement in zip(choices, measured, strict=True):
             self._seen[choice] = measurement.objective
         changed = {}
@@ -233,12 +236,27 @@ class Evaluator:
             self.reward(choice, objective),
         )
         self.trials.append(trial)
-        self.progress(Event("search", len(self._seen), self._evaluations, detail=trial))
+        most = self._evaluations - self.reserve
+        self.progress(Event("search", len(self._seen), most, detail=trial))
 
 
 def is_ranged(evaluator: Evaluator) -> bool:
     """Tell if a search has neither a budget nor a trade-off, so that it covers all budgets."""
     return math.isinf(evaluator.space.limit) and not evaluator.trade_off
+
+
+def _measured_alone(
+    measure: Callable[[Sequence[Partial]], list[Measurement]],
+    choices: Sequence[Partial],
+    progress: Progress,
+) -> list[Measurement]:
+    """Measure full precision and single layers, and report how far it is."""
+    progress(Event("survey", 0, len(choices), ALONE))
+    measured = list[Measurement]()
+    for first in range(0, len(choices), NOTED):
+        measured += measure(choices[first : first + NOTED])
+        progress(Event("survey", len(measured), len(choices), ALONE))
+    return measured
 
 
 def _losses(actions: Sequence[Sequence[Action]], measured: Sequence[Measurement]) -> np.ndarray:

@@ -25,6 +25,7 @@ from octavo.network.copies import copied
 from octavo.network.divergence import Divergence
 from octavo.network.forward import Inputs, observing
 from octavo.plan import Budget, Plan
+from octavo.progress import Event
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate_quietly
 from octavo.ptq.settings import PtqSettings
@@ -141,7 +142,8 @@ class Shipping:
 
     def _retrain(self, network: nn.Module, plan: Plan, retrain_steps: RetrainSteps) -> None:
         """Run INQ on a network that starts from its PTQ, as ``compress`` does."""
-        incremental = Incremental(network, plan, masks=find_kept(self._model, plan))
+        masks = find_kept(self._model, plan)
+        incremental = Incremental(network, plan, masks=masks, distributed=False)
         freeze_and_retrain(incremental, retrain_steps)
 
 
@@ -231,6 +233,10 @@ class _FinalChoice:
         """Solve and measure a choice."""
         if choice not in self._finalists:
             plan = self._space.plan(choice)
+            number = len(self._finalists) + 1
+            self._evaluator.progress(
+                Event("finalist", message=f"finalist {number}: solving it as it ships")
+            )
             final, file_bytes = self._shipping.measured(plan)
             self._finalists[choice] = Finalist(
                 plan,

@@ -155,7 +155,7 @@ class Journal:
 
 
 def _line(content: Mapping[str, Any]) -> str:
-    return json.dumps(sealed(content)) + "\n"
+    return json.dumps(sealed(content), allow_nan=False) + "\n"
 
 
 def _content(line: str, schema: Mapping[str, Any], *, old: bool) -> dict[str, Any]:
@@ -184,25 +184,30 @@ def _text(path: Path) -> str:
 
 
 def _append(path: Path, text: str) -> None:
-    """Append to a file all of a text, or nothing if that fails."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    """Append to a file all of a text, or nothing if that fails; the error has the path."""
     try:
-        size = os.fstat(handle).st_size
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             _write(handle, text.encode())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(handle, size)
-            raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        os.close(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _write(handle: int, data: bytes) -> None:
-    """Write data to the disk; a disk that becomes full takes a part of them first."""
-    while data:
-        data = data[os.write(handle, data) :]
-    os.fsync(handle)
+    """Write data to the disk; a disk that becomes full takes a part of them first, which is taken
+    back.
+    """
+    size = os.fstat(handle).st_size
+    try:
+        while data:
+            data = data[os.write(handle, data) :]
+        os.fsync(handle)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(handle, size)
+        raise
 
 
 def _damaged(path: Path, number: int, error: Exception) -> FormatError:

@@ -24,7 +24,7 @@ from octavo.dnq.prices import check_budget, within
 from octavo.dnq.refinement import Outcome, check_share, run_refined
 from octavo.dnq.rivals.exact import exact_choice
 from octavo.dnq.search_result import SearchResult
-from octavo.dnq.settings import METHOD, OPTIONS, REFINE, TRIALS
+from octavo.dnq.settings import METHOD, REFINE, TRIALS
 from octavo.dnq.space import Choice, Space
 from octavo.dnq.splitting import Parts, reaching, split, undivided
 from octavo.dnq.survey import survey
@@ -46,7 +46,7 @@ from octavo.network.thread_state import cpu_by_default
 from octavo.network.values import check_range, check_values
 from octavo.network.warned import warning_once
 from octavo.plan import Budget
-from octavo.progress import Progress, silent
+from octavo.progress import Event, Progress, ProgressLike, showing
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.digest import digest
 
@@ -61,7 +61,7 @@ def search(
     *,
     budget: Budget | None = None,
     trade_off: float | None = None,
-    options: Sequence[WidthLike] = OPTIONS,
+    options: Sequence[WidthLike] | None = None,
     method: str = METHOD,
     trials: int = TRIALS,
     refine: float = REFINE,
@@ -71,7 +71,7 @@ def search(
     workers: int = 1,
     pins: Mapping[str, WidthLike] | None = None,
     absorb: bool = PtqSettings.absorb,
-    progress: Progress = silent,
+    progress: ProgressLike = None,
     activations: Sequence[int] | None = None,
     retrain_steps: RetrainSteps | None = None,
 ) -> SearchResult:
@@ -91,7 +91,9 @@ def search(
             and ``result.plan`` is at the knee of the front.
         trade_off: instead of a budget, the gain in objective that a doubling of the compression
             ratio is worth.
-        options: the widths that layers may get: bits, or an ``Apot``.
+        options: the widths that layers may get: bits, or other widths such as ``"fp4"``. None: 2 to
+            5 bits or, where the network has an embedding, a recurrent layer or an attention, 2, 3,
+            4, ``"fp4"``, ``"fp6"`` and ``"int8"``.
         method: ``dnq``, the learned policy, or a rival: see ``octavo.dnq.methods``.
         trials: how many plans may be measured, those of single layers included. The exact and
             the uniform plan are measured beside the search where the method has not done so.
@@ -107,9 +109,10 @@ def search(
         workers: how many plans are measured at a time.
         pins: layers whose width is given.
         absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
-        progress: called with an ``Event`` of the phase ``"search"`` for each trial; its detail is
-            the ``Trial``. The method ``dnq`` also reports events of the phase ``"policy"``, whose
-            detail is a ``Belief``.
+        progress: True shows how far it is. A function is called with an ``Event`` of the phase
+            ``"search"`` for each trial; its detail is the ``Trial``. The method ``dnq`` also
+            reports events of the phase ``"policy"``, whose detail is a ``Belief``. All other events
+            have words only: ``"survey"``, ``"practise"`` and ``"finalist"``.
         activations: the bits that the inputs of layers may get, such as ``(4, 8)``: they are
             searched for together with those of the weights, under a budget of ``bit_ops``. The
             result's plan has them as ``activations``, for ``quantize_activations``; inputs that
@@ -129,23 +132,25 @@ def search(
         FormatError: the journal is damaged before its last line.
 
     """
-    request = _Request(
-        budget, trade_off, method, trials, refine, objective, seed, journal, workers, absorb,
-        progress, retrain_steps,
-    )  # fmt: skip
-    _check_request(request)
-    check_values(model)
-    check_range(model)
-    batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
-    check_batches(len(batches))
-    space = survey(model, batches[0], options, pins or {}, activations, others=batches[1:])
-    check_budget(space, budget)
-    _check_trials(space, method, trials, refine)
-    warn_if_mostly_float(model)
-    _warn_of_left_out(model, space)
-    twin = faithful_copy(model, batches[0])
-    with held(journal), _naming_errors(twin, request):
-        return _searched(twin, batches, space, request)
+    with showing(progress) as callback:
+        request = _Request(
+            budget, trade_off, method, trials, refine, objective, seed, journal, workers, absorb,
+            callback, retrain_steps,
+        )  # fmt: skip
+        _check_request(request)
+        check_values(model)
+        check_range(model)
+        batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
+        check_batches(len(batches))
+        callback(Event("survey", message="surveying the layers"))
+        space = survey(model, batches[0], options, pins or {}, activations, others=batches[1:])
+        check_budget(space, budget)
+        _check_trials(space, method, trials, refine)
+        warn_if_mostly_float(model)
+        _warn_of_left_out(model, space)
+        twin = faithful_copy(model, batches[0])
+        with held(journal), _naming_errors(twin, request):
+            return _searched(twin, batches, space, request)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +228,7 @@ def _evaluator(
     environment = Environment(
         model, surveyed.names, parts.calibrating, surveyed.actions, scoring=parts.scoring,
         objective=request.objective, workers=request.workers, absorb=request.absorb,
+        progress=request.progress,
     )  # fmt: skip
     sizes = environment.file_sizes()
     space = within(surveyed, request.budget, sizes)
@@ -239,7 +245,7 @@ def _measure(evaluator: Evaluator, method: SearchMethod, refine: float) -> Outco
     every = all_choices(evaluator.space, evaluator.left)
     if every is None:
         return run_refined(method, evaluator, refine)
-    evaluator.rewards(every)
+    evaluator.under(evaluator.space.limit, len(every)).rewards(every)  # it counts up to these
     return Outcome(enumerated=True)
 
 

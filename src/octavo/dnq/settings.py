@@ -3,7 +3,15 @@
 Nothing is imported here, so that the command line can show them without waiting for torch.
 """
 
-__all__ = ["METHOD", "METHODS", "OBJECTIVES", "OPTIONS", "REFINE", "TRIALS"]
+__all__ = [
+    "FINER_OPTIONS",
+    "METHOD",
+    "METHODS",
+    "OBJECTIVES",
+    "OPTIONS",
+    "REFINE",
+    "TRIALS",
+]
 
 METHODS = ("dnq", "exact", "greedy", "tpe", "cmaes", "evolution", "random", "uniform")
 OBJECTIVES = ("divergence", "task")  # of the command line and of recipes; "divergence" by default
@@ -11,4 +19,7 @@ OBJECTIVES = ("divergence", "task")  # of the command line and of recipes; "dive
 METHOD = "dnq"
 REFINE = 0.0  # the last share of the trials, which goes to refinement
 TRIALS = 512  # plans that may be measured, those of single layers included
-OPTIONS = (2, 3, 4, 5)  # bits that a layer may get
+# The widths that a layer may get. Powers of two are too coarse for transformers and recurrent
+# networks at any number of bits: see octavo.dnq.survey.default_options.
+OPTIONS = (2, 3, 4, 5)
+FINER_OPTIONS = (2, 3, 4, "fp4", "fp6", "int8")

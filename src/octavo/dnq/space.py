@@ -13,7 +13,7 @@ from typing import NamedTuple, Self, TypeAlias
 import numpy as np
 
 from octavo.errors import PlanError, nearest
-from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_width
+from octavo.formats.width import BITS, FLOAT, Width, WidthLike, check_bits, read_width, write_width
 from octavo.plan import Budget, Plan
 
 __all__ = [
@@ -79,9 +79,9 @@ class Action:
         return self.width.bits * (self.input_bits or 1)
 
     @property
-    def size(self) -> tuple[int, bool, int]:
+    def size(self) -> tuple[int, int, int]:
         """The key by which actions are sorted: factor, then the codebook, then bits of weights."""
-        return self.factor, self.width.codebook != "power_of_two", self.width.bits
+        return self.factor, list(BITS).index(self.width.codebook), self.width.bits
 
     def __str__(self) -> str:
         inputs = "" if self.input_bits is None else f"x{self.input_bits}"

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.activations.quantizer import input_quantizers, quantized_already
+from octavo.dnq.settings import FINER_OPTIONS, OPTIONS
 from octavo.dnq.space import Action, Space, layer_widths
 from octavo.errors import PlanError
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits
@@ -24,13 +25,13 @@ from octavo.network.macs import count_macs
 from octavo.network.reach import has_rows
 from octavo.network.samples import sample_count
 
-__all__ = ["survey"]
+__all__ = ["default_options", "survey"]
 
 
 def survey(
     model: nn.Module,
     batch: Inputs,
-    options: Sequence[WidthLike],
+    options: Sequence[WidthLike] | None,
     pins: Mapping[str, WidthLike],
     activations: Sequence[int] | None = None,
     *,
@@ -41,7 +42,7 @@ def survey(
     Args:
         model: the trained network.
         batch: inputs that it is called with, on its device.
-        options: the widths that layers may get.
+        options: the widths that layers may get; None for the default of such a network.
         pins: layers whose width is given.
         activations: the bits that the inputs of layers may get, where they can be quantized; None:
             they stay as they are.
@@ -55,6 +56,7 @@ def survey(
     """
     layers, macs = _in_forward_order(model, batch, others)
     names = tuple(layer.name for layer in layers)
+    options = default_options(layers) if options is None else options
     widths = layer_widths(names, options, pins)
     input_bits: list[Sequence[int | None]] = [(None,)] * len(layers)
     if activations is not None:
@@ -65,6 +67,22 @@ def survey(
         tuple(layer.weight.numel() for layer in layers),
         tuple(macs[name] for name in names),
     )
+
+
+def default_options(layers: Iterable[Layer]) -> Sequence[WidthLike]:
+    """Return the widths that layers may get if nobody says which: powers of two of 2 to 5 bits or,
+    where the network has an embedding, a recurrent layer or an attention, finer codebooks too.
+    """
+    return FINER_OPTIONS if any(map(_needs_finer, layers)) else OPTIONS
+
+
+def _needs_finer(layer: Layer) -> bool:
+    """Tell whether a layer makes its network one of those for which powers of two are too coarse.
+    Most attentions consist of linear layers, so that only their names tell.
+    """
+    name = layer.name.lower()
+    by_name = "attn" in name or "attention" in name
+    return by_name or layer.form not in ("product", "transposed")
 
 
 def _actions(widths: Sequence[Width], input_bits: Sequence[int | None]) -> tuple[Action, ...]:

@@ -4,6 +4,7 @@ section 2.2, algorithm 1).
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,13 @@ from octavo.formats.codebook import Codebook
 from octavo.formats.fitting import Fit, Per, read_per
 from octavo.formats.registry import fitted_codebook, with_exponents
 from octavo.formats.width import Width, WidthLike, write_widths
+from octavo.inq.agreement import (
+    agreed,
+    check_alike,
+    keep_from_broadcasts,
+    refit_on_one,
+    start_alike,
+)
 from octavo.inq.partition import (
     ORDER,
     PORTIONS,
@@ -23,29 +31,23 @@ from octavo.inq.partition import (
     order_name,
     orders_of,
 )
-from octavo.inq.planned_layer import LayerState, PlannedLayer, restore, state_of
+from octavo.inq.planned_layer import PlannedLayer
+from octavo.inq.refitting import Freezing, freeze_and_refit
 from octavo.inq.stage import FrozenMasks, Stage
-from octavo.network.copies import copied
 from octavo.network.distributed import check_not_distributed
 from octavo.network.float_share import warn_if_mostly_float
-from octavo.network.forward import Inputs, batches_of, observing
+from octavo.network.forward import Inputs, batches_of
 from octavo.network.layers import Layer, channels_first
-from octavo.network.moments import Moments
 from octavo.network.parametrizations import release
 from octavo.network.pruned import find_pruned, set_to_zero
+from octavo.network.ranks import ALONE, Ranks
 from octavo.plan import planned_layers
-from octavo.progress import Event, Progress, silent
+from octavo.progress import Event, Progress, ProgressLike, showing
 from octavo.ptq.calibration import calibrate_quietly
-from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.settings import PtqSettings
-from octavo.ptq.site import Site
 from octavo.storage.packed import Packed, check_state, pack
 
 __all__ = ["Incremental", "freeze_and_retrain"]
-
-# A layer whose free weights are refitted freezes its portion in so many equal pieces, so that the
-# weights of the later pieces compensate for those of the earlier ones.
-PIECES = 8
 
 
 class Incremental:
@@ -66,6 +68,10 @@ class Incremental:
     ``use_buffers=False``: the levels of frozen weights are in buffers, and the mean of a level and
     of what stood there before is no level.
 
+    On several GPUs, every rank makes an ``Incremental``, wraps the model afterwards (DDP, FSDP2,
+    Fabric) and iterates over the stages. All ranks start from the weights of rank 0. Each stage
+    checks that they froze the same weights at the same levels.
+
     Args:
         model: the trained network; it is changed in place.
         plan: layer name to width: a ``Plan`` or a dict. Layers that it does not name stay in
@@ -76,7 +82,8 @@ class Incremental:
         order: the order in which weights freeze: see ``octavo.inq.partition.rank``. One order, or
             one for each portion; a function ``(weight, codebook) -> rank`` is an order too.
         fit: how the largest exponent is chosen: see ``octavo.formats.powers_of_two.power_of_two``.
-        per: one largest exponent for the ``"tensor"``, or one for each output ``"channel"``.
+        per: one largest exponent for the ``"tensor"``, for each output ``"channel"``, or for every
+            32 inputs of a channel, ``("group", 32)``.
         seed: the seed of the order ``"random"``.
         straight_through: the portion from which on the network sees the weights that are still free
             at their nearest levels too, while their gradients pass straight through. The last
@@ -87,13 +94,17 @@ class Incremental:
         masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. None, the
             default, takes every weight that is exactly zero as pruned, except in a layer that is on
             powers of two already. Pruned weights are zero and never move.
-        progress: called after each layer that freezes with an ``Event`` of the phase ``"freeze"``,
-            which counts the layers of all portions; before that, if there are inputs, with those of
-            ``calibrate``.
+        progress: True shows how far it is. A function is called after each layer that freezes with
+            an ``Event`` of the phase ``"freeze"``, which counts the layers of all portions; before
+            that, if there are inputs, with those of ``calibrate``.
+        distributed: true if the ranks of torch's default process group, if there is one, train one
+            network together. With ``inputs``, those of rank 0 count. False: this process trains a
+            network of its own.
 
     Raises:
         PlanError: an unknown layer, impossible portions, an unknown order, which the message
-            names; or a model that ``DistributedDataParallel`` wraps already.
+            names; or a model that ``DistributedDataParallel`` or ``fully_shard`` wraps already.
+        TrainingError: the ranks differ; the message names one that does, and in what.
 
     """
 
@@ -110,12 +121,15 @@ class Incremental:
         straight_through: float = STRAIGHT_THROUGH,
         inputs: Iterable[Inputs] | None = None,
         masks: Mapping[str, Tensor] | None = None,
-        progress: Progress | None = None,
+        progress: ProgressLike = None,
+        distributed: bool = True,
     ) -> None:
         check_not_distributed(model, "Incremental(model, ...)")
+        self._ranks = Ranks.of_process() if distributed else ALONE
         planned = _planned(model, plan)
         layers = [layer for layer, _ in planned]
-        per = read_per(per, layers[0].name)
+        of_ptq = PtqSettings(fit=fit, per=read_per(per, layers[0].name), masks=masks)
+        start_alike(self._ranks, model)
         pruned = find_pruned(layers, masks)
         self.model = model
         self.portions = default_portions(layers, pruned) if portions is None else portions
@@ -125,19 +139,15 @@ class Incremental:
         self._orders = orders_of(order, len(self.portions))
         self._straight_through = straight_through
         self._inputs = None if inputs is None else list(batches_of(inputs))
-        self._progress = progress or silent
+        self._progress = progress
         self._done = 0  # portions that are frozen
-        self._settings = _described(plan, portions, order) | {
-            "fit": fit,
-            "per": per,
-            "seed": seed,
-            "straight_through": straight_through,
-            "inputs": inputs is not None,
-        }
+        settings: dict[str, Any] = {"fit": fit, "per": of_ptq.per, "seed": seed}
+        settings["straight_through"] = straight_through
+        self._settings = agreed(self._ranks, _described(plan, portions, order, inputs) | settings)
         set_to_zero(layers, pruned)
-        of_ptq = PtqSettings(fit=fit, per=per, masks=masks)
-        codebooks = _codebooks(model, planned, self._inputs, of_ptq, self._progress)
-        self._layers = _start(layers, codebooks, pruned)
+        choose = partial(_codebooks, model, planned, self._inputs, of_ptq, progress)
+        self._layers = _start(layers, self._ranks.once(choose), pruned)
+        keep_from_broadcasts(self._ranks, model, self._layers)
 
     def __iter__(self) -> Iterator[Stage]:
         """Freeze the next portion and yield its stage, from where the last iteration or
@@ -145,9 +155,11 @@ class Incremental:
         """
         while self._done < len(self.portions):
             self._show_levels(0)  # freezing starts from the trained values
-            self._freeze(self._done)
+            with showing(self._progress) as callback:
+                self._freeze(self._done, callback)
             self._done += 1
             self._show_levels(self._done)
+            check_alike(self._ranks, self._layers, f"stage {self._done}")
             yield Stage(
                 index=self._done - 1,
                 portion=self.portions[self._done - 1],
@@ -157,60 +169,31 @@ class Incremental:
                 ),
             )
 
-    def _freeze(self, stage: int) -> None:
+    def _freeze(self, stage: int, progress: Progress) -> None:
         """Freeze the portion of a stage in every layer."""
         refitted: set[str] = set()
         # A network that sees its free weights at their levels does not change when they freeze.
         if self._inputs is not None and not self._sees_levels(stage):
-            refitted = self._freeze_and_refit(stage, self._inputs)
+            refit = partial(self._refit, stage, self._inputs, progress)
+            refitted = refit_on_one(self._ranks, self._layers, refit)
         # The others: all of them without inputs, else those that no input reaches now.
         others = [layer for layer in self._layers if layer.name not in refitted]
         for count, layer in enumerate(others, len(refitted) + 1):
             generator = layer.generator(self.seed, stage)
             layer.freeze(self.portions[stage], self._orders[stage], generator)
-            self._report(stage, count, layer.name)
+            progress(self._event(stage, count, layer.name))
 
-    def _freeze_and_refit(self, stage: int, inputs: list[Inputs]) -> set[str]:
-        """Freeze the portion of a stage, piece by piece, in every layer that the inputs reach;
-        return their names.
+    def _refit(self, stage: int, inputs: list[Inputs], progress: Progress) -> set[str]:
+        """Freeze the portion of a stage in every layer that the inputs reach, and refit the free
+        weights; return the names of these layers.
         """
         earlier = self.portions[stage - 1] if stage else 0.0
-        portion = self.portions[stage]
-        steps = [earlier + (portion - earlier) * piece / PIECES for piece in range(1, PIECES)]
-        planned = {layer.name: layer for layer in self._layers}
-        refitted: list[str] = []
+        freezing = Freezing(stage, earlier, self.portions[stage], self._orders[stage], self.seed)
 
-        def freeze(copied: Layer, moments: Moments, site: Site | None) -> None:
-            layer = planned[copied.name]
-            start = state_of(layer)
-            generator = layer.generator(self.seed, stage)
-            layer.freeze_and_refit([*steps, portion], moments, self._orders[stage], generator)
-            if site is not None and not site.is_described:
-                self._freeze_as_it_is(layer, stage, start, site)
-            copied.weight.copy_(layer.layer.weight)  # the layers behind see its new outputs
-            refitted.append(layer.name)
-            self._report(stage, len(refitted), layer.name)
+        def frozen(count: int, name: str) -> None:
+            progress(self._event(stage, count, name))
 
-        layers = [layer.layer for layer in self._layers]
-        full, _ = _plain_copy(self.model, layers)
-        quantized, copies = _plain_copy(self.model, layers)
-        with observing(full), observing(quantized):
-            freeze_sequentially(full, quantized, copies, inputs, freeze)
-        return set(refitted)
-
-    def _freeze_as_it_is(
-        self, layer: PlannedLayer, stage: int, start: LayerState, site: Site
-    ) -> None:
-        """Freeze a layer that was refitted again from where it started, without a refit, unless
-        that is worse: refitting trusts that the layer multiplies its inputs with its weight.
-        """
-        refitted = state_of(layer)
-        error = site.error(refitted.weight)
-        restore(layer, start)
-        generator = layer.generator(self.seed, stage)
-        layer.freeze(self.portions[stage], self._orders[stage], generator)
-        if site.error(layer.layer.weight) >= error:
-            restore(layer, refitted)
+        return freeze_and_refit(self.model, self._layers, inputs, freezing, frozen)
 
     def _sees_levels(self, done: int) -> bool:
         """Tell if the network sees free weights at their levels after so many portions."""
@@ -221,12 +204,12 @@ class Incremental:
         for layer in self._layers:
             layer.parametrization.straight_through = self._sees_levels(done)
 
-    def _report(self, stage: int, count: int, name: str) -> None:
-        """Report that ``count`` layers have frozen a stage's portion, ``name`` the last of them."""
+    def _event(self, stage: int, count: int, name: str) -> Event:
+        """Return the event that ``count`` layers have frozen a stage's portion, ``name`` last."""
         layers = len(self._layers)
         message = f"{name}: {100 * self.portions[stage]:g} % frozen"
         total = layers * len(self.portions)
-        self._progress(Event("freeze", stage * layers + count, total, message))
+        return Event("freeze", stage * layers + count, total, message)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to resume between stages, the model's state dict included. Take
@@ -277,6 +260,7 @@ class Incremental:
             for layer in self._layers
         ]
         self._show_levels(self._done)
+        check_alike(self._ranks, self._layers, f"the state after stage {self._done}")
 
     def finish(self) -> Packed:
         """Fold the model back to plain modules and return the quantized network.
@@ -299,6 +283,7 @@ class Incremental:
         quantized = {layer.name: layer.quantized() for layer in self._layers}
         release(layer.layer for layer in self._layers)
         self._layers = []
+        self._ranks.share(self.model.buffers())  # batch norms have seen other batches elsewhere
         return pack(self.model, quantized)
 
 
@@ -351,6 +336,7 @@ def _described(
     plan: Mapping[str, WidthLike],
     portions: tuple[float, ...] | None,
     order: FreezeOrder | Sequence[FreezeOrder],
+    inputs: Iterable[Inputs] | None,
 ) -> dict[str, Any]:
     """Describe settings for a saved state, which is compared with the run that loads it.
 
@@ -365,16 +351,8 @@ def _described(
         "plan": write_widths(plan),
         "portions": tuple(PORTIONS if portions is None else portions),
         "order": names,
+        "inputs": inputs is not None,
     }
-
-
-def _plain_copy(model: nn.Module, layers: list[Layer]) -> tuple[nn.Module, list[Layer]]:
-    """Copy a model as it is now, with its layers, and fold the copy back to plain modules:
-    recurrent layers read parametrized weights ahead of a call.
-    """
-    model, layers = copied((model, layers))
-    release(layers)
-    return model, layers
 
 
 def _codebooks(
@@ -382,12 +360,13 @@ def _codebooks(
     planned: Sequence[tuple[Layer, Width]],
     inputs: list[Inputs] | None,
     settings: PtqSettings,
-    progress: Progress,
+    progress: ProgressLike,
 ) -> list[Codebook]:
     """Choose the codebook of each layer: from its weights alone or, with inputs, by PTQ."""
     if inputs is not None:
         plan = {layer.name: bits for layer, bits in planned}
-        packed = calibrate_quietly(model, plan, inputs, settings, progress)
+        with showing(progress) as callback:
+            packed = calibrate_quietly(model, plan, inputs, settings, callback)
         return [packed.layers[layer.name].codebook for layer, _ in planned]
     codebooks = []
     for layer, bits in planned:

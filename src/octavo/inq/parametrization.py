@@ -99,9 +99,12 @@ class FrozenWeights(nn.Module):
         """Round each weight to its nearest level. A weight that is NaN or infinite becomes NaN, so
         that a run that diverges does not look sound.
         """
-        in_units = (weight / self.scale).float()
+        order = _memory_order(weight)  # bucketize would copy any other, and warn
+        in_units = (weight / self.scale).float().permute(order)
         number = torch.bucketize(in_units, self.edges.view(torch.float32), right=True)
-        return (self.levels.view(torch.float32)[number] * self.scale).to(weight.dtype)
+        level = self.levels.view(torch.float32)[number]
+        back = sorted(range(weight.dim()), key=order.__getitem__)
+        return (level.permute(back) * self.scale).to(weight.dtype)
 
     @torch.no_grad()
     def prune(self, mask: Tensor) -> None:
@@ -139,6 +142,15 @@ class FrozenWeights(nn.Module):
             unit = self.levels.view(torch.float32)[1:-1]
             _replace_marks(state, prefix, unit, powers_of_two=self._powers_of_two)
         super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _memory_order(weight: Tensor) -> tuple[int, ...]:
+    """Return the dimensions of a dense tensor in the order in which they lie in memory."""
+    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        return 0, 2, 3, 1
+    if weight.dim() == 5 and weight.is_contiguous(memory_format=torch.channels_last_3d):
+        return 0, 2, 3, 4, 1
+    return tuple(range(weight.dim()))
 
 
 def _levels_and_edges(codebook: Codebook) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,13 @@ from octavo.inq.parametrization import FrozenWeights, attach_frozen_weights
 from octavo.inq.partition import FreezeOrder, grow, rank
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.moments import Moments
+from octavo.network.parametrizations import set_trained_weight, trained_weight
 from octavo.network.thread_state import without_autocast
 from octavo.ptq.least_squares import damped, least_squares_target, refit
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.quantized import Quantized
 
-__all__ = ["LayerState", "PlannedLayer", "restore", "state_of"]
+__all__ = ["LayerState", "PlannedLayer", "restore", "state_of", "tensors_of"]
 
 DAMP = PtqSettings.damp
 
@@ -67,17 +68,13 @@ class PlannedLayer:
         """Freeze free weights, by their rank in ``order``, until ``portion`` of them is frozen."""
         self._check_weights()
         parametrization = self.parametrization
-        mask = self._grown(portion, order, generator)
-        codes = channels_back(self.codebook.encode(self._seen()), self.layer.groups)
+        groups = self.layer.groups
+        ranks = channels_back(rank(self._seen(), self.codebook, order, generator=generator), groups)
+        mask = grow(parametrization.frozen, ranks, portion, pruned=parametrization.pruned)
+        del ranks  # they are as large as the weight
+        codes = channels_back(self.codebook.encode(self._seen()), groups)
         parametrization.freeze(codes, mask)
-        self.layer.weight.copy_(parametrization(self.layer.weight))
-
-    def _grown(self, portion: float, order: FreezeOrder, generator: torch.Generator) -> Tensor:
-        """Return the frozen weights and those that freeze next."""
-        ranks = rank(self._seen(), self.codebook, order, generator=generator)
-        ranks = channels_back(ranks, self.layer.groups)
-        parametrization = self.parametrization
-        return grow(parametrization.frozen, ranks, portion, pruned=parametrization.pruned)
+        set_trained_weight(self.layer, parametrization(trained_weight(self.layer)))
 
     @without_autocast()
     def freeze_and_refit(
@@ -110,14 +107,16 @@ class PlannedLayer:
         free = channels_first(~self.parametrization.frozen, groups).reshape(target.shape)
         fitted = refit(weight.reshape(target.shape).float(), target, hessian, free)
         fitted = channels_back(fitted.view(weight.shape), groups).to(weight)
-        self.layer.weight.copy_(self.parametrization(fitted))
+        set_trained_weight(self.layer, self.parametrization(fitted))
 
     def _seen(self) -> Tensor:
         """Return the weight as the network sees it, with its output channels first."""
-        return channels_first(self.parametrization(self.layer.weight.detach()), self.layer.groups)
+        seen = self.parametrization(trained_weight(self.layer))
+        return channels_first(seen, self.layer.groups)
 
     def _check_weights(self) -> None:
-        self._check_finite("weights", self.layer.weight.isfinite() | self.parametrization.frozen)
+        weight = trained_weight(self.layer)
+        self._check_finite("weights", weight.isfinite() | self.parametrization.frozen)
 
     def _check_finite(self, what: str, finite: Tensor) -> None:
         if not bool(finite.all()):
@@ -145,7 +144,7 @@ def state_of(layer: PlannedLayer) -> LayerState:
     """Return a copy of a layer's state; :func:`restore` takes it."""
     frozen = layer.parametrization.state_dict()
     return LayerState(
-        layer.layer.weight.detach().clone(),
+        trained_weight(layer.layer).clone(),
         {name: tensor.clone() for name, tensor in frozen.items()},
     )
 
@@ -153,5 +152,12 @@ def state_of(layer: PlannedLayer) -> LayerState:
 @torch.no_grad()
 def restore(layer: PlannedLayer, state: LayerState) -> None:
     """Let a layer go back to an earlier :func:`state_of` it."""
-    layer.layer.weight.copy_(state.weight)
+    set_trained_weight(layer.layer, state.weight)
     layer.parametrization.load_state_dict(state.frozen)
+
+
+def tensors_of(layer: PlannedLayer) -> list[Tensor]:
+    """Return all that INQ changes in a layer: the trained weight, and the parametrization's own
+    tensors, whose values say which weights are frozen, and where.
+    """
+    return [trained_weight(layer.layer), *layer.parametrization.state_dict().values()]

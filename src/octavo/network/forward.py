@@ -79,6 +79,11 @@ def batches_of(inputs: Iterable[Inputs]) -> Iterable[Inputs]:
             "inputs: expected several batches, got one mapping with the keys "
             f"{', '.join(map(str, inputs))}; write [inputs] if it is one batch"
         )
+    if hasattr(inputs, "__array__"):
+        raise PlanError(
+            f"inputs: expected several batches of tensors, got one {type(inputs).__name__}; "
+            "write [torch.as_tensor(inputs)] if it is one batch"
+        )
     if not isinstance(inputs, Iterable):
         raise PlanError(
             f"inputs: expected an iterable of batches, got {type(inputs).__name__}; "

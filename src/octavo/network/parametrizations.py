@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
+from octavo.network.distributed import assign, whole
 from octavo.network.layers import Layer
 
-__all__ = ["attach", "release"]
+__all__ = ["attach", "original", "release", "set_trained_weight", "trained_weight"]
 
 
 def attach(layer: Layer, parametrization: nn.Module) -> None:
@@ -34,12 +35,38 @@ def release(layers: Iterable[Layer]) -> None:
     modules: dict[nn.Module, None] = {}
     with torch.no_grad():
         for layer in layers:
-            module: Any = layer.module
-            original = module.parametrizations[layer.attribute].original  # all modules share it
-            original.copy_(getattr(module, layer.attribute))
+            set_trained_weight(layer, _seen(layer))  # all modules share it
             modules |= dict.fromkeys(module for module, _ in layer.places)
     for module in modules:
         _restore(module)
+
+
+def original(layer: Layer) -> nn.Parameter:
+    """Return the parameter beneath a layer's parametrizations as it is now: ``fully_shard`` puts
+    another one in its place.
+    """
+    module: Any = layer.module
+    parameter: nn.Parameter = module.parametrizations[layer.attribute].original
+    return parameter
+
+
+def trained_weight(layer: Layer) -> Tensor:
+    """Return the values of that parameter, all of them where it is sharded."""
+    return whole(original(layer).detach())
+
+
+def set_trained_weight(layer: Layer, value: Tensor) -> None:
+    """Write values into that parameter; every rank writes its part where it is sharded."""
+    assign(original(layer), value)
+
+
+def _seen(layer: Layer) -> Tensor:
+    """Return the weight as the network sees it, all of it where its parameter is sharded."""
+    module: Any = layer.module
+    weight = trained_weight(layer)
+    for parametrization in module.parametrizations[layer.attribute]:
+        weight = parametrization(weight)
+    return weight
 
 
 @dataclass

@@ -33,6 +33,7 @@ def unreached(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Input
     columns_of = {layer.name: torch.zeros(problem_count(layer), dtype=torch.int64, device="cpu")
                   for layer in layers}  # fmt: skip
 
+    @torch.no_grad()  # a forward pass may have gradients on
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for layer in by_module[module]:
             if layer.name in missing and has_rows(args, kwargs):

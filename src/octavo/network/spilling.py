@@ -11,7 +11,7 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -23,9 +23,9 @@ from octavo.errors import brief
 from octavo.network.nested import named_tensors
 from octavo.network.warned import warn
 
-__all__ = ["BOUND", "PassMemory", "Spill"]
+__all__ = ["BOUND", "PassMemory", "Spill", "addresses"]
 
-BOUND = 1 << 28  # bytes that waiting passes hold in memory; what is beyond goes to disk
+BOUND = 1 << 29  # bytes that waiting passes hold in memory; what is beyond goes to disk
 SMALL = 1 << 14  # bytes of a tensor that stays where it is: a file is read in pages of 4,096
 FILE_SIZE = 1 << 26  # bytes, so that few files are open
 GIVES_BACK = getattr(mmap, "MADV_DONTNEED", None)  # None on Windows, which decides for itself
@@ -35,12 +35,16 @@ class PassMemory:
     """The memory of what a forward pass has made and still holds, or several passes together.
 
     Args:
-        others: tensors that are not the pass's own, such as its inputs and the weights.
+        others: addresses of what is not the pass's own, such as its inputs and the weights.
+
+    Attributes:
+        counted: bytes in memory, as :class:`Spill` has counted them.
 
     """
 
-    def __init__(self, others: Iterable[Tensor] = ()) -> None:
-        self._others = {one.untyped_storage().data_ptr() for one in others if _is_movable(one)}
+    def __init__(self, others: Collection[int] = ()) -> None:
+        self.counted = 0
+        self._others = others
         self._made: list[weakref.ref[Tensor]] = []
         self._pieces: list[_Piece] = []
 
@@ -53,15 +57,17 @@ class PassMemory:
         alive = {id(tensor): (ref, tensor) for ref in self._made if (tensor := ref()) is not None}
         self._made[:] = [ref for ref, _ in alive.values()]
         storages = [tensor.untyped_storage() for _, tensor in alive.values() if _is_movable(tensor)]
-        elsewhere = self._others | {piece.address for piece in self._pieces}
-        found = {
-            storage.data_ptr(): storage
-            for storage in storages
+        by_address = {storage.data_ptr(): storage for storage in storages}
+        self._pieces = [piece for piece in self._pieces if piece.address in by_address]
+        on_disk = {piece.address for piece in self._pieces}
+        return [
+            storage
+            for address, storage in by_address.items()
             if storage.nbytes() >= SMALL
             and storage.resizable()  # numpy may look at the memory of others
-            and storage.data_ptr() not in elsewhere
-        }
-        return list(found.values())
+            and address not in self._others
+            and address not in on_disk
+        ]
 
     def add(self, piece: "_Piece") -> None:
         """Note a piece of a file that some of the memory was moved to."""
@@ -84,16 +90,24 @@ class Spill:
 
     def __init__(self, bound: int = BOUND) -> None:
         self._bound = bound if hasattr(UntypedStorage, "_swap_data_ptr_") else math.inf
-        self._in_memory = weakref.WeakKeyDictionary[PassMemory, int]()
+        self._counted = 0
         self._file: _File | None = None
 
     def settle(self, memory: PassMemory) -> None:
         """Count what a pass holds where it stands, and move it to disk if it is too much."""
         memory.give_back()
         held = memory.held()
-        self._in_memory[memory] = sum(storage.nbytes() for storage in held)
-        if sum(self._in_memory.values()) > self._bound:
+        self._count(memory, sum(storage.nbytes() for storage in held))
+        if self._counted > self._bound:
             self._move(memory, held)
+
+    def forget(self, memory: PassMemory) -> None:
+        """Count a pass no more, which has come to its end."""
+        self._count(memory, 0)
+
+    def _count(self, memory: PassMemory, size: int) -> None:
+        self._counted += size - memory.counted
+        memory.counted = size
 
     def _move(self, memory: PassMemory, held: Iterable[UntypedStorage]) -> None:
         try:
@@ -107,7 +121,7 @@ class Spill:
                 "folder"
             )
         else:
-            self._in_memory[memory] = 0
+            self._count(memory, 0)
 
     def _moved(self, storage: UntypedStorage) -> "_Piece":
         size = storage.nbytes()
@@ -183,6 +197,11 @@ class _Results(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         self._made += [weakref.ref(tensor) for _, tensor in named_tensors(result)]
         return result
+
+
+def addresses(tensors: Iterable[Tensor]) -> frozenset[int]:
+    """Return the addresses of what tensors have in the memory of the CPU."""
+    return frozenset(one.untyped_storage().data_ptr() for one in tensors if _is_movable(one))
 
 
 def _is_movable(tensor: Tensor) -> bool:

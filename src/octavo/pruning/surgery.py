@@ -172,8 +172,11 @@ class Surgery:
                 raise PlanError(
                     f"{key}: expected the state of a run with {expected!r}, got one with {saved!r}"
                 )
+        done = state["done"]
+        if isinstance(done, bool) or not isinstance(done, int) or done < 0:
+            raise PlanError(f"done: expected a number of steps, got {done!r}")
         self.model.load_state_dict(state["model"])
-        self._done = state["done"]
+        self._done = done
 
     def finish(self) -> dict[str, Tensor]:
         """Fold the model back to plain modules with the pruned weights at zero; if the sparsity is

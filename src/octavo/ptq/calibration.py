@@ -33,13 +33,14 @@ from octavo.network.reach import batches_for, check_reached, unreached
 from octavo.network.samples import sample_count
 from octavo.network.values import check_range
 from octavo.plan import planned_layers
-from octavo.progress import Progress, silent
+from octavo.progress import Progress, ProgressLike, showing, silent
 from octavo.ptq.absorption import absorbing_norms
 from octavo.ptq.float_inputs import freeze_from_float
 from octavo.ptq.freezer import Freezer, Frozen
 from octavo.ptq.measuring import Measured, divergence_of, explain, measure, warn_if_large
+from octavo.ptq.sensitivity import rates_of_layers
 from octavo.ptq.sequential import freeze_sequentially
-from octavo.ptq.setting_aside import deal, handed_over, is_divisible
+from octavo.ptq.setting_aside import deal, handed_over, is_divisible, leading
 from octavo.ptq.settings import PtqOrder, PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 from octavo.storage.quantized import Quantized
@@ -63,8 +64,9 @@ def calibrate(
     damp: float = PtqSettings.damp,
     sequential: bool = PtqSettings.sequential,
     absorb: bool = PtqSettings.absorb,
+    rate: float = PtqSettings.rate,
     masks: Mapping[str, Tensor] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Packed:
     """Quantize ``model`` by PTQ; the model is left as it was.
 
@@ -79,8 +81,8 @@ def calibrate(
 
     Args:
         model: the trained network.
-        plan: layer name to bits, or to an ``Apot``: a ``Plan`` or a dict. Layers that it does not
-            name stay in float.
+        plan: layer name to bits, or to another width such as ``"fp4"``: a ``Plan`` or a dict.
+            Layers that it does not name stay in float.
         inputs: batches that the model is called with, unlabelled: tensors, or tuples or dicts of
             arguments.
         order: the order in which weights freeze. ``"gptq"`` has one order for all rows of a layer.
@@ -88,21 +90,26 @@ def calibrate(
             weighted by the inputs), ``"magnitude"`` the largest (INQ's criterion).
         fit: the choice of the largest exponent: ``"max"`` is INQ's formula, ``"mse"`` takes the
             exponent of least squared error of the layer's outputs.
-        per: one largest exponent for each output ``"channel"``, or one for the whole tensor.
+        per: one largest exponent for each output ``"channel"``, one for the whole ``"tensor"``, or
+            one for every 32 inputs of a channel, ``("group", 32)``.
         damp: share of the mean diagonal of the inputs' second moment that is added to its diagonal.
         sequential: each layer sees the inputs that the quantized layers ahead of it produce; if
             false, every layer sees full-precision inputs. The first gives better networks, and
-            keeps what all inputs have become at one layer, up to 256 MiB in memory and the rest in
+            keeps what all inputs have become at one layer, up to 512 MiB in memory and the rest in
             temporary files; the second streams them.
         absorb: give each channel ahead of a batch norm a scale of its own, which the batch norm
             cancels by its running statistics. This is far better where channels have few weights,
-            as in depthwise convolutions. ``per`` must be ``"channel"``.
+            as in depthwise convolutions. ``per`` must not be ``"tensor"``.
+        rate: how much a smaller file is worth: a bit less in each weight may cost so many times the
+            error that the layer has without it. 0 counts the error alone; 1 or 2 takes a fifth
+            off a file of 4 bits, and finer widths have use for more. The bits are those of an
+            entropy coder; layers whose error does more to the outputs keep more of them.
         masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. Pruned weights
             are zero in the result, and the others make up for them. None, the default, takes the
             zeros of a layer for pruned weights if they are a thousandth of it or more, and it is
             not on powers of two already.
-        progress: called after each layer with an ``Event`` of the phase ``"calibrate"``, whose
-            detail is a ``LayerResult``.
+        progress: True shows how far it is. A function is called after each layer with an ``Event``
+            of the phase ``"calibrate"``, whose detail is a ``LayerResult``.
 
     Raises:
         PlanError: an unknown layer, no inputs, inputs that the model does not take or that are not
@@ -110,9 +117,17 @@ def calibrate(
 
     """
     settings = PtqSettings(
-        order=order, fit=fit, per=per, damp=damp, sequential=sequential, absorb=absorb, masks=masks
+        order=order,
+        fit=fit,
+        per=per,
+        damp=damp,
+        sequential=sequential,
+        absorb=absorb,
+        rate=rate,
+        masks=masks,
     )
-    packed = calibrate_quietly(model, plan, inputs, settings, progress or silent, explained=True)
+    with showing(progress) as callback:
+        packed = calibrate_quietly(model, plan, inputs, settings, callback, explained=True)
     if packed.held_out is not None:
         warn_if_large(packed.held_out, packed.plan)
     return packed
@@ -143,8 +158,9 @@ def calibrate_quietly(
     check_range(model)
     warn_if_mostly_float(model)
     batches = iter(batches_of(inputs))
-    first = [on_device(batch, device_of(model)) for batch in itertools.islice(batches, 1)]
-    quantized = faithful_copy(model, *first)
+    first = list(itertools.islice(batches, 1)) if not settings.rate else leading(batches)
+    first = [on_device(batch, device_of(model)) for batch in first]
+    quantized = faithful_copy(model, *first[:1])
     planned = planned_layers(quantized, plan)
     layers = [layer for layer, _ in planned]
     pruned = None if settings.masks is None else find_pruned(layers, settings.masks)
@@ -152,9 +168,10 @@ def calibrate_quietly(
     with observing(quantized), naming_errors(quantized, model):
         by_sample = bool(first) and is_divisible(quantized, first[0])
         norms = absorbing_norms(quantized, layers, first[0]) if settings.absorb and first else {}
+        rates = rates_of_layers(quantized, planned, first, settings)
         dealt = _Dealt(itertools.chain(handed_over(first), batches), by_sample=by_sample)
         widths = {layer.name: bits for layer, bits in planned}
-        freeze = Freezer(widths, settings, norms, pruned, progress)
+        freeze = Freezer(widths, settings, norms, pruned, progress, rates)
         frozen = _freeze(model, quantized, layers, dealt, freeze)
     check_reached([layer.name for layer in layers if layer.name not in frozen])
     solved = _Solved(quantized, planned, frozen, norms)

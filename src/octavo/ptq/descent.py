@@ -73,7 +73,7 @@ def _descend(
         end = min(start + BLOCK, len(weight))
         before = chosen[start:end].clone()
         for j in range(start, end):
-            best = roundings[j](chosen[j] + bent[j] / diagonal[j])
+            best = roundings[j](chosen[j] + bent[j] / diagonal[j], diagonal[j])
             codes[j] = torch.where(free[j], best, codes[j])
             lowered = chosen[j] - roundings[j].level(codes[j])  # e_j rises by as much
             chosen[j] -= lowered

@@ -5,6 +5,7 @@ them.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import nn
 
 from octavo.network.calls import feed
@@ -63,6 +64,7 @@ def _collect(
     """Add what the inputs bring to some of the layers to their moments."""
     by_module = calling_modules(model, layers)
 
+    @torch.no_grad()  # a forward pass may have gradients on
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for layer in by_module[module]:
             for problem, columns in layer_inputs(layer, module, args, kwargs):

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,7 @@ class Freezer:
         norms: the batch norm that cancels a layer's scale, by the layer's name.
         pruned: true where a weight of a layer is pruned, by the layer's name; None lets zeros tell.
         progress: called after each layer.
+        rates: the rates of layers that have another than that of the settings, by name.
 
     """
 
@@ -82,9 +83,11 @@ class Freezer:
         norms: Mapping[str, nn.Module],
         pruned: Mapping[str, Tensor] | None,
         progress: Progress,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self._widths = widths
         self.settings = settings
+        self._rates = rates or {}
         self._norms = norms
         self._pruned = pruned
         self._progress = progress
@@ -94,15 +97,12 @@ class Freezer:
         """Freeze a layer, from the moments of its inputs and, where it has one, at its site."""
         norm = self._norms.get(layer.name)
         bits = self._widths[layer.name]
-        pruned = None
-        if self._pruned is not None:
-            none = torch.zeros_like(layer.weight, dtype=torch.bool)
-            pruned = self._pruned.get(layer.name, none)
+        settings = replace(self.settings, rate=self._rates.get(layer.name, self.settings.rate))
+        pruned = self._pruned_of(layer)
+        scaled = norm is not None
 
         def solve_from(moments: Moments) -> Solution:
-            return solve(
-                layer, moments, bits, self.settings, scaled=norm is not None, pruned=pruned
-            )
+            return solve(layer, moments, bits, settings, scaled=scaled, pruned=pruned)
 
         solution = choose(layer, moments, site, solve_from)
         rounding = solution.rounding or solution
@@ -113,6 +113,12 @@ class Freezer:
             absorb_factor(layer, norm, solution.factor)
         self._report(layer.name, solution)
         return frozen
+
+    def _pruned_of(self, layer: Layer) -> Tensor | None:
+        if self._pruned is None:
+            return None
+        none = torch.zeros_like(layer.weight, dtype=torch.bool)
+        return self._pruned.get(layer.name, none)
 
     def _report(self, name: str, solution: Solution) -> None:
         done = next(self._count)

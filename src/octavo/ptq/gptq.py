@@ -30,7 +30,7 @@ from octavo.ptq.assignment import Assignment
 from octavo.ptq.descent import descended
 from octavo.ptq.rounding import Rounding
 
-__all__ = ["column_order", "gptq"]
+__all__ = ["column_order", "curvature", "gptq"]
 
 BLOCK = 64  # columns that freeze before the columns beyond them are updated
 
@@ -63,6 +63,15 @@ def column_order(hessian: Tensor) -> Tensor:
     return hessian.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True)
 
 
+def curvature(hessian: Tensor) -> Tensor:
+    """Return ``M_ii^2``, what a squared error of each column costs the outputs while the columns
+    behind it compensate: (problems, columns).
+    """
+    columns = column_order(hessian)
+    diagonal = _upper_factor(hessian, columns).diagonal(dim1=1, dim2=2)
+    return torch.empty_like(diagonal).scatter_(1, columns, diagonal.square())
+
+
 def _in_order(
     weight: Tensor, hessian: Tensor, rounding: Rounding, columns: Tensor, kept: Tensor | None
 ) -> Assignment:
@@ -77,7 +86,9 @@ def _in_order(
     ordered = weight.gather(2, index).permute(2, 0, 1).contiguous()  # (columns, problems, rows)
     pruned = None if kept is None else ~kept.gather(2, index).permute(2, 0, 1).contiguous()
     roundings = rounding.to(weight.dtype).by_column(index)
-    codes, updated, errors = _freeze_columns(ordered, ratios, roundings, pruned)
+    squares = diagonal.square().T.unsqueeze(2)  # M_ii^2: (columns, problems, 1)
+    of_columns = zip(roundings, squares, strict=True)
+    codes, updated, errors = _freeze_columns(ordered, ratios, list(of_columns), pruned)
 
     original_codes = torch.empty_like(weight, dtype=torch.uint8)
     original_codes.scatter_(2, index, codes.permute(1, 2, 0).to(torch.uint8))
@@ -116,7 +127,10 @@ def _with_descent(
 
 
 def _freeze_columns(
-    weight: Tensor, ratios: Tensor, roundings: list[Rounding], pruned: Tensor | None
+    weight: Tensor,
+    ratios: Tensor,
+    roundings: list[tuple[Rounding, Tensor]],
+    pruned: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Freeze one column after another, and update those that are still free.
 
@@ -124,7 +138,8 @@ def _freeze_columns(
         weight: (columns, problems, rows), in the order in which the columns freeze; it is
             overwritten.
         ratios: ``M_ki / M_ii``, (k, i, problems).
-        roundings: the levels that the weights of each column may take.
+        roundings: the levels that the weights of each column may take, and its ``M_ii^2``,
+            (problems, 1).
         pruned: bool, true where the middle level, zero, is taken; None where it nowhere is.
 
     Returns:
@@ -141,11 +156,12 @@ def _freeze_columns(
     columns = list(zip(roundings, updated, codes, chosen, errors, ratios.unsqueeze(3), strict=True))
     for start in range(0, count, BLOCK):
         end = min(start + BLOCK, count)
-        for i, (rounding, w, code, q, e, ratio) in enumerate(columns[start:end], start):
-            rounding(w, out=code)
+        for i, (of_column, w, code, q, e, ratio) in enumerate(columns[start:end], start):
+            rounding, square = of_column
+            rounding(w, square, out=code)
             if pruned is not None:
                 code.masked_fill_(pruned[i], rounding.zero)
-            rounding.level(code, out=q)  # q_i: the level nearest to w'_i
+            rounding.level(code, out=q)  # q_i: the level of w'_i
             e.sub_(q)  # e_i = w_i - q_i
             # w'_j += e_i M_ij / M_jj for the columns j that are left in the block
             updated[i + 1 : end].addcmul_(ratio[i + 1 : end], e)

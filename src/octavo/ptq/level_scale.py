@@ -54,6 +54,15 @@ class LevelScale:
         """Return the exponent of each weight, float64, broadcastable to ``shape``."""
         return self._by_group(self.max_exponent) if self.group_size else self.row_exponent()
 
+    @property
+    def is_shared(self) -> bool:
+        """True if all channels have one exponent."""
+        return not self.max_exponent.dim()
+
+    def value(self) -> Tensor:
+        """Return the scale of each weight, float64, broadcastable to ``shape``."""
+        return torch.ldexp(self.row_factor(), self.exponent())
+
     def below_row(self) -> Tensor | None:
         """Return the scale of each weight in units of ``2^row_exponent``, float32; None if there
         are no groups, so that all are 1.

@@ -88,15 +88,14 @@ def _freeze_one(
     and return the column and the code of the weight, both (rows,).
     """
     every_row = torch.arange(len(weight), device=weight.device)
-    nearest = rounding(weight)  # codes: (rows, left)
-    error = weight - rounding.level(nearest)  # w - q
-    if order == "distance":
-        cost = error.square() / inverse.diagonal(dim1=1, dim2=2)  # (w_j - q_j)^2 / [H^-1]_jj
-    else:
-        cost = -weight.abs()
+    variance = inverse.diagonal(dim1=1, dim2=2)  # [H^-1]_jj: (rows, left)
+    codes = rounding(weight, 1 / variance)  # (rows, left)
+    error = weight - rounding.level(codes)  # w - q
+    # (w_j - q_j)^2 / [H^-1]_jj, or the magnitude
+    cost = error.square() / variance if order == "distance" else -weight.abs()
     j = cost.masked_fill_(frozen, torch.inf).argmin(1)  # (rows,)
     inverse_row = inverse[every_row, j]  # [H^-1]_j: (rows, left)
     ratios = inverse_row / inverse_row[every_row, j].unsqueeze(1)  # [H^-1]_j / [H^-1]_jj
     weight.addcmul_(error[every_row, j].unsqueeze(1), ratios, value=-1)
     inverse.baddbmm_(ratios.unsqueeze(2), inverse_row.unsqueeze(1), alpha=-1)
-    return j, nearest[every_row, j]
+    return j, codes[every_row, j]

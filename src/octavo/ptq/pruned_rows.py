@@ -7,8 +7,9 @@ does not need with columns that depend on no other: their weights are zero, and 
 that of the identity.
 """
 
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,8 +43,7 @@ def compensate_kept(
     problems, rows, columns = kept.shape
     slots = _Slots.of(kept)
     by_row = _by_row(weight, kept)  # (problems * rows, sharing, columns)
-    if rounding.scale is not None:
-        rounding = replace(rounding, scale=_by_row(rounding.scale, kept))
+    rounding = rounding.mapped(lambda one: _by_row(one, kept))
     codes = torch.full_like(by_row, rounding.zero, dtype=torch.uint8)
     errors = torch.zeros(2, *by_row.shape[:2], dtype=torch.float64, device=weight.device)
     rows_at_once = max(1, CHUNK // slots.columns.shape[1] ** 2)
@@ -51,7 +51,7 @@ def compensate_kept(
         columns_of_row = slots.columns[chunk].unsqueeze(1).expand(-1, by_row.shape[1], -1)
         needed = slots.used[chunk].unsqueeze(1)  # (chunk, 1, slots)
         kept_weights = by_row[chunk].gather(2, columns_of_row) * needed
-        of_chunk = rounding.picked_rows(chunk).picked(columns_of_row)
+        of_chunk = rounding.mapped(operator.itemgetter(chunk)).picked(columns_of_row)
         assignment = method(kept_weights, slots.hessians(hessian, chunk), of_chunk)
         codes[chunk] = codes[chunk].scatter(2, columns_of_row, assignment.codes)
         errors[:, chunk] = torch.stack([assignment.output_error, assignment.weight_error])
@@ -64,8 +64,8 @@ def compensate_kept(
 
 def _by_row(weight: Tensor, kept: Tensor) -> Tensor:
     """Return (problems, sharing * rows, columns) as (problems * rows, sharing, columns)."""
-    problems, rows, columns = kept.shape
-    by_sharing = weight.view(problems, -1, rows, columns)  # (problems, sharing, rows, columns)
+    problems, rows, _ = kept.shape
+    by_sharing = weight.reshape(problems, -1, rows, weight.shape[2])  # sharing comes second
     return by_sharing.transpose(1, 2).flatten(0, 1)
 
 

@@ -9,6 +9,7 @@ batches cannot wait together: they run one after another, again for each layer.
 """
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from octavo.network.forward import (
 from octavo.network.layers import Layer, calling_modules
 from octavo.network.moments import Moments
 from octavo.network.nested import named_tensors
-from octavo.network.spilling import PassMemory, Spill
+from octavo.network.spilling import PassMemory, Spill, addresses
 from octavo.network.stepping import stepwise_forward, stopping
 from octavo.network.warned import warn
 from octavo.network.world import World
@@ -117,7 +118,7 @@ def freeze_in_forward_order(
         conduct: what the forward pass of both does beside computing outputs from inputs.
 
     """
-    pair = _Pair(model, quantized, _partners(model, quantized, layers), conduct, Spill())
+    pair = _Pair.of(model, quantized, layers, conduct)
     if conduct.carries:  # what was set aside lies between batches that belong together
         return _freeze_in_turn(pair, layers, batches.solving, freeze)
     return _freeze_in_step(pair, layers, batches, freeze)
@@ -133,6 +134,7 @@ class _Pair:
         partners: modules of ``quantized``, by the same modules of ``model``.
         conduct: what the forward pass of both does beside computing outputs from inputs.
         spill: bounds the memory of all passes that wait.
+        weights: the addresses of the tensors of both networks.
 
     """
 
@@ -141,13 +143,28 @@ class _Pair:
     partners: Mapping[nn.Module, nn.Module]
     conduct: Conduct
     spill: Spill
+    weights: frozenset[int]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        quantized: nn.Module,
+        layers: Iterable[nn.Module],
+        conduct: Conduct,
+    ) -> "_Pair":
+        """Pair two networks, of which the quantized one has the modules of these layers."""
+        partners = _partners(model, quantized, layers)
+        weights = [
+            tensor
+            for one in (model, quantized)
+            for tensor in itertools.chain(one.parameters(), one.buffers())
+        ]
+        return cls(model, quantized, partners, conduct, Spill(), addresses(weights))
 
     def memory(self, batch: Inputs) -> PassMemory:
         """Return the memory of two passes side by side, which do not own weights and inputs."""
-        tensors = [tensor for _, tensor in named_tensors(batch)]
-        for model in (self.model, self.quantized):
-            tensors += [*model.parameters(), *model.buffers()]
-        return PassMemory(tensors)
+        return PassMemory(self.weights | addresses(tensor for _, tensor in named_tensors(batch)))
 
     def worlds(self) -> "_Worlds":
         """Return new worlds, which begin with the state that the networks have now."""
@@ -279,6 +296,7 @@ def _side_by_side(
             yield Meeting(stop, full, worlds.quantized, held_out, memory)
         for _ in full_pass:
             pass  # this network comes to its end as well
+    pair.spill.forget(memory)
 
 
 def _one_after_another(

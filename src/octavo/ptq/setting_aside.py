@@ -18,7 +18,7 @@ from octavo.network.forward import Inputs
 from octavo.network.nested import named_tensors
 from octavo.network.samples import LEAST_SAMPLES, rows_of, sample_count
 
-__all__ = ["deal", "handed_over", "is_divisible"]
+__all__ = ["deal", "handed_over", "is_divisible", "leading"]
 
 EVERY = 8  # one sample in eight is set aside, so it does not matter if they are ordered by class
 MOST_SAMPLES = 64  # that are set aside
@@ -47,7 +47,7 @@ def deal(batches: Iterable[Inputs], *, by_sample: bool) -> Iterator[Dealt]:
 
 def _by_sample(batches: Iterable[Inputs]) -> Iterator[Dealt]:
     rest = iter(batches)
-    first = _first(rest)
+    first = leading(rest)
     count = sum(sample_count(batch) or 0 for batch in first)
     start = 0 if count >= LEAST_SAMPLES else EVERY * MOST_SAMPLES  # beyond all that is set aside
     for batch in itertools.chain(handed_over(first), rest):
@@ -61,7 +61,7 @@ def _by_sample(batches: Iterable[Inputs]) -> Iterator[Dealt]:
         start += size
 
 
-def _first(batches: Iterator[Inputs]) -> list[Inputs]:
+def leading(batches: Iterator[Inputs]) -> list[Inputs]:
     """Take as many batches as have the least number of samples together, or all there are."""
     first: list[Inputs] = []
     count = 0

@@ -29,17 +29,20 @@ class PtqSettings:
             freezes the largest weight of each row first (INQ's criterion).
         fit: the choice of the largest exponent. ``"max"`` is INQ's formula; ``"mse"`` tries the
             exponent of least squared error of the outputs, and its neighbours.
-        per: one largest exponent per ``"channel"`` (output channel), or one for the whole tensor.
+        per: one largest exponent per ``"channel"`` (output channel), one for the whole tensor, or
+            one for each group of a channel's inputs, ``("group", 32)``.
         damp: share of the mean diagonal of the inputs' second moment that is added to its diagonal.
         sequential: each layer sees the inputs that the quantized layers ahead of it produce; if
             false, every layer sees full-precision inputs.
         absorb: give each channel ahead of a batch norm a scale of its own, which the batch norm
             cancels.
+        rate: the share of a row's error that a bit less in each of its weights is worth: see
+            ``octavo.ptq.pricing``. 0 counts the error alone.
         masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. None takes
             zeros for pruned weights where ``octavo.formats.zeros.pruned_mask`` does.
 
     Raises:
-        PlanError: an unknown order, or a damping that is no finite number of at least 0.
+        PlanError: an unknown order, or a damping or a rate that is no finite number of at least 0.
 
     """
 
@@ -49,13 +52,16 @@ class PtqSettings:
     damp: float = 0.01
     sequential: bool = True
     absorb: bool = False
+    rate: float = 0.0
     masks: Mapping[str, Tensor] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_ptq_order(self.order)
-        number = isinstance(self.damp, int | float) and not isinstance(self.damp, bool)
-        if not number or not 0 <= self.damp < math.inf:
-            raise PlanError(f"damp: expected a number of at least 0, got {self.damp!r}")
+        for name in ("damp", "rate"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value < math.inf:
+                raise PlanError(f"{name}: expected a number of at least 0, got {value!r}")
 
 
 def check_ptq_order(order: str) -> None:

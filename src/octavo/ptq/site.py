@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,19 +74,33 @@ class Site:
         """
         squared_error = 0.0
         squared_output = 0.0
-        for meeting in one_by_one(self.held_out or self.solving):
-            full = meeting.output() if meeting.full is None else meeting.full.output
-            with self._with(weight):
-                now = dict(named_tensors(meeting.output()))
-            for name, tensor in named_tensors(full):
-                if tensor.is_floating_point() and name in now and now[name].shape == tensor.shape:
-                    counted = tensor.isfinite()  # what full precision rules out counts nothing
-                    difference = torch.where(counted, now[name] - tensor, 0)
-                    squared_error += float(difference.double().square().sum())
-                    squared_output += float(torch.where(counted, tensor, 0).double().square().sum())
+        for full, now in self._compared(weight):
+            counted = full.isfinite()  # what full precision rules out counts nothing
+            difference = torch.where(counted, now - full, 0)
+            squared_error += float(difference.double().square().sum())
+            squared_output += float(torch.where(counted, full, 0).double().square().sum())
         if not math.isfinite(squared_error):
             return math.inf
         return math.sqrt(squared_error / squared_output) if squared_output > 0 else 0.0
+
+    def _compared(self, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the module's outputs in full precision and those with ``weight``."""
+        own = self.layer.weight.clone()
+        with self._with(weight):
+            for meeting in one_by_one(self.held_out or self.solving):
+                full = dict(named_tensors(self._full_output(meeting, own)))
+                now = dict(named_tensors(meeting.output()))
+                both = [(tensor, now[name]) for name, tensor in full.items() if name in now]
+                yield from (pair for pair in both if _is_comparable(*pair))
+
+    def _full_output(self, meeting: Meeting, own: Tensor) -> Any:
+        """Return the module's output in full precision, or, if there is none to compare with, that
+        of its full-precision weight.
+        """
+        if meeting.full is not None:
+            return meeting.full.output
+        with self._with(own):
+            return meeting.output()
 
     @contextlib.contextmanager
     def _with(self, weight: Tensor | None) -> Iterator[None]:
@@ -99,3 +114,7 @@ class Site:
             yield
         finally:
             self.layer.weight.copy_(own)
+
+
+def _is_comparable(tensor: Tensor, other: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.shape == other.shape

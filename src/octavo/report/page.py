@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from octavo._io import write_atomically
+from octavo._io import check_output, write_atomically
 from octavo.errors import OctavoError
 from octavo.report import drawing
 from octavo.report.caveats import caveats
@@ -74,6 +74,7 @@ def _search(record: RunRecord) -> dict[str, Any] | None:
 
 def write_page(page: str, path: Path) -> None:
     """Write a page, whole or not at all."""
+    check_output(path)
     write_atomically(path, lambda file: file.write(page.encode()))
 
 

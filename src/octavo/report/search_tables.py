@@ -9,12 +9,22 @@ from octavo.plan import Plan
 from octavo.report.tables import cell, titled_table
 from octavo.runs.search_figures import front_figures
 
+# What the numbers mean, by the name of the objective.
+MEANING = {
+    "divergence": "Objective: minus the KL divergence from full precision; nearer 0 is better",
+    "task": "Objective: the task's own score; higher is better",
+}
+
 __all__ = ["finalists_table", "front_table", "plan_table", "refinement_line"]
 
 
 def plan_table(result: SearchResult) -> Table:
     """Return the plan of a search beside the uniform and the exact plan, layer by layer."""
-    table = titled_table("the plan")
+    table = titled_table(
+        "the plan",
+        "Uniform: the same bits everywhere. Exact: the best plan if the losses of single layers "
+        "added up. Nominal bytes: bits times weights; the file is smaller",
+    )
     table.add_column("layer")
     for column in ("weights", "bits", "uniform plan", "exact plan"):
         table.add_column(column, justify="right")
@@ -31,9 +41,12 @@ def plan_table(result: SearchResult) -> Table:
     return table
 
 
-def finalists_table(result: SearchResult) -> Table:
-    """Return the finalists, the best by the final measure first."""
-    table = titled_table("the finalists, solved as they ship", _caption(result))
+def finalists_table(result: SearchResult, objective: str) -> Table:
+    """Return the finalists, the best by the final measure first; ``objective`` is the name of what
+    the search maximized.
+    """
+    caption = f"{MEANING[objective]}. {_caption(result)}"
+    table = titled_table("the finalists, solved as they ship", caption)
     table.add_column("")
     for column in ("average bits", "bytes of the file", "trial", "final objective"):
         table.add_column(column, justify="right")
@@ -52,8 +65,8 @@ def finalists_table(result: SearchResult) -> Table:
 def _caption(result: SearchResult) -> str:
     """Return what was measured, and on which inputs."""
     count = len(result.trials)
-    plans = f"all {count} plans within the limit" if result.enumerated else f"{count} plans"
-    measured = f"{plans} measured; of objectives, higher is better. "
+    plans = f"All {count} plans within the limit" if result.enumerated else f"{count} plans"
+    measured = f"{plans} were measured. "
     if result.held_out:
         return f"{measured}Final objectives: on {result.held_out} inputs that nothing else used"
     why = "there were too few, or the objective reads data of its own"
@@ -72,9 +85,10 @@ def _same(plan: Plan, other: Plan) -> bool:
     return plan == other and plan.activations == other.activations
 
 
-def front_table(result: SearchResult) -> Table:
+def front_table(result: SearchResult, objective: str) -> Table:
     """Return the trials that no other beats in both objective and size, the smallest first."""
-    caption = "no other plan that was measured is better and smaller; bytes are estimated"
+    front = "no other plan that was measured is better and smaller; bytes are estimated"
+    caption = f"{front}. {MEANING[objective]}"
     table = titled_table("the trade-off", caption)
     for column in ("average bits", "bytes of the file", "objective"):
         table.add_column(column, justify="right")

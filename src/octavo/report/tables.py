@@ -1,6 +1,6 @@
 """Results as tables that a person understands."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.markup import escape
@@ -17,7 +17,6 @@ __all__ = [
     "cell",
     "exported_rows",
     "inspection_table",
-    "layers_table",
     "packed_rows",
     "result_table",
     "runs_table",
@@ -25,6 +24,8 @@ __all__ = [
     "titled_table",
 ]
 
+COSTS = "multiply-accumulates: for one input"
+METRIC = "metric: the score of the task, higher is better"
 CONTROL = "control: the full-precision network, trained equally long and in the same way"
 
 
@@ -34,7 +35,8 @@ def result_table(result: Mapping[str, Any]) -> Table:
     Only a run that retrains has a column for the control.
     """
     trained = "stages" in result
-    table = titled_table("full precision against powers of two", CONTROL if trained else None)
+    caption = f"{METRIC}; {CONTROL}" if trained else METRIC
+    table = titled_table("full precision against quantized", caption)
     columns = ["full precision", "control", "quantized"]
     table.add_column("")
     for column in columns if trained else [columns[0], columns[2]]:
@@ -94,27 +96,10 @@ def runs_table(records: Iterable[RunRecord]) -> Table:
     return table
 
 
-def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the output errors that PTQ reached, layer by layer."""
-    caption = "error of a layer's outputs on the calibration inputs, relative to the outputs"
-    table = titled_table("post-training quantization", caption)
-    table.add_column("layer")
-    for column in ("bits", "at the nearest levels", "as chosen by PTQ"):
-        table.add_column(column, justify="right")
-    for layer in layers:
-        table.add_row(
-            cell(layer["name"]),
-            str(layer["bits"]),
-            f"{layer['nearest']:.1%}",
-            f"{layer['compensated']:.1%}",
-        )
-    return table
-
-
 def inspection_table(inspection: Inspection) -> Table:
     """Return the layers that can be quantized."""
     quantized_inputs = any(row.activation_bits for row in inspection.rows)
-    table = titled_table("can be quantized")
+    table = titled_table("can be quantized", COSTS)
     for column in ("layer", "kind", "shape"):
         table.add_column(column)
     for column in ("weights", "multiply-accumulates"):

@@ -2,17 +2,23 @@
 in the middle of an epoch.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from octavo.errors import TrainingError
 from octavo.network.random_state import RandomState
-from octavo.runs.task import Batch, Task
 
-__all__ = ["BatchStream"]
+__all__ = ["BatchStream", "Source"]
+
+
+class Source(Protocol):
+    """An object that gives batches: a task, or the part of one that is a rank's."""
+
+    def train_batches(self) -> Iterable[Any]:
+        """Return one epoch of batches."""
 
 
 class BatchStream:
@@ -29,16 +35,16 @@ class BatchStream:
 
     """
 
-    def __init__(self, task: Task, random: RandomState) -> None:
+    def __init__(self, task: Source, random: RandomState) -> None:
         self._task = task
         self._random = random
         self._begun: list[Tensor] = []  # the random state in which the epoch began
-        self._epoch: Iterator[Batch] | None = None
+        self._epoch: Iterator[Any] | None = None
         self._taken = 0  # batches of the epoch
         self._before: dict[int, list[Tensor]] = {}  # states ahead of batches, where they jumped
         self._after: list[Tensor] = []  # the state after the last batch
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         """Return the next batch.
 
         Raises:
@@ -89,7 +95,7 @@ class BatchStream:
         self._before = {}
         self._after = self._random.read()
 
-    def _drawn(self) -> Batch | None:
+    def _drawn(self) -> Any:
         """Return the next batch of the epoch, or None at its end."""
         if self._epoch is None:
             return None

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -17,8 +17,46 @@ Schema = Mapping[str, type | tuple[type, ...]]
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write state, a mapping of plain values and tensors, whole or not at all."""
-    write_atomically(path, lambda file: torch.save(sealed(content), file))
+    """Write state, a mapping of plain values and tensors, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; the error has the path.
+
+    """
+
+    def write(file: IO[bytes]) -> None:
+        noting = _Noting(file)
+        try:
+            torch.save(sealed(content), noting)  # type: ignore[arg-type]
+        except RuntimeError:
+            if noting.error is None:
+                raise
+            raise noting.error from None
+
+    write_atomically(path, write)
+
+
+class _Noting:
+    """A file that notes the error of a write: torch turns it into another one, which says nothing.
+
+    Attributes:
+        error: the error.
+
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def read_checkpoint(path: Path, schema: Schema, digest: str) -> dict[str, Any]:
@@ -34,7 +72,7 @@ def read_checkpoint(path: Path, schema: Schema, digest: str) -> dict[str, Any]:
         RecipeError: the state of a network with other weights.
 
     """
-    content: dict[str, Any] = torch.load(path, weights_only=True)
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     check(content, {**schema, "digest": str}, old=False)
     if content["digest"] != digest:
         raise RecipeError("the task's weights have changed since")

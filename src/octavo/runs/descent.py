@@ -3,6 +3,7 @@ cosine.
 """
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,19 +56,29 @@ class Descent:
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, steps)
         self._at_hand = steps_between_readings(device_of(model)) == 1
 
-    def __call__(self, loss: Tensor) -> Tensor:
-        """Make a step, and return the norm of the gradient before clipping."""
+    def __call__(self, losses: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Make a step down the gradient of the sum of losses. Each loss is asked for when the graph
+        of the one before is gone.
+
+        Returns:
+            The sum, and the norm of its gradient before clipping.
+
+        """
         self._optimizer.zero_grad()
-        loss.backward()
+        parts = []
+        for part in losses:
+            part.backward()
+            parts.append(part.detach().reshape(()))
+        loss = torch.stack(parts).sum() if len(parts) > 1 else parts[0]
         norm = nn.utils.clip_grad_norm_(self._trained, self._clip)
         if self._at_hand and not (math.isfinite(norm.item()) and math.isfinite(loss.item())):
-            return norm
+            return loss, norm
         self._optimizer.step()
         self._schedule.step()
         with torch.no_grad():
             for scale, first in zip(self._scales, self._at_first, strict=True):
                 scale.clamp_(first / OCTAVE, first * OCTAVE)
-        return norm
+        return loss, norm
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to go on after the last step, but for the parameters."""

@@ -9,7 +9,7 @@ from octavo.errors import RecipeError
 from octavo.formats.width import write_width
 from octavo.plan import Plan
 
-__all__ = ["with_plan_file"]
+__all__ = ["ENDINGS", "plan_keys", "with_plan_file"]
 
 ENDINGS = (".yaml", ".yml")
 
@@ -35,20 +35,31 @@ def with_plan_file(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     name = content.get("bits")
     if not isinstance(name, str) or not name.endswith(ENDINGS):
         return dict(content)
-    plan = Plan.load(_found(name, folder))
+    keys = plan_keys(_found(name, folder))
+    if "activations" in keys and content.get("activations") is not None:
+        raise RecipeError(
+            f"activations: expected none, because the plan {name} has bits of inputs; "
+            "leave the key out, or remove the plan's section activations"
+        )
+    return {**content, **keys}
+
+
+def plan_keys(path: Path) -> dict[str, Any]:
+    """Return what the file of a plan says as keys of a recipe: its bits, and those of inputs.
+
+    Raises:
+        PlanError: the file is no plan; the message names the file and the key.
+
+    """
+    plan = Plan.load(path)
     # A name is not a pattern: its brackets and stars stand for themselves.
-    bits = {glob.escape(layer): write_width(width) for layer, width in plan.items()}
-    taken = {**content, "bits": bits}
+    keys: dict[str, Any] = {
+        "bits": {glob.escape(layer): write_width(width) for layer, width in plan.items()}
+    }
     if plan.activations:
-        if content.get("activations") is not None:
-            raise RecipeError(
-                f"activations: expected none, because the plan {name} has bits of inputs; "
-                "leave the key out, or remove the plan's section activations"
-            )
-        taken["activations"] = {
-            "bits": {glob.escape(layer): bits for layer, bits in plan.activations.items()}
-        }
-    return taken
+        inputs = {glob.escape(layer): bits for layer, bits in plan.activations.items()}
+        keys["activations"] = {"bits": inputs}
+    return keys
 
 
 def _found(name: str, folder: Path) -> Path:

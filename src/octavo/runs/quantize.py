@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
+from octavo._interruption import keeping
 from octavo._seeds import seed_of, seeded
 from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
@@ -21,8 +22,7 @@ from octavo.progress import Event
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.freezer import LayerResult
-from octavo.runs.interruption import keeping
-from octavo.runs.job import Job, teacher_of
+from octavo.runs.job import Job, shared, teacher_of
 from octavo.runs.orders import load_orders
 from octavo.runs.run_folder import Json, write_json
 from octavo.runs.search_details import search_details
@@ -70,6 +70,7 @@ def quantize_inputs(job: Job, model: nn.Module, settings: Activations | None) ->
     skipped = quantize_activations(model, job.task.calibration(), bits, **options)
     for skip in skipped:
         job.note(f"{skip.name}: its inputs stay in float: {skip.reason}")
+    shared(model, job.ranks)
     widths = {name: form.bits for name, form in input_formats(model).items()}
     low = min(widths.values())
     high = max(widths.values())
@@ -101,6 +102,13 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
         The plan, and what ``result.json`` says about the search.
 
     """
+    plan, figures = job.ranks.once(lambda: _searched(job, settings, model))
+    activations = Activations(bits=plan.activations) if plan.activations else None
+    return plan, {"search": figures} | quantize_inputs(job, model, activations)
+
+
+def _searched(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]:
+    """Search, save what was found, and return the plan and the figures of the search."""
     job.progress(Event("search", total=settings.trials))
     beliefs: list[Belief] = []
     journal = job.folder / "search.jsonl"
@@ -133,9 +141,7 @@ def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
         before = result.refinement.before.objective
         after = result.refinement.after.objective
         job.note(f"search: best trial of {settings.method} {before:.5g}, refined {after:.5g}")
-    figures = search_figures(result, settings.method)
-    activations = Activations(bits=result.plan.activations) if result.plan.activations else None
-    return result.plan, {"search": figures} | quantize_inputs(job, model, activations)
+    return result.plan, search_figures(result, settings.method)
 
 
 def _retraining(job: Job, steps: int | None) -> Callable[[nn.Module], object] | None:
@@ -164,6 +170,10 @@ def _retraining(job: Job, steps: int | None) -> Callable[[nn.Module], object] | 
 
 def quantize_by_ptq(job: Job, model: nn.Module, plan: Plan) -> Quantization:
     """Quantize by PTQ, layer by layer, from the task's calibration inputs; ``model`` stays."""
+    return job.ranks.once(lambda: _calibrated(job, model, plan))
+
+
+def _calibrated(job: Job, model: nn.Module, plan: Plan) -> Quantization:
     recipe = job.recipe
     rows: list[Json] = []
 

@@ -18,8 +18,8 @@ from pydantic_core import to_json
 
 from octavo._yaml import MOST_LEVELS, read_yaml, read_yaml_file
 from octavo.deploy.exporting import Form
-from octavo.errors import OctavoError, RecipeError, brief, nearest
-from octavo.formats.fitting import Fit, Per
+from octavo.errors import OctavoError, RecipeError, brief
+from octavo.formats.fitting import Fit
 from octavo.inq.partition import (
     ORDER,
     PORTIONS,
@@ -28,13 +28,15 @@ from octavo.inq.partition import (
     check_portions,
     check_straight_through,
 )
+from octavo.network.devices import AUTO
 from octavo.plan import Budget
 from octavo.ptq.settings import PtqSettings
 from octavo.runs.old_words import with_new_words
 from octavo.runs.orders import RecipeOrder, check_orders, read_orders, write_orders
 from octavo.runs.plan_files import with_plan_file
-from octavo.runs.sections import Activations, Epochs, Prune, Ptq, RecipeWidth, Search
+from octavo.runs.sections import Activations, Epochs, Prune, Ptq, RecipePer, RecipeWidth, Search
 from octavo.runs.training import Retraining
+from octavo.runs.unknown_keys import explain
 
 __all__ = [
     "Recipe",
@@ -66,14 +68,10 @@ Orders = Annotated[
     PlainSerializer(write_orders, when_used="json"),
 ]
 
-# Keys with a value of several forms: after such a key, pydantic's errors have the form's name.
-UNIONS = ("bits", "epochs")
-UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of the error
-
 SECTIONS: dict[str, Any] = {
+    "retraining": Retraining,
     "activations": Activations,
     "prune": Prune,
-    "retraining": Retraining,
     "ptq": Ptq,
     "search": Search,
     "search.budget": Budget,
@@ -90,7 +88,8 @@ class Recipe(BaseModel):
             imitates. Without any, the teacher is the task's own network in full precision.
         bits: the width of every layer, or the widths by layer name and shell pattern; the last
             pattern that matches counts, and a layer that none matches stays in float. ``apot6``
-            instead of a number stands for sums of two powers of two. ``plan.yaml`` is the file of
+            instead of a number stands for sums of two powers of two, ``fp4`` and ``int8`` for the
+            numbers of these formats. ``plan.yaml`` is the file of
             a plan. A recipe has either ``bits`` or ``search``.
         search: the settings of the search for the width of each layer.
         activations: the settings of the quantizers of layer inputs; None quantizes no input.
@@ -110,7 +109,8 @@ class Recipe(BaseModel):
         straight_through: the portion from which on the network sees free weights at their levels:
             see ``octavo.Incremental``.
         fit: the choice of the largest exponent.
-        per: one largest exponent per ``tensor`` or per ``channel``.
+        per: one largest exponent per ``tensor``, per ``channel``, or for every 32 inputs of a
+            channel, ``[group, 32]``.
         epochs: epochs of retraining after each portion: one number for each portion, or one number
             for all portions but the last, which gets none.
         retraining: the settings of retraining.
@@ -119,6 +119,8 @@ class Recipe(BaseModel):
         floats: the form in which the file stores the tensors that are not quantized: as they are
             (``float32``), rounded (``float16``), or rounded after batch norms were reduced to a
             scale and a shift (``folded``).
+        device: the device of the networks: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+            ``auto`` is a GPU that CUDA sees, or else where the task puts its network.
         seed: the seed of everything that is drawn.
         publish: the path without an ending for copies of the result (``.json``) and of the network
             (``.safetensors``), relative to the recipe's folder.
@@ -142,12 +144,13 @@ class Recipe(BaseModel):
     order: Orders = ORDER
     straight_through: Annotated[float, Field(gt=0, le=1)] = STRAIGHT_THROUGH
     fit: Fit = PtqSettings.fit
-    per: Per = PtqSettings.per
+    per: RecipePer = PtqSettings.per
     epochs: Epochs | tuple[Epochs, ...] = 1.0
     retraining: Retraining = Retraining()
     export: tuple[Form, ...] = ()
     control: bool = True
     floats: Literal["float32", "float16", "folded"] = "float32"
+    device: str = AUTO
     seed: Seed = 0
     publish: str | None = None
 
@@ -258,7 +261,9 @@ def _validated(content: Mapping[str, Any], where: str, folder: Path | None) -> R
     except OctavoError as error:
         raise RecipeError(f"{where}: {error}") from error
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(error)}") from error
+        known = {name: tuple(section.__dataclass_fields__) for name, section in SECTIONS.items()}
+        message = explain(error, {"": tuple(Recipe.model_fields), **known})
+        raise RecipeError(f"{where}: {message}") from error
 
 
 def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -359,26 +364,3 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         deeper = isinstance(value, Mapping) and isinstance(base.get(key), dict) and key != "bits"
         base[key] = _merge(base[key], value) if deeper else value
     return base
-
-
-def _explain(error: ValidationError) -> str:
-    """Say in one line what is wrong first.
-
-    Unknown keys come first, because a key that is misspelt is missing too. A value of several forms
-    has an error for each form; the error that lies deepest belongs to the form that it nearly has.
-    """
-    errors = sorted(error.errors(), key=lambda one: one["type"] not in UNKNOWN)
-    same_key = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
-    first = max(same_key, key=lambda one: len(one["loc"]))
-    place = first["loc"]
-    before = ("", *place)  # what stands before each part; pydantic's names of forms are left out
-    parts = [part for key, part in zip(before, place, strict=False) if key not in UNIONS]
-    where = ".".join(map(str, parts))
-    if first["type"] in UNKNOWN:
-        section = ".".join(map(str, parts[:-1]))
-        known = SECTIONS[section].__dataclass_fields__ if section else Recipe.model_fields
-        return f"unknown key {where!r}{nearest(str(parts[-1]), known)}"
-    message = f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "", 1)
-    if first["type"] in ("missing", "value_error"):  # our own messages say what they got
-        return message
-    return f"{message}, got {first['input']!r}"

@@ -1,5 +1,6 @@
 """One run of a recipe, from the float network to the metric of the reloaded one; resumable."""
 
+import contextlib
 import platform
 import time
 from dataclasses import asdict, replace
@@ -12,16 +13,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from octavo._io import write_atomically
+from octavo._interruption import Interruption
+from octavo._io import finite, write_atomically
 from octavo.deploy.exporting import Exported, export_checked, load_onnx
 from octavo.deploy.forms import check_forms, file_name
 from octavo.dnq.methods import method_of
 from octavo.errors import FormatError, RecipeError
+from octavo.network.devices import device_named
+from octavo.network.ranks import Ranks
 from octavo.plan import Plan, matching_plan, planned_layers
-from octavo.progress import Progress, silent
+from octavo.progress import Event, Progress, silent
 from octavo.runs.details import DETAILS, network_details, without_curves
-from octavo.runs.interruption import Interruption
-from octavo.runs.job import SAVE_EVERY, Job
+from octavo.runs.job import SAVE_EVERY, Job, shared
 from octavo.runs.orders import load_orders
 from octavo.runs.quantize import (
     Quantization,
@@ -40,11 +43,12 @@ from octavo.runs.run_folder import (
     digest_of,
     file_digests,
     finished,
+    record_recipe,
     working_in,
     write_json,
 )
 from octavo.runs.steps import control_score, control_stages, prune, warm_up
-from octavo.runs.task import Task, load_task, model_of
+from octavo.runs.task import Task, load_task, metric_of, model_of
 from octavo.runs.watching import Stopwatch
 from octavo.storage.coding import grouped as coding
 from octavo.storage.packed import Packed
@@ -92,15 +96,21 @@ def run(
         Interrupted: a signal has come; what was done is kept.
 
     """
-    check_folder(folder, recipe)
-    watch = Stopwatch(progress, time.monotonic)
-    job, model, float_model = _load(recipe, folder, watch)
+    ranks = Ranks.of_process()
+    ranks.once(lambda: check_folder(folder, recipe))
+    watch = Stopwatch(progress if ranks.leads else silent, time.monotonic)
+    job, model, float_model = _load(recipe, folder, watch, ranks)
     job = replace(job, interruption=interruption or job.interruption, save_every=save_every)
-    with working_in(folder):
-        complete = finished(folder, recipe, job.digest)
-        if complete is not None and _keeps_promises(job, complete):
-            return complete
-        return _computed(job, model, float_model, watch)
+    with contextlib.ExitStack() as stack:
+        ranks.once(lambda: stack.enter_context(working_in(folder)))
+        complete = ranks.once(lambda: _complete(job))
+        return _computed(job, model, float_model, watch) if complete is None else complete
+
+
+def _complete(job: Job) -> Json | None:
+    """Return the result of a run that has nothing left to do."""
+    result = finished(job.folder, job.recipe, job.digest)
+    return result if result is not None and _keeps_promises(job, result) else None
 
 
 def _keeps_promises(job: Job, result: Json) -> bool:
@@ -129,21 +139,16 @@ def _loads(path: Path) -> bool:
 def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwatch) -> Json:
     """Do what is left to do, and return the result."""
     recipe = job.recipe
-    folder = job.folder
-    float_score = _float_score(job, float_model)
-    check_search(job, model)  # before the warm-up, which takes its time
+    ranks = job.ranks
+    float_score = ranks.once(lambda: _float_score(job, float_model))
+    ranks.once(lambda: check_search(job, model))  # before the warm-up, which takes its time
     activation_bits = quantize_inputs(job, model, recipe.activations)
     retrained = _retrain_in_full_precision(job, model)
     plan, search_figures = _plan(job, model)
     quantization = _quantize(job, model, plan, retrained)
     packed = quantization.packed.with_floats(recipe.floats, model)
-    packed.save(folder / PACKED)
-    score = _reloaded_score(job)
-    exports = _exports(job, packed)
+    score, exports = ranks.once(lambda: _written(job, packed))
     control = {"control_score": control_score(job)} if recipe.controlled else {}
-    watch.count()
-    seconds = quantization.seconds_before + sum(watch.seconds.values())
-    _write_details(job, float_model, quantization, packed, watch)
     result = {
         "recipe": recipe.model_dump(mode="json"),
         "environment": environment(),
@@ -157,15 +162,33 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
         **exports,
         **control,
         **_sizes(packed, quantization.packed.float_bytes),
-        FILES: file_digests(folder, [PACKED, *_exported_names(exports)]),
-        "seconds": round(seconds, 1),
     }
-    return write_json(folder / "result.json", result)
+
+    def finish() -> Json:
+        watch.count()
+        seconds = quantization.seconds_before + sum(watch.seconds.values())
+        _write_details(job, float_model, quantization, packed, watch)
+        result[FILES] = file_digests(job.folder, [PACKED, *_exported_files(job.folder, exports)])
+        result["seconds"] = round(seconds, 1)
+        return write_json(job.folder / "result.json", finite(result))
+
+    return ranks.once(finish)
 
 
-def _exported_names(exports: Json) -> list[str]:
-    """Return the names of the exported files."""
-    return [figures["path"] for figures in exports.get("exports", {}).values()]
+def _written(job: Job, packed: Packed) -> tuple[float, Json]:
+    """Write the packed network and what it is exported to; return its metric when it is loaded
+    again, and the figures of the exports.
+    """
+    packed.save(job.folder / PACKED)
+    return _reloaded_score(job), _exports(job, packed)
+
+
+def _exported_files(folder: Path, exports: Json) -> list[str]:
+    """Return the names of the exported files; some forms are folders of several."""
+    paths = [folder / figures["path"] for figures in exports.get("exports", {}).values()]
+    inside = [path.rglob("*") if path.is_dir() else [path] for path in paths]
+    files = [path for group in inside for path in group if path.is_file()]
+    return [path.relative_to(folder).as_posix() for path in sorted(files)]
 
 
 def _plain(figures: Json) -> Json:
@@ -228,8 +251,8 @@ def exported_scores(exported: Exported, packed: Packed, task: Task, name: str) -
     model = model_of(task, name)
     packed.apply(model)
     return {
-        "score": float(task.score(load_onnx(exported.path))),
-        "packed_score": float(task.score(model)),
+        "score": metric_of(task, name, load_onnx(exported.path), f"the file {exported.path}"),
+        "packed_score": metric_of(task, name, model, "the packed network"),
     }
 
 
@@ -253,7 +276,9 @@ def _processor() -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.machine()
 
 
-def _load(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Job, nn.Module, nn.Module]:
+def _load(
+    recipe: Recipe, folder: Path, progress: Progress, ranks: Ranks
+) -> tuple[Job, nn.Module, nn.Module]:
     """Load all that the recipe names, and make sure that it fits before anything is computed.
 
     Returns:
@@ -265,17 +290,22 @@ def _load(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Job, nn.Mod
     task = load_task(recipe.task, recipe.options)
     if recipe.search is not None:
         method_of(recipe.search.method)  # the task's file may register it
-    model, float_model = _two_models(task, recipe.task)
+    device = device_named(recipe.device)
+    model, float_model = _two_models(task, recipe.task, progress, device)
+    shared(model, ranks)
+    shared(float_model, ranks)
     if recipe.bits is not None:
         planned_layers(model, matching_plan(model, recipe.bits))
-    job = Job(recipe, task, folder, digest_of(float_model), progress)
+    job = Job(recipe, task, folder, digest_of(float_model), progress, device=device, ranks=ranks)
     return job, model, float_model
 
 
-def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
+def _two_models(
+    task: Task, name: str, progress: Progress, device: torch.device | None
+) -> tuple[nn.Module, nn.Module]:
     """Return two copies of the task's network."""
-    model = model_of(task, name)
-    copy = model_of(task, name)
+    model = model_of(task, name, progress, device)
+    copy = model_of(task, name, device=device)
     if copy is model:  # it would be its own teacher and its own control
         raise RecipeError(
             f"task {name!r}: expected a new copy of the network from every call of model(), "
@@ -286,7 +316,8 @@ def _two_models(task: Task, name: str) -> tuple[nn.Module, nn.Module]:
 
 def _float_score(job: Job, model: nn.Module) -> float:
     """Return the metric of the full-precision network."""
-    score = float(job.task.score(model))
+    job.progress(Event("score", message="measuring the metric in full precision"))
+    score = job.metric(model, "the full-precision network")
     job.note(f"full precision: {score:.2f}")
     return score
 
@@ -310,13 +341,12 @@ def _quantize(job: Job, model: nn.Module, plan: Plan, retrained: list[Json]) -> 
 
     The folder gets its ``recipe.json`` once the recipe is known to fit the network.
     """
-    recorded = job.recipe.model_dump(mode="json")
-    file = job.folder / "recipe.json"
+    record = partial(record_recipe, job.folder, job.recipe)
     if job.recipe.retrains:
-        write_json(file, recorded)
+        job.ranks.once(record)
         return quantize_by_inq(job, model, plan, retrained)
     quantization = quantize_by_ptq(job, model, plan)
-    write_json(file, recorded)
+    job.ranks.once(record)
     return quantization
 
 
@@ -324,7 +354,7 @@ def _reloaded_score(job: Job) -> float:
     """Return the metric of a new network that the packed file was applied to, as its user will."""
     model = job.new_model()
     Packed.load(job.folder / PACKED, model=model).apply(model)
-    score = float(job.task.score(model))
+    score = job.metric(model, f"the quantized network, which is kept in {job.folder / PACKED}")
     job.note(f"quantized, packed and loaded again: {score:.2f}")
     return score
 
@@ -335,7 +365,8 @@ def _exports(job: Job, packed: Packed) -> Json:
     for form in job.recipe.export:
         path = job.folder / file_name(form)
         example = list(job.task.calibration())
-        exported = export_checked(job.new_model(), packed, path, form=form, example=example)
+        model = model_of(job.task, job.recipe.task)
+        exported = export_checked(model, packed, path, form=form, example=example)
         scores = exported_scores(exported, packed, job.task, job.recipe.task)
         figures[form] = asdict(exported) | {"path": path.name} | scores
         said = f", score {scores['score']:.2f}" if scores else ""

@@ -13,7 +13,7 @@ from octavo._io import remove_leftovers, write_atomically
 from octavo._locks import locked
 from octavo.errors import FormatError, RecipeError
 from octavo.runs.recipe import Recipe, recorded_recipe
-from octavo.storage.checksum import KEY, check, sealed
+from octavo.storage.checksum import check, sealed
 from octavo.storage.digest import digest
 from octavo.storage.packed import check_state
 
@@ -26,6 +26,7 @@ __all__ = [
     "file_digests",
     "finished",
     "read_json",
+    "record_recipe",
     "working_in",
     "write_json",
 ]
@@ -38,8 +39,8 @@ Json: TypeAlias = dict[str, Any]
 def check_folder(folder: Path, recipe: Recipe) -> None:
     """Make sure that the run in the folder, if any, is this recipe's.
 
-    The settings of retraining and the path to publish to may differ: so a run that diverged can go
-    on with a lower learning rate.
+    The settings of retraining, the path to publish to and the device may differ: so a run that
+    diverged can go on with a lower learning rate.
 
     Raises:
         RecipeError: it is not; the message names the first key that differs.
@@ -49,17 +50,24 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder}: expected a folder for the run, or nothing yet, got a file")
     path = folder / "recipe.json"
-    free = {"retraining", "publish", "control"}  # the keys that may differ
+    free = {"retraining", "publish", "control", "device"}  # the keys that may differ
     if not path.exists():
         return
-    content = {key: value for key, value in read_json(path).items() if key != KEY}
-    there = recorded_recipe(content, str(path)).model_dump(mode="json")
+    there = recorded_recipe(read_json(path), str(path)).model_dump(mode="json")
     for key, now in recipe.model_dump(mode="json").items():
         if key not in free and there[key] != now:
             raise RecipeError(
                 f"{folder} holds a run with {key} {there[key]!r}, the recipe says {now!r}: "
                 "choose another --folder"
             )
+
+
+def record_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write ``recipe.json``, which :func:`check_folder` reads. It is a recipe that can be run, so
+    it has no checksum.
+    """
+    text = json.dumps(recipe.model_dump(mode="json"), indent=2)
+    write_atomically(folder / "recipe.json", lambda file: file.write(text.encode()))
 
 
 def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
@@ -163,20 +171,23 @@ def read_json(path: Path) -> Json:
 
 
 def write_json(path: Path, content: Json, *, compact: bool = False) -> Json:
-    """Write a file that :func:`read_json` reads, whole or not at all.
+    """Write a file that :func:`read_json` reads, whole or not at all; it is strict JSON.
 
     Args:
         path: the file.
         content: what it shall have.
-        compact: write strict JSON without spaces, for files that nobody reads line by line.
+        compact: write no spaces, for files that nobody reads line by line.
 
     Returns:
         The content with its checksum, as it was written.
 
+    Raises:
+        ValueError: a number is not finite, which JSON does not have.
+
     """
     written = sealed(content)
-    style: Json = {"separators": (",", ":"), "allow_nan": False} if compact else {"indent": 2}
-    text = json.dumps(written, **style)
+    style: Json = {"separators": (",", ":")} if compact else {"indent": 2}
+    text = json.dumps(written, allow_nan=False, **style)
     write_atomically(path, lambda file: file.write(text.encode()))
     return written
 

@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, SkipValidation
 
 from octavo.activations.quantization import ActivationSettings, ScaleFit, check_fit
-from octavo.dnq.settings import METHOD, OPTIONS, REFINE, TRIALS
+from octavo.dnq.settings import METHOD, REFINE, TRIALS
 from octavo.errors import PlanError
+from octavo.formats.fitting import Per, read_per
 from octavo.formats.width import Width, read_width, write_width
 from octavo.plan import Budget
 from octavo.pruning.surgery import check_sparsity
 from octavo.ptq.settings import PtqOrder, PtqSettings
 
-__all__ = ["Activations", "Epochs", "Prune", "Ptq", "RecipeWidth", "Search"]
+__all__ = ["Activations", "Epochs", "Prune", "Ptq", "RecipePer", "RecipeWidth", "Search"]
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
 Epochs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -28,6 +29,21 @@ def _read_width(value: object) -> Width:
         raise ValueError(str(error).removeprefix("bits: ")) from error
 
 
+def _read_per(value: object) -> Per:
+    """Read what shares an exponent; pydantic puts the key before the message."""
+    try:
+        return read_per(value, "per")
+    except PlanError as error:
+        raise ValueError(str(error).removeprefix("per: ")) from error
+
+
+def _write_per(per: Per) -> str | list[str | int]:
+    return per if isinstance(per, str) else list(per)
+
+
+RecipePer = Annotated[  # in YAML, a group is [group, 32]
+    Per, PlainValidator(_read_per), PlainSerializer(_write_per)
+]
 RecipeWidth = Annotated[  # bits, or a text such as apot6
     Width, PlainValidator(_read_width), PlainSerializer(write_width)
 ]
@@ -77,7 +93,7 @@ class Search:
             task's ``score``. The plan is then fitted to the data that ``score`` reads.
         retrain_steps: number of steps of the recipe's own retraining after each portion of INQ,
             after which finalists are compared; None compares them without retraining.
-        options: the widths that a layer may get.
+        options: the widths that a layer may get; None for the default of ``octavo.search``.
         pins: layers whose width is given.
         activations: the bits that the inputs of layers may get.
 
@@ -89,7 +105,7 @@ class Search:
     refine: Annotated[float, Field(ge=0, lt=1)] = REFINE
     objective: Literal["divergence", "task"] = "divergence"
     retrain_steps: Annotated[int, Field(ge=1)] | None = None
-    options: tuple[RecipeWidth, ...] = tuple(map(Width, OPTIONS))
+    options: tuple[RecipeWidth, ...] | None = None
     pins: Mapping[str, RecipeWidth] = field(default_factory=dict)
     activations: tuple[Bits, ...] | None = None
 

@@ -8,23 +8,27 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from octavo._interruption import Interrupted, keeping
 from octavo._seeds import seed_of
 from octavo.errors import TrainingError
 from octavo.network.forward import in_mode
+from octavo.network.ranks import ALONE, Ranks
+from octavo.network.warned import warn
 from octavo.progress import Event
 from octavo.runs.checkpoints import Schema, read_checkpoint, refusing, write_checkpoint
-from octavo.runs.interruption import Interrupted
-from octavo.runs.job import Job, teacher_of
+from octavo.runs.job import Job, shared, teacher_of
+from octavo.runs.parallel import check_same, even_out
 from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import Json
 from octavo.runs.training import Retraining, Training
-from octavo.runs.watching import LossCurve
+from octavo.runs.watching import LossCurve, diverged
 from octavo.storage.checksum import check
 
 __all__ = [
@@ -166,34 +170,47 @@ def train(step: Step, job: Job) -> History:
 
     """
     teacher = teacher_of(job)
-    done = resume(step, job.digest)
+    if teacher is not None:
+        shared(teacher, job.ranks)
+    done = resume(step, job.digest, job.ranks)
     entries = list(done.stages)
+    if 0 < len(entries) < len(step.stages):
+        whole = f"{len(entries)} of {len(step.stages)} stages"
+        job.note(f"{step.name}: {whole} are done, from {step.file}; going on with the next")
     seconds = done.seconds_before
     for index in range(len(entries), len(step.stages)):
         stage = RunningStage(step, index, job, teacher)
         seconds += stage.seconds_before
-        entries.append(stage.run())
+        with keeping(f"the stages before are kept in {step.file}" if index else ""):
+            entries.append(stage.run())
         content = {"state": step.state.state_dict(), "log": entries, "digest": job.digest}
-        write_checkpoint(step.file, content)
-        stage.forget()
-        if job.interruption.requested is not None:
-            kept = f"{step.name}, stage {index + 1} is kept in {step.file}"
-            raise Interrupted(job.interruption.requested, kept)
-    _inside(step).unlink(missing_ok=True)  # a process may have been killed before it could forget
+        with job.interruption.deferred():
+            job.ranks.once(partial(write_checkpoint, step.file, content))
+            stage.forget()
+        _stop_if_asked(job, f"{step.name}, stage {index + 1} is kept in {step.file}")
+    _forget(step, job)  # a process may have been killed before it could
     return History(entries, seconds)
 
 
-def resume(step: Step, digest: str) -> History:
+def _stop_if_asked(job: Job, kept: str) -> None:
+    """Raise Interrupted if a signal has asked any rank to stop; ``kept`` says what is kept."""
+    (signal,) = job.ranks.most(job.interruption.requested or 0)
+    if signal:
+        raise Interrupted(int(signal), kept)
+
+
+def resume(step: Step, digest: str, ranks: Ranks = ALONE) -> History:
     """Put back the state after the last whole stage, where the step's file exists.
 
     Raises:
         FormatError: the file is damaged, or belongs to another network; the message names it.
 
     """
-    if not step.file.exists():
+    if not ranks.once(step.file.exists):
         return History()
     with refusing(step.file, "the last whole stage", "delete it to start over"):
-        saved = read_checkpoint(step.file, {"state": Mapping, "log": list}, digest)
+        schema = {"state": Mapping, "log": list}
+        saved = ranks.once(lambda: read_checkpoint(step.file, schema, digest))
         entries = saved["log"]
         for entry in entries:
             check(entry, ENTRY, old=True)
@@ -220,7 +237,7 @@ class RunningStage:
         self._teacher = teacher
         self._plan = step.stages[index]
         self._label = f"{step.name}, stage {index + 1}/{len(step.stages)}"
-        self._saved = self._read()
+        self._saved = job.ranks.once(self._read)
         saved = self._saved or {"seconds": 0.0, "curve": []}
         self.seconds_before = float(saved["seconds"])
         self._curve = LossCurve(saved["curve"])
@@ -235,7 +252,7 @@ class RunningStage:
         if plan.epochs:
             self._job.progress(Event("retrain", message=self._label))
         try:
-            loss = self._trained()
+            training = self._trained()
         except TrainingError as error:
             self.forget()
             index = self._index
@@ -245,22 +262,34 @@ class RunningStage:
             raise TrainingError(
                 f"{self._step.name}, stage {index + 1}, {error} ({kept})"
             ) from error
+        self._warn_if_diverged()
         entry = {
             "portion": plan.portion,
             "epochs": plan.epochs,
             "learning_rate": plan.retraining.learning_rate,
-            "loss": round(loss, 5),
+            "loss": round(training.mean_loss, 5),
             "seconds": round(self._seconds(), 1),
             "curve": self._curve.points(),
         }
-        return entry | _metric(self._step, self._job) if self._step.scored else entry
+        return entry | self._metric(training) if self._step.scored else entry
+
+    def _warn_if_diverged(self) -> None:
+        """Warn if the loss rose instead of falling."""
+        curve = self._curve.points()
+        if diverged(curve):
+            rate = self._plan.retraining.learning_rate / 10
+            warn(
+                f"{self._label}: retraining diverged: its loss rose from {curve[0][1]:.3g} to "
+                f"{curve[-1][1]:.3g}. Lower the learning rate, as by --set "
+                f"retraining.learning_rate={rate:g}, in another folder, or delete {self._step.file}"
+            )
 
     def forget(self) -> None:
         """Remove the file of the state inside the stage."""
-        _inside(self._step).unlink(missing_ok=True)
+        _forget(self._step, self._job)
 
-    def _trained(self) -> float:
-        """Retrain, and return the mean loss."""
+    def _trained(self) -> Training:
+        """Retrain to the end."""
         step = self._step
         if self._saved is None:
             step.before_stage(self._index)
@@ -271,34 +300,65 @@ class RunningStage:
                 _check_finite(step.model)
                 training = self._training()
                 training.load_state_dict(self._saved["training"])
+            done = f"{training.done} of {training.steps} steps"
+            self._job.note(f"{self._label}: {done} are done, from {_inside(step)}; going on")
         with self._job.interruption.deferred(), in_mode(step.model, training=True):
             while training.done < training.steps:
                 event = training.step()
                 step.after_update()
-                if event is not None:
-                    self._curve.add(event)
-                    self._job.progress(replace(event, message=self._label))
+                if event is None:
+                    continue
+                self._curve.add(event)
+                self._job.progress(replace(event, message=self._label))
                 if training.done < training.steps:
                     self._save_if_due(training)
-        return training.mean_loss
+        even_out(step.model, self._job.ranks)
+        check_same(step.model, self._job.ranks, "after retraining")
+        return training
+
+    def _metric(self, training: Training) -> Json:
+        """Return the metric of the network as it is now; nothing where it is no finite number."""
+        step = self._step
+        try:
+            with in_mode(step.model, training=False):
+                score = self._job.ranks.once(lambda: float(self._job.task.score(step.model)))
+        except Interrupted as stop:
+            if not training.steps:
+                raise
+            self._save(training)
+            raise Interrupted(stop.signal, self._kept_in_words(training)) from None
+        return {"score": score} if math.isfinite(score) else {}
 
     def _training(self) -> Training:
         plan = self._plan
         return Training(
-            self._step.model, self._job.task, plan.epochs, plan.retraining, teacher=self._teacher
+            self._step.model,
+            self._job.task,
+            plan.epochs,
+            plan.retraining,
+            teacher=self._teacher,
+            ranks=self._job.ranks,
         )
 
     def _save_if_due(self, training: Training) -> None:
-        """Keep the state inside the stage if it was kept long ago, or if the run shall stop.
+        """Keep the state inside the stage if it was kept long ago, or if the run shall stop, on any
+        of the ranks.
 
         Raises:
             Interrupted: the run shall stop.
 
         """
-        signal = self._job.interruption.requested
+        requested = self._job.interruption.requested or 0
         since = abs(time.monotonic() - self._kept)  # a clock may go backwards
-        if signal is None and since < self._job.save_every:
+        signal, since = self._job.ranks.most(requested, since)
+        if not signal and since < self._job.save_every:
             return
+        self._save(training)
+        if signal:
+            raise Interrupted(int(signal), self._kept_in_words(training))
+
+    def _save(self, training: Training) -> None:
+        """Keep the state inside the stage; rank 0 may be alone in doing so."""
         content = {
             "index": self._index,
             "plan": asdict(self._plan),
@@ -308,11 +368,13 @@ class RunningStage:
             "seconds": self._seconds(),
             "digest": self._job.digest,
         }
-        write_checkpoint(_inside(self._step), content)
+        if self._job.ranks.leads:
+            write_checkpoint(_inside(self._step), content)
         self._kept = time.monotonic()
-        if signal is not None:
-            done = f"{self._label}, step {training.done} of {training.steps}"
-            raise Interrupted(signal, f"{done} is kept in {_inside(self._step)}")
+
+    def _kept_in_words(self, training: Training) -> str:
+        done = f"{self._label}, step {training.done} of {training.steps}"
+        return f"{done} is kept in {_inside(self._step)}"
 
     def _read(self) -> Json | None:
         """Return the state inside this stage, where an earlier process has kept it; that of a stage
@@ -342,13 +404,11 @@ def _inside(step: Step) -> Path:
     return step.file.with_name(f"{step.file.stem}-stage{step.file.suffix}")
 
 
+def _forget(step: Step, job: Job) -> None:
+    """Remove that file, where it exists."""
+    job.ranks.once(lambda: _inside(step).unlink(missing_ok=True))
+
+
 def _refusing_inside(step: Step) -> contextlib.AbstractContextManager[None]:
     remedy = "delete it to go on from the last whole stage"
     return refusing(_inside(step), "the state inside a stage", remedy)
-
-
-def _metric(step: Step, job: Job) -> Json:
-    """Return the metric of the network as it is now; nothing where it is no finite number."""
-    with in_mode(step.model, training=False):
-        score = float(job.task.score(step.model))
-    return {"score": score} if math.isfinite(score) else {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import TrainingError
+from octavo.network.ranks import ALONE, Ranks
 
 __all__ = ["StepLog", "steps_between_readings"]
 
@@ -29,6 +30,7 @@ class StepLog:
     Args:
         steps: the number of steps that there will be.
         every: the number of steps between two readings.
+        ranks: the ranks whose mean loss is read.
 
     Attributes:
         read: the number of steps whose numbers were read.
@@ -36,11 +38,12 @@ class StepLog:
 
     """
 
-    def __init__(self, steps: int, every: int) -> None:
+    def __init__(self, steps: int, every: int, ranks: Ranks = ALONE) -> None:
         self.read = 0
         self.total = 0.0
         self._steps = steps
         self._every = every
+        self._ranks = ranks
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
 
@@ -77,7 +80,7 @@ class StepLog:
         self.total = total
 
     def _read(self) -> None:
-        losses = torch.stack(self._losses).tolist()
+        losses = self._ranks.mean(torch.stack(self._losses)).tolist()
         norms = torch.stack(self._norms).tolist()
         self._losses.clear()
         self._norms.clear()

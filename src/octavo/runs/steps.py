@@ -100,12 +100,12 @@ def control_score(job: Job) -> float:
     """
     folder = _control_folder(job)
     done = folder / "result.json"
-    if not done.exists():
-        model = job.new_model()
-        stages = _train_control(model, folder, job)
-        content = _control_settings(job) | {"score": float(job.task.score(model)), "stages": stages}
-        write_json(done, content)
-    score = read_json(done).get("score")
+    if not job.ranks.once(done.exists):
+        model = job.new_shared_model()
+        content = _control_settings(job) | {"stages": _train_control(model, folder, job)}
+        metric = job.ranks.once(lambda: job.metric(model, "the control"))
+        job.ranks.once(lambda: write_json(done, content | {"score": metric}))
+    score = job.ranks.once(lambda: read_json(done)).get("score")
     if not isinstance(score, float):
         raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
     job.note(f"control, full precision trained equally long: {score:.2f}")
@@ -143,7 +143,10 @@ def _train_control(model: nn.Module, folder: Path, job: Job) -> list[Json]:
 def _float_settings(job: Job) -> Json:
     """Return the settings that retraining in full precision depends on."""
     keys = {"task", "options", "teacher", "retraining", "seed"}
-    return job.recipe.model_dump(mode="json", include=keys) | {"float_digest": job.digest}
+    settings: Json = job.recipe.model_dump(mode="json", include=keys)
+    if job.recipe.retraining.accumulate == 1:
+        del settings["retraining"]["accumulate"]  # earlier versions have shared without this key
+    return settings | {"float_digest": job.digest}
 
 
 def _control_settings(job: Job) -> Json:
@@ -159,5 +162,6 @@ def _control_settings(job: Job) -> Json:
 
 def _shared_folder(name: str, folder: Path, settings: Json) -> Path:
     """Return the folder, beside the run's, that runs with the same ``settings`` share."""
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    text = json.dumps(settings, sort_keys=True, allow_nan=False)
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
     return folder.parent / f"{name}-{key}"

@@ -3,18 +3,31 @@
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 
-from octavo.errors import OctavoError, RecipeError, brief, nearest
+from octavo.errors import OctavoError, RecipeError, nearest
 from octavo.network.forward import Inputs
+from octavo.progress import Event, Progress, silent
+from octavo.runs.user_code import told
 
-__all__ = ["Batch", "Task", "load_callable", "load_task", "model_of"]
+__all__ = [
+    "Batch",
+    "Task",
+    "as_task",
+    "load_callable",
+    "load_task",
+    "make",
+    "metric_of",
+    "model_of",
+]
 
 Batch: TypeAlias = tuple[Inputs, Any]
 
@@ -58,7 +71,7 @@ class Task(Protocol):
     def score(self, model: nn.Module) -> float:
         """Return the metric of the model, such as its accuracy in per cent; higher is better.
 
-        The model is left as it was.
+        The model is left as it was. Its inputs go to the device that it is on.
         """
 
 
@@ -77,15 +90,23 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
         OctavoError: an error that the task itself raises, such as missing data.
 
     """
-    options = dict(options or {})
+    return as_task(make(name, options or {}), name)
+
+
+def make(name: str, options: Mapping[str, Any]) -> object:
+    """Return what the class or function called ``name`` makes of ``options``: see `load_task`."""
     maker = load_callable(*_split(name), f"task {name!r}")
     _check_options(name, maker, options)
     try:
-        task = maker(**options)
+        return maker(**options)
     except OctavoError:
         raise
     except Exception as error:
-        raise RecipeError(f"task {name!r}: making it failed: {brief(error)}") from error
+        raise RecipeError(f"task {name!r}: making it failed: {told(error)}") from error
+
+
+def as_task(task: object, name: str) -> Task:
+    """Return an object as a task, or raise RecipeError if it lacks a method of one."""
     missing = [method for method in METHODS if not callable(getattr(task, method, None))]
     if missing:
         raise RecipeError(
@@ -95,20 +116,58 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     return cast("Task", task)
 
 
-def model_of(task: Task, name: str) -> nn.Module:
-    """Return a new copy of a task's network; ``name`` is the name of the task, for errors.
+def model_of(
+    task: Task, name: str, progress: Progress = silent, device: torch.device | None = None
+) -> nn.Module:
+    """Return a new copy of a task's network.
+
+    Args:
+        task: the task.
+        name: its name, for errors.
+        progress: handed on to a ``model()`` that takes an argument of this name: one that trains
+            its network can say how far it is.
+        device: the device that the network is moved to; None leaves it where the task puts it.
 
     Raises:
         RecipeError: the task failed to make it.
         OctavoError: an error that the task itself raises, such as missing data.
 
     """
+    takes = "progress" in inspect.signature(task.model).parameters
+    progress(Event("model", message=f"making the network of the task {name}"))
     try:
-        return task.model()
+        model = cast("Any", task).model(progress=progress) if takes else task.model()
+        return model if device is None else model.to(device)
     except OctavoError:
         raise
     except Exception as error:
-        raise RecipeError(f"task {name!r}: its model() failed: {brief(error)}") from error
+        raise RecipeError(f"task {name!r}: its model() failed: {told(error)}") from error
+
+
+def metric_of(task: Task, name: str, model: nn.Module, network: str) -> float:
+    """Return a task's metric of a model.
+
+    Args:
+        task: the task.
+        name: its name, for errors.
+        model: the model; it is left as it was.
+        network: what the model is, in words, for errors.
+
+    Raises:
+        RecipeError: the task returned no finite number.
+
+    """
+    value: Any = task.score(model)
+    try:
+        metric = float(value)
+    except (TypeError, ValueError):
+        metric = math.nan
+    if not math.isfinite(metric):
+        raise RecipeError(
+            f"task {name!r}: expected a finite number from its score(), the metric, got "
+            f"{value!r:.60} for {network}; return a float, where higher is better"
+        )
+    return metric
 
 
 def load_callable(source: str, attribute: str, what: str) -> Callable[..., object]:
@@ -128,7 +187,7 @@ def load_callable(source: str, attribute: str, what: str) -> Callable[..., objec
     except OctavoError:
         raise
     except Exception as error:
-        raise RecipeError(f"{what}: importing {source} failed: {brief(error)}") from error
+        raise RecipeError(f"{what}: importing {source} failed: {told(error)}") from error
     maker: object = getattr(module, attribute, None)
     if callable(maker):
         return maker

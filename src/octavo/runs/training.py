@@ -17,9 +17,11 @@ from octavo.errors import TrainingError
 from octavo.network.forward import call, device_of, in_mode, on_device
 from octavo.network.outputs import Part, alike, described, parts_of
 from octavo.network.random_state import RandomState
+from octavo.network.ranks import ALONE, Ranks
 from octavo.progress import Event, Progress, silent
 from octavo.runs.batch_stream import BatchStream
 from octavo.runs.descent import Descent
+from octavo.runs.parallel import OwnNumbers, OwnRows, PartLosses
 from octavo.runs.step_log import StepLog, steps_between_readings
 from octavo.runs.task import Batch, Task
 
@@ -42,6 +44,8 @@ class Retraining:
         clip: the largest norm of the gradient.
         temperature: softens the outputs of teacher and student before their KL divergence.
         labels: share of the task's own, supervised loss in the total; 0 uses no labels.
+        accumulate: the number of parts that each batch is cut into. The gradient of the batch is
+            made part by part, in less memory; only batch norms see a difference.
         bfloat16: run the forward pass in bfloat16 where torch's autocast allows it; weights and
             updates stay in float32.
 
@@ -53,6 +57,7 @@ class Retraining:
     clip: float = 5.0
     temperature: float = 1.0
     labels: float = 0.0
+    accumulate: int = 1
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +69,8 @@ class Retraining:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate: expected at least 1, got {self.accumulate}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(
                 f"weight_decay: expected a number of at least 0, got {self.weight_decay}"
@@ -129,7 +136,8 @@ def retrain(
 class Training:
     """Retraining step by step, which can be saved after any step and resumed.
 
-    The arguments are those of :func:`retrain`; the caller puts the model into training mode.
+    The arguments are those of :func:`retrain`, and the ranks that train the model together; the
+    caller puts the model into training mode.
 
     Attributes:
         steps: the number of steps that there will be.
@@ -145,6 +153,7 @@ class Training:
         settings: Retraining,
         *,
         teacher: nn.Module | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._epoch = _batches_per_epoch(task)  # its steps
         self.steps = round(epochs * self._epoch)
@@ -153,10 +162,13 @@ class Training:
             return
         device = device_of(model)
         self._update = Descent(model, settings, self.steps)
-        self._loss_of = distillation(model, task, settings, teacher)
-        self._log = StepLog(self.steps, steps_between_readings(device))
+        loss_of = distillation(model, task, settings, teacher)
+        self._losses = PartLosses(model, loss_of, settings.accumulate, ranks)
+        self._log = StepLog(self.steps, steps_between_readings(device), ranks)
         self._random = RandomState(model)
-        self._batches = BatchStream(task, self._random)
+        self._numbers = OwnNumbers(self._random, ranks)
+        self._batches = BatchStream(OwnRows(task, ranks), self._random)
+        self._ranks = ranks
         self._device = device
         self._started = (0, time.monotonic())  # the steps that were done then, and the time
 
@@ -167,9 +179,10 @@ class Training:
             TrainingError: as :func:`retrain` does.
 
         """
-        batch = on_device(next(self._batches), self._device)
-        loss = self._loss_of(batch)
-        was_read = self._log.add(loss, self._update(loss))
+        with self._numbers.of_data():
+            batch, share = next(self._batches)
+        losses = self._losses(on_device(batch, self._device), share)
+        was_read = self._log.add(*self._update(losses))
         self.done += 1
         if not was_read:
             return None
@@ -192,16 +205,24 @@ class Training:
             "total": self._log.read_all(),
             "descent": self._update.state_dict(),
             "batches": self._batches.state_dict(),
-            "random": self._random.read(),
+            "random": self._numbers.read(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where ``state`` was taken; the batches up to there are read again."""
+        """Go on from where ``state`` was taken; the batches up to there are read again.
+
+        Raises:
+            ValueError: the state has more steps than there are, or none.
+
+        """
+        if not isinstance(state["done"], int) or not 0 < state["done"] <= self.steps:
+            raise ValueError(f"done: expected 1 to {self.steps} steps, got {state['done']!r}")
         self.done = state["done"]
         self._log.go_on(self.done, state["total"])
         self._update.load_state_dict(state["descent"])
         self._batches.load_state_dict(state["batches"])
         self._random.put(state["random"])
+        self._numbers = OwnNumbers(self._random, self._ranks)
         self._started = (self.done, time.monotonic())
 
 

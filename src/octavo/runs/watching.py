@@ -6,9 +6,12 @@ from octavo.dnq.belief import Belief
 from octavo.progress import Event, Progress
 from octavo.runs.training import StepFigures
 
-__all__ = ["LossCurve", "Stopwatch", "keeping_beliefs"]
+__all__ = ["LossCurve", "Stopwatch", "diverged", "keeping_beliefs"]
 
 POINTS = 60  # points of a stage's loss curve
+LEAST_POINTS = 4  # a shorter curve says too little
+LOST = 1.0  # a loss above it is large
+RISEN = 2.0  # a loss so many times the first one has risen
 NAMES = {"search": "search", "policy": "search", "calibrate": "post-training quantization"}
 OTHER = "scores and files"  # the time that belongs to no long computation
 
@@ -48,6 +51,24 @@ class LossCurve:
             steps = step
             total = mean * step
         return points
+
+
+def diverged(curve: Sequence[tuple[int, float]]) -> bool:
+    """Tell if retraining did harm: at its end the loss is far above what it was at its start.
+
+    The rate of a stage falls to nothing, so that its last steps should be its best. The losses of
+    octavo's own retraining are a KL divergence or a relative squared error, which say by themselves
+    that an output is lost when they come near 1; a loss of the user's own may begin above that.
+
+    Args:
+        curve: pairs of a step and the mean loss since the pair before.
+
+    """
+    losses = [loss for _, loss in curve]
+    if len(losses) < LEAST_POINTS:
+        return False
+    last = losses[-max(1, len(losses) // 4) :]
+    return sum(last) / len(last) > max(LOST, RISEN * losses[0])
 
 
 class Stopwatch:

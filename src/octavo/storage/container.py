@@ -98,7 +98,8 @@ def pack(
 
 def to_file(blobs: Mapping[str, bytes], version: int) -> bytes:
     """Return the byte strings as a safetensors file, with the format's version in its header."""
-    head = json.dumps({"version": version, "manifest_crc32": zlib.crc32(blobs["manifest"])})
+    entry = {"version": version, "manifest_crc32": zlib.crc32(blobs["manifest"])}
+    head = json.dumps(entry, allow_nan=False)
     tensors = {
         name: torch.frombuffer(bytearray(blob), dtype=torch.uint8)
         for name, blob in blobs.items()
@@ -180,14 +181,30 @@ def _read_head(data: bytes) -> Json:
         head: Json = json.loads(entries["octavo"])
         head["version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise FormatError(
-            "expected a safetensors file with octavo's header, found none: "
-            "not octavo's, or cut or damaged"
-        ) from error
+        raise FormatError(_other_kind(data)) from error
     if len(entries) > 1:
         found = ", ".join(entries)
         raise FormatError(f"the header: expected octavo's entry alone, found {found}")
     return head
+
+
+def _other_kind(data: bytes) -> str:
+    """Return in words what a file is that is not a packed network."""
+    exported = (
+        "`octavo export` checked it when it was written, and it has no checksums to verify; "
+        "give the packed file that it was made from"
+    )
+    if b'{"__metadata__":{"octavo.mx":' in data[:64]:
+        return f"expected a packed network, got an export in the form mx: {exported}"
+    if data[:1] == b"\x08" and data[2:3] == b"\x12":  # protobuf: ir_version, producer_name
+        return (
+            f"expected a packed network, got an ONNX file: {exported}, "
+            "or score it by `octavo evaluate FILE --task TASK`"
+        )
+    return (
+        "expected a safetensors file with octavo's header, found none: "
+        "not octavo's, or cut or damaged"
+    )
 
 
 def _check_known(blobs: Mapping[str, bytes], manifest: Manifest, version: int, floats: str) -> None:

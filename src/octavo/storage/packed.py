@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from octavo._io import write_atomically
+from octavo._io import check_output, write_atomically
 from octavo.activations.quantizer import (
     InputFormat,
     input_formats,
@@ -21,6 +21,7 @@ from octavo.activations.quantizer import (
     store_effective_scales,
 )
 from octavo.errors import FormatError, PlanError
+from octavo.network.distributed import whole
 from octavo.network.memory import memory_of
 from octavo.network.values import check_values
 from octavo.plan import Plan
@@ -180,7 +181,12 @@ class Packed:
     def save(self, path: str | Path) -> None:
         """Write the file, atomically: under ``path`` there is the whole file or what was there
         before.
+
+        Raises:
+            FileNotFoundError: the folder of ``path`` does not exist.
+
         """
+        check_output(path)
         content = _file(self)
         write_atomically(path, lambda file: file.write(content))
 
@@ -308,9 +314,10 @@ def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:
     store_effective_scales(model)
     quantized = {name for layer in layers.values() for name in layer.names}
     shared: dict[Hashable, tuple[list[str], Tensor]] = {}  # by memory
-    for name, value in model.state_dict().items():
+    for name, entry in model.state_dict().items():
         if name in quantized:
             continue
+        value = whole(entry)
         names, _ = shared.setdefault(memory_of(value), ([], value))
         names.append(name)
     floats = [(tuple(names), value.detach().cpu().clone()) for names, value in shared.values()]

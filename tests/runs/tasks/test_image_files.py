@@ -289,3 +289,20 @@ def test_a_broken_image_is_named(damage: str, workers: int, folder: Path) -> Non
     with pytest.raises(FormatError, match=r"bee/broken\.jpg: not a readable image: \w+") as caught:
         list(batches)
     assert "\n" not in str(caught.value)
+
+
+def test_the_parts_of_a_loader_are_the_rows_of_its_batches(folder: Path) -> None:
+    whole = loader(folder, 4, training=True)
+    torch.manual_seed(1)
+    expected = list(whole)
+    parts = []
+    for number in range(2):
+        torch.manual_seed(1)
+        part = whole.part(number, 2)
+        assert len(part) == len(whole)
+        parts.append(list(part))
+    for batch, first, second in zip(expected, *parts, strict=True):
+        for values, one, other in zip(batch, first, second, strict=True):
+            assert torch.equal(values, torch.cat([one, other]))
+    with pytest.raises(RecipeError, match=r"^batch: expected a multiple of 3, .* ranks, got 4$"):
+        whole.part(0, 3)

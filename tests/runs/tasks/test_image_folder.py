@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from octavo import cli
 from octavo.errors import FormatError, RecipeError
-from octavo.report.display import Display
+from octavo.progress.display import Display
 from octavo.runs.recipe import load_recipe
 from octavo.runs.recipes import RECIPES
 from octavo.runs.run import run

@@ -32,17 +32,20 @@ def _random_losses(space: Space, generator: torch.Generator) -> np.ndarray:
     """
     layers = len(space.names)
     shape = (layers, 9)  # by bits, 0 to 8
-    steps = torch.rand(shape, generator=generator, dtype=torch.float64).numpy()
-    of_bits = -steps.cumsum(1)
-    # The other codebook is as likely better as worse.
-    of_sums = of_bits + 2 * steps - 1
-    of_inputs = np.zeros(shape)
-    if space.actions[0][0].input_bits is not None:
-        drawn = torch.rand(shape, generator=generator, dtype=torch.float64).numpy()
-        of_inputs = -drawn.cumsum(1)
+
+    def drawn() -> np.ndarray:
+        return torch.rand(shape, generator=generator, dtype=torch.float64).numpy()
+
+    steps = drawn()
+    of_codebook = {"power_of_two": -steps.cumsum(1)}
+    of_inputs = -drawn().cumsum(1) if space.actions[0][0].input_bits is not None else steps * 0
+    names = {action.width.codebook for actions in space.actions for action in actions}
+    for number, name in enumerate(sorted(names - {"power_of_two"})):  # as likely better as worse
+        own = drawn() if number else steps
+        of_codebook[name] = of_codebook["power_of_two"] + 2 * own - 1
 
     def loss(layer: int, action: Action) -> float:
-        of_width = of_bits if action.width.codebook == "power_of_two" else of_sums
+        of_width = of_codebook[action.width.codebook]
         bits = action.input_bits or 0
         column = bits if bits <= 8 else 1  # inputs in float take a column that no bits need
         return float(of_width[layer, action.width.bits] + of_inputs[layer, column])

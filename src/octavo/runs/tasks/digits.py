@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from octavo._seeds import seeded
 from octavo.errors import OctavoError
 from octavo.network.forward import call
+from octavo.progress import Event, Progress, silent
 from octavo.runs.task import Batch
 from octavo.runs.tasks.images import Epoch, accuracy, check_options, normalise, random_crop
 
 __all__ = ["Digits"]
 
 EPOCHS = 25
+TRAINING = "training the full-precision network"
 SPLIT_SEED = 1797
 MEAN = torch.tensor([4.88])  # of the pixels, which are 0 to 16
 STD = torch.tensor([6.02])
@@ -41,12 +43,16 @@ class Digits:
         self.seed = seed
         self.batch = batch
         self.split = split
+        self._trained: nn.Module | None = None
 
-    def model(self) -> nn.Module:
+    def model(self, progress: Progress = silent) -> nn.Module:
         """Return the small network, trained at the first call and copied at every one.
 
-        The global generator is not touched.
+        The global generator is not touched. ``progress`` is called after each epoch of the
+        training.
         """
+        if self._trained is None:
+            self._trained = self._train(progress)
         return copy.deepcopy(self._trained)
 
     def calibration(self) -> Iterable[Tensor]:
@@ -76,8 +82,8 @@ class Digits:
         parts = zip(("train", "holdout", "test"), order.split([1077, 360, 360]), strict=True)
         return {name: (images[index], labels[index]) for name, index in parts}
 
-    @cached_property
-    def _trained(self) -> nn.Module:
+    def _train(self, progress: Progress) -> nn.Module:
+        progress(Event("train", 0, EPOCHS, TRAINING))
         with seeded(self.seed):
             model = _network()
             optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
@@ -85,12 +91,13 @@ class Digits:
             schedule = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer, max_lr=0.02, total_steps=steps
             )
-            for _ in range(EPOCHS):
+            for epoch in range(1, EPOCHS + 1):
                 for batch in self.train_batches():
                     optimizer.zero_grad()
                     self.loss(model, batch).backward()
                     optimizer.step()
                     schedule.step()
+                progress(Event("train", epoch, EPOCHS, TRAINING))
         return model.eval()
 
 

@@ -5,7 +5,7 @@ in batches by torch's loader.
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -190,6 +190,8 @@ class Loader:
         training: True if order and crops are random, drawn from torch's global generator, and the
             images that do not fill a last batch are left out (others each time). If false, all
             images come in order, and their centres are cut out.
+        rows: the part of each batch that is loaded: its number, from 0, and how many parts there
+            are.
 
     """
 
@@ -198,6 +200,21 @@ class Loader:
     preprocessing: Preprocessing
     workers: int = 0
     training: bool = False
+    rows: tuple[int, int] = (0, 1)
+
+    def part(self, number: int, count: int) -> "Loader":
+        """Return the loader of the same batches that loads one of ``count`` equal parts of each.
+
+        Raises:
+            RecipeError: there are no equal parts.
+
+        """
+        size = min(self.batch, len(self.files))
+        if size % count:
+            raise RecipeError(
+                f"batch: expected a multiple of {count}, the number of ranks, got {size}"
+            )
+        return replace(self, rows=(number, count))
 
     def __len__(self) -> int:
         if self.training:
@@ -218,7 +235,7 @@ class Loader:
         batches = DataLoader(
             _Pictures(self.files.files, crop),
             batch_sampler=[
-                keys[start : start + self.batch]
+                self._own(keys[start : start + self.batch])
                 for start in range(0, len(self) * self.batch, self.batch)
             ],
             num_workers=self.workers,
@@ -231,6 +248,11 @@ class Loader:
             if isinstance(batch, OctavoError):
                 raise batch
             yield batch
+
+    def _own(self, keys: list[Key]) -> list[Key]:
+        """Return this loader's part of the keys of a batch."""
+        number, count = self.rows
+        return keys[number * len(keys) // count : (number + 1) * len(keys) // count]
 
 
 @dataclass(frozen=True)

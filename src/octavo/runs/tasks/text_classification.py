@@ -63,7 +63,7 @@ class TextClassification:
         trained, _ = self._parts
         texts = trained[: self.calibration_size]
         return [
-            self._encoded(texts[start : start + self.batch])
+            self.encoded(texts[start : start + self.batch])[0]
             for start in range(0, len(texts), self.batch)
         ]
 
@@ -89,11 +89,7 @@ class TextClassification:
         return 100 * right / len(texts)
 
     def encoded(self, texts: tuple[Text, ...]) -> tuple[Inputs, Tensor]:
-        """Return the inputs and the labels of texts."""
-        return self._encoded(texts), torch.tensor([text.label for text in texts])
-
-    def _encoded(self, texts: tuple[Text, ...]) -> Inputs:
-        """Return the tokens of texts, as long as the longest of them."""
+        """Return the tokens of texts, as many as the longest of them has, and their labels."""
         encoded = self._tokenizer(
             [text.content for text in texts],
             padding=True,
@@ -101,7 +97,7 @@ class TextClassification:
             max_length=self.length,
             return_tensors="pt",
         )
-        return dict(encoded)
+        return dict(encoded), torch.tensor([text.label for text in texts])
 
     @cached_property
     def _network(self) -> nn.Module:

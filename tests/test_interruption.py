@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from octavo.runs.interruption import Interrupted, Interruption, listening
+from octavo._interruption import Interrupted, Interruption, listening
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -71,7 +71,7 @@ def test_what_was_kept_is_said() -> None:
 
 TWICE = """
 import os, signal
-from octavo.runs.interruption import listening
+from octavo._interruption import listening
 with listening() as interruption, interruption.deferred():
     signal.raise_signal(signal.{number})
     try:
@@ -80,7 +80,7 @@ with listening() as interruption, interruption.deferred():
         os.write(1, b"not at once")
 """
 IMPORTING = """
-from octavo.runs.interruption import listening
+from octavo._interruption import listening
 with listening():
     import interrupted_module
 """

@@ -1,4 +1,4 @@
-"""The one callback that every chapter reports to while it works."""
+"""The event that a long computation reports, and the callback that takes it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ __all__ = ["Event", "Progress", "silent"]
 
 @dataclass(frozen=True)
 class Event:
-    """One step of a long computation that was just finished.
+    """The beginning of a long computation, or one step of it that was just finished.
 
     Attributes:
         phase: the computation, in one word: ``"calibrate"``, ``"search"``, ``"retrain"``.
-        done: how many of its steps are finished.
+        done: how many of its steps are finished; 0 announces that it begins.
         total: how many steps it has at most; 0 where that is not known.
         message: what happened, in words; empty where ``detail`` says it.
         detail: the outcome of the step, such as a ``LayerResult`` or a ``Trial``.

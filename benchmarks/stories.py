@@ -1,0 +1,165 @@
+"""Incremental quantization of a language model onto FP4: stories260K, taught by itself.
+
+    python benchmarks/stories.py                        # about half an hour of one core
+
+The network (``--llama``: the file of its weights and tokens; beside it is its configuration) writes
+576 stories of 200 tokens at temperature 1. INQ freezes it onto FP4 in its usual portions, one
+exponent for each 32 inputs, the embedding onto 6 bits. After each portion but the last it is
+retrained for so many steps of 16 stories, by the KL divergence to the network in full precision.
+The learning rate is the one of least divergence on 64 of the stories, on which nothing is trained.
+The test is the 32 stories of the file: perplexity, and divergence to full precision. Writes
+benchmarks/results/stories.json.
+"""
+
+import argparse
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octavo import Incremental, Packed, Plan, calibrate
+from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
+
+RESULT = Path(__file__).parent / "results" / "stories.json"
+LLAMA = "~/.cache/octavo/stories260k.safetensors"
+STORIES = 576
+HELD_OUT = 64
+LENGTH = 200
+BATCH = 16
+STEPS = 200  # after each portion
+RATES = (3e-4, 1e-3, 3e-3)
+PER: Any = ("group", 32)
+
+
+def load(path: Path) -> tuple[nn.Module, Tensor]:
+    """Return the network in full precision, and the tokens of the test."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    tensors = safetensors.torch.load_file(path)
+    test = tensors.pop("test_tokens").long()
+    del tensors["calibration_tokens"]
+    model = LlamaForCausalLM(LlamaConfig(**described["config"], use_cache=False))
+    model.load_state_dict(tensors, strict=False)  # the output matrix is the embedding
+    model.tie_weights()
+    return model.eval(), test
+
+
+@torch.no_grad()
+def written(model: nn.Module, first: int) -> Tensor:
+    """Return stories that the network writes: (STORIES, LENGTH)."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.full((STORIES, 1), first)
+    cache = None
+    for _ in range(LENGTH - 1):
+        output = model(input_ids=tokens[:, -1:], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        chances = output.logits[:, -1].softmax(-1)
+        tokens = torch.cat([tokens, torch.multinomial(chances, 1, generator=generator)], 1)
+    return tokens
+
+
+def divergence(model: nn.Module, teacher: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the mean KL divergence of a token from the network in full precision, in nats."""
+    with torch.no_grad():
+        expected = teacher(input_ids=tokens).logits.log_softmax(-1)
+    found = model(input_ids=tokens).logits.log_softmax(-1)
+    return F.kl_div(found, expected, reduction="none", log_target=True).sum(-1).mean()
+
+
+@torch.no_grad()
+def figures(model: nn.Module, teacher: nn.Module, tokens: Tensor) -> dict[str, float]:
+    """Return the perplexity of stories, and the divergence on them."""
+    logits = model(input_ids=tokens).logits[:, :-1].flatten(0, 1)
+    perplexity = math.exp(float(F.cross_entropy(logits, tokens[:, 1:].flatten())))
+    return {
+        "perplexity": round(perplexity, 3),
+        "divergence": round(float(divergence(model, teacher, tokens)), 5),
+    }
+
+
+def retrain(
+    model: nn.Module, teacher: nn.Module, stories: Tensor, rate: float, generator: torch.Generator
+) -> None:
+    """Retrain by the divergence to full precision, with a learning rate that falls to zero."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        picked = torch.randint(len(stories), (BATCH,), generator=generator)
+        optimizer.zero_grad()
+        divergence(model, teacher, stories[picked]).backward()
+        optimizer.step()
+        schedule.step()
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """Return FP4 for all layers but the embedding, which has 6 bits."""
+    plan = Plan.uniform(model, "fp4")
+    plan["model.embed_tokens"] = "fp6"
+    return plan
+
+
+def quantized(model: nn.Module, stories: Tensor, rate: float) -> Packed:
+    """Freeze and retrain a copy of the network."""
+    student = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [{"input_ids": part} for part in stories[:HELD_OUT].split(BATCH)]
+    incremental = Incremental(student, plan_of(student), per=PER, inputs=inputs)
+    for stage in incremental:
+        if not stage.last:
+            retrain(student, model, stories, rate, generator)
+    return incremental.finish()
+
+
+def row(model: nn.Module, packed: Packed, tokens: Tensor) -> dict[str, Any]:
+    """Return the size and the figures of a packed network."""
+    network = copy.deepcopy(model)
+    packed.apply(network)
+    size = {"stored_bits": round(packed.stored_bits, 3), "file_bytes": packed.file_bytes}
+    return size | figures(network, model, tokens)
+
+
+def main() -> None:
+    """Measure the closed form, each learning rate, and the best one on the test."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--llama", type=Path, default=Path(LLAMA).expanduser())
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    model, test = load(arguments.llama)
+    stories = written(model, int(test[0, 0]))
+    held_out, trained = stories[:HELD_OUT], stories[HELD_OUT:]
+
+    inputs = [{"input_ids": part} for part in trained[:HELD_OUT].split(BATCH)]
+    closed = calibrate(model, plan_of(model), inputs, per=PER)
+    result: dict[str, Any] = {
+        "full precision": figures(model, model, test),
+        "calibrate": row(model, closed, test),
+        "rates": {},
+    }
+    best: tuple[float, Packed] | None = None
+    for rate in RATES:
+        packed = quantized(model, trained, rate)
+        found = row(model, packed, held_out)
+        result["rates"][str(rate)] = found
+        print(rate, found, flush=True)
+        if best is None or found["divergence"] < best[0]:
+            best = (found["divergence"], packed)
+        write_json(RESULT, result)
+    if best is not None:
+        result["INQ"] = row(model, best[1], test)
+    result |= {"steps": STEPS, "stories": STORIES - HELD_OUT, "environment": environment()}
+    write_json(RESULT, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The price of a bit in each row of a layer, the bits of each code, and the exponents that are best
+once bits count.
+
+At the rate ``lambda`` a layer shall have the codes that minimize, over its rows ``r`` with the
+errors ``e_r`` and ``n`` columns::
+
+    sum_r |e_r X|^2 + price_r * sum_i bits(code_ri)          price_r = lambda * E_r / n
+
+``E_r`` is the error of the row at its nearest levels. So a bit less in every weight of a row is
+worth ``lambda`` times this error, whatever the scale of the row. ``bits`` is ``-log2 p``, with the
+frequencies ``p`` of the layer's own codes. They are estimated from codes, and lead to other codes;
+so they are estimated several times.
+
+With a larger exponent the levels are coarser, more weights are zero, and codes take fewer bits. So
+exponents are compared at these prices, before anything freezes. A row that GPTQ freezes has the
+error ``sum_i M_ii^2 (w'_i - q_i)^2``: see ``octavo.ptq.gptq``. Here the weight ``w_i`` stands in
+for ``w'_i``, and so it does in ``E_r``.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from octavo.formats.codebook import LARGEST
+from octavo.formats.fitting import Fit
+from octavo.ptq.exponents import Start, neighbours
+from octavo.ptq.gptq import curvature
+from octavo.ptq.layer_problem import LayerProblem
+from octavo.ptq.level_scale import LevelScale
+from octavo.ptq.rounding import Prices, Rounding, bits_of_codes
+
+__all__ = ["at_rate"]
+
+SAMPLED = 128  # columns of a layer that exponents are compared on
+# The least price of a row, as a share of the mean: a row that is on its levels has no error.
+LEAST = 1e-9
+
+
+def at_rate(start: Start, rows: Tensor, rate: float, fit: Fit) -> Start:
+    """Return where a layer's solution begins once bits count.
+
+    Args:
+        start: the same where bits cost nothing, with the scale of least error.
+        rows: the weights of the layer, output channels first.
+        rate: see the equation above.
+        fit: ``"max"`` leaves the exponents as they are.
+
+    """
+    fitted = start.scale
+    every = _Rows.of(rows, start.problem, fitted)
+    some = every.sampled()
+    steps = some.steps() if fit == "mse" else torch.zeros(1, dtype=torch.int32)
+    nearest = [some.rounded(step, None) for step in steps]
+    price = rate * some.error(nearest[0], steps[0]).mean(2, keepdim=True)
+    price = price.clamp(min=LEAST * float(price.mean()) + torch.finfo(price.dtype).tiny)
+    choices = _Choices(some, price, steps, fitted.is_shared)
+    # The nearest levels of any exponent give a first estimate of bits.
+    first = min(map(choices.best, nearest), key=lambda choice: choice.total)
+    best = choices.best(first.codes)
+
+    problem = start.problem.priced(best.codes, price)
+    codes = every.rounded(best.step, problem.prices)
+    if problem.kept is not None:
+        codes.masked_fill_(~problem.kept, problem.unit.zero)
+    lowest = problem.unit.lowest_max_exponent
+    exponent = (fitted.max_exponent + _by_exponent(best.step, fitted)).clamp(lowest, LARGEST)
+    tried = neighbours(problem, exponent) if fit == "mse" else [exponent]
+    scale = LevelScale.of(exponent, fitted.group_size, fitted.shape)
+    return Start(problem.priced(codes, price), scale, codes, tried)
+
+
+def _by_exponent(step: Tensor, scale: LevelScale) -> Tensor:
+    """Return steps of rows, (problems, rows, 1), in a shape that broadcasts to the exponents."""
+    steps = step.flatten().to(scale.max_exponent.dtype)
+    if scale.is_shared:
+        return steps[0]
+    return steps.unsqueeze(1) if scale.group_size else steps
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Weights that are rounded each by itself, in units of their scale.
+
+    Attributes:
+        weight: float32, (problems, rows, columns).
+        curvature: ``M_ii^2`` in the same units, float64, same shape.
+        levels: the levels of the scale 1.
+
+    """
+
+    weight: Tensor
+    curvature: Tensor
+    levels: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, problem: LayerProblem, scale: LevelScale) -> "_Rows":
+        by_weight = scale.value()  # broadcasts to the weights
+        squares = curvature(problem.damped).unsqueeze(1) * by_weight.square()
+        weight = (rows.reshape(problem.target.shape) / by_weight).float()
+        return cls(weight, squares.expand(weight.shape), problem.unit.levels())
+
+    def steps(self) -> Tensor:
+        """Return what may be added to the exponents of least error; with more than the octaves of
+        the number of levels, little but zero would be left.
+        """
+        most = len(self.levels).bit_length()
+        return torch.tensor([*range(most), -1], device=self.levels.device)
+
+    def sampled(self) -> "_Rows":
+        """Return some of the columns, evenly."""
+        columns = self.weight.shape[2]
+        some = torch.linspace(0, columns - 1, min(columns, SAMPLED)).long()
+        return replace(self, weight=self.weight[:, :, some], curvature=self.curvature[:, :, some])
+
+    def rounded(self, step: Tensor, prices: Prices | None) -> Tensor:
+        """Round to levels that are ``2^step`` times as large: uint8."""
+        larger = _power(step)
+        rounding = Rounding(self.levels, prices=prices)
+        return rounding.each(self.weight / larger.float(), self.curvature * larger.square())
+
+    def error(self, codes: Tensor, step: Tensor) -> Tensor:
+        """Return ``M_ii^2 (w_i - q_i)^2``, float64, (problems, rows, columns)."""
+        level = self.levels[codes.int()] * _power(step)
+        return (self.weight - level).square() * self.curvature
+
+
+def _power(step: Tensor) -> Tensor:
+    return torch.ldexp(torch.ones_like(step, dtype=torch.float64), step)
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """Codes, and the steps that they belong to.
+
+    Attributes:
+        codes: (problems, rows, columns).
+        step: what is added to the exponents of each row, (problems, rows, 1).
+        total: the cost of all rows, in bits.
+
+    """
+
+    codes: Tensor
+    step: Tensor
+    total: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Choices:
+    """The steps that rows choose from.
+
+    Attributes:
+        rows: the weights.
+        price: the squared error that a bit is worth, (problems, rows, 1).
+        steps: what may be added to the exponents, (steps,).
+        shared: True if all rows have the same step.
+
+    """
+
+    rows: _Rows
+    price: Tensor
+    steps: Tensor
+    shared: bool
+
+    def best(self, codes: Tensor) -> _Choice:
+        """Return the best choice if codes take the bits that they take among ``codes``."""
+        prices = Prices(bits_of_codes(codes, len(self.rows.levels)), self.price)
+        by_step = [self.rows.rounded(step, prices) for step in self.steps]
+        costs = [self._in_bits(*one, prices) for one in zip(by_step, self.steps, strict=True)]
+        cost = torch.stack(costs)  # (steps, problems, rows)
+        if self.shared:
+            cost = cost.sum((1, 2), keepdim=True)
+        least, index = cost.min(0)
+        index = index.expand(costs[0].shape).unsqueeze(2)  # (problems, rows, 1)
+        picked = index.expand_as(by_step[0]).unsqueeze(0)
+        chosen = torch.stack(by_step).gather(0, picked)[0]
+        return _Choice(chosen, self.steps[index], float(least.sum()))
+
+    def _in_bits(self, codes: Tensor, step: Tensor, prices: Prices) -> Tensor:
+        """Return what each row costs, in bits: (problems, rows)."""
+        return (self.rows.error(codes, step).sum(2) + prices.of(codes)) / self.price.squeeze(2)

@@ -29,13 +29,6 @@ test: $(VENV)/.dev  ## every check: format, lint, types, tests
 test-vision: $(VISION)/.installed  ## the recipes of INQ's paper on torchvision's networks, into .venv-vision: several gigabytes
 	$(VISION)/bin/python -m pytest tests_vision
 
-torture: $(VENV)/.dev  ## kill runs and searches, and let each call of saving fail; writes docs/reliability.md's tables
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
-
-docs: $(VENV)/.dev  ## build the pages of docs/ and the API reference into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo 'open site/index.html; with a search box: $(BIN)/python -m http.server -d site'
-
 fuzz: $(FUZZ)/.installed  ## packed files and recipes made to do harm, RUNS=100000 of each; what is found is in .fuzz
 	mkdir -p .fuzz/packed .fuzz/yaml
 	cd .fuzz && ../$(FUZZ)/bin/python ../tests/hostile/fuzz.py packed packed ../tests/hostile/corpus/packed -runs=$(RUNS)
@@ -43,6 +36,13 @@ fuzz: $(FUZZ)/.installed  ## packed files and recipes made to do harm, RUNS=1000
 
 mutants: $(VENV)/.mutants  ## break the code in MUTANTS=300 places, one after the other, and see whether the tests notice
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MUTANTS)
+
+torture: $(VENV)/.dev  ## kill runs and searches, and let each call of saving fail; writes docs/reliability.md's tables
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
+
+docs: $(VENV)/.dev  ## build the pages of docs/ and the API reference into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'open site/index.html; with a search box: $(BIN)/python -m http.server -d site'
 
 format: $(VENV)/.dev  ## format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix .

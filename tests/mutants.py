@@ -108,17 +108,28 @@ def killed(mutant: Mutant, copy: Path) -> bool:
     )
     folder = ROOT / "tests" / Path(mutant.file).parent
     first = sorted(folder.glob(f"test_{Path(mutant.file).stem}*.py"))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *first, folder]
-    environ = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environ, capture_output=True, timeout=TIMEOUT, check=False
-        )
-        return done.returncode != 0
+        return tests("-x", *first, folder, package=copy) != 0
     except subprocess.TimeoutExpired:
         return True
     finally:
         path.write_text(source, encoding="utf-8")
+
+
+def tests(*options: str | Path, package: Path) -> int:
+    """Return the exit status of pytest on a copy of the package."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+    environ = os.environ | {"PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, timeout=TIMEOUT, check=False
+    )
+    return done.returncode
+
+
+def check_whole(package: Path) -> None:
+    """Stop if the tests cannot even be collected without a mutant: each would seem to be killed."""
+    if tests("--collect-only", *(ROOT / "tests" / name for name in FOLDERS), package=package):
+        raise SystemExit("the tests of the whole package cannot be collected: nothing is measured")
 
 
 def main() -> None:
@@ -128,6 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copytree(PACKAGE, copy / "octavo", ignore=shutil.ignore_patterns("__pycache__"))
+        check_whole(copy)
         for number, mutant in enumerate(sample(count), 1):
             died = killed(mutant, copy)
             room = Path(mutant.file).parts[0]
@@ -138,6 +150,7 @@ def main() -> None:
                   f"{mutant.occurrence}", flush=True)  # fmt: skip
             if not died:
                 survivors.append(vars(mutant))
+        check_whole(copy)  # nor may anything have broken them meanwhile
     result = {
         "seed": SEED,
         "mutants": count,

@@ -243,6 +243,6 @@ def test_no_code_refuses_a_recipe_with_code_before_it_is_run(refused: Callable[.
     Path("evil.py").write_text("import pathlib\npathlib.Path('harm').touch()\nclass Task: pass\n")
     Path("evil.yaml").write_text("task: evil.py:Task\nbits: 3\n")
     said = refused("run", "evil.yaml", "--no-code")
-    assert said.startswith("--no-code: task: expected one of digits, cifar10, image_folder, got")
+    assert said.startswith("--no-code: task: expected one of digits, cifar10, image_folder")
     assert not Path("harm").exists()
     assert not Path("runs").exists()

@@ -12,13 +12,14 @@ from octavo.runs.recipes import RECIPES
 from octavo.runs.run import publish
 
 CODE = [
-    ({"task": "evil.py:Evil"}, "task: expected one of digits, cifar10, image_folder, got 'evil.py"),
+    ({"task": "evil.py:Evil"}, "task: expected one of digits, cifar10, image_folder, causal_lm"),
     ({"task": "os:system"}, "task: expected one of"),
     ({"task": "octavo.runs.tasks.digits:Digits"}, "task: expected one of"),
     ({"task": "Digits"}, "task: expected one of"),
     ({"options": {"network": "evil.py:net"}}, "options.network: expected the name of a library's"),
     ({"options": {"network": "os:system"}}, "options.network: expected the name of a library's"),
     ({"options": {"network": ["os:system"]}}, "options.network: expected the name of a library's"),
+    ({"options": {"network": "hf:someone/net"}}, "options.network: expected the name of a library"),
     ({"teacher": {"network": "evil.py:net"}}, "teacher.network: expected the name of a library's"),
     ({"order": "evil.py:far"}, "order: expected the name of an order, got 'evil.py:far'"),
     ({"order": ["random"] * 3 + ["evil.py:far"]}, "order: expected the name of an order"),

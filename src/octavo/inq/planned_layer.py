@@ -68,17 +68,13 @@ class PlannedLayer:
         """Freeze free weights, by their rank in ``order``, until ``portion`` of them is frozen."""
         self._check_weights()
         parametrization = self.parametrization
-        mask = self._grown(portion, order, generator)
-        codes = channels_back(self.codebook.encode(self._seen()), self.layer.groups)
+        groups = self.layer.groups
+        ranks = channels_back(rank(self._seen(), self.codebook, order, generator=generator), groups)
+        mask = grow(parametrization.frozen, ranks, portion, pruned=parametrization.pruned)
+        del ranks  # they are as large as the weight
+        codes = channels_back(self.codebook.encode(self._seen()), groups)
         parametrization.freeze(codes, mask)
         set_trained_weight(self.layer, parametrization(trained_weight(self.layer)))
-
-    def _grown(self, portion: float, order: FreezeOrder, generator: torch.Generator) -> Tensor:
-        """Return the frozen weights and those that freeze next."""
-        ranks = rank(self._seen(), self.codebook, order, generator=generator)
-        ranks = channels_back(ranks, self.layer.groups)
-        parametrization = self.parametrization
-        return grow(parametrization.frozen, ranks, portion, pruned=parametrization.pruned)
 
     @without_autocast()
     def freeze_and_refit(

@@ -27,7 +27,7 @@ def check_no_code(recipe: Recipe) -> None:
     for section, options in (("options", recipe.options), ("teacher", recipe.teacher)):
         network = options.get("network")
         if network is not None and ":" in str(network):
-            _refuse(f"{section}.network", "the name of a library's network", network)
+            _refuse(f"{section}.network", "the name of a library's network or a folder", network)
     orders = recipe.order if isinstance(recipe.order, tuple) else (recipe.order,)
     for order in orders:
         if isinstance(order, OrderFunction):

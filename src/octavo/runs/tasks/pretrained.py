@@ -63,7 +63,7 @@ def _load(kind: str, option: str, name: str, **options: Any) -> Any:
         raise RecipeError(f"{option}: expected a folder or hf:NAME, such as hf:gpt2, got {name!r}")
     try:
         return getattr(transformers, kind).from_pretrained(
-            source, local_files_only=not from_hub, **options
+            source, local_files_only=not from_hub, trust_remote_code=False, **options
         )
     except (OSError, ValueError, ImportError) as error:
         raise RecipeError(f"{option}: loading {name!r} failed: {brief(error)}") from error

@@ -68,7 +68,7 @@ def record_recipe(folder: Path, recipe: Recipe) -> None:
     """Write ``recipe.json``, which :func:`check_folder` reads. It is a recipe that can be run, so
     it has no checksum.
     """
-    text = json.dumps(recipe.model_dump(mode="json"), indent=2)
+    text = json.dumps(recipe.model_dump(mode="json"), indent=2, allow_nan=False)
     write_atomically(folder / "recipe.json", lambda file: file.write(text.encode()))
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_networks import ResNet50, ViT, ViTSize
+from gpu_networks import ResNet50, ViT, ViTSize  # type: ignore[import-not-found]  # its neighbour
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -57,7 +57,7 @@ class Sizes:
 
 TINY = Sizes(
     depth=8,
-    batch=4,
+    batch=2,
     width=4,
     image=32,
     vit=ViTSize(width=16, layers=2, heads=2, patch=8, image=32),
@@ -66,7 +66,7 @@ TINY = Sizes(
     fitted=1 << 12,
     searched=64,
     trials=40,
-    rounds=2,
+    rounds=1,
     backend="eager",
 )
 
@@ -202,7 +202,7 @@ def resnet20_compiled(bench: Bench) -> dict[str, Any]:
 
 
 def resnet50_step(bench: Bench) -> dict[str, Any]:
-    model = ResNet50(bench.sizes.width).to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = ResNet50(bench.sizes.width).to(bench.device, memory_format=torch.channels_last)
     return steps(bench, model, large_images(bench, bench.sizes.batch), bfloat16=True)
 
 
@@ -230,7 +230,9 @@ def rounding(bench: Bench) -> dict[str, Any]:
     for weights in bench.sizes.weights:
         weight = torch.randn(1024, weights // 1024, device=bench.device)
         codebook = power_of_two(weight, 4, fit="max", per="channel")
-        works = [weight.clone, partial(codebook.project, weight), partial(codebook.encode, weight)]
+        works: list[Callable[[], object]] = [
+            weight.clone, partial(codebook.project, weight), partial(codebook.encode, weight),
+        ]  # fmt: skip
         clone, project, encode = bench.medians(works)
         row[f"{weights:,}: clone, ms"] = round(clone, 4)
         row[f"{weights:,}: project / clone"] = round(project / clone, 1)
@@ -275,7 +277,8 @@ def llama(bench: Bench) -> dict[str, Any]:
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
         num_key_value_heads=8, vocab_size=32000,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).to(bench.device).eval()
+    model: Any = LlamaForCausalLM(config)
+    model = model.to(bench.device).eval()
     inputs = [{"input_ids": torch.randint(32000, (1, 512))} for _ in range(16)]
     plan = Plan.uniform(model, 4, exclude=("lm_head", "model.embed_tokens"))
     return bench.measured(lambda: calibrate(model, plan, inputs))

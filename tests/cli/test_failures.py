@@ -144,7 +144,7 @@ def test_a_metric_that_becomes_nan_stops_a_run_before_its_control(
             ["run", "r.yaml", "--set", "retraining.xyz=0.1"],
             (
                 "r.yaml: unknown key 'retraining.xyz'; expected one of learning_rate, momentum, "
-                "weight_decay, clip, temperature, labels, bfloat16"
+                "weight_decay, clip, temperature, labels, accumulate, bfloat16"
             ),
         ),
         (

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from octavo.formats.powers_of_two import PowerOfTwo
+from octavo.inq.incremental import Incremental
 from octavo.inq.parametrization import FrozenWeights, attach_frozen_weights
 from octavo.network.layers import Layer, find_layers
 from octavo.network.parametrizations import release
@@ -553,6 +554,20 @@ def test_the_memory_format_stays() -> None:
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
     mask = case.masks["weight"]
     assert torch.equal(model.weight[mask], case.levels["weight"][mask])
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.Conv3d])
+def test_levels_come_in_the_memory_format_of_the_weight(kind: Any) -> None:
+    """Or else every convolution would reorder its weight, and bucketize would copy and warn."""
+    plain = kind(4, 6, 3)
+    ordered = copy.deepcopy(plain)
+    layout = torch.channels_last if kind is nn.Conv2d else torch.channels_last_3d
+    ordered.to(memory_format=layout)
+    for model in (plain, ordered):
+        incremental = Incremental(model, {"weight": 3}, portions=(0.5, 1.0), straight_through=0.5)
+        next(iter(incremental))
+    assert torch.equal(plain.weight, ordered.weight)
+    assert ordered.weight.is_contiguous(memory_format=layout)
 
 
 def test_tied_weights_are_frozen_at_every_place() -> None:

@@ -135,7 +135,8 @@ def test_hours_are_hours(pipe: Console) -> None:
 
 def test_ptq_shows_each_layer(terminal: Console, pipe: Console) -> None:
     errors = [
-        LayerResult(name, Width(3), 0.25, 0.1, i, 2) for i, name in ((1, "conv1"), (2, "[a]"))
+        LayerResult(name, Width(3), 0.25, 0.1, i, 2, seconds)
+        for i, name, seconds in ((1, "conv1", 12.34), (2, "[a]", 0.0))
     ]
     for console in (terminal, pipe):
         with Display(console) as display:
@@ -144,7 +145,7 @@ def test_ptq_shows_each_layer(terminal: Console, pipe: Console) -> None:
     assert isinstance(pipe.file, StringIO)
     assert isinstance(terminal.file, StringIO)
     assert pipe.file.getvalue().splitlines() == [
-        "PTQ, layer 1/2  conv1  output error 10.0%, 25.0% at the nearest levels",
+        "PTQ, layer 1/2  conv1  output error 10.0%, 25.0% at the nearest levels  12.3 s",
         "PTQ, layer 2/2  [a]  output error 10.0%, 25.0% at the nearest levels",
     ]
     for line in pipe.file.getvalue().splitlines():  # they survive where the bar is drawn over

@@ -1,7 +1,9 @@
 """A frozen layer has its solution in the network, and its nearest levels beside it."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -50,3 +52,16 @@ def test_a_batch_norm_takes_the_factor_of_the_solution_only() -> None:
     frozen = freeze(layer, moments_of(layer, torch.randn(40, 3)), None)
     assert not torch.equal(norm.running_var, torch.ones(8))
     assert ((frozen.rounding.weight() - before).norm() / before.norm()) < 0.5
+
+
+def test_each_layer_has_the_time_since_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.5, 13.0])
+    monkeypatch.setattr("octavo.ptq.freezer.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    layers = find_layers(model)[0]
+    events: list[Any] = []
+    widths = {layer.name: Width(3) for layer in layers}
+    freeze = Freezer(widths, PtqSettings(), {}, None, events.append)
+    for layer in layers:
+        freeze(layer, moments_of(layer, torch.randn(40, 4)), None)
+    assert [event.detail.seconds for event in events] == [2.5, 0.5]

@@ -33,7 +33,7 @@ def test_a_candidate_has_the_error_of_its_outputs_and_the_price_of_its_codes() -
     problem, inputs = problem_of()
     codes = torch.randint(0, 5, (1, 4, 10), dtype=torch.uint8)
     scale = LevelScale.of(torch.tensor([-2, -1, -2, -3]), 0, codes.shape).times(1.25)
-    level = problem.unit.levels()[codes.long()] * scale.value()
+    level = problem.unit.levels()[codes.long()] * torch.ldexp(scale.row_factor(), scale.exponent())
     plain = problem.candidate(scale, codes)
     expected = ((problem.target - level) @ inputs.double()).square().sum(2)
     torch.testing.assert_close(plain.error, expected, rtol=1e-4, atol=1e-6)

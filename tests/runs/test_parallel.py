@@ -87,7 +87,8 @@ def test_the_graph_of_a_part_is_gone_before_the_next() -> None:
         nonlocal alive
         assert not alive
         alive = 1
-        return (model(batch[0]) ** 2).mean()
+        loss: Tensor = (model(batch[0]) ** 2).mean()
+        return loss
 
     model = nn.Linear(6, 3)
     losses: Iterator[Tensor] = PartLosses(model, loss_of, 5)((torch.randn(ROWS, 6), None))
@@ -128,12 +129,13 @@ def test_each_rank_has_its_rows_of_each_batch() -> None:
     task: Any = SimpleNamespace(train_batches=lambda: batches)
     assert list(OwnRows(task, ALONE).train_batches()) == [(batches[0], 1.0)] * 2
     for number, rows in enumerate(([0, 1], [2, 3, 4])):
-        own = list(OwnRows(task, Ranks(number, 2)).train_batches())
+        own: list[Any] = list(OwnRows(task, Ranks(number, 2)).train_batches())
         assert [share for _, share in own] == [len(rows) / 5] * 2
         assert [part.tolist() for batch, _ in own for part in batch] == [rows] * 4
     task = SimpleNamespace(train_batches=lambda: Epoch(batches))
     assert next(iter(OwnRows(task, ALONE).train_batches()))[0] is batches[0]
-    assert list(OwnRows(task, Ranks(1, 2)).train_batches()) == [("1 of 2", 0.5)]
+    given: list[Any] = list(OwnRows(task, Ranks(1, 2)).train_batches())
+    assert given == [("1 of 2", 0.5)]
 
 
 def drawn(number: int) -> tuple[list[float], list[float]]:
@@ -162,9 +164,9 @@ def test_ranks_draw_the_same_data_and_other_noise(on_two_ranks: Processes) -> No
 
 
 def buffers(number: int) -> dict[str, Tensor]:
-    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False))
+    model: Any = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False))
     model.register_buffer("other", torch.tensor([float(number)]))
-    model[0].running_mean += number  # type: ignore[operator]
+    model[0].running_mean += number
     even_out(model, Ranks.of_process())
     return dict(model.named_buffers())
 

@@ -56,7 +56,7 @@ def on_a_rank(number: int, folder: Path, changes: Json, how: str = "") -> tuple[
 
     interruption = Interruption()
     if how == "spoiled":
-        stages.even_out = spoil_rank_1(number)
+        vars(stages)["even_out"] = spoil_rank_1(number)
     if how == "interrupted" and number:  # the signal reaches one of them
         interruption.requested = 15
     try:
@@ -64,7 +64,7 @@ def on_a_rank(number: int, folder: Path, changes: Json, how: str = "") -> tuple[
     except Interrupted as stop:
         return {"kept": str(stop)}, seen
     finally:
-        stages.even_out = parallel.even_out
+        vars(stages)["even_out"] = parallel.even_out
     return result, seen
 
 

@@ -89,7 +89,7 @@ class PlannedLayer:
         """
         self._check_weights()
         finite = moments.hessian.isfinite().all() & moments.drift.isfinite().all()
-        self._check_finite("inputs or outputs", finite)
+        _check_finite(self.name, "inputs or outputs", finite)
         hessian = damped(moments.hessian, DAMP)  # (problems, columns, columns), float64
         start = self._seen().reshape(moments.drift.shape)  # (problems, rows, columns)
         target = least_squares_target(start, hessian, moments.drift).float()
@@ -116,14 +116,15 @@ class PlannedLayer:
 
     def _check_weights(self) -> None:
         weight = trained_weight(self.layer)
-        self._check_finite("weights", weight.isfinite() | self.parametrization.frozen)
+        _check_finite(self.name, "weights", weight.isfinite() | self.parametrization.frozen)
 
-    def _check_finite(self, what: str, finite: Tensor) -> None:
-        if not bool(finite.all()):
-            raise TrainingError(
-                f"{self.name}: its {what} became NaN or infinite in retraining; "
-                "lower the learning rate"
-            )
+
+def _check_finite(name: str, what: str, finite: Tensor) -> None:
+    """Raise TrainingError, which names the layer, unless all of ``finite`` is true."""
+    if not bool(finite.all()):
+        raise TrainingError(
+            f"{name}: its {what} became NaN or infinite in retraining; lower the learning rate"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ PIECES = 8
 
 @dataclass(frozen=True)
 class Freezing:
-    """How a stage freezes.
+    """The way in which a stage freezes.
 
     Attributes:
         stage: the number of the stage, from 0.

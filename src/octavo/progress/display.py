@@ -105,9 +105,10 @@ class Display:
         """Print the line of a calibrated layer, and move the bar."""
         if event.done == 1:
             self._begin("PTQ")
+        took = f"  {layer.seconds:.1f} s" if layer.seconds else ""
         self._print(
             f"PTQ, layer {event.done}/{event.total}  {layer.name}  "
-            f"output error {layer.compensated:.1%}, {layer.nearest:.1%} at the nearest levels"
+            f"output error {layer.compensated:.1%}, {layer.nearest:.1%} at the nearest levels{took}"
         )
         if self._live:
             self._move(event, f"PTQ, layer {event.done}/{event.total}")

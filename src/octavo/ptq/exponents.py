@@ -17,7 +17,7 @@ __all__ = ["Start", "neighbours", "start_of"]
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where the solution of a layer begins.
+    """The start of the solution of a layer.
 
     Attributes:
         problem: the least-squares problem of the layer.

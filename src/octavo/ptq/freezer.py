@@ -1,8 +1,9 @@
 """Solve the layers of a network at their widths, and put the solutions into the network."""
 
 import itertools
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class LayerResult:
         compensated: relative output error of the codes that were chosen.
         done: how many layers are done, this one included.
         layers: how many layers the plan names.
+        seconds: the time since the layer before it, or since the first layer began.
 
     """
 
@@ -44,6 +46,7 @@ class LayerResult:
     compensated: float
     done: int
     layers: int
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,7 @@ class Freezer:
         self._pruned = pruned
         self._progress = progress
         self._count = itertools.count(1)
+        self._last = time.monotonic()
 
     def __call__(self, layer: Layer, moments: Moments, site: Site | None) -> Frozen:
         """Freeze a layer, from the moments of its inputs and, where it has one, at its site."""
@@ -124,7 +128,11 @@ class Freezer:
         done = next(self._count)
         total = len(self._widths)
         bits = self._widths[name]
-        result = LayerResult(name, bits, solution.nearest, solution.compensated, done, total)
+        began = self._last
+        self._last = time.monotonic()
+        result = LayerResult(
+            name, bits, solution.nearest, solution.compensated, done, total, self._last - began
+        )
         self._progress(Event("calibrate", done, total, detail=result))
 
 

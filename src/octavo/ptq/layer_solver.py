@@ -5,7 +5,7 @@ one problem, and each output channel takes the candidate of least output error.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from octavo.network.layers import Layer, channels_first
 from octavo.network.moments import Moments
 from octavo.network.thread_state import without_autocast
 from octavo.ptq.exponents import Start, start_of
-from octavo.ptq.layer_problem import LayerProblem, better
+from octavo.ptq.layer_problem import Candidate, LayerProblem, better
 from octavo.ptq.level_scale import LevelScale
 from octavo.ptq.pricing import at_rate
 from octavo.ptq.settings import PtqSettings
@@ -95,7 +95,7 @@ def solve(
     problem = LayerProblem.of(rows, moments, bits, settings.damp, pruned)
     start = _start(problem, rows, settings, layer.name)
     size = start.scale.group_size
-    scaled = scaled and not start.scale.is_shared  # a factor needs a channel of its own
+    scaled = scaled and start.scale.max_exponent.dim() > 0  # a factor needs a channel of its own
     shape = problem.target.shape
     scales = [LevelScale.of(exponent, size, shape) for exponent in start.exponents]
     if scaled:
@@ -107,19 +107,23 @@ def solve(
         solved = problem.best_of([solved.scale], settings.order)
     nearest = problem.candidate(start.scale, start.codes)
     best = better(nearest, solved)
-    of_nearest = problem.relative_error(nearest)
+    if scaled and settings.rate:  # what rounds to zero more often than not makes outputs smaller
+        best = problem.with_gain(best)
+    rounded = _solution(problem, nearest, nearest, rows.shape)
+    factor = best.scale.factor if scaled else None
+    return replace(_solution(problem, best, nearest, rows.shape), factor=factor, rounding=rounded)
+
+
+def _solution(
+    problem: LayerProblem, candidate: Candidate, nearest: Candidate, shape: torch.Size
+) -> Solution:
+    """Return a candidate as a solution of the layer, whose codes have a shape."""
+    scale = candidate.scale
     return Solution(
-        codebook_at(bits, best.scale.max_exponent, size),
-        best.codes.reshape(rows.shape),
-        of_nearest,
-        problem.relative_error(best),
-        best.scale.factor if scaled else None,
-        Solution(
-            codebook_at(bits, start.scale.max_exponent, size),
-            nearest.codes.reshape(rows.shape),
-            of_nearest,
-            of_nearest,
-        ),
+        codebook_at(problem.unit.width, scale.max_exponent, scale.group_size),
+        candidate.codes.reshape(shape),
+        problem.relative_error(nearest),
+        problem.relative_error(candidate),
     )
 
 

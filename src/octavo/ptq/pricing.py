@@ -15,6 +15,12 @@ With a larger exponent the levels are coarser, more weights are zero, and codes 
 exponents are compared at these prices, before anything freezes. A row that GPTQ freezes has the
 error ``sum_i M_ii^2 (w'_i - q_i)^2``: see ``octavo.ptq.gptq``. Here the weight ``w_i`` stands in
 for ``w'_i``, and so it does in ``E_r``.
+
+While weights freeze, a bit counts only a quarter of its price (``SHARE`` in
+``octavo.ptq.layer_problem``). Its full price would be right if nothing but the squared error of the
+layer's outputs mattered. But what is rounded towards zero to save bits makes outputs smaller, all
+alike, and that does not average out in the layers behind as other errors do. For the same reason
+each channel gets the factor of least error in the end where a batch norm cancels it.
 """
 
 from dataclasses import dataclass, replace
@@ -54,7 +60,7 @@ def at_rate(start: Start, rows: Tensor, rate: float, fit: Fit) -> Start:
     nearest = [some.rounded(step, None) for step in steps]
     price = rate * some.error(nearest[0], steps[0]).mean(2, keepdim=True)
     price = price.clamp(min=LEAST * float(price.mean()) + torch.finfo(price.dtype).tiny)
-    choices = _Choices(some, price, steps, fitted.is_shared)
+    choices = _Choices(some, price, steps, not fitted.max_exponent.dim())
     # The nearest levels of any exponent give a first estimate of bits.
     first = min(map(choices.best, nearest), key=lambda choice: choice.total)
     best = choices.best(first.codes)
@@ -73,7 +79,7 @@ def at_rate(start: Start, rows: Tensor, rate: float, fit: Fit) -> Start:
 def _by_exponent(step: Tensor, scale: LevelScale) -> Tensor:
     """Return steps of rows, (problems, rows, 1), in a shape that broadcasts to the exponents."""
     steps = step.flatten().to(scale.max_exponent.dtype)
-    if scale.is_shared:
+    if not scale.max_exponent.dim():
         return steps[0]
     return steps.unsqueeze(1) if scale.group_size else steps
 
@@ -95,7 +101,7 @@ class _Rows:
 
     @classmethod
     def of(cls, rows: Tensor, problem: LayerProblem, scale: LevelScale) -> "_Rows":
-        by_weight = scale.value()  # broadcasts to the weights
+        by_weight = torch.ldexp(scale.row_factor(), scale.exponent())  # broadcasts to the weights
         squares = curvature(problem.damped).unsqueeze(1) * by_weight.square()
         weight = (rows.reshape(problem.target.shape) / by_weight).float()
         return cls(weight, squares.expand(weight.shape), problem.unit.levels())

@@ -27,7 +27,7 @@ BLOCK = 16  # columns that are rounded at a time: each takes memory for all leve
 
 @dataclass(frozen=True, eq=False)
 class Prices:
-    """What the codes of a layer cost.
+    """The cost of the codes of a layer.
 
     Attributes:
         bits: the bits that each code takes, (levels,).
@@ -42,6 +42,10 @@ class Prices:
     def of(self, codes: Tensor) -> Tensor:
         """Return what each row of codes, (problems, rows, columns), costs: (problems, rows)."""
         return self.price.squeeze(2) * self.bits[codes.int()].sum(2)
+
+    def times(self, factor: float) -> "Prices":
+        """Return prices that are so many times as high."""
+        return replace(self, price=factor * self.price)
 
     def in_units(self, scale: Tensor) -> "Prices":
         """Return the prices of weights that are divided by the scale of their row,

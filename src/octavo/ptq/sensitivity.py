@@ -1,4 +1,4 @@
-"""How much a bit is worth in each layer, by what the layer's error does to the network's outputs.
+"""The worth of a bit in each layer, by what the layer's error does to the network's outputs.
 
 Let ``D_l`` be the divergence of the outputs from full precision while layer ``l``, of ``N_l``
 weights, is at its nearest levels and all others are in full precision. The rate of the layer is::

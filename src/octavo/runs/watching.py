@@ -1,12 +1,14 @@
 """Progress callbacks that keep what they see, for the report of a run."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from octavo.dnq.belief import Belief
+from octavo.network.warned import warn
 from octavo.progress import Event, Progress
 from octavo.runs.training import StepFigures
 
-__all__ = ["LossCurve", "Stopwatch", "diverged", "keeping_beliefs"]
+__all__ = ["LossCurve", "Stopwatch", "diverged", "keeping_beliefs", "warn_if_diverged"]
 
 POINTS = 60  # points of a stage's loss curve
 LEAST_POINTS = 4  # a shorter curve says too little
@@ -51,6 +53,26 @@ class LossCurve:
             steps = step
             total = mean * step
         return points
+
+
+def warn_if_diverged(
+    label: str, curve: Sequence[tuple[int, float]], learning_rate: float, file: Path
+) -> None:
+    """Warn if the loss of a stage rose instead of falling.
+
+    Args:
+        label: the stage, in words.
+        curve: as :func:`diverged` takes it.
+        learning_rate: of the stage.
+        file: holds the state after it, from which the same command would go on.
+
+    """
+    if diverged(curve):
+        warn(
+            f"{label}: retraining diverged: its loss rose from {curve[0][1]:.3g} to "
+            f"{curve[-1][1]:.3g}. Lower the learning rate, as by --set "
+            f"retraining.learning_rate={learning_rate / 10:g}, in another folder, or delete {file}"
+        )
 
 
 def diverged(curve: Sequence[tuple[int, float]]) -> bool:

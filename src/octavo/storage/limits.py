@@ -1,4 +1,4 @@
-"""How large a packed file and what it decodes to may be, looked at before memory is taken."""
+"""Limits on the size of a packed file and of what it decodes to, checked before memory is taken."""
 
 from torch import Tensor, nn
 

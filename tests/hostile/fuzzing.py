@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parent.parent / "storage/data"
 BASES = [DATA, *(path.read_bytes() for path in sorted(GOLDEN.glob("golden-v*.safetensors")))]
 
 NUMBERS = (0, 1, 2, 3, 5, 8, 9, 255, -1, 1 << 15, 1 << 31, 1 << 40, 1 << 62, 1 << 64, 10**40)
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None,
     True,
     False,

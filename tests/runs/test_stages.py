@@ -11,8 +11,8 @@ from torch import nn
 from octavo.errors import FormatError
 from octavo.progress import Event, silent
 from octavo.runs.job import Job
-from octavo.runs.stages import History, StagePlan, Step, resume, stage_plans, train
-from octavo.runs.training import Retraining
+from octavo.runs.stage_plan import Step, stage_plans
+from octavo.runs.stages import History, resume, train
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -98,14 +98,3 @@ def test_each_event_names_its_step_and_stage(folder: Path) -> None:
     labels = [(event.message, event.done, event.total) for event in seen]
     one, two = "step, stage 1/2", "step, stage 2/2"
     assert labels == [(one, 0, 0), (one, 1, 2), (one, 2, 2), (two, 0, 0), (two, 1, 2), (two, 2, 2)]
-
-
-def test_a_stage_has_the_recipes_settings_and_a_seed_of_its_own() -> None:
-    settings = recipe(seed=5)
-    plans = stage_plans(settings, [(0.5, 1.0), (1.0, 2.0)], first=-2, learning_rate=0.125)
-    assert [(plan.portion, plan.epochs) for plan in plans] == [(0.5, 1.0), (1.0, 2.0)]
-    assert {plan.retraining for plan in plans} == {Retraining(learning_rate=0.125, labels=0.5)}
-    others = stage_plans(settings, [(0.5, 1.0), (1.0, 2.0)])
-    assert others[0] == StagePlan(0.5, 1.0, settings.retraining, others[0].seed)
-    assert len({plan.seed for plan in [*plans, *others]}) == 4
-    assert stage_plans(recipe(seed=6), [(0.5, 1.0)])[0].seed != others[0].seed

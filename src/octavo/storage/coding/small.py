@@ -100,7 +100,8 @@ def encode_runs(runs: Sequence[tuple[Tensor, int]]) -> bytes:
             coder.encode_reverse(part.symbols.astype(np.int32), models[part.table])
     heads = b"".join(head.to_bytes() for head, _ in planned)
     frame = zstandard.ZstdCompressor(19).compress(heads)
-    content = struct.pack("<I", len(frame)) + frame + coder.get_compressed().astype("<u4").tobytes()
+    words: bytes = coder.get_compressed().astype("<u4").tobytes()
+    content = struct.pack("<I", len(frame)) + frame + words
     return struct.pack("<I", zlib.crc32(content)) + content
 
 

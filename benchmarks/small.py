@@ -1,0 +1,50 @@
+"""The coding ``small`` beside ``fast`` on the published retrained networks: their bytes.
+
+    python benchmarks/small.py    # half a minute
+
+The codes are those of benchmarks/results/*.safetensors; both codings decode to the same. Writes
+benchmarks/results/small.json.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from octavo import Packed
+from octavo.runs.run import environment
+from octavo.runs.run_folder import write_json
+from octavo.storage.container import pack, to_file, unpack
+from octavo.storage.layer_strings import Coding
+
+RESULTS = Path(__file__).parent / "results"
+CODINGS: tuple[Coding, ...] = ("fast", "small")
+
+
+def measured(packed: Packed, coding: Coding) -> dict[str, int]:
+    """Return the bytes of the file and of its codes."""
+    blobs, version = pack(packed.layers, packed.floats, packed.activations, coding)
+    data = to_file(blobs, version)
+    again = unpack(data)[0]
+    if any(not torch.equal(again[name].codes, one.codes) for name, one in packed.layers.items()):
+        raise RuntimeError("decoding gave other codes")
+    codes = sum(len(blob) for name, blob in blobs.items() if name.startswith("codes."))
+    return {
+        "file_bytes": replace(packed, coding=coding).file_bytes,
+        "code_bytes": codes,
+    }
+
+
+def main() -> None:
+    rows = {}
+    for path in sorted(RESULTS.glob("*.safetensors")):
+        packed = Packed.load(path)
+        row = {coding: measured(packed, coding) for coding in CODINGS}
+        saved = 1 - row["small"]["code_bytes"] / row["fast"]["code_bytes"]
+        rows[path.stem] = {**row, "saved_pct_of_codes": round(100 * saved, 2)}
+        print(path.stem, rows[path.stem], flush=True)
+    write_json(RESULTS / "small.json", {"environment": environment(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -7,9 +7,12 @@ INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
 PIP := $(BIN)/python $(INSTALL) constraints.txt
 CODE := $(wildcard src tests tests_vision benchmarks examples)
 VISION := .venv-vision
+FUZZ := .venv-fuzz
+RUNS ?= 100000
+MUTANTS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vision torture docs format clean
+.PHONY: help demo test test-vision torture fuzz mutants docs format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,12 +36,20 @@ docs: $(VENV)/.dev  ## build the pages of docs/ and the API reference into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo 'open site/index.html; with a search box: $(BIN)/python -m http.server -d site'
 
+fuzz: $(FUZZ)/.installed  ## packed files and recipes made to do harm, RUNS=100000 of each; what is found is in .fuzz
+	mkdir -p .fuzz/packed .fuzz/yaml
+	cd .fuzz && ../$(FUZZ)/bin/python ../tests/hostile/fuzz.py packed packed ../tests/hostile/corpus/packed -runs=$(RUNS)
+	cd .fuzz && ../$(FUZZ)/bin/python ../tests/hostile/fuzz.py yaml yaml ../tests/hostile/corpus/yaml -runs=$(RUNS)
+
+mutants: $(VENV)/.mutants  ## break the code in MUTANTS=300 places, one after the other, and see whether the tests notice
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MUTANTS)
+
 format: $(VENV)/.dev  ## format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment, the caches and what was built
-	rm -rf $(VENV) $(VISION) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VISION) $(FUZZ) .fuzz build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests tests_vision -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp files say what is installed, so that nothing is installed twice.
@@ -55,9 +66,20 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.mutants: $(VENV)/.dev
+	$(PIP) --editable '.[dev,mutants]'
+	@touch $@
+
 # torchvision imports only beside the torch that it was built for: an environment and a list of versions of its own.
 $(VISION)/.installed: pyproject.toml constraints-vision.txt
 	@echo 'installing octavo with torchvision and timm into $(VISION)'
 	$(PYTHON) -m venv $(VISION)
 	$(VISION)/bin/python $(INSTALL) constraints-vision.txt --editable '.[vision]' pytest
+	@touch $@
+
+# The fuzzer instruments the code as it is imported: an environment of its own.
+$(FUZZ)/.installed: pyproject.toml constraints.txt
+	@echo 'installing octavo with atheris into $(FUZZ)'
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python $(INSTALL) constraints.txt --editable '.[fuzz]'
 	@touch $@

@@ -15,6 +15,7 @@ give large blocks back as soon as they are free. Times are seconds of the proces
 Writes benchmarks/results/load.json.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -165,7 +166,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "memory": memory,
     "constructor": constructor,
     "loading": loading,
-    **{f"layers {count}": lambda count=count: many(count) for count in MANY},
+    **{f"layers {count}": functools.partial(many, count) for count in MANY},
 }
 
 

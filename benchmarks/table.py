@@ -167,7 +167,7 @@ def codebooks() -> str:
     for name, book in load("codebooks")["weights"].items():
         errors = book["relative_squared_error"]
         both = [
-            f"{errors[f'{kind}, per channel']:g} / {errors[f'{kind}, per group 32']:g}"
+            f"{errors[f'{kind}, per channel']:.5f} / {errors[f'{kind}, per group 32']:.5f}"
             for kind in ("gaussian", "laplace")
         ]
         width = f"{name} bits" if name.isdecimal() else f"`{name}`"

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from pages import fill  # type: ignore[import-not-found]  # its neighbour
 from table import markdown  # type: ignore[import-not-found]  # its neighbour
+from torch import nn
 
 from octavo import Budget, Plan, calibrate, search
 from octavo.dnq.journal import Journal
@@ -44,6 +45,7 @@ from octavo.storage.packed import Packed
 RESULT = Path(__file__).parent / "results" / "torture.json"
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 KILLS = 30
+EACH = 3  # kills of one run, which then may end
 SAVE_EVERY = 0.05  # seconds; ten minutes would never come
 SHORT = {
     "task": "digits",
@@ -70,9 +72,9 @@ def pruned_run(folder: Path) -> None:
 
 def digits_search(folder: Path) -> None:
     task = load_task("digits", {})
-    batches = list(task.calibration())[:2]
+    batches = list(task.calibration())[:1]
     found = search(
-        task.model(), batches, budget=Budget(average_bits=3), trials=48, seed=1,
+        task.model(), batches, budget=Budget(average_bits=3), trials=32, seed=1,
         journal=folder / "search.jsonl",
     )  # fmt: skip
     found.plan.save(folder / "plan.yaml")
@@ -157,8 +159,9 @@ def kills(name: str, work: Callable[[Path], None], count: int, folder: Path) -> 
         place = folder / str(ends)
         place.mkdir()
         status = None
+        until = min(count, killed + EACH)
         while status is None:
-            moment = generator.uniform(0, 0.6 * seconds) if killed < count else 600
+            moment = generator.uniform(0, 0.6 * seconds) if killed < until else 600
             status = ended(in_child(partial(work, place)), moment)
             killed += status is None
         ends += 1
@@ -374,7 +377,11 @@ def main() -> None:
 def train_once() -> None:
     """Let every process have the network of the task, which else each would train anew."""
     model = Digits().model()
-    Digits.model = lambda _: copy.deepcopy(model)  # type: ignore[method-assign]
+
+    def copied(_: Digits) -> nn.Module:
+        return copy.deepcopy(model)
+
+    Digits.model = copied  # type: ignore[method-assign, assignment]
 
 
 def tortured(folder: Path, count: int) -> dict[str, Any]:
@@ -384,11 +391,11 @@ def tortured(folder: Path, count: int) -> dict[str, Any]:
         place.mkdir()
     return {
         "faults": [faults(name, saving, places[0]) for name, saving in savings().items()],
-        "threads": threads(places[1]),
         "kills": [
             kills(name, work, count, place)
             for place, (name, work) in zip(places[2:], WORKS.items(), strict=True)
         ],
+        "threads": threads(places[1]),
     }
 
 

@@ -23,6 +23,9 @@ INTEGER_BITS = 64
 TAG = "tag:yaml.org,2002:"
 MERGE = TAG + "merge"
 TEXT = TAG + "str"
+FLOAT = TAG + "float"
+# A float of YAML 1.2; version 1.1 asks for a dot and a sign: 1.0e+9 instead of 1e9.
+EXPONENT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+")
 COLLECTIONS = {yaml.SequenceStartEvent: TAG + "seq", yaml.MappingStartEvent: TAG + "map"}
 
 # libyaml's parser where PyYAML was built with it: the same events, twenty times as fast.
@@ -33,9 +36,9 @@ SCALARS = {
     TAG + "null": CONSTRUCTOR.construct_yaml_null,
     TAG + "bool": CONSTRUCTOR.construct_yaml_bool,
     TAG + "int": CONSTRUCTOR.construct_yaml_int,
-    TAG + "float": CONSTRUCTOR.construct_yaml_float,
+    FLOAT: CONSTRUCTOR.construct_yaml_float,
 }
-NUMBERS = (TAG + "int", TAG + "float")
+NUMBERS = (TAG + "int", FLOAT)
 
 Event: TypeAlias = Any  # PyYAML's events have no types
 
@@ -191,7 +194,8 @@ def _scalar(event: Event) -> Any:
     tag = event.tag
     if tag is None:
         tag = RESOLVER.resolve(yaml.ScalarNode, event.value, event.implicit)
-        tag = tag if tag in SCALARS else TEXT
+        is_float = event.implicit[0] and EXPONENT.fullmatch(event.value)
+        tag = FLOAT if is_float else tag if tag in SCALARS else TEXT
     if tag in ("!", TEXT):
         return event.value
     if tag not in SCALARS:

@@ -149,7 +149,7 @@ def test_a_forward_that_was_patched_on_an_instance_is_refused_in_one_line() -> N
 
 @pytest.mark.parametrize("where", ["inputs", "weights"])
 def test_numbers_that_are_too_large_are_named_in_one_line(where: str) -> None:
-    model = two()
+    model: Any = two()
     (x,) = correlated((80, WIDTH))
     if where == "inputs":
         x[:, 3] *= 3e19

@@ -144,7 +144,8 @@ def test_state_inside_a_stage_is_saved_as_often_as_asked(
         seen.append(path.name)
         write(path, content)
 
-    monkeypatch.setattr("octavo.runs.stages.write_checkpoint", note)
+    for module in ("stages", "running_stage"):
+        monkeypatch.setattr(f"octavo.runs.{module}.write_checkpoint", note)
     assert octavo("run", "r.yaml", *LABELS, "--save-every", "0").status == 0
     assert seen == [*["quantized-stage.pt"] * 3, "quantized.pt", "quantized.pt"]
     assert "Minutes of retraining" in octavo("run", "--help").out

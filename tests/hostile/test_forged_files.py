@@ -63,6 +63,12 @@ def padded(edit: Edit) -> Edit:
     return lambda m, s: (edit(m, s), m.update(pad=noise(60_000)))
 
 
+def many_rows(manifest: Any, strings: Strings) -> None:
+    """Put one row more than is allowed into the manifest, each with a name of its own."""
+    row = {"shape": [0], "dtype": "int8", "crc32": 0}
+    manifest["floats"] = [{"names": [f"{n}"], **row} for n in range((1 << 15) + 1)]
+
+
 def header(**fields: Any) -> bytes:
     return container(GOOD, {"octavo": json.dumps(HEAD | fields)})
 
@@ -160,6 +166,7 @@ def test_headers(data: bytes, said: str) -> None:
 
 
 MANIFESTS: list[tuple[str, Edit, str]] = [
+    ("too many rows", many_rows, "manifest: floats: List should have at most 32768 items after va"),
     ("layers that are zeros", padded(rows("layers", [0] * 30_000)), "manifest: layers.0: Input sh"),
     ("floats that are zeros", padded(rows("floats", [0] * 30_000)), "manifest: floats.0: Input sh"),
     ("inputs that are zeros", padded(rows("activations", [0] * 9_000)), "manifest: activations.0"),

@@ -11,8 +11,8 @@ from torch import nn
 from octavo.errors import FormatError
 from octavo.progress import Event, silent
 from octavo.runs.job import Job
-from octavo.runs.stage_plans import stage_plans
-from octavo.runs.stages import History, Step, resume, train
+from octavo.runs.stage_plan import Step, stage_plans
+from octavo.runs.stages import History, resume, train
 
 pytestmark = pytest.mark.usefixtures("folder")
 

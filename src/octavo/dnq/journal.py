@@ -55,7 +55,8 @@ class Journal:
         path: the file; None keeps the objectives in memory only.
         actions: the actions of each layer; a line has the actions of a choice, not their indices.
         settings: everything that the objectives depend on, as the first line of the file has it.
-        progress: called with a note if the last line was cut off; that line is dropped.
+        progress: called with a note that says how much the file knows, and with one if its last
+            line was cut off; that line is dropped.
 
     Raises:
         RecipeError: the file is the journal of a search with other settings.
@@ -114,6 +115,9 @@ class Journal:
             os.truncate(path, len(whole.encode()))
             cut = f"{path}: its last line was cut off; it is dropped, and measured again"
             progress(Event("note", message=cut))
+        if self._known:
+            known = f"search: {len(self._known)} measurements are done, from {path}; going on"
+            progress(Event("note", message=known))
 
     def _check_head(self, path: Path, line: str, settings: Mapping[str, Any]) -> bool:
         """Raise unless the first line has these settings; tell if it is of an earlier version."""

@@ -20,6 +20,9 @@ from octavo.ptq.settings import PtqOrder
 
 __all__ = ["Candidate", "LayerProblem", "better"]
 
+# The share of a bit's price that counts while weights freeze: see ``octavo.ptq.pricing``.
+SHARE = 0.25
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -104,7 +107,7 @@ class LayerProblem:
         ]
         weight = torch.cat(in_units, 1)  # (problems, count * rows, columns)
         row_scales = map(torch.ldexp, factors, exponents)
-        prices = self.prices and self.prices.in_units(torch.cat(list(row_scales), 1))
+        prices = self.prices and self.prices.in_units(torch.cat(list(row_scales), 1)).times(SHARE)
         below = [one for scale in scales if (one := scale.below_row()) is not None]
         rounding = Rounding(self.unit.levels(), torch.cat(below, 1) if below else None, prices)
         assignment = compensate(weight, self.damped, rounding, order, kept=self.kept)
@@ -123,15 +126,31 @@ class LayerProblem:
 
     def candidate(self, scale: LevelScale, codes: Tensor) -> Candidate:
         """Return the candidate of these codes, its error measured."""
-        unit_levels = self.unit.levels().double()[codes.int()]  # (problems, rows, columns)
-        level = torch.ldexp(unit_levels, scale.exponent()) * scale.row_factor()
-        error = _output_error(self, self.target - level)
+        error = _output_error(self, self.target - self._levels(scale, codes))
         return Candidate(scale, codes, error, _paid(self, codes))
+
+    def with_gain(self, candidate: Candidate) -> Candidate:
+        """Return a candidate with its levels times the factor of least error in each row.
+
+        With ``t`` the target and ``q`` the levels of a row, that is ``t H q^T / q H q^T``, as far
+        as it is within an octave.
+        """
+        level = self._levels(candidate.scale, candidate.codes)
+        bent = level @ self.hessian.double()  # q H
+        own = (bent * level).sum(2)  # (problems, rows)
+        gain = (bent * self.target).sum(2) / own.clamp(min=torch.finfo(own.dtype).tiny)
+        gain = torch.where(own > 0, gain.clamp(0.5, 2), 1)
+        return self.candidate(candidate.scale.times(gain.flatten()), candidate.codes)
 
     def relative_error(self, candidate: Candidate) -> float:
         """Return ``|error| / |output|`` over all rows, or 0 where there is no output."""
         whole = self._squared_output
         return math.sqrt(float(candidate.error.sum()) / whole) if whole > 0 else 0.0
+
+    def _levels(self, scale: LevelScale, codes: Tensor) -> Tensor:
+        """Return the levels that codes stand for, float64, (problems, rows, columns)."""
+        unit_levels = self.unit.levels().double()[codes.int()]
+        return torch.ldexp(unit_levels, scale.exponent()) * scale.row_factor()
 
     def priced(self, codes: Tensor, price: Tensor) -> "LayerProblem":
         """Return the problem in which codes take the bits that they take among ``codes``.

@@ -107,6 +107,8 @@ def solve(
         solved = problem.best_of([solved.scale], settings.order)
     nearest = problem.candidate(start.scale, start.codes)
     best = better(nearest, solved)
+    if scaled and settings.rate:  # what rounds to zero more often than not makes outputs smaller
+        best = problem.with_gain(best)
     of_nearest = problem.relative_error(nearest)
     return Solution(
         codebook_at(bits, best.scale.max_exponent, size),

@@ -36,23 +36,25 @@ class LevelScale:
         ones = torch.ones_like(of_channels, dtype=torch.float64)
         return cls(max_exponent, group_size, ones, shape)
 
-    def times(self, factor: float) -> "LevelScale":
-        """Return the scale times a factor."""
+    def times(self, factor: float | Tensor) -> "LevelScale":
+        """Return the scale times a factor, or times one for each channel."""
         return LevelScale(self.max_exponent, self.group_size, factor * self.factor, self.shape)
 
     def row_factor(self) -> Tensor:
         """Return the factor of each row, float64, (problems, rows, 1)."""
-        return self._by_row(self.factor)
+        return _by_row(self.factor, self.shape)
 
     def row_exponent(self) -> Tensor:
         """Return the largest exponent of each row, float64, (problems, rows, 1): torch.ldexp may
         compute its power of two in the type of the exponent.
         """
-        return self._by_row(self._of_channels())
+        return _by_row(self._of_channels(), self.shape)
 
     def exponent(self) -> Tensor:
         """Return the exponent of each weight, float64, broadcastable to ``shape``."""
-        return self._by_group(self.max_exponent) if self.group_size else self.row_exponent()
+        if not self.group_size:
+            return self.row_exponent()
+        return _by_group(self.max_exponent, self.shape, self.group_size)
 
     @property
     def is_shared(self) -> bool:
@@ -69,7 +71,8 @@ class LevelScale:
         """
         if not self.group_size:
             return None
-        return self._by_group(power(self.max_exponent - self._of_channels().unsqueeze(1))).float()
+        below = power(self.max_exponent - self._of_channels().unsqueeze(1))
+        return _by_group(below, self.shape, self.group_size).float()
 
     def where(self, wins: Tensor, other: "LevelScale") -> "LevelScale":
         """Return the scale that has the values of ``other`` in the channels where it wins, bool,
@@ -86,11 +89,15 @@ class LevelScale:
     def _of_channels(self) -> Tensor:
         return self.max_exponent.amax(1) if self.group_size else self.max_exponent
 
-    def _by_row(self, values: Tensor) -> Tensor:
-        problems, rows, _ = self.shape
-        return values.double().expand(problems * rows).view(problems, -1, 1)
 
-    def _by_group(self, values: Tensor) -> Tensor:
-        problems, rows, columns = self.shape
-        matrix = torch.Size([problems * rows, columns])
-        return spread(values.double(), matrix, self.group_size).view(self.shape)
+def _by_row(values: Tensor, shape: torch.Size) -> Tensor:
+    """Return one value, or one per channel, as float64, (problems, rows, 1)."""
+    problems, rows, _ = shape
+    return values.double().expand(problems * rows).view(problems, -1, 1)
+
+
+def _by_group(values: Tensor, shape: torch.Size, group_size: int) -> Tensor:
+    """Return one value per group as one for each weight, float64."""
+    problems, rows, columns = shape
+    matrix = torch.Size([problems * rows, columns])
+    return spread(values.double(), matrix, group_size).view(shape)

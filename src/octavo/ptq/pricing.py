@@ -15,6 +15,12 @@ With a larger exponent the levels are coarser, more weights are zero, and codes 
 exponents are compared at these prices, before anything freezes. A row that GPTQ freezes has the
 error ``sum_i M_ii^2 (w'_i - q_i)^2``: see ``octavo.ptq.gptq``. Here the weight ``w_i`` stands in
 for ``w'_i``, and so it does in ``E_r``.
+
+While weights freeze, a bit counts only a quarter of its price (``SHARE`` in
+``octavo.ptq.layer_problem``). Its full price would be right if nothing but the squared error of the
+layer's outputs mattered. But what is rounded towards zero to save bits makes outputs smaller, all
+alike, and that does not average out in the layers behind as other errors do. For the same reason
+each channel gets the factor of least error in the end where a batch norm cancels it.
 """
 
 from dataclasses import dataclass, replace

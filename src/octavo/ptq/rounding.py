@@ -43,6 +43,10 @@ class Prices:
         """Return what each row of codes, (problems, rows, columns), costs: (problems, rows)."""
         return self.price.squeeze(2) * self.bits[codes.int()].sum(2)
 
+    def times(self, factor: float) -> "Prices":
+        """Return prices that are so many times as high."""
+        return replace(self, price=factor * self.price)
+
     def in_units(self, scale: Tensor) -> "Prices":
         """Return the prices of weights that are divided by the scale of their row,
         (problems, n * rows, 1) for ``n`` candidates of each row.

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import nn
 
 from octavo._io import write_atomically
 from octavo.errors import FormatError, RecipeError, brief
 from octavo.storage.checksum import check, sealed
 
-__all__ = ["Schema", "read_checkpoint", "refusing", "write_checkpoint"]
+__all__ = ["Schema", "check_finite", "read_checkpoint", "refusing", "write_checkpoint"]
 
 Schema = Mapping[str, type | tuple[type, ...]]
 
@@ -96,3 +97,10 @@ def refusing(path: Path, expected: str, remedy: str) -> Iterator[None]:
             f"{path}: expected {expected} of this task's network, got a file that is damaged or of "
             f"another network ({brief(error)}); {remedy}"
         ) from error
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise ValueError unless every parameter is finite."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(f"{name} has numbers that are not finite")

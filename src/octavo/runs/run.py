@@ -18,7 +18,7 @@ from octavo._io import finite, write_atomically
 from octavo.deploy.exporting import Exported, export_checked, load_onnx
 from octavo.deploy.forms import check_forms, file_name
 from octavo.dnq.methods import method_of
-from octavo.errors import FormatError, RecipeError
+from octavo.errors import RecipeError
 from octavo.network.devices import device_named
 from octavo.network.ranks import Ranks
 from octavo.plan import Plan, matching_plan, planned_layers
@@ -37,6 +37,7 @@ from octavo.runs.quantize import (
 from octavo.runs.recipe import Recipe
 from octavo.runs.run_folder import (
     FILES,
+    PACKED,
     Json,
     changed_files,
     check_folder,
@@ -54,8 +55,6 @@ from octavo.storage.coding import grouped as coding
 from octavo.storage.packed import Packed
 
 __all__ = ["environment", "exported_scores", "publish", "run"]
-
-PACKED = "packed.safetensors"  # the file of the quantized network in a run's folder
 
 
 def run(
@@ -115,25 +114,13 @@ def _complete(job: Job) -> Json | None:
 
 def _keeps_promises(job: Job, result: Json) -> bool:
     """Tell if the files that a result promises are there, and say what follows."""
-    if FILES in result:
-        changed = changed_files(job.folder, result)
-    else:  # of an earlier version
-        changed = [] if _loads(job.folder / PACKED) else [PACKED]
+    changed = changed_files(job.folder, result)
     if not changed:
         job.note(f"{job.folder} is complete: nothing to do; name another --folder to run afresh")
         return True
     names = ", ".join(changed)
     job.note(f"{job.folder}: {names} is gone or not what result.json promises; it is made again")
     return False
-
-
-def _loads(path: Path) -> bool:
-    """Tell if a packed file is there and whole."""
-    try:
-        Packed.load(path)
-    except (OSError, FormatError):
-        return False
-    return True
 
 
 def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwatch) -> Json:

@@ -15,10 +15,11 @@ from octavo.errors import FormatError, RecipeError
 from octavo.runs.recipe import Recipe, recorded_recipe
 from octavo.storage.checksum import check, sealed
 from octavo.storage.digest import digest
-from octavo.storage.packed import check_state
+from octavo.storage.packed import Packed, check_state
 
 __all__ = [
     "FILES",
+    "PACKED",
     "Json",
     "changed_files",
     "check_folder",
@@ -31,6 +32,7 @@ __all__ = [
     "write_json",
 ]
 
+PACKED = "packed.safetensors"  # the file of the quantized network in a run's folder
 FILES = "files"  # the key of a result that has the digests of the files beside it
 
 Json: TypeAlias = dict[str, Any]
@@ -126,9 +128,22 @@ def file_digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def changed_files(folder: Path, result: Json) -> list[str]:
-    """Return the names of the files that a result promises and that are gone or changed."""
-    promised = _mapping(result, FILES, folder / "result.json") if FILES in result else {}
+    """Return the names of the files that a result promises and that are gone or changed; that of an
+    earlier version promises a packed network that loads.
+    """
+    if FILES not in result:
+        return [] if _loads(folder / PACKED) else [PACKED]
+    promised = _mapping(result, FILES, folder / "result.json")
     return [name for name, digest in promised.items() if _sha256(folder / name) != digest]
+
+
+def _loads(path: Path) -> bool:
+    """Tell if a packed file is there and whole."""
+    try:
+        Packed.load(path)
+    except (OSError, FormatError):
+        return False
+    return True
 
 
 def _sha256(path: Path) -> str:

@@ -15,8 +15,8 @@ from octavo.inq.incremental import Incremental
 from octavo.pruning.surgery import Surgery
 from octavo.runs.job import Job
 from octavo.runs.run_folder import Json, read_json, write_json
-from octavo.runs.stage_plans import stage_plans
-from octavo.runs.stages import History, Step, train
+from octavo.runs.stage_plan import Step, stage_plans
+from octavo.runs.stages import History, train
 from octavo.runs.training import step_count
 
 __all__ = ["control_score", "control_stages", "freeze", "prune", "warm_up"]

@@ -5,6 +5,7 @@ docs/format.md is its specification. The byte strings are:
 - ``manifest`` (JSON in zstandard) names the tensors, in order, with a CRC-32 for each; the header
   of the file has the manifest's own CRC-32;
 - ``codes.B`` has the codes of all layers of the width B, by ``octavo.storage.coding.grouped``;
+  ``codes.small`` has those of all layers instead, by ``octavo.storage.coding.small``;
 - ``exponents`` (int16 in zstandard) has the exponents of all layers; where a layer has groups, the
   largest of each channel, while ``exponents.groups`` has how far each group lies below;
 - ``floats`` has the raw bytes of all other tensors; where it pays, ``floats.zstd`` has the same
@@ -16,8 +17,7 @@ To read a file unpickles nothing.
 import json
 import math
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
@@ -30,9 +30,13 @@ from octavo.activations.quantizer import InputFormat, scale_key
 from octavo.errors import FormatError, brief
 from octavo.formats.codebook import LARGEST
 from octavo.formats.registry import codebook_at
-from octavo.formats.width import Width
-from octavo.storage.coding import grouped as coding
-from octavo.storage.exponents import DROPS, joined, split
+from octavo.storage.layer_strings import (
+    SMALL,
+    Coding,
+    layer_names,
+    layer_strings,
+    read_layer_strings,
+)
 from octavo.storage.limits import (
     HEADER_BYTES,
     check_decoded,
@@ -51,9 +55,9 @@ from octavo.storage.manifest import (
     read_manifest,
 )
 from octavo.storage.quantized import Quantized
-from octavo.storage.streams import Stream, as_tensor, expand, squeeze
+from octavo.storage.streams import Stream, as_tensor, expand, squeeze, string
 
-__all__ = ["VERSION", "Floats", "pack", "to_file", "unpack"]
+__all__ = ["VERSION", "Floats", "coding_of", "pack", "to_file", "unpack"]
 
 VERSION = 4  # the newest; a file that needs nothing of it is written as version 1
 # Compressed floats are stored if they take less than this share of the raw ones. Floats that shrink
@@ -62,7 +66,6 @@ PAYS = 0.9
 # The names of byte strings.
 FLOATS = "floats"
 FLOATS_ZSTD = "floats.zstd"
-GROUPS = "exponents.groups"
 HEAD = {"version", "manifest_crc32"}  # the keys of octavo's entry in the header
 
 # The names that share a tensor, and the tensor.
@@ -72,7 +75,10 @@ Json: TypeAlias = dict[str, Any]
 
 
 def pack(
-    layers: Mapping[str, Quantized], floats: Floats, activations: Activations | None = None
+    layers: Mapping[str, Quantized],
+    floats: Floats,
+    activations: Activations | None = None,
+    coding: Coding = "fast",
 ) -> tuple[dict[str, bytes], int]:
     """Return the file's byte strings by name, and the oldest format version that has room for all
     of this.
@@ -86,14 +92,14 @@ def pack(
     )
     blobs = {
         "manifest": squeeze(manifest.model_dump_json(exclude_defaults=True).encode()),
-        **_code_strings(layers.values()),
-        **_exponent_strings(layers),
+        **layer_strings(layers, coding),
     }
+    version = max(manifest.version, 4 if SMALL in blobs else 1)
     raw = b"".join(raw_bytes(value) for _, value in floats)
     squeezed = squeeze(raw, level=3)
     if len(squeezed) < PAYS * len(raw):
-        return {**blobs, FLOATS_ZSTD: squeezed}, max(manifest.version, 3)
-    return {**blobs, FLOATS: raw}, manifest.version
+        return {**blobs, FLOATS_ZSTD: squeezed}, max(version, 3)
+    return {**blobs, FLOATS: raw}, version
 
 
 def to_file(blobs: Mapping[str, bytes], version: int) -> bytes:
@@ -143,6 +149,12 @@ def unpack(
         raise
     except (OverflowError, MemoryError, RuntimeError, ValueError) as error:
         raise FormatError(f"manifest: its tensors do not fit: {brief(error)}") from error
+
+
+def coding_of(data: bytes) -> Coding:
+    """Return the coding of a file that :func:`unpack` reads."""
+    size = int.from_bytes(data[:8], "little")
+    return "small" if SMALL in json.loads(data[8 : 8 + size]) else "fast"
 
 
 def _open(data: bytes) -> tuple[dict[str, bytes], Json]:
@@ -209,9 +221,9 @@ def _other_kind(data: bytes) -> str:
 
 def _check_known(blobs: Mapping[str, bytes], manifest: Manifest, version: int, floats: str) -> None:
     """Raise FormatError where a byte string is none of those that are read."""
-    known = {"manifest", "exponents", floats, *(_codes_name(row.width) for row in manifest.layers)}
-    if any(row.group_size for row in manifest.layers):
-        known.add(GROUPS)
+    known = {"manifest", floats, *layer_names(manifest.layers, small=SMALL in blobs)}
+    if version < 4:
+        known.discard(SMALL)
     for name in blobs:
         if name not in known:
             raise FormatError(
@@ -233,37 +245,6 @@ def _check_version(manifest: Manifest, version: int) -> None:
         raise FormatError(
             f"{row.name}: expected the grid {known} in a file of version {version}, got {row.grid}"
         )
-
-
-def _code_strings(layers: Iterable[Quantized]) -> dict[str, bytes]:
-    """Return the codes of all layers, one byte string for each width."""
-    by_width: dict[Width, list[Tensor]] = {}
-    for layer in layers:
-        by_width.setdefault(layer.codebook.width, []).append(layer.codes.reshape(-1))
-    return {
-        _codes_name(width): coding.encode_codes(torch.cat(by_width[width]), width)
-        for width in sorted(by_width)
-    }
-
-
-def _codes_name(width: Width) -> str:
-    return f"codes.{width}"
-
-
-def _exponent_strings(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
-    """Return the exponents of all layers, and where there are groups, those of the groups."""
-    exponents = []
-    groups = []
-    for name, layer in layers.items():
-        exponent = layer.codebook.max_exponent
-        if layer.codebook.group_size:
-            exponent, drops = split(exponent, name)
-            groups.append(drops.reshape(-1))
-        exponents.append(raw_bytes(exponent.to(torch.int16)))
-    strings = {"exponents": squeeze(b"".join(exponents))}
-    if groups:
-        strings[GROUPS] = coding.encode_codes(torch.cat(groups), DROPS)
-    return strings
 
 
 def _layer_row(name: str, layer: Quantized) -> LayerRow:
@@ -288,24 +269,9 @@ def _float_row(names: tuple[str, ...], value: Tensor) -> FloatRow:
 
 
 def _read_layers(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> dict[str, Quantized]:
-    """Return the layers by name. The streams hand out each layer's codes and exponents in the order
-    of the rows, and must then be used up.
-    """
-    counts: Counter[Width] = Counter()
-    for row in rows:
-        counts[row.width] += row.code_count
-    codes = {width: _code_stream(width, counts[width], blobs) for width in sorted(counts)}
-    exponents = _exponent_stream(rows, blobs)
-    drops = _drop_stream(rows, blobs)
-    layers = {}
-    for row in rows:
-        exponent = exponents.take(row.channel_exponents).view(row.exponent_shape[:1])
-        if row.group_size:
-            exponent = joined(exponent, drops.take(row.exponent_count).view(row.exponent_shape))
-        layers[row.name] = _read_layer(row, codes[row.width].take(row.code_count), exponent)
-    for stream in (*codes.values(), exponents, drops):
-        stream.check_used_up()
-    return layers
+    """Return the layers by name."""
+    parts = zip(rows, read_layer_strings(rows, blobs), strict=True)
+    return {row.name: _read_layer(row, codes, exponent) for row, (codes, exponent) in parts}
 
 
 def _read_layer(row: LayerRow, codes: Tensor, exponent: Tensor) -> Quantized:
@@ -320,42 +286,12 @@ def _read_layer(row: LayerRow, codes: Tensor, exponent: Tensor) -> Quantized:
     return Quantized(tuple(row.names), codebook, codes.view(row.shape), row.groups)
 
 
-def _code_stream(width: Width, count: int, blobs: Mapping[str, bytes]) -> Stream:
-    """Return the codes of all layers of one width."""
-    return _decoded_stream(_codes_name(width), blobs, count, width)
-
-
-def _decoded_stream(name: str, blobs: Mapping[str, bytes], count: int, width: Width) -> Stream:
-    """Return the codes of a coded stream."""
-    data = _blob(blobs, name)
-    try:
-        codes = coding.decode_codes(data, count, width)
-    except FormatError as error:
-        raise FormatError(f"{name}: {error}") from error
-    return Stream(name, codes)
-
-
-def _exponent_stream(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> Stream:
-    """Return the exponents of all layers, int16."""
-    size = sum(row.channel_exponents for row in rows) * torch.int16.itemsize
-    data = expand(_blob(blobs, "exponents"), size, "exponents")
-    return Stream("exponents", as_tensor(data, torch.int16))
-
-
-def _drop_stream(rows: Sequence[LayerRow], blobs: Mapping[str, bytes]) -> Stream:
-    """Return how far the exponents of all groups lie below the largest of their channel."""
-    count = sum(row.exponent_count for row in rows if row.group_size)
-    if not any(row.group_size for row in rows):
-        return Stream(GROUPS, torch.empty(0, dtype=torch.uint8))
-    return _decoded_stream(GROUPS, blobs, count, DROPS)
-
-
 def _read_floats(
     rows: Sequence[FloatRow], blobs: Mapping[str, bytes], *, compressed: bool
 ) -> Floats:
     size = sum(row.byte_count for row in rows)
     name = FLOATS_ZSTD if compressed else FLOATS
-    data = expand(_blob(blobs, name), size, name) if compressed else blobs.get(name, b"")
+    data = expand(string(blobs, name), size, name) if compressed else blobs.get(name, b"")
     stream = Stream(name, as_tensor(data, torch.uint8))
     floats = []
     for row in rows:
@@ -379,9 +315,3 @@ def _read_activations(rows: Sequence[ActivationRow], floats: Floats) -> Activati
                 f"{row.name}: expected a positive scale for its inputs, got {scale:g}"
             )
     return {row.name: InputFormat(row.bits, row.signed, row.power_of_two) for row in rows}
-
-
-def _blob(blobs: Mapping[str, bytes], name: str) -> bytes:
-    if name not in blobs:
-        raise FormatError(f"{name}: missing in the file")
-    return blobs[name]

@@ -1,5 +1,6 @@
 """Byte strings of a packed file: compressed and expanded within bounds, and read piece by piece."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from octavo.errors import FormatError
 
-__all__ = ["Stream", "as_tensor", "expand", "squeeze"]
+__all__ = ["Stream", "as_tensor", "expand", "squeeze", "string"]
 
 
 @dataclass
@@ -36,6 +37,13 @@ class Stream:
                 f"{self.name}: {len(self.values) - self.position} values belong to no tensor "
                 "of the manifest"
             )
+
+
+def string(blobs: Mapping[str, bytes], name: str) -> bytes:
+    """Return the byte string of a name."""
+    if name not in blobs:
+        raise FormatError(f"{name}: missing in the file")
+    return blobs[name]
 
 
 def as_tensor(data: bytes, dtype: torch.dtype) -> Tensor:

@@ -1,8 +1,8 @@
-"""The plans of stages follow from the recipe."""
+"""The plans of a step's stages."""
 
 from tests.runs.tiny import recipe
 
-from octavo.runs.stage_plans import StagePlan, stage_plans
+from octavo.runs.stage_plan import StagePlan, stage_plans
 from octavo.runs.training import Retraining
 
 

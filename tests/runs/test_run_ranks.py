@@ -16,7 +16,7 @@ from torch import nn
 from octavo._interruption import Interrupted, Interruption
 from octavo.errors import RecipeError, TrainingError
 from octavo.progress import Event
-from octavo.runs import parallel, stages
+from octavo.runs import parallel, running_stage
 from octavo.runs.run import run
 from octavo.runs.run_folder import Json
 from octavo.storage.packed import Packed
@@ -56,7 +56,7 @@ def on_a_rank(number: int, folder: Path, changes: Json, how: str = "") -> tuple[
 
     interruption = Interruption()
     if how == "spoiled":
-        vars(stages)["even_out"] = spoil_rank_1(number)
+        vars(running_stage)["even_out"] = spoil_rank_1(number)
     if how == "interrupted" and number:  # the signal reaches one of them
         interruption.requested = 15
     try:
@@ -64,7 +64,7 @@ def on_a_rank(number: int, folder: Path, changes: Json, how: str = "") -> tuple[
     except Interrupted as stop:
         return {"kept": str(stop)}, seen
     finally:
-        vars(stages)["even_out"] = parallel.even_out
+        vars(running_stage)["even_out"] = parallel.even_out
     return result, seen
 
 

@@ -110,4 +110,5 @@ class TransformerLayer(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(query, key, value)
         x = x + self.out(seen.transpose(1, 2).reshape(batch, places, width))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        mixed: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return mixed

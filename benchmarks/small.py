@@ -8,6 +8,7 @@ benchmarks/results/small.json.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def measured(packed: Packed, coding: Coding) -> dict[str, int]:
 
 
 def main() -> None:
-    rows = {}
+    rows: dict[str, Any] = {}
     for path in sorted(RESULTS.glob("*.safetensors")):
         packed = Packed.load(path)
         row = {coding: measured(packed, coding) for coding in CODINGS}

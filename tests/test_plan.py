@@ -474,12 +474,19 @@ def test_a_key_for_each_layer_is_looked_up_and_not_compared_with_every_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = [f"layers.{n}.a[{n}]*" for n in range(100)]
-    compared = []
+    compared: list[str] = []
     translate = fnmatch.translate
-    monkeypatch.setattr(fnmatch, "translate", lambda p: compared.append(p) or translate(p))
+
+    def noted(pattern: str) -> str:
+        compared.append(pattern)
+        return translate(pattern)
+
+    monkeypatch.setattr(fnmatch, "translate", noted)
     for keys in (names, map(glob.escape, names)):
         plan = dict(zip(keys, range(100), strict=True))
-        assert matching(names, plan, "Net") == dict(zip(names, range(100), strict=True))
+        matched: dict[str, int] = matching(names, plan, "Net")
+        assert matched == dict(zip(names, range(100), strict=True))
     assert compared == []
-    assert matching(["a[*]", "a*"], {"a[[]*[]]*": 1}, "Net") == {"a[*]": 1}  # a pattern after all
+    matched = matching(["a[*]", "a*"], {"a[[]*[]]*": 1}, "Net")
+    assert matched == {"a[*]": 1}  # a pattern after all
     assert compared == ["a[[]*[]]*"]

@@ -97,7 +97,7 @@ def quantized(network: nn.Module, widths: Iterator[WidthLike], per: Per) -> Pack
         shape, width = channels_first(layer.weight, layer.groups).shape, read_width(next(widths))
         codes = torch.randint(0, width.level_count, shape, generator=generator).to(torch.uint8)
         size = group_size_of(per)
-        exponents = () if per == "tensor" else (shape[0],)
+        exponents: tuple[int, ...] = () if per == "tensor" else (shape[0],)
         if size:
             exponents = (shape[0], group_count(shape.numel() // shape[0], size))
         top = torch.randint(-4, 0, exponents, generator=generator)

@@ -38,7 +38,7 @@ def quantize(model: nn.Module, bits: WidthLike, per: Per = "channel", lowest: in
         shape = channels_first(layer.weight, layer.groups).shape
         codes = torch.randint(0, width.level_count, shape, generator=generator).to(torch.uint8)
         size = group_size_of(per)
-        exponents = () if per == "tensor" else (shape[0],)
+        exponents: tuple[int, ...] = () if per == "tensor" else (shape[0],)
         if size:
             exponents = (shape[0], group_count(shape.numel() // shape[0], size))
         top = torch.randint(lowest, 3, exponents, generator=generator)

@@ -14,7 +14,11 @@ from octavo.formats.registry import codebook_at, fitted_codebook
 from octavo.formats.width import Width
 
 # Bits of the exponent and of the mantissa, and the largest number (OCP MX 1.0, 5.3; OCP FP8, 5.2).
-LAYOUTS = {"fp4": (2, 1, 6), "fp6": (2, 3, Fraction(15, 2)), "fp8": (4, 3, 448)}
+LAYOUTS: dict[str, tuple[int, int, Fraction | int]] = {
+    "fp4": (2, 1, 6),
+    "fp6": (2, 3, Fraction(15, 2)),
+    "fp8": (4, 3, 448),
+}
 DTYPES = {
     "fp4": ml_dtypes.float4_e2m1fn,
     "fp6": ml_dtypes.float6_e2m3fn,

@@ -307,5 +307,5 @@ def test_what_is_not_finite_or_does_not_fit_is_refused() -> None:
 def test_the_old_word_for_per_tensor_warns_and_works() -> None:
     weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     with pytest.warns(DeprecationWarning, match='per="layer" is deprecated .* per="tensor"'):
-        old = additive_powers(weight, 5, per="layer")  # type: ignore[arg-type]
+        old = additive_powers(weight, 5, per="layer")
     assert torch.equal(old.max_exponent, additive_powers(weight, 5, per="tensor").max_exponent)

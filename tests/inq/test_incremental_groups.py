@@ -79,10 +79,11 @@ def test_a_resumed_run_ends_the_same(width: Any, options: dict[str, Any], tmp_pa
     x = correlated(40, 3, 9)
 
     def go_on(incremental: Incremental, *, save: bool) -> Packed:
+        model: Any = incremental.model
         for stage in incremental:
             seen = [layer.weight.detach().clone() for layer in (model[0], model[3])]
             if not stage.last:
-                train(incremental.model, x)
+                train(model, x)
             for before, layer in zip(seen, (model[0], model[3]), strict=True):
                 frozen = stage.frozen["0" if layer is model[0] else "3"]
                 assert torch.equal(layer.weight[frozen], before[frozen])

@@ -62,7 +62,7 @@ def test_calibrate_folds_with_a_rate_only() -> None:
 
 def test_outputs_that_cannot_be_compared_leave_norms_as_they_are() -> None:
     class Text(nn.Sequential):
-        def forward(self, x: Tensor) -> str:  # type: ignore[override]
+        def forward(self, x: Tensor) -> str:
             super().forward(x)
             return "a text"
 

@@ -27,7 +27,7 @@ def test_they_take_less_than_a_bit_and_a_half_each() -> None:
     weight = torch.randn(256, 1024, generator=torch.Generator().manual_seed(0))
     sizes = []
     for per in ("channel", ("group", 32)):
-        codebook = fitted_codebook(weight, "fp4", fit="mse", per=per)  # type: ignore[arg-type]
+        codebook = fitted_codebook(weight, "fp4", fit="mse", per=per)
         codes = torch.zeros(weight.shape, dtype=torch.uint8)  # equal codes take no room
         sizes.append(Packed({"fc": Quantized(("fc.weight",), codebook, codes)}, ()).file_bytes)
     groups = weight.numel() / 32

@@ -46,7 +46,7 @@ class Exported:
     difference: float | None
     agreement: float | None
     inexact: tuple[str, ...]
-    wider: tuple[str, ...]
+    wider: tuple[str, ...] = ()
 
 
 def export(

@@ -68,3 +68,20 @@ def tutorial() -> tuple[str, Rows]:
         size_in_bytes = f"{row['file_bytes']:,}" if row["file_bytes"] else ""
         rows.append([row["name"], f"{row['accuracy']:.1f}", size_in_bytes])
     return "network, accuracy, file in bytes", rows
+
+
+def rates() -> tuple[str, Rows]:
+    """The files of ResNet-20 at several rates, beside integers, the smallest first."""
+    rows = []
+    for name, found in load("rate")["rows"].items():
+        kind, *settings = name.split("/")
+        if kind == "octavo":
+            how = f"`{settings[0]}`, rate {settings[1]}"
+        else:
+            price = f"price {settings[1]}" + (", weighted" if "weighted" in settings else "")
+            how = f"integers, step {settings[0]}, {price}"
+        one = found["0"]
+        accuracy = f"{one['accuracy']:.2f}"
+        rows.append([how, f"{one['file_bytes']:,}", accuracy, f"{one['divergence']:.4f}"])
+    rows.sort(key=lambda row: int(row[1].replace(",", "")))
+    return "way, file in bytes, accuracy, divergence", rows

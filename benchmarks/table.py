@@ -325,6 +325,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "summary": partial(rendered, guide_tables.summary),
     "ways": partial(rendered, guide_tables.ways),
+    "rates": partial(rendered, guide_tables.rates),
     "accuracy": partial(retrained, "resnet20-inq-*"),
     "dnq": partial(retrained, "resnet20-dnq-*"),
     "sparse": partial(retrained, "resnet20-sparse-*"),

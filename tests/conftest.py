@@ -1,12 +1,17 @@
 """What all tests share: each begins with the same random state, whichever tests ran before it."""
 
 import random
+import signal
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from tests.ranks import Ranks, two_ranks
+
+# A process in the background of a shell may ignore Ctrl-C, and its children too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

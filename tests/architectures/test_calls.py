@@ -160,6 +160,6 @@ def test_numbers_that_are_too_large_are_named_in_one_line(where: str) -> None:
     with pytest.raises(OctavoError) as error:
         calibrate(model, Plan.uniform(model, 3), [x])
     assert "\n" not in str(error.value)
-    assert "expected calibration inputs whose squares fit float32" in str(error.value)
-    assert str(error.value).startswith("0: " if where == "inputs" else "2: ")  # where it shows
+    what = "0: expected calibration inputs" if where == "inputs" else "0.weight: expected weights"
+    assert str(error.value).startswith(f"{what} whose squares fit float32")
     assert same(model.state_dict(), before)

@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 from octavo.cli.models import search as search_command
 from octavo.dnq import methods
 from octavo.dnq.searching import search
-from octavo.dnq.settings import METHOD, METHODS, OBJECTIVES, OPTIONS, REFINE, TRIALS
+from octavo.dnq.settings import METHOD, METHODS, OBJECTIVES, REFINE, TRIALS
 from octavo.plan import Budget
 from octavo.runs.sections import Search
 
@@ -17,7 +17,7 @@ def test_every_name_is_a_method_and_every_method_has_a_name() -> None:
 
 
 def test_the_function_the_recipe_and_the_command_have_the_same_defaults() -> None:
-    defaults = {"method": METHOD, "trials": TRIALS, "refine": REFINE, "options": OPTIONS}
+    defaults = {"method": METHOD, "trials": TRIALS, "refine": REFINE, "options": None}
     in_function = {name: inspect.signature(search).parameters[name].default for name in defaults}
     assert in_function == defaults
     section = section_of()
@@ -26,7 +26,7 @@ def test_the_function_the_recipe_and_the_command_have_the_same_defaults() -> Non
     assert in_command["method"].default == METHOD
     assert in_command["trials"].default == TRIALS
     assert in_command["refine"].default == REFINE
-    assert in_command["options"].default == "2,3,4,5"
+    assert in_command["options"].default is None
 
 
 def test_the_recipe_and_the_command_have_the_same_objectives() -> None:

@@ -43,7 +43,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "warmup": 0.0,
         "prune": None,
         "start": "ptq",
-        "ptq": {"order": "gptq", "damp": 0.01, "sequential": True, "absorb": False},
+        "ptq": {"order": "gptq", "damp": 0.01, "sequential": True, "absorb": False, "rate": 0.0},
         "portions": (0.5, 0.75, 0.875, 1.0),
         "order": "magnitude",
         "straight_through": 1.0,

@@ -18,7 +18,7 @@ def test_the_defaults_of_ptq_are_those_of_calibrate() -> None:
     assert {name: getattr(settings, name) for name in vars(Ptq())} == vars(Ptq())
     recipe = Recipe(task="digits", bits=Width(3))
     assert (recipe.fit, recipe.per) == (settings.fit, settings.per)
-    assert set(vars(Ptq())) | {"fit", "per"} == set(vars(settings))
+    assert set(vars(Ptq())) | {"fit", "per", "masks"} == set(vars(settings))
 
 
 def test_widths_are_read_and_written() -> None:

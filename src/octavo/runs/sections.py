@@ -60,6 +60,7 @@ class Ptq:
     damp: Annotated[float, Field(ge=0, allow_inf_nan=False)] = PtqSettings.damp
     sequential: bool = PtqSettings.sequential
     absorb: bool = PtqSettings.absorb
+    rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = PtqSettings.rate
 
 
 @dataclass(frozen=True, kw_only=True)

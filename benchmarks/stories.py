@@ -34,7 +34,7 @@ HELD_OUT = 64
 LENGTH = 200
 BATCH = 16
 STEPS = 200  # after each portion
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-3, 3e-3)
 PER: Any = ("group", 32)
 
 

@@ -20,6 +20,7 @@ ALIASES = {
     "gradient_clip": "clip", "lr": "learning_rate", "max_norm": "clip", "model": "task",
     "n_bits": "bits", "n_trials": "trials", "network": "task", "num_bits": "bits",
     "num_epochs": "epochs", "percdamp": "damp", "plan": "bits", "random_seed": "seed",
+    "schedule": "portions", "wbits": "bits", "wd": "weight_decay",
     "width": "bits", "widths": "bits",
 }  # fmt: skip
 

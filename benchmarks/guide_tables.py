@@ -85,3 +85,14 @@ def rates() -> tuple[str, Rows]:
         rows.append([how, f"{one['file_bytes']:,}", accuracy, f"{one['divergence']:.4f}"])
     rows.sort(key=lambda row: int(row[1].replace(",", "")))
     return "way, file in bytes, accuracy, divergence", rows
+
+
+def stories() -> tuple[str, Rows]:
+    """A language model in full precision, calibrated, and after INQ, on the stories of the test."""
+    result = load("stories")
+    rows = []
+    for name in ("full precision", "calibrate", "INQ"):
+        one = result[name]
+        size = f"{one['file_bytes']:,}" if "file_bytes" in one else ""
+        rows.append([name, size, f"{one['perplexity']:.3f}", f"{one['divergence']:.4f}"])
+    return "way, file in bytes, perplexity, divergence", rows

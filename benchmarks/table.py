@@ -326,6 +326,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "summary": partial(rendered, guide_tables.summary),
     "ways": partial(rendered, guide_tables.ways),
     "rates": partial(rendered, guide_tables.rates),
+    "stories": partial(rendered, guide_tables.stories),
     "accuracy": partial(retrained, "resnet20-inq-*"),
     "dnq": partial(retrained, "resnet20-dnq-*"),
     "sparse": partial(retrained, "resnet20-sparse-*"),

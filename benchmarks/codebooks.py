@@ -17,14 +17,15 @@ benchmarks/results/codebooks.json.
 """
 
 import argparse
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors.torch
 import torch
+from llama import LLAMA, load  # type: ignore[import-not-found]  # its neighbour
 from torch import nn
 
 from octavo import Packed, Plan, calibrate
@@ -46,7 +47,6 @@ PERS: dict[str, Any] = {
     "group 64": ("group", 64),
     "group 32": ("group", 32),
 }
-LLAMA = "~/.cache/octavo/stories260k.safetensors"
 
 
 class Network(Protocol):
@@ -110,27 +110,14 @@ class Llama:
     """stories260K."""
 
     def __init__(self, path: Path) -> None:
-        self._tensors = safetensors.torch.load_file(path)
-        self._config = json.loads(path.with_suffix(".json").read_text())["config"]
-        self._tokens = {
-            name: self._tensors.pop(name).long() for name in ("calibration_tokens", "test_tokens")
-        }
-        self.model = self._made()
+        self.model, self._tokens = load(path)
         tokens = self._tokens["calibration_tokens"].split(8)
         self.inputs = [{"input_ids": batch, "use_cache": False} for batch in tokens]
-
-    def _made(self) -> nn.Module:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        model: nn.Module = LlamaForCausalLM(LlamaConfig(**self._config, use_cache=False)).eval()
-        tensors = {**self._tensors, "lm_head.weight": self._tensors["model.embed_tokens.weight"]}
-        model.load_state_dict(tensors)
-        return model
 
     @torch.no_grad()
     def score(self, packed: Packed) -> dict[str, float]:
         """Return the divergence from full precision and the perplexity, on the test tokens."""
-        quantized = self._made()
+        quantized = copy.deepcopy(self.model)
         packed.apply(quantized)
         tokens = self._tokens["test_tokens"]
         before = self.model(input_ids=tokens).logits.log_softmax(2)
@@ -169,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--networks", action="store_true")
     parser.add_argument("--only", default="")
-    parser.add_argument("--llama", type=Path, default=Path(LLAMA).expanduser())
+    parser.add_argument("--llama", type=Path, default=LLAMA)
     arguments = parser.parse_args()
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {"networks": {}}
     result |= {"environment": environment(), "images": IMAGES}

@@ -18,9 +18,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
+from llama import LLAMA, load  # type: ignore[import-not-found]  # its neighbour
 from torch import Tensor, nn
 
 from octavo import Incremental, Packed, Plan, calibrate
@@ -28,7 +28,6 @@ from octavo.runs.run import environment
 from octavo.runs.run_folder import write_json
 
 RESULT = Path(__file__).parent / "results" / "stories.json"
-LLAMA = "~/.cache/octavo/stories260k.safetensors"
 STORIES = 576
 HELD_OUT = 64
 LENGTH = 200
@@ -36,20 +35,6 @@ BATCH = 16
 STEPS = 200  # after each portion
 RATES = (1e-3, 3e-3)
 PER: Any = ("group", 32)
-
-
-def load(path: Path) -> tuple[nn.Module, Tensor]:
-    """Return the network in full precision, and the tokens of the test."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    tensors = safetensors.torch.load_file(path)
-    test = tensors.pop("test_tokens").long()
-    del tensors["calibration_tokens"]
-    model = LlamaForCausalLM(LlamaConfig(**described["config"], use_cache=False))
-    model.load_state_dict(tensors, strict=False)  # the output matrix is the embedding
-    model.tie_weights()
-    return model.eval(), test
 
 
 @torch.no_grad()
@@ -131,10 +116,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--llama", type=Path, default=Path(LLAMA).expanduser())
+    parser.add_argument("--llama", type=Path, default=LLAMA)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    model, test = load(arguments.llama)
+    model, tokens = load(arguments.llama)
+    test = tokens["test_tokens"]
     stories = written(model, int(test[0, 0]))
     held_out, trained = stories[:HELD_OUT], stories[HELD_OUT:]
 

@@ -3,8 +3,6 @@ the error that stands beside it, in no time.
 """
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,6 @@ from octavo._yaml import MOST_BYTES, read_yaml, read_yaml_file
 from octavo.errors import PlanError, RecipeError
 from octavo.plan import Plan
 from octavo.runs.recipe import key_value, load_recipe, make_recipe
-
-
-@pytest.fixture(autouse=True)
-def _no_hang() -> Iterator[None]:
-    """Stop a test that hangs, by the time of the processor."""
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError("it hangs")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 10)
-    yield
-    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    signal.signal(signal.SIGVTALRM, before)
 
 
 def bomb(item: str, first: str) -> str:

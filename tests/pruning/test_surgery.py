@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.pruning.networks import net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,20 +14,6 @@ from octavo.inq.incremental import Incremental
 from octavo.network.layers import find_layers
 from octavo.plan import Plan
 from octavo.pruning.surgery import Surgery
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Linear(54, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(F.relu(self.norm(self.conv(x))).flatten(1))  # type: ignore[no-any-return]
-
-
-def net(seed: int = 0) -> Net:
-    torch.manual_seed(seed)
-    return Net()
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from octavo.deploy.elements import E2M1_NUMBERS
 
-__all__ = ["BLOCK", "SCALE_BIAS", "Blocks", "exact_blocks", "pairs", "unpaired"]
+__all__ = ["BLOCK", "Blocks", "exact_blocks", "pairs", "unpaired"]
 
 BLOCK = 32  # numbers that share a scale
 SCALE_BIAS = 127  # a stored scale ``e`` stands for ``2^(e - 127)`` (E8M0)
@@ -26,11 +26,6 @@ class Blocks:
 
     packed: Tensor
     scales: Tensor
-
-    def matrix(self) -> Tensor:
-        """Return the matrix that the blocks stand for, float32."""
-        scales = torch.exp2(self.scales.float() - SCALE_BIAS).double()
-        return (unpaired(self.packed).double() * scales.repeat_interleave(BLOCK, 1)).float()
 
 
 def exact_blocks(matrix: Tensor) -> Blocks | None:

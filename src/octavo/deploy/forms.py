@@ -23,6 +23,7 @@ __all__ = [
     "Job",
     "Make",
     "check_forms",
+    "check_plain_inputs",
     "file_name",
     "maker",
     "missing_library",
@@ -58,6 +59,15 @@ class Job:
                 "none; write example=inputs"
             )
         return self.batches[0]
+
+
+def check_plain_inputs(job: Job, form: str) -> None:
+    """Raise ExportError, for a form that holds weights alone, if layers round their inputs."""
+    for name in job.packed.activations:
+        raise ExportError(
+            f"{name}: its inputs are quantized, which the form {form} does not hold; quantize the "
+            "weights alone"
+        )
 
 
 @dataclass(frozen=True)

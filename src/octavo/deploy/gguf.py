@@ -19,7 +19,7 @@ from gguf.constants import MODEL_ARCH, GGMLQuantizationType, LlamaFileType
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from octavo.deploy.forms import FormFile, Job
+from octavo.deploy.forms import FormFile, Job, check_plain_inputs
 from octavo.deploy.gguf_tokenizer import add_tokenizer
 from octavo.errors import ExportError
 
@@ -101,11 +101,7 @@ def _checked_model(job: Job) -> PreTrainedModel:
             f"form gguf: expected plain rotary embeddings, got {rope['rope_type']!r}, which this "
             "form does not write"
         )
-    if job.packed.activations:
-        raise ExportError(
-            f"{next(iter(job.packed.activations))}: its inputs are quantized, which the form gguf "
-            "does not hold; quantize the weights alone"
-        )
+    check_plain_inputs(job, "gguf")
     return model
 
 

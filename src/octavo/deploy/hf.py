@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from octavo.deploy.comparison import Comparison, compare
 from octavo.deploy.e2m1 import BLOCK, Blocks, exact_blocks
-from octavo.deploy.forms import FormFile, Job
+from octavo.deploy.forms import FormFile, Job, check_plain_inputs
 from octavo.errors import ExportError
 from octavo.network.calls import call_alone, undisturbed
 from octavo.network.copies import copied
@@ -84,11 +84,7 @@ def _checked_model(job: Job) -> PreTrainedModel:
             "form hf: expected a model of transformers, whose config.json the folder gets, "
             f"got {type(job.model).__name__}; the form mx holds any network"
         )
-    if job.packed.activations:
-        raise ExportError(
-            f"{next(iter(job.packed.activations))}: its inputs are quantized, which the form hf "
-            "does not hold; quantize the weights alone"
-        )
+    check_plain_inputs(job, "hf")
     return job.model
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from octavo.errors import RecipeError
 from octavo.network.forward import Inputs, call, device_of, evaluating
 from octavo.runs.task import Batch
 from octavo.runs.tasks.pretrained import load_network, load_tokenizer, read_text
+from octavo.runs.tasks.shuffled import Shuffled
 
 __all__ = ["CausalLm", "next_token_loss"]
 
@@ -54,9 +55,12 @@ class CausalLm:
         trained, _ = self._parts
         return [_inputs(part) for part in trained[: self.calibration_size].split(self.batch)]
 
-    def train_batches(self) -> "Sequences":
-        """Return one epoch of sequences in random order."""
-        return Sequences(self._parts[0], self.batch)
+    def train_batches(self) -> Shuffled:
+        """Return one epoch of ``(inputs, tokens)`` in random order."""
+        trained, _ = self._parts
+        return Shuffled(
+            len(trained), self.batch, lambda picked: (_inputs(trained[picked]), trained[picked])
+        )
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross entropy of the next tokens."""
@@ -110,28 +114,6 @@ class CausalLm:
     @cached_property
     def _tokenizer(self) -> Any:
         return load_tokenizer(self.network)
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """One pass over sequences in random order: ``len()`` batches of ``(inputs, tokens)``.
-
-    Attributes:
-        tokens: int64 ``(sequences, length)``.
-        batch: sequences in a batch.
-
-    """
-
-    tokens: Tensor
-    batch: int
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.tokens) / self.batch)
-
-    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
-        for picked in torch.randperm(len(self.tokens)).split(self.batch):
-            tokens = self.tokens[picked]
-            yield _inputs(tokens), tokens
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:

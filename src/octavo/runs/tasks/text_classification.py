@@ -1,8 +1,7 @@
 """The task `text_classification`: a classifier of Hugging Face, on files of labelled texts."""
 
 import copy
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,7 @@ from octavo.errors import RecipeError, nearest
 from octavo.network.forward import Inputs, call, device_of, evaluating, on_device
 from octavo.runs.task import Batch
 from octavo.runs.tasks.pretrained import load_network, load_tokenizer, read_text
+from octavo.runs.tasks.shuffled import Shuffled
 
 __all__ = ["Text", "TextClassification"]
 
@@ -67,9 +67,14 @@ class TextClassification:
             for start in range(0, len(texts), self.batch)
         ]
 
-    def train_batches(self) -> "Texts":
-        """Return one epoch of texts in random order."""
-        return Texts(self, self._parts[0])
+    def train_batches(self) -> Shuffled:
+        """Return one epoch of ``(inputs, labels)`` in random order."""
+        trained, _ = self._parts
+        return Shuffled(
+            len(trained),
+            self.batch,
+            lambda picked: self.encoded(tuple(trained[index] for index in picked.tolist())),
+        )
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross entropy of a batch."""
@@ -136,18 +141,3 @@ class TextClassification:
                 )
             texts.append(Text(content, numbers[label]))
         return tuple(texts)
-
-
-@dataclass(frozen=True)
-class Texts:
-    """One pass over texts in random order: ``len()`` batches of ``(inputs, labels)``."""
-
-    task: TextClassification
-    texts: tuple[Text, ...]
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.texts) / self.task.batch)
-
-    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
-        for picked in torch.randperm(len(self.texts)).split(self.task.batch):
-            yield self.task.encoded(tuple(self.texts[index] for index in picked.tolist()))

@@ -149,8 +149,8 @@ class LayerProblem:
 
     def _levels(self, scale: LevelScale, codes: Tensor) -> Tensor:
         """Return the levels that codes stand for, float64, (problems, rows, columns)."""
-        levels = self.unit.decode(codes).double()
-        return levels.ldexp_(scale.exponent()).mul_(scale.row_factor())
+        unit_levels = self.unit.decode(codes).double()
+        return torch.ldexp(unit_levels, scale.exponent()).mul_(scale.row_factor())
 
     def priced(self, codes: Tensor, price: Tensor) -> "LayerProblem":
         """Return the problem in which codes take the bits that they take among ``codes``.

@@ -10,6 +10,8 @@ from octavo import inspection
 from octavo.cli.options import print_figures, task_options
 from octavo.errors import PlanError, RecipeError
 from octavo.network import devices
+from octavo.plan import Plan
+from octavo.ptq import calibration
 
 
 def test_options_of_a_task_are_values_in_yaml() -> None:
@@ -53,6 +55,23 @@ def test_a_network_is_put_on_the_device_that_is_named(
     monkeypatch.setattr(inspection, "inspect", look)
     octavo("inspect", "tiny.py:Tiny", "--device", "meta", "--json")
     assert [tensor.device.type for tensor in seen] == ["meta", "meta"]
+
+
+def test_export_calibrates_on_the_device_that_is_named(
+    octavo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu", "meta"])
+    seen: list[str] = []
+
+    def look(model: Any, *_: Any) -> None:
+        seen.append(model[0].weight.device.type)
+        raise PlanError("that is enough")
+
+    monkeypatch.setattr(calibration, "calibrate", look)
+    Plan({"0": 4}).save("plan.yaml")
+    words = ["export", "--plan", "plan.yaml", "-t", "tiny.py:Tiny", "-o", "a.onnx"]
+    octavo(*words, "--device", "meta")
+    assert seen == ["meta"]
 
 
 @pytest.mark.parametrize(

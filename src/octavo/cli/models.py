@@ -1,15 +1,18 @@
 """The commands that look at a task's network: ``inspect`` and ``search``."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from octavo.cli.options import (
+    FAST,
     AsJson,
     Device,
+    FileCoding,
+    Floats,
     NetworkName,
     Options,
     Quiet,
@@ -17,6 +20,7 @@ from octavo.cli.options import (
     out,
     print_next,
     print_written,
+    read_budget,
     task_network,
     task_options,
     watched,
@@ -30,14 +34,13 @@ from octavo.dnq.settings import (
     REFINE,
     TRIALS,
 )
-from octavo.errors import BudgetError, PlanError, nearest
+from octavo.errors import PlanError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
 
     from octavo.dnq.search_result import SearchResult
     from octavo.inspection import Inspection
-    from octavo.plan import Budget
     from octavo.progress import Progress
     from octavo.runs.task import Task
 
@@ -123,6 +126,10 @@ InputBits = Annotated[
     str | None,
     typer.Option(help="Search for the bits of layer inputs too, among these, such as 4,8."),
 ]
+Absorb = Annotated[
+    bool, typer.Option("--absorb", help="Calibrate with a scale for each channel ahead of a norm.")
+]
+Rate = Annotated[float, typer.Option(help="Calibrate at this rate: docs/calibration.md.")]
 Workers = Annotated[int, typer.Option(min=1, help="The number of plans that are scored at a time.")]
 JournalFile = Annotated[
     Path | None, typer.Option(help="Append each trial to this file; continue from its trials.")
@@ -142,6 +149,10 @@ def search(
     pin: Pins = None,
     seed: Seed = 0,
     activations: InputBits = None,
+    absorb: Absorb = False,
+    rate: Rate = 0.0,
+    floats: Floats = None,
+    coding: FileCoding = FAST,
     workers: Workers = 1,
     journal: JournalFile = None,
     option: Options = None,
@@ -159,10 +170,12 @@ def search(
     with watched(as_json, quiet) as progress:
         loaded = _task(task, option)
         settings = {
-            "budget": _budget(budget), "trade_off": trade_off, "method": method, "trials": trials,
-            "refine": refine, "objective": _objective(loaded, objective), "pins": _pins(pin),
-            "options": _values(options, "--options"), "seed": seed, "workers": workers,
+            "budget": read_budget(budget), "trade_off": trade_off, "method": method,
+            "trials": trials, "refine": refine, "objective": _objective(loaded, objective),
+            "pins": _pins(pin), "options": _values(options, "--options"), "seed": seed,
+            "workers": workers,
             "activations": _values(activations, "--activations"), "journal": journal,
+            "absorb": absorb, "rate": rate, "floats": floats, "coding": coding,
         }  # fmt: skip
         network = task_network(loaded, task, device, progress)
         result = _searched(network, loaded, settings, progress)
@@ -236,22 +249,6 @@ def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None"
             f"{nearest(name, OBJECTIVES)}"
         )
     return task.score if name == "task" else None
-
-
-def _budget(pair: str | None) -> "Budget | None":
-    """Read a budget such as ``average_bits=3``."""
-    from octavo.plan import Budget
-    from octavo.runs.recipe import key_value
-
-    if pair is None:
-        return None
-    key, value = key_value(pair, "--budget")
-    known = [field.name for field in fields(Budget)]
-    if key not in known:
-        raise BudgetError(
-            f"--budget {pair}: expected one of {', '.join(known)}{nearest(key, known)}"
-        )
-    return Budget(**{key: value})
 
 
 def _pins(pairs: list[str] | None) -> dict[str, Any]:

@@ -8,8 +8,11 @@ import typer
 
 from octavo._interruption import listening
 from octavo.cli.options import (
+    FAST,
     AsJson,
     Device,
+    FileCoding,
+    Floats,
     Options,
     Overrides,
     PlanFile,
@@ -19,6 +22,7 @@ from octavo.cli.options import (
     TensorBoard,
     out,
     print_written,
+    read_budget,
     task_options,
     watched,
 )
@@ -131,6 +135,15 @@ def quantize(
             help="inq: retrain while the weights freeze; ptq: calibrate, without training."
         ),
     ] = "inq",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="A limit on the file, bytes=60000 or ratio=10: calibration finds the rate that "
+            "meets it. Retraining after it may change the file by some per cent.",
+        ),
+    ] = None,
+    floats: Floats = None,
+    coding: FileCoding = FAST,
     option: Options = None,
     overrides: Overrides = None,
     device: Device = "auto",
@@ -139,7 +152,7 @@ def quantize(
 ) -> None:
     """Quantize a task's network with octavo's default settings and write the packed file.
 
-    `--plan plan.yaml` gives each layer the bits that the plan says.
+    `--plan plan.yaml` gives each layer the bits that the plan says; `--budget` limits the file.
 
     Example: `octavo quantize digits --bits 4 --method ptq -o digits.safetensors`
     """
@@ -152,6 +165,7 @@ def quantize(
 
         content: dict[str, Any] = {"task": task, "options": task_options(option)}
         content |= {"method": method, "control": False, "device": device} | _widths(bits, plan)
+        content |= {"floats": floats, "coding": coding, "ptq": {"budget": read_budget(budget)}}
         recipe = make_recipe(override(content, overrides or ()), "quantize")
     digest = hashlib.sha256(recipe.model_dump_json(exclude={"device"}).encode()).hexdigest()[:8]
     folder = Path("runs") / f"quantize-{output.stem}-{digest}"  # other settings are another run

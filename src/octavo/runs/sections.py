@@ -9,10 +9,11 @@ from pydantic import Field, PlainSerializer, PlainValidator, SkipValidation
 from octavo.activations.quantization import ActivationSettings, ScaleFit, check_fit
 from octavo.dnq.settings import METHOD, REFINE, TRIALS
 from octavo.errors import PlanError
-from octavo.formats.fitting import Per, read_per
+from octavo.formats.fitting import Fit, Per, read_per
 from octavo.formats.width import Width, read_width, write_width
 from octavo.plan import Budget
 from octavo.pruning.surgery import check_sparsity
+from octavo.ptq.file_budget import check_file_budget
 from octavo.ptq.settings import PtqOrder, PtqSettings
 
 __all__ = ["Activations", "Epochs", "Prune", "Ptq", "RecipePer", "RecipeWidth", "Search"]
@@ -54,6 +55,16 @@ class Ptq:
     """The settings of post-training quantization: see ``octavo.calibrate``.
 
     Its ``fit`` and ``per`` are keys of the recipe itself, because INQ has them too.
+
+    Attributes:
+        order: the order in which weights freeze.
+        damp: share of the mean diagonal that is added to the diagonal of the second moment.
+        sequential: each layer sees the layers ahead of it quantized.
+        absorb: batch norms absorb a scale of the channels ahead of them.
+        rate: how much a smaller file is worth.
+        budget: instead of a rate, a limit on the file (``bytes``, ``ratio``): the rate is found
+            that meets it. With INQ after it, it holds for the calibrated network.
+
     """
 
     order: PtqOrder = PtqSettings.order
@@ -61,6 +72,18 @@ class Ptq:
     sequential: bool = PtqSettings.sequential
     absorb: bool = PtqSettings.absorb
     rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = PtqSettings.rate
+    budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            check_file_budget(self.budget, self.rate)
+
+    def settings(self, fit: Fit, per: Per) -> PtqSettings:
+        """Return the settings of PTQ, with what a recipe has beside them."""
+        return PtqSettings(
+            order=self.order, fit=fit, per=per, damp=self.damp, sequential=self.sequential,
+            absorb=self.absorb, rate=self.rate,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,8 +52,7 @@ def export(
     """Write a packed network as ONNX, MXFP4 tensors, a folder of transformers or GGUF, and check
     it against the network.
 
-    With `--plan`, the task's network is calibrated on the device as the plan says, and then
-    exported.
+    With `--plan`, the task's network is first calibrated on the device, as the plan says.
 
     Example: `octavo export runs/demo/packed.safetensors --task digits --form lut -o model.onnx`
     """

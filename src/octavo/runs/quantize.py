@@ -185,7 +185,6 @@ def _calibrated(job: Job, model: nn.Module, plan: Plan) -> Quantization:
         recipe.ptq.settings(recipe.fit, recipe.per),
         recipe.file_form,
         job.progress,
-        budget=recipe.ptq.budget,
     )
     figures: Json = {} if recipe.ptq.budget is None else {"rate": found.rate}
     figures |= {"layers": [_row(layer) for layer in found.layers]}

@@ -116,7 +116,7 @@ SEARCH = {
 }  # fmt: skip
 START = {"fit", "per", "damp", "absorb", "rate", "masks", "progress"}
 PTQ = START | {"order", "sequential"}
-INQ = {"portions", "order", "fit", "per", "seed", "straight_through", "masks"}
+INQ = {"portions", "order", "fit", "per", "seed", "straight_through", "rate", "masks"}
 
 
 def values(names: set[str]) -> dict[str, Any]:

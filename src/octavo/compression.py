@@ -27,7 +27,7 @@ from octavo.progress import ProgressLike
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
 from octavo.ptq.file_form import FileForm
-from octavo.ptq.settings import PtqOrder
+from octavo.ptq.settings import PtqOrder, PtqSettings
 from octavo.storage.layer_strings import Coding
 from octavo.storage.packed import FloatForm, Packed
 
@@ -40,7 +40,7 @@ SEARCH = (
 )  # fmt: skip
 START = ("fit", "per", "damp", "absorb", "rate", "masks", "progress")  # calibrate ahead of INQ
 PTQ = (*START, "order", "sequential")  # calibrate alone
-INQ = ("portions", "order", "fit", "per", "seed", "straight_through", "masks")
+INQ = ("portions", "order", "fit", "per", "seed", "straight_through", "rate", "masks")
 
 
 @renamed_arguments(score="objective", observe="progress", correct="")
@@ -112,7 +112,7 @@ def compress(
         damp: for ``calibrate``.
         absorb: for ``search`` and ``calibrate``.
         sequential: for ``calibrate``, without ``retrain`` only.
-        rate: how much a smaller file is worth, for ``search`` and ``calibrate``.
+        rate: how much a smaller file is worth, for ``search``, ``calibrate`` and ``Incremental``.
         floats: the form of all other tensors in the file. Left out: with a rate, or a budget of
             ``bytes`` or ``ratio``, it is ``"folded"``, unless that changes outputs by more than a
             divergence of 1e-4; else ``"float32"``.
@@ -131,16 +131,20 @@ def compress(
     """
     arguments = {name: value for name, value in locals().items() if value is not None}
     _check_effect(arguments)
-    form = FileForm.asked(floats, coding, rate=rate or 0.0, budget=budget)
-    if form.floats is None:
-        arguments["floats"] = "folded"  # the plan is for a file in which they are
-    batches = list(batches_of(inputs))
-    result = search(model, batches, **_picked(arguments, SEARCH))
+    return _compressed(model, list(batches_of(inputs)), arguments)
+
+
+def _compressed(model: nn.Module, batches: list[Inputs], arguments: dict[str, Any]) -> Packed:
+    """Search, calibrate and retrain with the arguments of ``compress`` that were given."""
+    retrain = arguments.get("retrain")
+    form = _form(arguments)
+    priced = {} if form.floats else {"floats": "folded"}  # the plan is for a file of these
+    result = search(model, batches, **_picked(arguments | priced, SEARCH))
     if result.plan.activations:
         model = copied(model)
         quantize_activations(model, batches, result.plan.activations)
     of_ptq = _picked(arguments, PTQ if retrain is None else START)
-    if rate:
+    if "rate" in of_ptq:
         of_ptq["floats"] = FileForm.floats  # norms may train on as they are; they are folded last
 
     def solve(plan: Plan) -> _Solved:
@@ -152,6 +156,16 @@ def compress(
         return solved.as_filed
     network = copied(model)
     return form.of(_retrained(network, solved, retrain, arguments), network, batches)
+
+
+def _form(arguments: Mapping[str, Any]) -> FileForm:
+    """Return the form of the file that the arguments ask for."""
+    return FileForm.asked(
+        arguments.get("floats"),
+        arguments.get("coding"),
+        rate=arguments.get("rate", PtqSettings.rate),
+        budget=arguments["budget"],
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,6 +55,7 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "portions": (0.5, 0.75, 0.875, 1.0),
         "order": "magnitude",
         "straight_through": 1.0,
+        "rate": 0.0,
         "fit": "mse",
         "per": "channel",
         "epochs": 1.0,
@@ -157,6 +158,7 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
     ("keys", "floats"),
     [
         ({"bits": 3}, "float32"),
+        ({"bits": 3, "rate": 2}, None),
         ({"bits": 3, "ptq": {"rate": 2}}, None),  # folded where that is near
         ({"bits": 3, "ptq": {"budget": {"bytes": 9000}}}, None),
         ({"search": {"budget": {"ratio": 9}}}, None),
@@ -182,6 +184,8 @@ def test_a_budget_of_calibration_is_one_of_the_file_beside_no_rate() -> None:
     content = {"task": "digits", "bits": 3, "ptq": {"budget": {"bytes": 9000}}, "start": "float"}
     with pytest.raises(RecipeError, match=r"ptq\.budget: expected start ptq, .* got float"):
         make_recipe(content, "r")
+    with pytest.raises(RecipeError, match=r"rate: expected method inq, or ptq\.rate, got ptq"):
+        make_recipe({"task": "digits", "bits": 3, "rate": 2, "method": "ptq"}, "r")
     with pytest.raises(RecipeError, match=r"unknown key 'ptq\.budget\.byte'"):
         make_recipe({"task": "digits", "bits": 3, "ptq": {"budget": {"byte": 9}}}, "r")
 

@@ -126,10 +126,6 @@ InputBits = Annotated[
     str | None,
     typer.Option(help="Search for the bits of layer inputs too, among these, such as 4,8."),
 ]
-Absorb = Annotated[
-    bool, typer.Option("--absorb", help="Calibrate with a scale for each channel ahead of a norm.")
-]
-Rate = Annotated[float, typer.Option(help="Calibrate at this rate: docs/calibration.md.")]
 Workers = Annotated[int, typer.Option(min=1, help="The number of plans that are scored at a time.")]
 JournalFile = Annotated[
     Path | None, typer.Option(help="Append each trial to this file; continue from its trials.")
@@ -149,8 +145,6 @@ def search(
     pin: Pins = None,
     seed: Seed = 0,
     activations: InputBits = None,
-    absorb: Absorb = False,
-    rate: Rate = 0.0,
     floats: Floats = None,
     coding: FileCoding = FAST,
     workers: Workers = 1,
@@ -164,28 +158,24 @@ def search(
 
     Example: `octavo search digits --budget average_bits=3 --pin conv1=5 -o plan.yaml`
     """
-    from octavo._io import check_output, json_text
+    from octavo._io import check_output
 
     check_output(output)
     with watched(as_json, quiet) as progress:
         loaded = _task(task, option)
         settings = {
-            "budget": read_budget(budget), "trade_off": trade_off, "method": method,
+            "budget": read_budget(budget), "trade_off": trade_off, "method": method, "seed": seed,
             "trials": trials, "refine": refine, "objective": _objective(loaded, objective),
-            "pins": _pins(pin), "options": _values(options, "--options"), "seed": seed,
-            "workers": workers,
+            "options": _values(options, "--options"), "pins": _pins(pin), "workers": workers,
             "activations": _values(activations, "--activations"), "journal": journal,
-            "absorb": absorb, "rate": rate, "floats": floats, "coding": coding,
+            "floats": floats, "coding": coding,
         }  # fmt: skip
-        network = task_network(loaded, task, device, progress)
-        result = _searched(network, loaded, settings, progress)
+        result = _searched(task_network(loaded, task, device, progress), loaded, settings, progress)
     result.plan.save(output)
     if as_json:
-        typer.echo(json_text(_search_figures(result, method), indent=2))
+        _print_search_figures(result, method)
         return
-    _print_search(result, objective, whole_range=budget is None and trade_off is None)
-    print_written(output)
-    print_next(f"octavo quantize {task} --plan {output} -o {output.stem}.safetensors")
+    _print_search(result, objective, task, output, whole_range=not (budget or trade_off))
 
 
 def _task(name: str, option: list[str] | None) -> "Task":
@@ -225,8 +215,12 @@ def _searched(
         return search_bits(network, task.calibration(), progress=progress, **settings)
 
 
-def _print_search(result: "SearchResult", objective: str, *, whole_range: bool) -> None:
-    """Print the plan of a search; where it covered the whole range, its front too."""
+def _print_search(
+    result: "SearchResult", objective: str, task: str, plan: Path, *, whole_range: bool
+) -> None:
+    """Print the plan of a search, which was written, and which command may come next; where the
+    search covered the whole range, its front too.
+    """
     from octavo.report.search_tables import (
         finalists_table,
         front_table,
@@ -239,6 +233,8 @@ def _print_search(result: "SearchResult", objective: str, *, whole_range: bool) 
     out.print(plan_table(result), finalists_table(result, objective))
     if result.refinement is not None:
         out.print(refinement_line(result.refinement), soft_wrap=True, markup=False)
+    print_written(plan)
+    print_next(f"octavo quantize {task} --plan {plan} -o {plan.stem}.safetensors")
 
 
 def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None":
@@ -265,11 +261,12 @@ def _values(text: str | None, name: str) -> Any:
     return None if text is None else yaml_value(f"[{text}]", name)
 
 
-def _search_figures(result: "SearchResult", method: str) -> dict[str, Any]:
-    """Return the result of a search for JSON: the plan, its cost, and what else was measured."""
+def _print_search_figures(result: "SearchResult", method: str) -> None:
+    """Print the result of a search as JSON: the plan, its cost, and what else was measured."""
+    from octavo._io import json_text
     from octavo.runs.search_figures import front_figures, search_figures
 
     figures = search_figures(result, method) | {"front": front_figures(result)}
     if result.plan.activations:
         figures["activations"] = result.plan.activations
-    return figures | asdict(result.plan.cost())
+    typer.echo(json_text(figures | asdict(result.plan.cost()), indent=2))

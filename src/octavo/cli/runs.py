@@ -42,6 +42,24 @@ NoCode = Annotated[
         "of the run's folder only. See SECURITY.md.",
     ),
 ]
+EveryWidth = Annotated[
+    str | None,
+    typer.Option(
+        help="The width of every layer: 2 to 8 bits, apot5 to apot8, fp4, fp6, fp8 or int8. "
+        "Default: 3.",
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(help="inq: retrain while the weights freeze; ptq: calibrate, without training."),
+]
+FileBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="A limit on the file, bytes=60000 or ratio=10: calibration finds the rate that meets "
+        "it. Retraining after it may change the file by some per cent.",
+    ),
+]
 BITS = "3"  # of every layer, where neither bits nor a plan are given
 SAVE_EVERY = 10.0  # minutes between two savings inside a stage
 
@@ -121,27 +139,10 @@ def run(
 def quantize(
     task: TaskName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The packed file to write.")],
-    bits: Annotated[
-        str | None,
-        typer.Option(
-            help="The width of every layer: 2 to 8 bits, apot5 to apot8, fp4, fp6, fp8 or int8. "
-            "Default: 3.",
-        ),
-    ] = None,
+    bits: EveryWidth = None,
     plan: PlanFile = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="inq: retrain while the weights freeze; ptq: calibrate, without training."
-        ),
-    ] = "inq",
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="A limit on the file, bytes=60000 or ratio=10: calibration finds the rate that "
-            "meets it. Retraining after it may change the file by some per cent.",
-        ),
-    ] = None,
+    method: Method = "inq",
+    budget: FileBudget = None,
     floats: Floats = None,
     coding: FileCoding = FAST,
     option: Options = None,

@@ -148,11 +148,8 @@ def search(
             PtqSettings(absorb=absorb, rate=rate), FileForm.asked(floats, coding, rate=rate),
             callback, retrain_steps,
         )  # fmt: skip
-        _check_request(request)
-        check_values(model)
-        check_range(model)
-        batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
-        check_batches(len(batches))
+        _check_request(model, request)
+        batches = _read(model, inputs)
         callback(Event("survey", message="surveying the layers"))
         space = survey(model, batches[0], options, pins or {}, activations, others=batches[1:])
         check_budget(space, budget)
@@ -162,6 +159,13 @@ def search(
         twin = faithful_copy(model, batches[0])
         with held(journal), _naming_errors(twin, request):
             return _searched(twin, batches, space, request)
+
+
+def _read(model: nn.Module, inputs: Iterable[Inputs]) -> list[Inputs]:
+    """Return all batches, on the device of the model; there has to be one."""
+    batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
+    check_batches(len(batches))
+    return batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,8 +302,10 @@ def _journal(
     return Journal(path, space.actions, settings, request.progress)
 
 
-def _check_request(request: _Request) -> None:
-    """Raise unless the settings fit together, before the inputs are read."""
+def _check_request(model: nn.Module, request: _Request) -> None:
+    """Raise unless the model has values that can be quantized and the settings fit together, before
+    the inputs are read.
+    """
     budget = request.budget
     trade_off = request.trade_off
     if budget is not None and trade_off is not None:
@@ -316,6 +322,8 @@ def _check_request(request: _Request) -> None:
         )
     check_share(request.refine)
     method_of(request.method)  # raises where there is none
+    check_values(model)
+    check_range(model)
 
 
 def _warn_of_left_out(model: nn.Module, space: Space) -> None:

@@ -35,7 +35,7 @@ from octavo.network.values import check_range
 from octavo.plan import Budget, planned_layers
 from octavo.progress import Event, Progress, ProgressLike, showing, silent
 from octavo.ptq.absorption import absorbing_norms
-from octavo.ptq.file_budget import check_file_budget, within
+from octavo.ptq.file_budget import within
 from octavo.ptq.file_form import FileForm
 from octavo.ptq.float_inputs import freeze_from_float
 from octavo.ptq.freezer import Freezer, Frozen, LayerResult
@@ -138,11 +138,12 @@ def calibrate(
         sequential=sequential,
         absorb=absorb,
         rate=rate,
+        budget=budget,
         masks=masks,
     )
     form = FileForm.asked(floats, coding, rate=rate, budget=budget)
     with showing(progress) as callback:
-        found = calibrated(model, plan, inputs, settings, form, callback, budget=budget)
+        found = calibrated(model, plan, inputs, settings, form, callback)
     return found.as_filed
 
 
@@ -181,8 +182,6 @@ def calibrated(
     settings: PtqSettings,
     form: FileForm,
     progress: Progress = silent,
-    *,
-    budget: Budget | None = None,
 ) -> Calibrated:
     """Do what ``calibrate`` does, and return all that is known of the network.
 
@@ -191,27 +190,23 @@ def calibrated(
         plan: the width of each layer.
         inputs: calibration inputs.
         settings: the settings of PTQ.
-        form: the form of the file that a budget is about.
+        form: the form of the file, which the budget of the settings is about.
         progress: called after each layer.
-        budget: a limit on the file; the rate is found that meets it.
 
     """
+    budget = settings.budget
     if budget is not None or form.floats is None:  # they are read more than once
         inputs = list(batches_of(inputs))
 
     def solve(rate: float) -> Calibrated:
         layers: list[LayerResult] = []
-        at_rate = replace(settings, rate=rate)
+        at_rate = replace(settings, rate=rate, budget=None)
         packed = calibrate_quietly(
             model, plan, inputs, at_rate, _keeping(layers, progress), explained=True
         )
         return Calibrated(packed, form.of(packed, model, inputs), rate, tuple(layers))
 
-    if budget is None:
-        found = solve(settings.rate)
-    else:
-        check_file_budget(budget, settings.rate)
-        found = within(budget, solve)
+    found = solve(settings.rate) if budget is None else within(budget, solve)
     if found.packed.held_out is not None:
         warn_if_large(found.packed.held_out, found.packed.plan)
     return found

@@ -185,7 +185,6 @@ def _calibrated(job: Job, model: nn.Module, plan: Plan) -> Quantization:
         recipe.ptq.settings(recipe.fit, recipe.per),
         recipe.file_form,
         job.progress,
-        budget=recipe.ptq.budget,
     )
     figures: Json = {} if recipe.ptq.budget is None else {"rate": found.rate}
     figures |= {"layers": [_row(layer) for layer in found.layers]}
@@ -238,6 +237,7 @@ def quantize_by_inq(job: Job, model: nn.Module, plan: Plan, retrained: list[Json
         per=recipe.per,
         seed=recipe.seed,
         straight_through=recipe.straight_through,
+        rate=recipe.rate,
         inputs=job.task.calibration() if recipe.start == "refit" else None,
         masks=masks,
     )

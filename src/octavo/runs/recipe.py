@@ -114,6 +114,8 @@ class Recipe(BaseModel):
             folder and then from the working directory.
         straight_through: the portion from which on the network sees free weights at their levels:
             see ``octavo.Incremental``.
+        rate: how much a smaller file is worth to INQ, see ``octavo.Incremental``; calibration has
+            one of its own in ``ptq``.
         fit: the choice of the largest exponent.
         per: one largest exponent per ``tensor``, per ``channel``, or for every 32 inputs of a
             channel, ``[group, 32]``.
@@ -152,6 +154,7 @@ class Recipe(BaseModel):
     portions: tuple[float, ...] = PORTIONS
     order: Orders = ORDER
     straight_through: Annotated[float, Field(gt=0, le=1)] = STRAIGHT_THROUGH
+    rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = PtqSettings.rate
     fit: Fit = PtqSettings.fit
     per: RecipePer = PtqSettings.per
     epochs: Epochs | tuple[Epochs, ...] = 1.0
@@ -178,7 +181,8 @@ class Recipe(BaseModel):
         ptq = info.data.get("ptq", Ptq())
         budgets = [ptq.budget, getattr(info.data.get("search"), "budget", None)]
         of_file = next((each for each in budgets if each is not None and each.of_file), None)
-        return FileForm.asked(floats, None, rate=ptq.rate, budget=of_file).floats
+        rate = ptq.rate or info.data.get("rate", 0.0)
+        return FileForm.asked(floats, None, rate=rate, budget=of_file).floats
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -193,6 +197,8 @@ class Recipe(BaseModel):
             raise ValueError("expected either activations or search.activations, got both")
         if self.ptq.budget and self.retrains and self.start != "ptq":
             raise ValueError(f"ptq.budget: expected start ptq, which calibrates, got {self.start}")
+        if self.rate and not self.retrains:
+            raise ValueError(f"rate: expected method inq, or ptq.rate, got {self.method}")
         if self.prune and not self.retrains:
             raise ValueError(f"prune: expected method inq, which retrains, got {self.method}")
         if self.search and self.search.retrain_steps and not self.retrains:

@@ -13,7 +13,6 @@ from octavo.formats.fitting import Fit, Per, read_per
 from octavo.formats.width import Width, read_width, write_width
 from octavo.plan import Budget
 from octavo.pruning.surgery import check_sparsity
-from octavo.ptq.file_budget import check_file_budget
 from octavo.ptq.settings import PtqOrder, PtqSettings
 
 __all__ = ["Activations", "Epochs", "Prune", "Ptq", "RecipePer", "RecipeWidth", "Search"]
@@ -72,18 +71,14 @@ class Ptq:
     sequential: bool = PtqSettings.sequential
     absorb: bool = PtqSettings.absorb
     rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = PtqSettings.rate
-    budget: Budget | None = None
+    budget: Budget | None = PtqSettings.budget
 
     def __post_init__(self) -> None:
-        if self.budget is not None:
-            check_file_budget(self.budget, self.rate)
+        self.settings(PtqSettings.fit, PtqSettings.per)  # raises where they do not fit together
 
     def settings(self, fit: Fit, per: Per) -> PtqSettings:
         """Return the settings of PTQ, with what a recipe has beside them."""
-        return PtqSettings(
-            order=self.order, fit=fit, per=per, damp=self.damp, sequential=self.sequential,
-            absorb=self.absorb, rate=self.rate,
-        )  # fmt: skip
+        return PtqSettings(fit=fit, per=per, **vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)

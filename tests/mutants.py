@@ -13,35 +13,38 @@ tries the survivors once more.
 """
 
 import ast
-import functools
+import compileall
 import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch  # noqa: F401  # so that the processes of the tests have it when they begin
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
+
+import octavo.cli  # noqa: F401  # so that the processes of the tests have torch when they begin
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "octavo"
 RESULT = ROOT / "benchmarks" / "results" / "mutants.json"
 FOLDERS = ("formats", "ptq", "inq", "dnq", "storage")
 SEED = 0
-PATIENCE = 10  # a mutant that takes so many times the time of its tests hangs
+SECONDS = 600  # of the processor: a mutant that takes them hangs
+HOUR = 3600  # one that takes it waits for what never comes
+# No deadlines, and the same examples at each call.
+OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci"]
 
 # The fates of a mutant: killed by the tests of its module, by others of its folder, or by none; the
 # second is not known yet of those that survived the first.
@@ -85,7 +88,8 @@ def mutants_of(path: Path) -> Places:
         seen: Counter[int] = Counter()
         for occurrence, (start, _) in enumerate(places):
             if start not in passive:
-                mutant = Mutant(file, *lines[start[0] - 1], name, seen[start[0]])
+                text, copy = lines[start[0] - 1]
+                mutant = Mutant(file, text, copy, name, seen[start[0]])
                 found[mutant] = (start[0], occurrence)
             seen[start[0]] += 1
     return found
@@ -146,66 +150,55 @@ class Tests:
 
     def __init__(self, copy: Path) -> None:
         self._copy = copy
+        self._passing: set[tuple[Path, ...]] = set()  # without a mutant
         shutil.copytree(PACKAGE, copy / "octavo", ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(copy, quiet=1)
 
-    def kill(self, mutant: Mutant, occurrence: int, files: Sequence[Path]) -> bool:
-        """Tell if test files fail with a mutant."""
+    def kill(self, mutant: Mutant, occurrence: int, files: tuple[Path, ...]) -> bool:
+        """Tell if test files fail with a mutant; without one, they must not."""
         if not files:
             return False
-        seconds = self._seconds(tuple(files))
         path = self._copy / "octavo" / mutant.file
         source = path.read_text(encoding="utf-8")
         operator = get_operator(mutant.operator)()
         path.write_text(mutate_code(source, operator, occurrence), encoding="utf-8")
         try:
-            sys.dont_write_bytecode = True  # it might be taken for that of the next mutant
-            return self._status(files, PATIENCE * (5 + seconds)) != 0
+            died = self._fail(files)
         finally:
-            sys.dont_write_bytecode = False
             path.write_text(source, encoding="utf-8")
-
-    @functools.cache  # noqa: B019  # one object lives as long as the process
-    def _seconds(self, files: tuple[Path, ...]) -> float:
-        """Return the time of tests without a mutant; they must pass."""
-        start = time.monotonic()
-        if self._status(files, 3600):
+        if died and files not in self._passing and self._fail(files):
             names = ", ".join(file.name for file in files)
             raise SystemExit(f"{names}: they fail without a mutant: nothing is measured")
-        return time.monotonic() - start
+        self._passing.add(files)
+        return died
 
-    def _status(self, files: Sequence[Path], timeout: float) -> int:
-        """Return the exit status of pytest in a process of its own; -1 if it takes too long."""
+    def _fail(self, files: tuple[Path, ...]) -> bool:
+        """Tell if tests fail, in a process of their own."""
         child = os.fork()
         if not child:
-            os.setsid()  # with whatever it starts
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+            signal.alarm(HOUR)
+            for name in [name for name in sys.modules if name.partition(".")[0] == "octavo"]:
+                del sys.modules[name]
             sys.path.insert(0, str(self._copy))
-            os.environ["PYTHONPATH"] = str(self._copy)
-            os.environ["PYTHONDONTWRITEBYTECODE"] = "1" if sys.dont_write_bytecode else ""
-            options = ["-x", "-q", "-p", "no:cacheprovider", *map(str, files)]
+            os.environ |= {"PYTHONPATH": str(self._copy), "PYTHONDONTWRITEBYTECODE": "1"}
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                status = pytest.main(options)
+                status = pytest.main([*OPTIONS, *map(str, files)])
             os._exit(int(status))
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.05)
-        os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return -1
+        _, status = os.waitpid(child, 0)
+        return status != 0
 
 
-def own_tests(mutant: Mutant) -> list[Path]:
+def own_tests(mutant: Mutant) -> tuple[Path, ...]:
     """Return the test files of a mutant's module."""
     folder = ROOT / "tests" / Path(mutant.file).parent
-    return sorted(folder.glob(f"test_{Path(mutant.file).stem}*.py"))
+    return tuple(sorted(folder.glob(f"test_{Path(mutant.file).stem}*.py")))
 
 
-def other_tests(mutant: Mutant) -> list[Path]:
+def other_tests(mutant: Mutant) -> tuple[Path, ...]:
     """Return the other test files of a mutant's folder."""
     folder = ROOT / "tests" / Path(mutant.file).parts[0]
-    return sorted(set(folder.rglob("test_*.py")) - set(own_tests(mutant)))
+    return tuple(sorted({*folder.rglob("test_*.py")} - {*own_tests(mutant)}))
 
 
 class Record:
@@ -253,6 +246,7 @@ def main() -> None:
         places = sample(int(what))
         again = set()
     record = Record(places)
+    sys.dont_write_bytecode = True  # that of a mutant might be taken for that of the next
     with tempfile.TemporaryDirectory() as folder:
         tests = Tests(Path(folder))
         for mutant, (_, occurrence) in places.items():

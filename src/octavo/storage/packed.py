@@ -155,9 +155,11 @@ class Packed:
         state = model.state_dict()
         with torch.no_grad():
             for layer in self.layers.values():
-                weight = layer.weight()  # of one layer at a time
-                for name in layer.names:
-                    state[name].copy_(weight)
+                first, *tied = (state[name] for name in layer.names)
+                layer.write(first)
+                for other in tied:
+                    if memory_of(other) != memory_of(first):
+                        other.copy_(first)
             for names, value in self.floats:
                 for name in names:
                     state[name].copy_(value)

@@ -46,3 +46,13 @@ class Quantized:
     def weight(self) -> Tensor:
         """Return the weights, float32, in the parameter's own layout."""
         return channels_back(self.codebook.decode(self.codes), self.groups)
+
+    def write(self, target: Tensor) -> None:
+        """Write the weights into a tensor of the parameter's shape and of a type that holds them,
+        where possible straight into its memory.
+        """
+        plain = type(target) is Tensor and target.is_contiguous() and not self.groups
+        if plain and target.dtype == torch.float32 and target.device == self.codes.device:
+            self.codebook.decode(self.codes, out=target)
+        else:
+            target.copy_(self.weight())

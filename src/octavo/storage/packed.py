@@ -155,11 +155,7 @@ class Packed:
         state = model.state_dict()
         with torch.no_grad():
             for layer in self.layers.values():
-                first, *tied = (state[name] for name in layer.names)
-                layer.write(first)
-                for other in tied:
-                    if memory_of(other) != memory_of(first):
-                        other.copy_(first)
+                layer.write(*(state[name] for name in layer.names))
             for names, value in self.floats:
                 for name in names:
                     state[name].copy_(value)

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "export", "verify"]
 
+Form = Annotated[
+    str,
+    typer.Option(
+        help="lut, fp8, int8, float, mx, hf or gguf; the first four are ONNX: docs/export.md."
+    ),
+]
+
 
 def export(
     task: TaskOption,
@@ -38,12 +45,7 @@ def export(
         ),
     ] = None,
     plan: PlanFile = None,
-    form: Annotated[
-        str,
-        typer.Option(
-            help="lut, fp8, int8, float, mx, hf or gguf; the first four are ONNX: docs/export.md."
-        ),
-    ] = "lut",
+    form: Form = "lut",
     option: Options = None,
     device: Device = "auto",
     limit: Limit = None,

@@ -296,7 +296,7 @@ def test_a_search_with_the_default_objective(case: tuple[nn.Module, list[Inputs]
     assert found.uniform_objective <= found.objective < 0
 
 
-@pytest.mark.usefixtures("_short_search")
+@pytest.mark.usefixtures("brief_practice")
 def test_perplexity_as_the_objective() -> None:
     """A language model has an objective of its own; tied weights have one entry in the plan."""
     torch.manual_seed(0)

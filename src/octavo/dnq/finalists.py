@@ -27,8 +27,8 @@ from octavo.network.forward import Inputs, observing
 from octavo.plan import Budget, Plan
 from octavo.progress import Event
 from octavo.pruning.masks import find_kept
-from octavo.ptq.calibration import calibrate_quietly
 from octavo.ptq.file_form import FileForm
+from octavo.ptq.network_solver import calibrate_quietly
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed
 

@@ -10,7 +10,8 @@ from octavo import inspection
 from octavo.cli.options import FAST, print_figures, read_budget, task_options
 from octavo.errors import BudgetError, PlanError, RecipeError
 from octavo.network import devices
-from octavo.plan import Budget
+from octavo.plan import Budget, Plan
+from octavo.ptq import calibration
 from octavo.ptq.file_form import FileForm
 
 
@@ -65,6 +66,23 @@ def test_a_network_is_put_on_the_device_that_is_named(
     monkeypatch.setattr(inspection, "inspect", look)
     octavo("inspect", "tiny.py:Tiny", "--device", "meta", "--json")
     assert [tensor.device.type for tensor in seen] == ["meta", "meta"]
+
+
+def test_export_calibrates_on_the_device_that_is_named(
+    octavo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu", "meta"])
+    seen: list[str] = []
+
+    def look(model: Any, *_: Any) -> None:
+        seen.append(model[0].weight.device.type)
+        raise PlanError("that is enough")
+
+    monkeypatch.setattr(calibration, "calibrate", look)
+    Plan({"0": 4}).save("plan.yaml")
+    words = ["export", "--plan", "plan.yaml", "-t", "tiny.py:Tiny", "-o", "a.onnx"]
+    octavo(*words, "--device", "meta")
+    assert seen == ["meta"]
 
 
 @pytest.mark.parametrize(

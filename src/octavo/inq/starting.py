@@ -25,7 +25,7 @@ Planned = Sequence[tuple[Layer, Width]]
 
 @dataclass(frozen=True, eq=False)
 class LayerStart:
-    """What is chosen for a layer before its first weight freezes.
+    """The choice for a layer before its first weight freezes.
 
     Attributes:
         codebook: its levels.

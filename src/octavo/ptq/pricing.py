@@ -19,8 +19,10 @@ for ``w'_i``, and so it does in ``E_r``.
 While weights freeze, a bit counts only a quarter of its price (``SHARE`` in
 ``octavo.ptq.layer_problem``). Its full price would be right if nothing but the squared error of the
 layer's outputs mattered. But what is rounded towards zero to save bits makes outputs smaller, all
-alike, and that does not average out in the layers behind as other errors do. For the same reason
-each channel gets the factor of least error in the end where a batch norm cancels it.
+alike, and that does not average out in the layers behind as other errors do. The quarter is our
+choice, made on training images of CIFAR-10, with ResNet-20; no committed benchmark compares it with
+others. For the same reason each channel gets the factor of least error in the end where a batch
+norm cancels it.
 """
 
 from dataclasses import dataclass, replace

@@ -14,7 +14,9 @@ tries the survivors once more.
 
 import ast
 import compileall
+import gc
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -27,15 +29,16 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
+from inspect import CO_OPTIMIZED
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
+import hypothesis.extra.numpy  # noqa: F401  # so that the tests need not import it
 import pytest
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
-
-import octavo.cli  # noqa: F401  # so that the processes of the tests have torch when they begin
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "octavo"
@@ -46,7 +49,10 @@ SECONDS = 600  # of the processor: a mutant that takes them hangs
 HOUR = 3600  # one that takes it waits for what never comes
 # No deadlines, and the same examples at each call.
 OPTIONS = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci"]
+# Modules that are imported before the tests are no fault of theirs; the second comes with a report.
+OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-W", "ignore:mypy_extensions"]
 
+INVALID = "no Python"  # it does not count
 STUCK = "the process ended or took too long"
 # The fates of a mutant that no test has killed: not those of its module, or none of its folder.
 SURVIVED_OWN = "survived the tests of its module"
@@ -73,6 +79,7 @@ class Mutant:
     place: int
 
 
+Change = list[tuple[CodeType, CodeType]]  # codes of functions, and those that they become
 Places = dict[Mutant, tuple[int, int]]  # the line, and cosmic-ray's number of the place
 
 
@@ -149,30 +156,55 @@ def _drawn(text: str) -> str:
 
 
 class Tests:
-    """Runs tests on a copy of the package, with mutants or without."""
+    """Runs tests on a copy of the package, with mutants or without.
+
+    Each run is a process of its own, a fork of this one, which has imported the package already.
+    """
 
     def __init__(self, copy: Path) -> None:
         self._copy = copy
         shutil.copytree(PACKAGE, copy / "octavo", ignore=shutil.ignore_patterns("__pycache__"))
         compileall.compile_dir(copy, quiet=1)
+        sys.path.insert(0, str(copy))
+        for folder in FOLDERS:
+            for path in sorted((copy / "octavo" / folder).rglob("*.py")):
+                importlib.import_module(_module(path.relative_to(copy)))
 
-    def killer(self, mutant: Mutant, occurrence: int, files: Sequence[Path]) -> str | None:
-        """Return the test among files that a mutant fails first, or None."""
+    def killer(
+        self, mutant: Mutant, occurrence: int, files: Sequence[Path], *, anew: bool
+    ) -> str | None:
+        """Return the test among files that a mutant fails first, or None; INVALID if it is none.
+
+        Where possible, only the code of functions is replaced, which is fast, but misses what was
+        done as the package was imported; ``anew`` imports it again in any case.
+        """
         path = self._copy / "octavo" / mutant.file
         source = path.read_text(encoding="utf-8")
-        operator = get_operator(mutant.operator)()
-        path.write_text(mutate_code(source, operator, occurrence), encoding="utf-8")
+        changed = mutate_code(source, get_operator(mutant.operator)(), occurrence)
         try:
-            return next(iter(self.failures("-x", *files)), None) if files else None
+            change = changed_functions(*(compile(one, str(path), "exec", dont_inherit=True)
+                                         for one in (source, changed)))  # fmt: skip
+        except SyntaxError:
+            return INVALID
+        path.write_text(changed, encoding="utf-8")
+        try:
+            return (
+                next(iter(self.failures(None if anew else change, "-x", *files)), None)
+                if files
+                else None
+            )
         finally:
             path.write_text(source, encoding="utf-8")
 
-    def failures(self, *options: str | Path) -> list[str]:
-        """Return the tests that fail, and files that cannot be imported."""
+    def failures(self, change: Change | None, *options: str | Path) -> list[str]:
+        """Return the tests that fail, and files that cannot be imported, with a change of the code;
+        without one, the package is imported again.
+        """
         report = self._copy / "failures"
         report.unlink(missing_ok=True)
         child = os.fork()
         if not child:
+            make(change)
             self._run(report, list(map(str, options)))
         _, status = os.waitpid(child, 0)
         found = report.read_text().splitlines() if report.exists() else []
@@ -182,13 +214,44 @@ class Tests:
         """Run pytest in this process, which ends with it."""
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         signal.alarm(HOUR)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "octavo"]:
-            del sys.modules[name]
-        sys.path.insert(0, str(self._copy))
         os.environ |= {"PYTHONPATH": str(self._copy), "PYTHONDONTWRITEBYTECODE": "1"}
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             status = pytest.main([*OPTIONS, *options], plugins=[Failures(report)])
         os._exit(int(status))
+
+
+def _module(file: Path) -> str:
+    """Return the name of the module in a file."""
+    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+
+
+def changed_functions(code: CodeType, other: CodeType) -> Change | None:
+    """Return the codes of functions that differ in another version of a module, with those that
+    they become; None where something else differs.
+    """
+    if code.co_flags & CO_OPTIMIZED:  # of a function, with all that it has inside
+        return [] if code == other else [(code, other)]
+    if not other.co_flags & CO_OPTIMIZED:
+        inside = [[one for one in some.co_consts if isinstance(one, CodeType)]
+                  for some in (code, other)]  # fmt: skip
+        same = [some.replace(co_consts=tuple(one for one in some.co_consts
+                                             if not isinstance(one, CodeType)))
+                for some in (code, other)]  # fmt: skip
+        changes = [changed_functions(*pair) for pair in zip(*inside, strict=False)]
+        if same[0] == same[1] and None not in changes:
+            return [one for change in changes for one in change or []]
+    return None
+
+
+def make(change: Change | None) -> None:
+    """Make a change of the code of functions; without one, forget the package."""
+    if change is None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "octavo"]:
+            del sys.modules[name]
+    for old, new in change or []:
+        for function in gc.get_objects():
+            if type(function) is FunctionType and function.__code__ == old:
+                function.__code__ = new
 
 
 class Failures:
@@ -215,10 +278,11 @@ def own_tests(mutant: Mutant) -> tuple[Path, ...]:
     return tuple(sorted(folder.glob(f"test_{Path(mutant.file).stem}*.py")))
 
 
-def other_tests(mutant: Mutant) -> tuple[Path, ...]:
-    """Return the other test files of a mutant's folder."""
-    folder = ROOT / "tests" / Path(mutant.file).parts[0]
-    return tuple(sorted({*folder.rglob("test_*.py")} - {*own_tests(mutant)}))
+def folder_tests(mutant: Mutant) -> tuple[Path, ...]:
+    """Return the test files of a mutant's folder, those of its module first."""
+    folder = ROOT / "tests" / _room(mutant)
+    others = {*folder.rglob("test_*.py")} - {*own_tests(mutant)}
+    return *own_tests(mutant), *sorted(others)
 
 
 class Record:
@@ -251,13 +315,14 @@ class Record:
         RESULT.write_text(text + "\n", encoding="utf-8")
 
     def _summary(self) -> dict[str, Any]:
+        fates = {one: fate for one, fate in self.fates.items() if fate != INVALID}
         alive = (SURVIVED, SURVIVED_OWN)
-        dead = Counter(_room(one) for one, fate in self.fates.items() if fate not in alive)
-        tried = Counter(map(_room, self.fates))
+        dead = Counter(_room(one) for one, fate in fates.items() if fate not in alive)
+        tried = Counter(map(_room, fates))
         return {
             "seed": SEED,
             "asked": len(self._places),
-            "tried": len(self.fates),
+            "tried": len(fates),
             "killed": {room: f"{dead[room]} of {tried[room]}" for room in FOLDERS},
             "share": round(dead.total() / max(1, tried.total()), 3),
         }
@@ -278,11 +343,11 @@ def main() -> None:
         tests = Tests(Path(folder))
         for mutant, (_, occurrence) in places.items():
             if mutant not in known:
-                killer = tests.killer(mutant, occurrence, own_tests(mutant))
+                killer = tests.killer(mutant, occurrence, own_tests(mutant), anew=False)
                 record.add(mutant, killer or SURVIVED_OWN)
         for mutant, (_, occurrence) in places.items():
             if record.fates[mutant] == SURVIVED_OWN:
-                killer = tests.killer(mutant, occurrence, other_tests(mutant))
+                killer = tests.killer(mutant, occurrence, folder_tests(mutant), anew=True)
                 record.add(mutant, killer or SURVIVED)
         check_killers(tests, record)
 
@@ -291,7 +356,7 @@ def check_killers(tests: Tests, record: Record) -> None:
     """Run each test that killed a mutant without any; what fails even so has killed nothing."""
     killers = {fate for fate in record.fates.values() if "::" in fate}
     files = {fate for fate in record.fates.values() if fate.endswith(".py")}
-    if false := tests.failures(*sorted(killers | files)):
+    if false := tests.failures([], *sorted(killers | files)):
         record.take_back(false)
         raise SystemExit(f"fail without a mutant, call again: {false}")
 

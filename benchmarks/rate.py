@@ -1,7 +1,7 @@
 """The smallest file at every accuracy: octavo's codebooks at several rates, beside integers.
 
-    python benchmarks/rate.py            # an hour
-    python benchmarks/rate.py --sets 1   # one set of calibration images instead of three
+    python benchmarks/rate.py                       # some hours
+    python benchmarks/rate.py --depth 56 --sets 1   # ResNet-56, one set of calibration images
 
 ResNet-20 on CIFAR-10, post-training, from 1,024 unlabelled training images. octavo's rows are
 ``calibrate(..., absorb=True, rate=...)``. The rivals are symmetric integers with a step of its own
@@ -17,10 +17,12 @@ batch norms could take them.
 Rates, steps and prices are a sweep that was fixed beforehand. Every row is published and scored on
 the test images once, so that nothing is chosen on them; rows have the divergence on 1,000 training
 images that calibrate nothing as well. Rows are written as they come, and skipped if they are there;
-networks stay in ~/.cache/octavo/rate. Writes benchmarks/results/rate.json.
+networks stay in ~/.cache/octavo/rate. Writes benchmarks/results/rate.json, for another depth
+rate-resnet56.json.
 """
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -51,7 +53,7 @@ from octavo.runs.tasks.cifar10 import Cifar10
 from octavo.storage.packed import pack
 from octavo.storage.quantized import Quantized
 
-RESULT = Path(__file__).parent / "results" / "rate.json"
+RESULTS = Path(__file__).parent / "results"
 KEPT = Path("~/.cache/octavo/rate").expanduser()
 IMAGES = 1024
 SETS = 3
@@ -59,30 +61,36 @@ HELD_OUT = 1000
 INTEGERS = 63  # the largest level of the rival, in steps
 ESTIMATES = 2  # times that the rival's bits are estimated
 CANDIDATES = (
-    "octavo/apot5/13",
-    "octavo/apot5/28",
-    "integers/0.75/0.35/weighted",
-    "integers/1/0.35/weighted",
-    "octavo/apot5/20",
-    "integers/0.55/0.35/weighted",
-    "octavo/apot5/8",
-    "integers/0.75/0/weighted",
     "octavo/apot5/40",
+    "octavo/apot5/28",
+    "octavo/apot5/20",
+    "octavo/apot5/13",
+    "octavo/apot5/8",
+    "integers/1/0.35/weighted",
     "integers/1/0/weighted",
+    "integers/0.75/0.35/weighted",
+    "integers/0.55/0.35/weighted",
     "octavo/4/1.5",
-    "integers/1/0/equal",
     "octavo/3/0.5",
+    "integers/0.75/0/weighted",
+    "integers/1/0/equal",
+    "octavo/fp4/2",
+    "octavo/apot5/3",
+    "integers/0.35/0.35/weighted",
     "octavo/4/0",
     "octavo/3/0",
     "octavo/2/0",
+    "octavo/5/1",
+    "octavo/fp4/0",
+    "octavo/apot5/0",
 )
 INT8 = Width(8, "int")
 
 
-def task() -> Cifar10:
+def task(depth: int = 20) -> Cifar10:
     return Cifar10(
-        depth=20,
-        weights="~/.cache/octavo/resnet20-cifar10.safetensors",
+        depth=depth,
+        weights=f"~/.cache/octavo/resnet{depth}-cifar10.safetensors",
         calibration_size=IMAGES * SETS + HELD_OUT,
     )
 
@@ -163,10 +171,11 @@ def row(name: str, cifar: Cifar10, images: Sequence[Tensor], index: int) -> dict
     """Return the bytes of a candidate, its divergence on training images that calibrate nothing,
     and its accuracy on the test images.
     """
-    path = KEPT / f"{name.replace('/', '_')}_{index}.pt"
+    kept_as = f"{name.replace('/', '_')}_{index}.pt"
+    path = (KEPT if cifar.depth == 20 else KEPT / f"resnet{cifar.depth}") / kept_as
     if not path.exists():
         network, packed = solved(name, cifar, images[index].split(128))
-        KEPT.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"state": network.state_dict(), "packed": packed}, path)
     kept = torch.load(path, weights_only=False)
     network = cifar.model()
@@ -187,21 +196,24 @@ def row(name: str, cifar: Cifar10, images: Sequence[Tensor], index: int) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sets", type=int, default=SETS)
-    sets = parser.parse_args().sets
+    parser.add_argument("--depth", type=int, default=20)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
+    path = RESULTS / (
+        "rate.json" if arguments.depth == 20 else f"rate-resnet{arguments.depth}.json"
+    )
+    result = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     result |= {"environment": environment(), "images": IMAGES}
-    cifar = task()
+    cifar = task(arguments.depth)
     images = torch.cat(list(cifar.calibration())).split(IMAGES)  # the last part calibrates nothing
     rows = result["rows"]
 
-    for index in range(sets):
-        for name in CANDIDATES:
-            if str(index) in rows.setdefault(name, {}):
-                continue
-            rows[name][str(index)] = row(name, cifar, images, index)
-            print(name, index, rows[name][str(index)], flush=True)
-            write_json(RESULT, result)
+    for name, index in itertools.product(CANDIDATES, range(arguments.sets)):
+        if str(index) in rows.setdefault(name, {}):
+            continue
+        rows[name][str(index)] = row(name, cifar, images, index)
+        print(name, index, rows[name][str(index)], flush=True)
+        write_json(path, result)
 
 
 if __name__ == "__main__":

@@ -327,6 +327,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ways": partial(rendered, guide_tables.ways),
     "rates": partial(rendered, guide_tables.rates),
     "stories": partial(rendered, guide_tables.stories),
+    "llama.cpp": partial(rendered, guide_tables.llama_cpp),
     "accuracy": partial(retrained, "resnet20-inq-*"),
     "dnq": partial(retrained, "resnet20-dnq-*"),
     "sparse": partial(retrained, "resnet20-sparse-*"),

@@ -33,12 +33,12 @@ from octavo.network.reach import batches_for, check_reached, unreached
 from octavo.network.samples import sample_count
 from octavo.network.values import check_range
 from octavo.plan import Budget, planned_layers
-from octavo.progress import Progress, ProgressLike, showing, silent
+from octavo.progress import Event, Progress, ProgressLike, showing, silent
 from octavo.ptq.absorption import absorbing_norms
-from octavo.ptq.file_budget import check_file_budget, within
+from octavo.ptq.file_budget import within
+from octavo.ptq.file_form import FileForm
 from octavo.ptq.float_inputs import freeze_from_float
-from octavo.ptq.folding import folded_if_near
-from octavo.ptq.freezer import Freezer, Frozen
+from octavo.ptq.freezer import Freezer, Frozen, LayerResult
 from octavo.ptq.measuring import Measured, divergence_of, explain, measure, warn_if_large
 from octavo.ptq.sensitivity import rates_of_layers
 from octavo.ptq.sequential import freeze_sequentially
@@ -48,7 +48,7 @@ from octavo.storage.layer_strings import Coding
 from octavo.storage.packed import FloatForm, Packed, check_state, pack
 from octavo.storage.quantized import Quantized
 
-__all__ = ["calibrate", "calibrate_quietly"]
+__all__ = ["Calibrated", "calibrate", "calibrate_quietly", "calibrated"]
 
 # Relative error of a recurrent layer's outputs beyond which a classifier of sequences had lost more
 # than two points of accuracy.
@@ -71,7 +71,7 @@ def calibrate(
     masks: Mapping[str, Tensor] | None = None,
     budget: Budget | None = None,
     floats: FloatForm | None = None,
-    coding: Coding = "fast",
+    coding: Coding = FileForm.coding,
     progress: ProgressLike = None,
 ) -> Packed:
     """Quantize ``model`` by PTQ; the model is left as it was.
@@ -138,53 +138,89 @@ def calibrate(
         sequential=sequential,
         absorb=absorb,
         rate=rate,
+        budget=budget,
         masks=masks,
     )
-    file = _FileForm(budget, floats, coding)
+    form = FileForm.asked(floats, coding, rate=rate, budget=budget)
     with showing(progress) as callback:
-        packed = _calibrated(model, plan, inputs, settings, file, callback)
-    if packed.held_out is not None:
-        warn_if_large(packed.held_out, packed.plan)
-    return packed
+        found = calibrated(model, plan, inputs, settings, form, callback)
+    return found.as_filed
 
 
-@dataclass(frozen=True)
-class _FileForm:
-    """What the file shall be like: see ``calibrate``."""
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A calibrated network.
 
-    budget: Budget | None
-    floats: FloatForm | None
-    coding: Coding
+    Attributes:
+        packed: the network as it was solved.
+        as_filed: the same in the form of its file.
+        rate: the rate that it was solved at.
+        layers: the outcome of each layer.
+
+    """
+
+    packed: Packed
+    as_filed: Packed
+    rate: float
+    layers: tuple[LayerResult, ...]
+
+    @property
+    def file_bytes(self) -> int:
+        """The bytes of its file."""
+        return self.as_filed.file_bytes
+
+    @property
+    def float_bytes(self) -> int:
+        """The bytes of its tensors in float, as ``Packed.float_bytes``."""
+        return self.as_filed.float_bytes
 
 
-def _calibrated(
+def calibrated(
     model: nn.Module,
     plan: Mapping[str, WidthLike],
     inputs: Iterable[Inputs],
     settings: PtqSettings,
-    file: _FileForm,
-    progress: Progress,
-) -> Packed:
-    """Return the network at the rate of the settings, or at the one that meets the budget."""
-    shall_be_small = file.budget is not None or settings.rate > 0
-    batches = list(batches_of(inputs)) if shall_be_small else inputs
+    form: FileForm,
+    progress: Progress = silent,
+) -> Calibrated:
+    """Do what ``calibrate`` does, and return all that is known of the network.
 
-    def solve(rate: float) -> Packed:
-        at_rate = replace(settings, rate=rate)
-        packed = calibrate_quietly(model, plan, batches, at_rate, progress, explained=True)
-        if file.floats is not None:
-            packed = packed.with_floats(file.floats, model)
-        elif shall_be_small:
-            some = leading(iter(batches))
-            packed = folded_if_near(
-                packed, model, [on_device(one, device_of(model)) for one in some]
-            )
-        return replace(packed, coding=file.coding)
+    Args:
+        model: the trained network.
+        plan: the width of each layer.
+        inputs: calibration inputs.
+        settings: the settings of PTQ.
+        form: the form of the file, which the budget of the settings is about.
+        progress: called after each layer.
 
-    if file.budget is None:
-        return solve(settings.rate)
-    check_file_budget(file.budget, settings.rate)
-    return within(file.budget, solve)
+    """
+    budget = settings.budget
+    if budget is not None or form.floats is None:  # they are read more than once
+        inputs = list(batches_of(inputs))
+
+    def solve(rate: float) -> Calibrated:
+        layers: list[LayerResult] = []
+        at_rate = replace(settings, rate=rate, budget=None)
+        packed = calibrate_quietly(
+            model, plan, inputs, at_rate, _keeping(layers, progress), explained=True
+        )
+        return Calibrated(packed, form.of(packed, model, inputs), rate, tuple(layers))
+
+    found = solve(settings.rate) if budget is None else within(budget, solve)
+    if found.packed.held_out is not None:
+        warn_if_large(found.packed.held_out, found.packed.plan)
+    return found
+
+
+def _keeping(layers: list[LayerResult], progress: Progress) -> Progress:
+    """Return the callback that also adds the outcome of each layer to a list."""
+
+    def keep(event: Event) -> None:
+        if isinstance(event.detail, LayerResult):
+            layers.append(event.detail)
+        progress(event)
+
+    return keep
 
 
 def calibrate_quietly(

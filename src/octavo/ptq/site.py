@@ -76,9 +76,8 @@ class Site:
         squared_output = 0.0
         for full, now in self._compared(weight):
             counted = full.isfinite()  # what full precision rules out counts nothing
-            difference = torch.where(counted, now - full, 0)
-            squared_error += float(difference.double().square().sum())
-            squared_output += float(torch.where(counted, full, 0).double().square().sum())
+            squared_error += _squared_norm(torch.where(counted, now - full, 0))
+            squared_output += _squared_norm(torch.where(counted, full, 0))
         if not math.isfinite(squared_error):
             return math.inf
         return math.sqrt(squared_error / squared_output) if squared_output > 0 else 0.0
@@ -114,6 +113,11 @@ class Site:
             yield
         finally:
             self.layer.weight.copy_(own)
+
+
+def _squared_norm(tensor: Tensor) -> float:
+    """Return the sum of the squares, each of which float64 has room for."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 def _is_comparable(tensor: Tensor, other: Tensor) -> bool:

@@ -20,6 +20,7 @@ from octavo.deploy.forms import check_forms, file_name
 from octavo.dnq.methods import method_of
 from octavo.errors import RecipeError
 from octavo.network.devices import device_named
+from octavo.network.forward import batches_of
 from octavo.network.ranks import Ranks
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.progress import Event, Progress, silent
@@ -131,7 +132,7 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
     retrained = _retrain_in_full_precision(job, model)
     plan, search_figures = _plan(job, model)
     quantization = _quantize(job, model, plan, retrained)
-    packed = quantization.packed.with_floats(recipe.floats, model)
+    packed = ranks.once(lambda: _as_filed(job, quantization.packed, model))
     score, exports = ranks.once(lambda: _written(job, packed))
     control = {"control_score": control_score(job)} if recipe.controlled else {}
     result = {
@@ -158,6 +159,11 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
         return write_json(job.folder / "result.json", finite(result))
 
     return ranks.once(finish)
+
+
+def _as_filed(job: Job, packed: Packed, model: nn.Module) -> Packed:
+    """Return the packed network in the form that the recipe gives its file."""
+    return job.recipe.file_form.of(packed, model, batches_of(job.task.calibration()))
 
 
 def _written(job: Job, packed: Packed) -> tuple[float, Json]:

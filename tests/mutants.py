@@ -279,10 +279,19 @@ def own_tests(mutant: Mutant) -> tuple[Path, ...]:
 
 
 def folder_tests(mutant: Mutant) -> tuple[Path, ...]:
-    """Return the test files of a mutant's folder, those of its module first."""
-    folder = ROOT / "tests" / _room(mutant)
-    others = {*folder.rglob("test_*.py")} - {*own_tests(mutant)}
-    return *own_tests(mutant), *sorted(others)
+    """Return the test files of a mutant's folder; first those that name the functions and classes
+    of its module most often.
+    """
+    tree = ast.parse((PACKAGE / mutant.file).read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    names = [node.name for node in tree.body if isinstance(node, kinds)]
+
+    def mentions(path: Path) -> int:
+        text = path.read_text(encoding="utf-8")
+        return sum(text.count(name) for name in names)
+
+    files = sorted((ROOT / "tests" / _room(mutant)).rglob("test_*.py"))
+    return tuple(sorted(files, key=mentions, reverse=True))
 
 
 class Record:
@@ -341,14 +350,16 @@ def main() -> None:
     sys.dont_write_bytecode = True  # that of a mutant might be taken for that of the next
     with tempfile.TemporaryDirectory() as folder:
         tests = Tests(Path(folder))
-        for mutant, (_, occurrence) in places.items():
-            if mutant not in known:
-                killer = tests.killer(mutant, occurrence, own_tests(mutant), anew=False)
-                record.add(mutant, killer or SURVIVED_OWN)
-        for mutant, (_, occurrence) in places.items():
-            if record.fates[mutant] == SURVIVED_OWN:
-                killer = tests.killer(mutant, occurrence, folder_tests(mutant), anew=True)
-                record.add(mutant, killer or SURVIVED)
+        for room in FOLDERS:
+            inside = {one: place for one, (_, place) in places.items() if _room(one) == room}
+            for mutant, place in inside.items():
+                if mutant not in known:
+                    killer = tests.killer(mutant, place, own_tests(mutant), anew=False)
+                    record.add(mutant, killer or SURVIVED_OWN)
+            for mutant, place in inside.items():
+                if record.fates[mutant] == SURVIVED_OWN:
+                    killer = tests.killer(mutant, place, folder_tests(mutant), anew=True)
+                    record.add(mutant, killer or SURVIVED)
         check_killers(tests, record)
 
 

@@ -122,8 +122,9 @@ def calibration() -> str:
         for bits in ("apot8", "apot7", "apot6", "apot5", 5, "fp4", 4, 3, 2):
             ways = ("nearest", "gptq", "gptq, absorbed")
             measured = [result["rows"].get(f"{network}/{bits}/{way}") for way in ways]
-            if all(measured[:2]):
-                spread = max(measured[1]["scores"]) - min(measured[1]["scores"])
+            if any(measured):
+                scores = (measured[1] or measured[2])["scores"]
+                spread = max(scores) - min(scores)
                 means = [f"{row['mean']:.2f}" if row else "" for row in measured]
                 network_name = network.replace("resnet", "ResNet-")
                 rows.append([network_name, f"{bits}", f"{before:.2f}", *means, f"{spread:.2f}"])
@@ -198,6 +199,7 @@ def groups() -> str:
         score = f"{row['accuracy']:.2f} %" if "accuracy" in row else f"{row['divergence']:.4f}"
         words = {"resnet20": "ResNet-20, accuracy", "llama": "stories260K, divergence"}[network]
         width = f"{width} bits" if width.isdecimal() else f"`{width}`"
+        width = width.replace("`integers`", "integers, 4 bits")
         rows.append(
             [words, width, per, f"{row['stored_bits']:.2f}", f"{row['file_bytes']:,}", score]
         )

@@ -153,7 +153,10 @@ def test_a_state_belongs_to_its_rate() -> None:
     ("model", "x"),
     [
         (nn.ConvTranspose2d(8, 6, 3, groups=2), torch.randn(4, 8, 5, 5)),
-        (nn.Conv2d(8, 6, 3).to(memory_format=torch.channels_last), torch.randn(4, 8, 5, 5)),
+        (
+            nn.Conv2d(8, 6, 3).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+            torch.randn(4, 8, 5, 5),
+        ),
         (nn.LSTM(8, 6), torch.randn(7, 3, 8)),
         (nn.Embedding(30, 8), torch.arange(6).view(2, 3)),
     ],

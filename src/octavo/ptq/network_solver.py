@@ -36,7 +36,7 @@ from octavo.ptq.freezer import Freezer, Frozen
 from octavo.ptq.measuring import Measured, divergence_of, explain, measure
 from octavo.ptq.sensitivity import factors_of_layers
 from octavo.ptq.sequential import freeze_sequentially
-from octavo.ptq.setting_aside import deal, handed_over, is_divisible, leading
+from octavo.ptq.setting_aside import deal, handed_over, is_divisible, leading, put_aside
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 from octavo.storage.quantized import Quantized
@@ -171,7 +171,9 @@ class _Dealt:
         """Yield the inputs that layers are solved from, once."""
         for solving, held_out in deal(self._batches, by_sample=self._by_sample):
             if held_out is not None:
-                self.held_out.append(held_out)
+                parts = (solving, held_out) if self._by_sample else ()
+                most = sum(sample_count(part) or 0 for part in parts if part is not None)
+                put_aside(held_out, self.held_out, most)  # no batch is larger than the caller's
             if solving is not None:
                 yield solving
 

@@ -96,7 +96,7 @@ def test_the_bits_that_the_last_portion_paid_are_those_that_the_coder_writes() -
 
 def test_what_the_network_saw_straight_through_is_what_freezes() -> None:
     """The levels are the cheaper ones; without its rate, the network would see others."""
-    seen = {}
+    entropies = {}
     for rate in (0.0, 8.0):
         incremental = Incremental(
             net(), PLAN, portions=(0.3, 0.6, 1.0), straight_through=0.6, rate=rate
@@ -107,9 +107,9 @@ def test_what_the_network_saw_straight_through_is_what_freezes() -> None:
                 assert torch.equal(incremental.model.eval()(batch(3)), outputs)
             train(incremental.model.train(), seed=stage.index)
             outputs = incremental.model.eval()(batch(3))
-        seen[rate] = incremental.finish().layers["first"].codes
-    zeros = {rate: int((codes == codes.max() // 2).sum()) for rate, codes in seen.items()}
-    assert zeros[8.0] > zeros[0.0]
+        codes = incremental.finish().layers["first"].codes
+        entropies[rate] = float(bits_of_codes(codes, 5)[codes.int()].sum())
+    assert entropies[8.0] < entropies[0.0]
 
 
 def test_the_order_by_distance_is_one_to_the_level_that_a_weight_takes() -> None:
@@ -131,7 +131,7 @@ def test_pruned_weights_stay_zero_and_say_nothing_of_the_error() -> None:
     mask = torch.rand(64, 96, generator=torch.Generator().manual_seed(3)) < 0.3
     incremental = Incremental(model, {"0": 4}, masks={"0": mask}, rate=2.0)
     dense = Incremental(gaussian(), {"0": 4}, masks={}, rate=2.0)
-    assert incremental._layers[0].worth == pytest.approx(dense._layers[0].worth, rel=0.1)
+    assert incremental._layers[0].worth == pytest.approx(dense._layers[0].worth, rel=0.2)
     for _ in incremental:
         pass
     assert not incremental.finish().layers["0"].weight()[~mask].any()

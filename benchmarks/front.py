@@ -68,8 +68,8 @@ def series() -> list[tuple[str, list[Point], dict[str, Any]]]:
     with_rate = of_rates(lambda name: name.startswith("octavo") and not name.endswith("/0"))
     without = of_rates(lambda name: name.startswith("octavo") and name.endswith("/0"))
     integers = of_rates(lambda name: name.startswith("integers"))
-    first = {"color": LIGHT["first"]}
-    others = [
+    first: dict[str, Any] = {"color": LIGHT["first"]}
+    others: list[tuple[str, str, dict[str, Any]]] = [
         ("nncodec (DeepCABAC)", "nncodec", {"marker": "x", "color": LIGHT["ink"]}),
         ("optimum-quanto, int4 and int8", "optimum-quanto", {"marker": "P"}),
         ("torchao, int4", "torchao", {"marker": "v"}),

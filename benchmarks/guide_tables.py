@@ -172,3 +172,14 @@ def stories() -> tuple[str, Rows]:
         size = f"{one['file_bytes']:,}" if "file_bytes" in one else ""
         rows.append([name, size, f"{one['perplexity']:.3f}", f"{one['divergence']:.4f}"])
     return "way, file in bytes, perplexity, divergence", rows
+
+
+def llama_cpp() -> tuple[str, Rows]:
+    """The outputs of llama.cpp beside those of the packed network."""
+    rows = []
+    for name, one in load("llama-cpp")["networks"].items():
+        types = ", ".join(sorted(one["types"]))
+        ways = ("llama.cpp", "rounded inputs", "full precision")
+        figures = [f"{one[f'divergence of {way}']:.2g}" for way in ways]
+        rows.append([name, types, *figures, f"{one['same first token, %']:.1f} %"])
+    return "network, types, llama.cpp, rounded inputs, full precision, same first token", rows

@@ -7,7 +7,8 @@ Four parts, each in a process of its own:
 - the peak memory of each step of INQ on one large layer, above what is held before it, in units of
   the layer in float32;
 - the time of ``Incremental(...)`` on several large layers, in clones of their weights;
-- ``Packed.load`` and ``apply`` beside loading the same network in float32 by safetensors;
+- ``Packed.load`` and ``apply`` beside loading the same network in float32 by safetensors, and
+  beside their floor: the parts that no reader of the format can do without, by the libraries;
 - networks of a few and of many small layers, with a key of the plan for each layer.
 
 Memory is ``VmHWM`` of Linux, which is reset before each step; for the first part, glibc is told to
@@ -22,12 +23,15 @@ import subprocess
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import safetensors
 import torch
+import zstandard
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -42,7 +46,7 @@ SIZE = 4096  # inputs and outputs of a large layer: 64 MiB in float32
 LARGE_LAYERS = 8
 MANY = (1250, 5000)  # layers of a deep network
 BITS = 3
-RUNS = 3
+RUNS = 5
 
 T = TypeVar("T")
 
@@ -130,17 +134,48 @@ def loading() -> dict[str, Any]:
             model.load_state_dict(load_file(plain))
 
         _, peak = peak_of(ours)
-        seconds = {
-            name: min(seconds_of(step)[1] for _ in range(RUNS))
-            for name, step in (("octavo", ours), ("safetensors", theirs))
-        }
+        seconds = fastest({"octavo": ours, "safetensors": theirs})
+        parts = floor(path, model)
     return {
         "network_bytes": bytes_,
         "peak_in_networks": round(peak / bytes_, 2),
         "peak_in_layers": round(peak * LARGE_LAYERS / bytes_, 2),
         "seconds": {name: round(one, 3) for name, one in seconds.items()},
         "times_safetensors": round(seconds["octavo"] / seconds["safetensors"], 1),
+        "floor": {name: round(one, 3) for name, one in parts.items()},
+        "floor_times_safetensors": round(sum(parts.values()) / seconds["safetensors"], 1),
+        "times_floor": round(seconds["octavo"] / sum(parts.values()), 1),
     }
+
+
+def floor(path: Path, model: nn.Module) -> dict[str, float]:
+    """Return the seconds of the parts that no reader of the format can do without."""
+    packed = Packed.load(path)
+    codes = [layer.codes.numpy() for layer in packed.layers.values()]
+    data: bytes = dict(safetensors.deserialize(path.read_bytes()))[f"codes.{BITS}"]["data"]
+    frame = data[data.index(zstandard.FRAME_HEADER) :]
+    weights = [(one, one.detach().clone()) for one in model.parameters()]
+
+    def checksums() -> None:
+        zlib.crc32(data)
+        for one in codes:
+            zlib.crc32(one.data)
+
+    def copies() -> None:
+        with torch.no_grad():
+            for parameter, weight in weights:
+                parameter.copy_(weight)
+
+    return fastest({
+        "zstandard of the codes": lambda: zstandard.ZstdDecompressor().decompress(frame),
+        "CRC-32 of the file and of the codes": checksums,
+        "writing the weights": copies,
+    })  # fmt: skip
+
+
+def fastest(steps: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Return the seconds of each step, of several runs the fewest."""
+    return {name: min(seconds_of(step)[1] for _ in range(RUNS)) for name, step in steps.items()}
 
 
 def many(layers: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from octavo.report.colours import LIGHT
 INCHES = 7.2  # the width of every picture
 MEASURED = "DejaVu Sans"  # the font that matplotlib brings, and lays text out with
 FONTS = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"  # narrower ones fit too
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "octavo",
     "font.sans-serif": [MEASURED],
@@ -46,7 +46,7 @@ SETTINGS = {
 def new(rows: int, height: float) -> tuple[Any, Any]:
     """Return a figure of so many inches in height, and its axes, one below the other."""
     mpl.use("svg")
-    plt.rcParams.update(SETTINGS)
+    mpl.rcParams.update(SETTINGS)  # type: ignore[arg-type]
     return plt.subplots(rows, 1, figsize=(INCHES, height), layout="constrained", squeeze=False)
 
 

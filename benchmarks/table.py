@@ -331,6 +331,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "small": partial(rendered, guide_tables.small),
     "peers, ResNet-20": partial(rendered, guide_tables.peers, "resnet20"),
     "stories": partial(rendered, guide_tables.stories),
+    "llama.cpp": partial(rendered, guide_tables.llama_cpp),
     "accuracy": partial(retrained, "resnet20-inq-*"),
     "dnq": partial(retrained, "resnet20-dnq-*"),
     "sparse": partial(retrained, "resnet20-sparse-*"),

@@ -54,7 +54,7 @@ GRID = np.arange(-12, 12.01, 0.03)  # of Blahut and Arimoto, in standard deviati
 MOST_BITS = 5.0  # in the picture
 ENTROPY_POWER = {"Gaussian": 1.0, "Laplace": math.e / math.pi}  # relative to the variance
 
-STYLES = {  # marker, colour and line of each kind of codebook
+STYLES: dict[str, tuple[str, str, Any]] = {  # marker, colour and line of each kind of codebook
     "": ("o", LIGHT["first"], "-"),
     "apot": ("s", LIGHT["second"], "--"),
     "fp": ("^", LIGHT["fourth"], "-."),
@@ -248,7 +248,7 @@ def put_names(panel: Any, places: dict[str, tuple[float, float]]) -> None:
         panel.annotate(label, (bits, height), color=style(name)[1], bbox=paper, **at)
 
 
-def style(name: str) -> tuple[str, str, str]:
+def style(name: str) -> tuple[str, str, Any]:
     return STYLES[name.rstrip("0123456789")]
 
 

@@ -3,11 +3,14 @@
 import random
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from tests.ranks import Ranks, two_ranks
+
+from octavo.dnq.reinforce import Reinforce
 
 # A process in the background of a shell may ignore Ctrl-C, and its children too.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -26,3 +29,10 @@ def on_two_ranks() -> Iterator[Ranks]:
     """Run a function on two ranks, whose processes start with the first test that asks."""
     with two_ranks() as ranks:
         yield ranks
+
+
+@pytest.fixture
+def brief_practice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the policy of DNQ practise less: enough for the few layers of a test."""
+    brief = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)
+    monkeypatch.setattr("octavo.dnq.agent.Reinforce", brief)

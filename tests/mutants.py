@@ -2,25 +2,40 @@
 
     python tests/mutants.py 300
 
-``make mutants`` does this. cosmic-ray makes the mutants; a seeded sample of them is tried, each in
-a copy of the package, against the tests of its own folder, those of its module first. A mutant that
-no test kills is a missing test or a line to delete. The result goes to
-benchmarks/results/mutants.json.
+``make mutants`` does this. cosmic-ray makes the mutants, and a seeded sample of them is tried on a
+copy of the package: first against the tests of its own module, which kill most within seconds; then
+what survived, against all tests of its folder. A mutant that no test kills is a missing test or a
+line to delete.
+
+The result, benchmarks/results/mutants.json, is written after each mutant. What it says of a line
+that still stands is not tried again: delete it to begin anew. ``python tests/mutants.py survivors``
+tries the survivors once more.
 """
 
 import ast
+import compileall
+import gc
+import hashlib
+import importlib
+import io
 import json
 import os
-import random
+import resource
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
+from inspect import CO_OPTIMIZED
 from pathlib import Path
-from typing import Any
+from types import CodeType, FunctionType
+from typing import Any, NoReturn
 
+import hypothesis.extra.numpy  # noqa: F401  # so that the tests need not import it
+import pytest
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
@@ -28,9 +43,20 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "octavo"
 RESULT = ROOT / "benchmarks" / "results" / "mutants.json"
-FOLDERS = ("formats", "ptq", "inq", "dnq", "storage")
+FOLDERS = ("formats", "storage", "inq", "ptq", "dnq")  # those with the fastest tests first
 SEED = 0
-TIMEOUT = 900  # seconds for the tests of a mutant; one that hangs is noticed too
+SECONDS = 600  # of the processor: a mutant that takes them hangs
+HOUR = 3600  # one that takes it waits for what never comes
+# No deadlines, and the same examples at each call.
+OPTIONS = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci"]
+# Modules that are imported before the tests are no fault of theirs; the second comes with a report.
+OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-W", "ignore:mypy_extensions"]
+
+INVALID = "no Python"  # it does not count
+STUCK = "the process ended or took too long"
+# The fates of a mutant that no test has killed: not those of its module, or none of its folder.
+SURVIVED_OWN = "survived the tests of its module"
+SURVIVED = "survived"
 
 
 @dataclass(frozen=True)
@@ -39,30 +65,53 @@ class Mutant:
 
     Attributes:
         file: relative to the package.
+        text: the line of the place, which may move.
+        copy: the number of the line among those of the same text.
         operator: the name of cosmic-ray's operator.
-        occurrence: the number of the place among those where the operator can be applied.
-        line: the line of the place.
+        place: the number of the place among those of the line where the operator can be applied.
 
     """
 
     file: str
+    text: str
+    copy: int
     operator: str
-    occurrence: int
-    line: int
+    place: int
 
 
-def mutants_of(path: Path) -> Iterator[Mutant]:
-    """Yield every mutant of a file but those in annotations, which do nothing."""
+Change = list[tuple[CodeType, CodeType]]  # codes of functions, and those that they become
+Places = dict[Mutant, tuple[int, int]]  # the line, and cosmic-ray's number of the place
+
+
+def mutants_of(path: Path) -> Places:
+    """Return every mutant of a file but those in annotations, which do nothing."""
     source = path.read_text(encoding="utf-8")
+    file = str(path.relative_to(PACKAGE))
+    lines = _numbered(source)
     passive = annotated(source)
     nodes = list(ast_nodes(get_ast(source)))
-    names = [name for name in sorted(operator_names()) if "Variable" not in name]
-    for name in names:
+    found = {}
+    for name in sorted(name for name in operator_names() if "Variable" not in name):
         operator = get_operator(name)()
         places = [place for node in nodes for place in operator.mutation_positions(node)]
+        seen: Counter[int] = Counter()
         for occurrence, (start, _) in enumerate(places):
             if start not in passive:
-                yield Mutant(str(path.relative_to(PACKAGE)), name, occurrence, start[0])
+                text, copy = lines[start[0] - 1]
+                mutant = Mutant(file, text, copy, name, seen[start[0]])
+                found[mutant] = (start[0], occurrence)
+            seen[start[0]] += 1
+    return found
+
+
+def _numbered(source: str) -> list[tuple[str, int]]:
+    """Return the lines, each with the number of its copy."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for line in source.splitlines():
+        numbered.append((line.strip(), seen[line.strip()]))
+        seen[line.strip()] += 1
+    return numbered
 
 
 def annotated(source: str) -> set[tuple[int, int]]:
@@ -85,81 +134,242 @@ def annotated(source: str) -> set[tuple[int, int]]:
     }  # fmt: skip
 
 
-def sample(count: int) -> list[Mutant]:
-    """Return so many mutants, the same at every call: first a line is drawn, then a mutant of it,
-    because some lines have a dozen.
+def sample(count: int) -> Places:
+    """Return so many mutants, the same as long as the code is the same, and nearly the same after a
+    change of it: first a line is drawn, then a mutant of it, because some lines have a dozen.
     """
-    draw = random.Random(SEED)
-    by_line: dict[tuple[str, int], list[Mutant]] = {}
+    places: Places = {}
     for folder in FOLDERS:
         for path in sorted((PACKAGE / folder).rglob("*.py")):
-            for mutant in mutants_of(path):
-                by_line.setdefault((mutant.file, mutant.line), []).append(mutant)
-    lines = draw.sample(sorted(by_line), min(count, len(by_line)))
-    return [draw.choice(by_line[line]) for line in lines]
+            places |= mutants_of(path)
+    first: dict[tuple[str, str, int], Mutant] = {}  # of each line, the one that is drawn
+    for mutant in sorted(places, key=lambda mutant: _drawn(str(mutant))):
+        first.setdefault((mutant.file, mutant.text, mutant.copy), mutant)
+    lines = sorted(first, key=lambda line: _drawn(str(line)))[:count]
+    drawn = sorted((first[line] for line in lines), key=lambda one: FOLDERS.index(_room(one)))
+    return {mutant: places[mutant] for mutant in drawn}
 
 
-def killed(mutant: Mutant, copy: Path) -> bool:
-    """Tell if the tests of the mutant's folder fail on a copy of the package with it."""
-    path = copy / "octavo" / mutant.file
-    source = path.read_text(encoding="utf-8")
-    path.write_text(
-        mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence), encoding="utf-8"
-    )
+def _drawn(text: str) -> str:
+    """Return a random number, the same for the same text."""
+    return hashlib.sha256(f"{SEED} {text}".encode()).hexdigest()
+
+
+class Tests:
+    """Runs tests on a copy of the package, with mutants or without.
+
+    Each run is a process of its own, a fork of this one, which has imported the package already.
+    """
+
+    def __init__(self, copy: Path) -> None:
+        self._copy = copy
+        shutil.copytree(PACKAGE, copy / "octavo", ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(copy, quiet=1)
+        sys.path.insert(0, str(copy))
+        for folder in FOLDERS:
+            for path in sorted((copy / "octavo" / folder).rglob("*.py")):
+                importlib.import_module(_module(path.relative_to(copy)))
+
+    def killer(
+        self, mutant: Mutant, occurrence: int, files: Sequence[Path], *, anew: bool
+    ) -> str | None:
+        """Return the test among files that a mutant fails first, or None; INVALID if it is none.
+
+        Where possible, only the code of functions is replaced, which is fast, but misses what was
+        done as the package was imported; ``anew`` imports it again in any case.
+        """
+        path = self._copy / "octavo" / mutant.file
+        source = path.read_text(encoding="utf-8")
+        changed = mutate_code(source, get_operator(mutant.operator)(), occurrence)
+        try:
+            change = changed_functions(*(compile(one, str(path), "exec", dont_inherit=True)
+                                         for one in (source, changed)))  # fmt: skip
+        except SyntaxError:
+            return INVALID
+        path.write_text(changed, encoding="utf-8")
+        try:
+            return (
+                next(iter(self.failures(None if anew else change, "-x", *files)), None)
+                if files
+                else None
+            )
+        finally:
+            path.write_text(source, encoding="utf-8")
+
+    def failures(self, change: Change | None, *options: str | Path) -> list[str]:
+        """Return the tests that fail, and files that cannot be imported, with a change of the code;
+        without one, the package is imported again.
+        """
+        report = self._copy / "failures"
+        report.unlink(missing_ok=True)
+        child = os.fork()
+        if not child:
+            make(change)
+            self._run(report, list(map(str, options)))
+        _, status = os.waitpid(child, 0)
+        found = report.read_text().splitlines() if report.exists() else []
+        return found or ([STUCK] if status else [])
+
+    def _run(self, report: Path, options: list[str]) -> NoReturn:
+        """Run pytest in this process, which ends with it."""
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        signal.alarm(HOUR)
+        os.environ |= {"PYTHONPATH": str(self._copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            status = pytest.main([*OPTIONS, *options], plugins=[Failures(report)])
+        os._exit(int(status))
+
+
+def _module(file: Path) -> str:
+    """Return the name of the module in a file."""
+    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+
+
+def changed_functions(code: CodeType, other: CodeType) -> Change | None:
+    """Return the codes of functions that differ in another version of a module, with those that
+    they become; None where something else differs.
+    """
+    if code.co_flags & CO_OPTIMIZED:  # of a function, with all that it has inside
+        return [] if code == other else [(code, other)]
+    if not other.co_flags & CO_OPTIMIZED:
+        inside = [[one for one in some.co_consts if isinstance(one, CodeType)]
+                  for some in (code, other)]  # fmt: skip
+        same = [some.replace(co_consts=tuple(one for one in some.co_consts
+                                             if not isinstance(one, CodeType)))
+                for some in (code, other)]  # fmt: skip
+        changes = [changed_functions(*pair) for pair in zip(*inside, strict=False)]
+        if same[0] == same[1] and None not in changes:
+            return [one for change in changes for one in change or []]
+    return None
+
+
+def make(change: Change | None) -> None:
+    """Make a change of the code of functions; without one, forget the package."""
+    if change is None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "octavo"]:
+            del sys.modules[name]
+    for old, new in change or []:
+        for function in gc.get_objects():
+            if type(function) is FunctionType and function.__code__ == old:
+                function.__code__ = new
+
+
+class Failures:
+    """Writes the names of failing tests to a file: a plugin of pytest."""
+
+    def __init__(self, report: Path) -> None:
+        self._report = report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.failed:
+            with self._report.open("a") as file:
+                file.write(report.nodeid + "\n")
+
+
+def own_tests(mutant: Mutant) -> tuple[Path, ...]:
+    """Return the test files of a mutant's module."""
     folder = ROOT / "tests" / Path(mutant.file).parent
-    first = sorted(folder.glob(f"test_{Path(mutant.file).stem}*.py"))
-    try:
-        return tests("-x", *first, folder, package=copy) != 0
-    except subprocess.TimeoutExpired:
-        return True
-    finally:
-        path.write_text(source, encoding="utf-8")
+    return tuple(sorted(folder.glob(f"test_{Path(mutant.file).stem}*.py")))
 
 
-def tests(*options: str | Path, package: Path) -> int:
-    """Return the exit status of pytest on a copy of the package."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
-    environ = os.environ | {"PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environ, capture_output=True, timeout=TIMEOUT, check=False
-    )
-    return done.returncode
+def folder_tests(mutant: Mutant) -> tuple[Path, ...]:
+    """Return the test files of a mutant's folder; first those that name the functions and classes
+    of its module most often.
+    """
+    tree = ast.parse((PACKAGE / mutant.file).read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    names = [node.name for node in tree.body if isinstance(node, kinds)]
+
+    def mentions(path: Path) -> int:
+        text = path.read_text(encoding="utf-8")
+        return sum(text.count(name) for name in names)
+
+    files = sorted((ROOT / "tests" / _room(mutant)).rglob("test_*.py"))
+    return tuple(sorted(files, key=mentions, reverse=True))
 
 
-def check_whole(package: Path) -> None:
-    """Stop if the tests cannot even be collected without a mutant: each would seem to be killed."""
-    if tests("--collect-only", *(ROOT / "tests" / name for name in FOLDERS), package=package):
-        raise SystemExit("the tests of the whole package cannot be collected: nothing is measured")
+class Record:
+    """The fates of mutants, kept in the result file: the test that killed it, or SURVIVED."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        rows = json.loads(RESULT.read_text())["mutants"] if RESULT.exists() else []
+        found = {Mutant(**{key: row[key] for key in Mutant.__annotations__}): row for row in rows}
+        self.fates: dict[Mutant, str] = {
+            mutant: found[mutant]["fate"] for mutant in places if mutant in found
+        }
+
+    def add(self, mutant: Mutant, fate: str) -> None:
+        """Note the fate of a mutant."""
+        self.fates[mutant] = fate
+        print(f"{len(self.fates)} {mutant.file}:{self._places[mutant][0]} {mutant.operator} "
+              f"{mutant.place}: {fate}", flush=True)  # fmt: skip
+        self.save()
+
+    def take_back(self, tests: Collection[str]) -> None:
+        """Forget the fates of mutants that tests killed which fail without a mutant."""
+        self.fates = {mutant: fate for mutant, fate in self.fates.items() if fate not in tests}
+        self.save()
+
+    def save(self) -> None:
+        """Write the result file."""
+        rows = [asdict(mutant) | {"fate": fate} for mutant, fate in self.fates.items()]
+        text = json.dumps(self._summary() | {"mutants": rows}, indent=1)
+        RESULT.write_text(text + "\n", encoding="utf-8")
+
+    def _summary(self) -> dict[str, Any]:
+        fates = {one: fate for one, fate in self.fates.items() if fate != INVALID}
+        alive = (SURVIVED, SURVIVED_OWN)
+        dead = Counter(_room(one) for one, fate in fates.items() if fate not in alive)
+        tried = Counter(map(_room, fates))
+        return {
+            "seed": SEED,
+            "asked": len(self._places),
+            "tried": len(fates),
+            "killed": {room: f"{dead[room]} of {tried[room]}" for room in FOLDERS},
+            "share": round(dead.total() / max(1, tried.total()), 3),
+        }
+
+
+def _room(mutant: Mutant) -> str:
+    return Path(mutant.file).parts[0]
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-    score = {folder: [0, 0] for folder in FOLDERS}
-    survivors: list[dict[str, Any]] = []
+    what = sys.argv[1] if len(sys.argv) > 1 else "300"
+    again = what == "survivors"
+    places = sample(json.loads(RESULT.read_text())["asked"] if again else int(what))
+    record = Record(places)
+    known = {one for one, fate in record.fates.items() if not (again and fate.startswith(SURVIVED))}
+    sys.dont_write_bytecode = True  # that of a mutant might be taken for that of the next
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        shutil.copytree(PACKAGE, copy / "octavo", ignore=shutil.ignore_patterns("__pycache__"))
-        check_whole(copy)
-        for number, mutant in enumerate(sample(count), 1):
-            died = killed(mutant, copy)
-            room = Path(mutant.file).parts[0]
-            score[room][0] += died
-            score[room][1] += 1
-            word = "killed" if died else "SURVIVED"
-            print(f"{number}/{count} {word} {mutant.file}:{mutant.line} {mutant.operator} "
-                  f"{mutant.occurrence}", flush=True)  # fmt: skip
-            if not died:
-                survivors.append(vars(mutant))
-        check_whole(copy)  # nor may anything have broken them meanwhile
-    result = {
-        "seed": SEED,
-        "mutants": count,
-        "killed": {name: f"{died} of {tried}" for name, (died, tried) in score.items()},
-        "share": round(sum(died for died, _ in score.values()) / max(1, count), 3),
-        "survivors": survivors,
-    }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({"killed": result["killed"], "share": result["share"]}))
+        tests = Tests(Path(folder))
+        for room in FOLDERS:
+            inside = {one: place for one, (_, place) in places.items() if _room(one) == room}
+            for mutant, place in inside.items():
+                if mutant not in known:
+                    killer = tests.killer(mutant, place, own_tests(mutant), anew=False)
+                    record.add(mutant, killer or SURVIVED_OWN)
+            for mutant, place in inside.items():
+                if record.fates[mutant] == SURVIVED_OWN:
+                    killer = tests.killer(mutant, place, folder_tests(mutant), anew=True)
+                    record.add(mutant, killer or SURVIVED)
+        check_killers(tests, record)
+
+
+def check_killers(tests: Tests, record: Record) -> None:
+    """Run each test that killed a mutant without any; what fails even so has killed nothing."""
+    killers = {fate for fate in record.fates.values() if "::" in fate}
+    files = {fate for fate in record.fates.values() if fate.endswith(".py")}
+    if false := tests.failures([], *sorted(killers | files)):
+        record.take_back(false)
+        raise SystemExit(f"fail without a mutant, call again: {false}")
 
 
 if __name__ == "__main__":

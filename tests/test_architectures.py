@@ -6,7 +6,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +17,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from octavo import Budget, Incremental, Packed, Plan, calibrate, inspect, search
-from octavo.dnq.reinforce import Reinforce
 from octavo.network.forward import Inputs, call
 from octavo.network.nested import named_tensors
 from octavo.runs.training import Retraining, retrain
-
-BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The PyTorch API of nested tensors"
@@ -290,13 +286,7 @@ def test_the_free_weights_are_refitted(
     check_quantized(model, incremental.finish(), batches[0], tmp_path / "packed.safetensors")
 
 
-@pytest.fixture
-def _short_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The spaces of these networks are small: little is left to be found after a few batches."""
-    monkeypatch.setattr("octavo.dnq.agent.Reinforce", BRIEF)
-
-
-@pytest.mark.usefixtures("_short_search")
+@pytest.mark.usefixtures("brief_practice")
 def test_a_search_with_the_default_objective(case: tuple[nn.Module, list[Inputs]]) -> None:
     """The plan is within its budget, and never worse than uniform bits."""
     model, batches = case
@@ -306,7 +296,7 @@ def test_a_search_with_the_default_objective(case: tuple[nn.Module, list[Inputs]
     assert found.uniform_objective <= found.objective < 0
 
 
-@pytest.mark.usefixtures("_short_search")
+@pytest.mark.usefixtures("brief_practice")
 def test_perplexity_as_the_objective() -> None:
     """A language model has an objective of its own; tied weights have one entry in the plan."""
     torch.manual_seed(0)

@@ -134,8 +134,8 @@ def test_the_code_of_a_page_runs(
 
 
 @pytest.fixture(autouse=True)
-def less_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network of the task ``digits`` is trained less."""
+def _less_to_compute(brief_practice: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of the task ``digits`` is trained less, and the policy practises less."""
     monkeypatch.setattr("octavo.runs.tasks.digits.EPOCHS", 1)
 
 

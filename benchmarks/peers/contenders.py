@@ -43,13 +43,15 @@ def save_octavo(model: nn.Module, images: Images, folder: Path, *, width: Any, r
     plan = Plan.uniform(model, width)
     packed = calibrate(model, plan, images, absorb=True, rate=rate, floats="folded", coding="small")
     packed.save(folder / "model.safetensors")
-    return packed.apply(model)
+    packed.apply(model)
+    return model
 
 
 def load_octavo(model: nn.Module, folder: Path) -> nn.Module:
     from octavo import Packed
 
-    return Packed.load(folder / "model.safetensors").apply(model)
+    Packed.load(folder / "model.safetensors").apply(model)
+    return model
 
 
 def nncodec() -> Any:
@@ -101,7 +103,10 @@ def load_quanto(model: nn.Module, folder: Path) -> nn.Module:
 def save_torchao(model: nn.Module, _: Images, folder: Path) -> nn.Module:
     from torchao.quantization import IntxWeightOnlyConfig, PerAxis, quantize_
 
-    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0))
+    config = IntxWeightOnlyConfig(
+        weight_dtype=torch.int4,  # type: ignore[attr-defined]
+        granularity=PerAxis(0),
+    )
     layers = (nn.Conv2d, nn.Linear)
     quantize_(model, config, filter_fn=lambda module, _: isinstance(module, layers))
     torch.save(model.state_dict(), folder / "model.pt")
@@ -122,9 +127,9 @@ def _brevitas(model: nn.Module) -> nn.Module:
 
     weights = {"weight_quant": Int8WeightPerChannelFloatMSE, "weight_bit_width": 4}
     layers = {nn.Conv2d: (QuantConv2d, weights), nn.Linear: (QuantLinear, weights)}
-    model = layerwise_quantize(model, compute_layer_map=layers).eval()
-    model(torch.zeros(1, 3, 32, 32))  # its quantizers are set up by the first call
-    return model
+    network: nn.Module = layerwise_quantize(model, compute_layer_map=layers).eval()
+    network(torch.zeros(1, 3, 32, 32))  # its quantizers are set up by the first call
+    return network
 
 
 def save_brevitas(model: nn.Module, images: Images, folder: Path) -> nn.Module:

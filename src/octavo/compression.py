@@ -1,6 +1,7 @@
 """The whole way in one call: a search for bits, then PTQ, or INQ over the user's training loop."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,21 @@ from octavo.plan import Budget, Plan
 from octavo.progress import ProgressLike
 from octavo.pruning.masks import find_kept
 from octavo.ptq.calibration import calibrate
-from octavo.ptq.settings import PtqOrder
-from octavo.storage.packed import Packed
+from octavo.ptq.file_form import FileForm
+from octavo.ptq.settings import PtqOrder, PtqSettings
+from octavo.storage.layer_strings import Coding
+from octavo.storage.packed import FloatForm, Packed
 
 __all__ = ["compress"]
 
 # The options by the function that receives them. One that is left out has that function's default.
 SEARCH = (
     "budget", "options", "method", "trials", "refine", "objective", "seed", "journal", "workers",
-    "pins", "activations", "retrain_steps", "absorb", "progress",
+    "pins", "activations", "retrain_steps", "absorb", "rate", "floats", "coding", "progress",
 )  # fmt: skip
-START = ("fit", "per", "damp", "absorb", "masks", "progress")  # calibrate, ahead of retraining
+START = ("fit", "per", "damp", "absorb", "rate", "masks", "progress")  # calibrate ahead of INQ
 PTQ = (*START, "order", "sequential")  # calibrate alone
-INQ = ("portions", "order", "fit", "per", "seed", "straight_through", "masks")
+INQ = ("portions", "order", "fit", "per", "seed", "straight_through", "rate", "masks")
 
 
 @renamed_arguments(score="objective", observe="progress", correct="")
@@ -65,6 +68,9 @@ def compress(
     damp: float | None = None,
     absorb: bool | None = None,
     sequential: bool | None = None,
+    rate: float | None = None,
+    floats: FloatForm | None = None,
+    coding: Coding | None = None,
     portions: tuple[float, ...] | None = None,
     straight_through: float | None = None,
     masks: Mapping[str, Tensor] | None = None,
@@ -106,6 +112,11 @@ def compress(
         damp: for ``calibrate``.
         absorb: for ``search`` and ``calibrate``.
         sequential: for ``calibrate``, without ``retrain`` only.
+        rate: how much a smaller file is worth, for ``search``, ``calibrate`` and ``Incremental``.
+        floats: the form of all other tensors in the file. Left out: with a rate, or a budget of
+            ``bytes`` or ``ratio``, it is ``"folded"``, unless that changes outputs by more than a
+            divergence of 1e-4; else ``"float32"``.
+        coding: the coding of the file: see ``Packed``.
         portions: for ``Incremental``, with ``retrain`` only.
         straight_through: for ``Incremental``, with ``retrain`` only.
         masks: for ``calibrate`` and ``Incremental``. Left out: the zeros of ``model`` stay zero.
@@ -120,49 +131,88 @@ def compress(
     """
     arguments = {name: value for name, value in locals().items() if value is not None}
     _check_effect(arguments)
-    batches = list(batches_of(inputs))
-    result = search(model, batches, **_picked(arguments, SEARCH))
-    plan = result.plan
-    if plan.activations:
+    return _compressed(model, list(batches_of(inputs)), arguments)
+
+
+def _compressed(model: nn.Module, batches: list[Inputs], arguments: dict[str, Any]) -> Packed:
+    """Search, calibrate and retrain with the arguments of ``compress`` that were given."""
+    retrain = arguments.get("retrain")
+    form = _form(arguments)
+    priced = {} if form.floats else {"floats": "folded"}  # the plan is for a file of these
+    result = search(model, batches, **_picked(arguments | priced, SEARCH))
+    if result.plan.activations:
         model = copied(model)
-        quantize_activations(model, batches, plan.activations)
+        quantize_activations(model, batches, result.plan.activations)
     of_ptq = _picked(arguments, PTQ if retrain is None else START)
-    plan, packed = _fitted(result, lambda plan: calibrate(model, plan, batches, **of_ptq))
-    return packed if retrain is None else _retrained(model, plan, packed, retrain, arguments)
+    if "rate" in of_ptq:
+        of_ptq["floats"] = FileForm.floats  # norms may train on as they are; they are folded last
+
+    def solve(plan: Plan) -> _Solved:
+        packed = calibrate(model, plan, batches, **of_ptq)
+        return _Solved(plan, packed, form.of(packed, model, batches))
+
+    solved = _fitted(result, solve)
+    if retrain is None:
+        return solved.as_filed
+    network = copied(model)
+    return form.of(_retrained(network, solved, retrain, arguments), network, batches)
 
 
-def _fitted(result: SearchResult, solve: Callable[[Plan], Packed]) -> tuple[Plan, Packed]:
-    """Return the plan of a search and its packed network. If the options of ``calibrate`` make its
-    file too large for the budget, the plan is changed until the file fits.
+def _form(arguments: Mapping[str, Any]) -> FileForm:
+    """Return the form of the file that the arguments ask for."""
+    return FileForm.asked(
+        arguments.get("floats"),
+        arguments.get("coding"),
+        rate=arguments.get("rate", PtqSettings.rate),
+        budget=arguments["budget"],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """A calibrated network.
+
+    Attributes:
+        plan: its plan.
+        packed: the network as it was solved.
+        as_filed: the same in the form of the file.
+
     """
-    packed = solve(result.plan)
-    most = file_limit(result.space.budget, packed.float_bytes)
-    if most is None or packed.file_bytes <= most or result.losses is None:
-        return result.plan, packed
 
-    solved: dict[Choice, Packed] = {}
+    plan: Plan
+    packed: Packed
+    as_filed: Packed
+
+
+def _fitted(result: SearchResult, solve: Callable[[Plan], _Solved]) -> _Solved:
+    """Return the network of a search's plan. If the options of ``calibrate`` make its file too
+    large for the budget, the plan is changed until the file fits.
+    """
+    first = solve(result.plan)
+    most = file_limit(result.space.budget, first.as_filed.float_bytes)
+    if most is None or first.as_filed.file_bytes <= most or result.losses is None:
+        return first
+
+    solved: dict[Choice, _Solved] = {}
 
     def file_bytes(choice: Choice) -> int:
         solved[choice] = solve(result.space.plan(choice))
-        return solved[choice].file_bytes
+        return solved[choice].as_filed.file_bytes
 
     fit = FileFit(result.space, result.losses, file_bytes, most)
-    choice = fit(result.finalists[0].choice)
-    return result.space.plan(choice), solved[choice]
+    return solved[fit(result.finalists[0].choice)]
 
 
 def _retrained(
-    model: nn.Module,
-    plan: Plan,
-    packed: Packed,
+    network: nn.Module,
+    solved: _Solved,
     retrain: Callable[[nn.Module], object],
     arguments: Mapping[str, Any],
 ) -> Packed:
-    """Run INQ over ``retrain`` on a copy of the model that starts from its PTQ."""
-    quantized = copied(model)
-    packed.apply(quantized)
-    settings = {"masks": find_kept(model, plan)} | _picked(arguments, INQ)
-    return freeze_and_retrain(Incremental(quantized, plan, **settings), retrain)
+    """Run INQ over ``retrain`` on a network, in place, that starts from its PTQ."""
+    settings = {"masks": find_kept(network, solved.plan)} | _picked(arguments, INQ)
+    solved.packed.apply(network)
+    return freeze_and_retrain(Incremental(network, solved.plan, **settings), retrain)
 
 
 def _check_effect(arguments: Mapping[str, Any]) -> None:

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from octavo import inspection
-from octavo.cli.options import print_figures, task_options
-from octavo.errors import PlanError, RecipeError
+from octavo.cli.options import FAST, print_figures, read_budget, task_options
+from octavo.errors import BudgetError, PlanError, RecipeError
 from octavo.network import devices
+from octavo.plan import Budget, Plan
+from octavo.ptq import calibration
+from octavo.ptq.file_form import FileForm
 
 
 def test_options_of_a_task_are_values_in_yaml() -> None:
@@ -21,6 +24,16 @@ def test_options_of_a_task_are_values_in_yaml() -> None:
     }
     with pytest.raises(RecipeError, match=r"^--option depth: expected key=value"):
         task_options(["depth"])
+
+
+def test_a_budget_is_one_pair() -> None:
+    assert read_budget(None) is None
+    assert read_budget("bytes=70_000") == Budget(bytes=70_000)
+    with pytest.raises(
+        BudgetError, match=r"--budget byte=3: expected one of .* nearest .* 'bytes'"
+    ):
+        read_budget("byte=3")
+    assert FileForm.coding == FAST
 
 
 def test_figures_are_rounded_for_people_and_whole_for_scripts(
@@ -53,6 +66,23 @@ def test_a_network_is_put_on_the_device_that_is_named(
     monkeypatch.setattr(inspection, "inspect", look)
     octavo("inspect", "tiny.py:Tiny", "--device", "meta", "--json")
     assert [tensor.device.type for tensor in seen] == ["meta", "meta"]
+
+
+def test_export_calibrates_on_the_device_that_is_named(
+    octavo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu", "meta"])
+    seen: list[str] = []
+
+    def look(model: Any, *_: Any) -> None:
+        seen.append(model[0].weight.device.type)
+        raise PlanError("that is enough")
+
+    monkeypatch.setattr(calibration, "calibrate", look)
+    Plan({"0": 4}).save("plan.yaml")
+    words = ["export", "--plan", "plan.yaml", "-t", "tiny.py:Tiny", "-o", "a.onnx"]
+    octavo(*words, "--device", "meta")
+    assert seen == ["meta"]
 
 
 @pytest.mark.parametrize(

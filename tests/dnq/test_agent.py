@@ -200,8 +200,10 @@ def test_every_measured_plan_is_within_the_budget_and_each_is_learned_from(
 ) -> None:
     learned = list[tuple[list[Choice], list[float]]]()
 
-    def step(_: object, limits: Tensor, choices: Tensor, rewards: Tensor, progress: float) -> None:
-        assert limits.tolist() == [SPACE.limit]
+    def step(
+        _: object, within: WithinBudget, choices: Tensor, rewards: Tensor, progress: float
+    ) -> None:
+        assert bool(within.log_probability(choices).isfinite().all())
         assert 0 <= progress <= 1
         batch = [tuple(choice) for choice in choices[0].tolist()]
         learned.append((batch, rewards[0].tolist()))

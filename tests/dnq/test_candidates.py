@@ -28,7 +28,7 @@ def actions(*texts: int | str) -> tuple[Action, ...]:
 def test_weights_and_stored_bits_are_those_of_the_solver() -> None:
     model = net()
     options = (actions(2, 3), actions("apot5"))
-    found = quantize_all(model, ("0", "2"), X, options, absorb=False)
+    found = quantize_all(model, ("0", "2"), X, options, PtqSettings())
     assert [len(candidates) for candidates in found] == [2, 1]
     layers = find_layers(model)[0]
     for layer, some, candidates in zip(layers, options, found, strict=True):
@@ -49,7 +49,7 @@ def test_weights_and_stored_bits_are_those_of_the_solver() -> None:
 def test_actions_of_one_width_share_its_weight_and_differ_in_their_quantizer() -> None:
     model = net()
     options = (actions("3x4", "3x8"), actions("3x32"))
-    (four, eight), (in_float,) = quantize_all(model, ("0", "2"), X, options, absorb=False)
+    (four, eight), (in_float,) = quantize_all(model, ("0", "2"), X, options, PtqSettings())
     assert four.weight is eight.weight
     assert in_float.quantizer is None
     expected = fitted_quantizers(model, X, {"0": [4, 8]})["0"]
@@ -64,7 +64,7 @@ def test_a_candidate_ahead_of_a_batch_norm_keeps_the_norm_and_the_factor_that_it
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 3)).eval()
     inputs = [torch.randn(8, 4, 7, 7)]
     options = (actions(3), actions(3))
-    (first,), (last,) = quantize_all(model, ("0", "2"), inputs, options, absorb=True)
+    (first,), (last,) = quantize_all(model, ("0", "2"), inputs, options, PtqSettings(absorb=True))
     assert first.norm is model[1]
     assert first.factor is not None
     by_channel = first.factor.float().view(6, 1, 1, 1)
@@ -75,7 +75,7 @@ def test_a_candidate_ahead_of_a_batch_norm_keeps_the_norm_and_the_factor_that_it
 def test_candidates_take_little_more_than_five_bytes_a_weight() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     found = quantize_all(
-        model, ("0", "1"), [torch.randn(9, 64)], (actions(2, 4),) * 2, absorb=False
+        model, ("0", "1"), [torch.randn(9, 64)], (actions(2, 4),) * 2, PtqSettings()
     )
     for candidate in (each for row in found for each in row):
         exponents = candidate.quantized.codebook.max_exponent

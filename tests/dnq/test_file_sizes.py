@@ -14,6 +14,8 @@ from octavo.dnq.file_sizes import FileSizes
 from octavo.dnq.space import Action, Choice
 from octavo.dnq.survey import survey
 from octavo.ptq.calibration import calibrate
+from octavo.ptq.file_form import FileForm
+from octavo.ptq.settings import PtqSettings
 
 
 def conv_net(channels: int, seed: int) -> nn.Sequential:
@@ -49,7 +51,9 @@ def test_the_estimate_is_near_the_file_that_is_written(
     model = conv_net(channels, seed)
     inputs = images(seed)
     space = survey(model, inputs[0], (2, 3, 4, "apot5"), {})
-    environment = Environment(model, space.names, inputs, space.actions, absorb=absorb)
+    environment = Environment(
+        model, space.names, inputs, space.actions, settings=PtqSettings(absorb=absorb)
+    )
     sizes = environment.file_sizes()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     choices = st.tuples(*[st.integers(0, 3)] * 3)
@@ -104,7 +108,27 @@ def test_what_absorbing_does_to_the_floats_is_counted() -> None:
     model = nn.Sequential(nn.Conv2d(3, 256, 3), nn.BatchNorm2d(256), nn.Conv2d(256, 4, 1)).eval()
     options = (tuple(map(Action.parse, (2, 3))),) * 2
     for absorb in (False, True):
-        environment = Environment(model, ("0", "2"), images(0), options, absorb=absorb)
+        environment = Environment(
+            model, ("0", "2"), images(0), options, settings=PtqSettings(absorb=absorb)
+        )
         packed = calibrate(model, {"0": 3, "2": 3}, images(0), absorb=absorb)
         found = estimated(environment.file_sizes(), (1, 1))
         assert found == pytest.approx(packed.file_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("rate", [0.0, 2.0])
+def test_folded_norms_the_small_coding_and_the_rate_are_priced(rate: float) -> None:
+    pytest.importorskip("constriction")
+    model = conv_net(48, 0)
+    inputs = images(0)
+    space = survey(model, inputs[0], (3, "apot5"), {})
+    at_rate = PtqSettings(rate=rate)
+    environment = Environment(model, space.names, inputs, space.actions, settings=at_rate)
+    form = FileForm(floats="folded", coding="small")
+    sizes = environment.file_sizes(form)
+    plain = environment.file_sizes()
+    for choice in ((1, 0, 1), (1, 1, 1)):
+        plan = space.plan(choice)
+        packed = calibrate(model, plan, inputs, rate=rate, floats="folded", coding="small")
+        assert estimated(sizes, choice) == pytest.approx(packed.file_bytes, rel=0.01, abs=200)
+        assert estimated(plain, choice) > 1.05 * packed.file_bytes

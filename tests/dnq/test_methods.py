@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pytest
@@ -16,20 +15,16 @@ from octavo.dnq.evaluator import Evaluator
 from octavo.dnq.journal import Journal
 from octavo.dnq.methods import method_of, register_method
 from octavo.dnq.prices import within
-from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.rivals import proposals
 from octavo.dnq.settings import METHODS
 from octavo.dnq.space import Action, Choice, Partial, Space
 from octavo.errors import OctavoError, PlanError
 from octavo.plan import Budget
 
-BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
-
 
 @pytest.fixture(autouse=True)
-def _brief_practice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The policy practises less and looks at fewer neighbours: enough for three layers."""
-    monkeypatch.setattr("octavo.dnq.agent.Reinforce", BRIEF)
+def _fewer_neighbours(brief_practice: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evolution looks at fewer neighbours: enough for three layers."""
     monkeypatch.setattr(proposals, "CHILDREN", 32)
 
 

@@ -4,7 +4,6 @@ summed up by hand."""
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import pytest
 import torch
@@ -14,12 +13,9 @@ from octavo import Budget, search
 from octavo.dnq import output_sum
 from octavo.dnq.environment import Environment
 from octavo.dnq.output_sum import OutputSum
-from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.sensitivity import single_layer_choices
 from octavo.dnq.space import Action, Choice
 from octavo.network.outputs import Part
-
-BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
 
 
 class Parallel(nn.Module):
@@ -128,9 +124,9 @@ def test_values_that_add_up_are_estimated_exactly() -> None:
     )
 
 
-def test_an_objective_of_ones_own_is_not_modelled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("brief_practice")
+def test_an_objective_of_ones_own_is_not_modelled() -> None:
     """The policy falls back on summed losses, and the search still ends within its budget."""
-    monkeypatch.setattr("octavo.dnq.agent.Reinforce", BRIEF)
     model, batches = Parallel(), inputs()
     found = search(
         model,

@@ -122,9 +122,10 @@ def learned(
     generator = torch.Generator().manual_seed(0)
     entropies = []
     for step in range(steps):
-        choices = policy(NEAR).sample(settings.batch, generator)
+        within = policy(NEAR)
+        choices = within.sample(settings.batch, generator)
         rewards = sign * (choices == torch.tensor([1, 0, 1])).double().sum(2)
-        learner.step(NEAR, choices, rewards, step / steps)
+        learner.step(within, choices, rewards, step / steps)
         entropies.append(float(policy(NEAR).entropy()))
     return policy, entropies
 
@@ -155,7 +156,7 @@ def parameters_after(*rewards: float, steps: int = 1) -> list[Tensor]:
     learner = Learner(policy, Reinforce(entropy=(0.0, 0.0)))
     choices = torch.tensor([[[1, 0, 1], [0, 0, 1]]])
     for _ in range(steps):
-        learner.step(NEAR, choices, torch.tensor([rewards], dtype=torch.float64), 0.0)
+        learner.step(policy(NEAR), choices, torch.tensor([rewards], dtype=torch.float64), 0.0)
     return [parameter.detach().clone() for parameter in policy.parameters()]
 
 

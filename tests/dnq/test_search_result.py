@@ -156,6 +156,7 @@ def _dearest(evaluator: Any) -> None:
     evaluator.rewards([evaluator.space.dearest])
 
 
+@pytest.mark.usefixtures("brief_practice")
 @pytest.mark.parametrize("budget", [Budget(average_bits=3), None])
 def test_workers_and_a_kill_do_not_change_what_is_found(
     budget: Budget | None, tmp_path: Path

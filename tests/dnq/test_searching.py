@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from octavo.dnq import searching
 from octavo.dnq.evaluator import Trial
 from octavo.dnq.finalists import Shipping
-from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.rivals import proposals
 from octavo.dnq.search_result import SearchResult
 from octavo.dnq.searching import search
@@ -22,8 +20,6 @@ from octavo.dnq.settings import METHODS
 from octavo.errors import BudgetError, FormatError, PlanError, RecipeError
 from octavo.plan import Budget, Plan
 from octavo.progress import Event
-
-BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
 
 BUDGET = Budget(average_bits=3.2)
 
@@ -94,9 +90,8 @@ def average_of(plan: Plan) -> float:
 
 
 @pytest.fixture(autouse=True)
-def _brief_practice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The policy practises less and looks at fewer neighbours: enough for three layers."""
-    monkeypatch.setattr("octavo.dnq.agent.Reinforce", BRIEF)
+def _fewer_neighbours(brief_practice: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evolution looks at fewer neighbours: enough for three layers."""
     monkeypatch.setattr(proposals, "CHILDREN", 32)
 
 

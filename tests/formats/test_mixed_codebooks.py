@@ -4,7 +4,6 @@ written down and read again."""
 import copy
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.search_result import SearchResult
 from octavo.dnq.searching import search
 from octavo.errors import PlanError, RecipeError
@@ -33,7 +31,6 @@ from octavo.runs.run import run
 from octavo.runs.sections import Search
 from octavo.storage.packed import Packed
 
-BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
 MIXED: dict[str, WidthLike] = {"conv": Apot(6), "up": 3, "fc": Apot(8)}
 
 
@@ -330,11 +327,9 @@ def found(**changes: Any) -> SearchResult:
     return search(net(), [images(0), images(1)], **(settings | changes))
 
 
+@pytest.mark.usefixtures("brief_practice")
 @pytest.mark.parametrize("method", ["dnq", "exact", "greedy", "random", "uniform"])
-def test_every_method_chooses_among_both_grids(
-    method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("octavo.dnq.agent.Reinforce", BRIEF)
+def test_every_method_chooses_among_both_grids(method: str) -> None:
     result = found(method=method)
     assert set(result.plan.values()) <= {4, 5, Apot(5), Apot(6)}
     assert result.plan.cost().average_bits <= 5.2

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # oneDN
         {"order": "random"},
         {"order": [far, "random", "distance", "magnitude"]},
         {"straight_through": 0.75},
+        {"straight_through": 0.75, "rate": 8.0},
     ],
 )
 def test_a_resumed_run_ends_bit_for_bit_as_the_whole_one(

@@ -21,6 +21,7 @@ def test_the_defaults() -> None:
         "sequential": True,
         "absorb": False,
         "rate": 0.0,
+        "budget": None,
         "masks": None,
     }
 

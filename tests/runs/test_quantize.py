@@ -114,6 +114,7 @@ def test_free_weights_can_be_refitted_from_the_tasks_calibration_inputs(folder: 
         {"fit": "max"},
         {"per": "tensor"},
         {"seed": 3, "order": "random"},
+        {"rate": 4.0, "floats": "float32"},
     ],
 )
 def test_every_setting_reaches_the_quantization(setting: dict[str, Any], folder: Path) -> None:
@@ -123,7 +124,7 @@ def test_every_setting_reaches_the_quantization(setting: dict[str, Any], folder:
     task = Tiny()
     run(settings, folder)
     model = task.model()
-    names = {key: value for key, value in setting.items() if key != "seed"}
+    names = {key: value for key, value in setting.items() if key not in ("seed", "floats")}
     incremental = Incremental(
         model, {"0": 2, "3": 2}, portions=(0.5, 0.8, 1.0), seed=settings.seed, **names
     )

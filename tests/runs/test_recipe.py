@@ -9,11 +9,13 @@ import pytest
 from octavo.errors import OctavoError, RecipeError
 from octavo.formats.width import Width
 from octavo.plan import Budget
+from octavo.ptq.file_form import FileForm
 from octavo.runs.orders import OrderFunction
 from octavo.runs.recipe import load_recipe, make_recipe, yaml_value
 from octavo.runs.recipes import RECIPES
 from octavo.runs.sections import Activations, Prune, Ptq, Search
 from octavo.runs.training import Retraining
+from octavo.storage.packed import FloatForm
 
 GOOD = "task: digits\nbits: 3\n"
 
@@ -43,16 +45,25 @@ def test_a_short_recipe_takes_the_defaults(folder: Path) -> None:
         "warmup": 0.0,
         "prune": None,
         "start": "ptq",
-        "ptq": {"order": "gptq", "damp": 0.01, "sequential": True, "absorb": False, "rate": 0.0},
+        "ptq": {
+            "order": "gptq",
+            "damp": 0.01,
+            "sequential": True,
+            "absorb": False,
+            "rate": 0.0,
+            "budget": None,
+        },
         "portions": (0.5, 0.75, 0.875, 1.0),
         "order": "magnitude",
         "straight_through": 1.0,
+        "rate": 0.0,
         "fit": "mse",
         "per": "channel",
         "epochs": 1.0,
         "export": (),
         "control": True,
         "floats": "float32",
+        "coding": "fast",
         "device": "auto",
         "seed": 0,
         "publish": None,
@@ -142,6 +153,42 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
         ).bits
         is None
     )
+
+
+@pytest.mark.parametrize(
+    ("keys", "floats"),
+    [
+        ({"bits": 3}, "float32"),
+        ({"bits": 3, "rate": 2}, None),
+        ({"bits": 3, "ptq": {"rate": 2}}, None),  # folded where that is near
+        ({"bits": 3, "ptq": {"budget": {"bytes": 9000}}}, None),
+        ({"search": {"budget": {"ratio": 9}}}, None),
+        ({"search": {"budget": {"average_bits": 3}}}, "float32"),
+        ({"bits": 3, "ptq": {"rate": 2}, "floats": "float32"}, "float32"),
+    ],
+)
+def test_norms_may_be_folded_where_a_small_file_is_asked_for(
+    keys: dict[str, Any], floats: FloatForm | None
+) -> None:
+    recipe = make_recipe({"task": "digits", **keys}, "r")
+    assert recipe.file_form == FileForm(floats=floats)
+    assert make_recipe(recipe.model_dump(mode="json"), "again") == recipe
+
+
+def test_a_budget_of_calibration_is_one_of_the_file_beside_no_rate() -> None:
+    for ptq, said in (
+        ({"budget": {"average_bits": 3}}, "ptq: budget: expected bytes or ratio"),
+        ({"budget": {"bytes": 9000}, "rate": 1}, "ptq: budget: expected no rate beside it"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            make_recipe({"task": "digits", "bits": 3, "ptq": ptq}, "r")
+    content = {"task": "digits", "bits": 3, "ptq": {"budget": {"bytes": 9000}}, "start": "float"}
+    with pytest.raises(RecipeError, match=r"ptq\.budget: expected start ptq, .* got float"):
+        make_recipe(content, "r")
+    with pytest.raises(RecipeError, match=r"rate: expected method inq, or ptq\.rate, got ptq"):
+        make_recipe({"task": "digits", "bits": 3, "rate": 2, "method": "ptq"}, "r")
+    with pytest.raises(RecipeError, match=r"unknown key 'ptq\.budget\.byte'"):
+        make_recipe({"task": "digits", "bits": 3, "ptq": {"budget": {"byte": 9}}}, "r")
 
 
 def test_how_activations_are_quantized(folder: Path) -> None:

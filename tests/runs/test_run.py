@@ -137,6 +137,18 @@ def test_what_cannot_be_exported_for_want_of_a_library_is_known_at_the_start(
     assert not folder.exists()
 
 
+def test_a_coding_without_its_library_is_known_at_the_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise FormatError("the coder needs its library")
+
+    monkeypatch.setattr(sys.modules["octavo.storage.coding.small"], "_library", missing)
+    with pytest.raises(FormatError, match=r"^the coder needs its library$"):
+        run(recipe(coding="small"), folder)
+    assert not folder.exists()
+
+
 def test_options_that_json_writes_otherwise_are_still_the_same_recipe(folder: Path) -> None:
     settings = recipe(
         control=False,
@@ -300,3 +312,26 @@ def test_norms_can_be_folded(folder: Path) -> None:
         assert not model.state_dict()["1.running_mean"].any()
         assert result["float_bytes"] == 4 * (48 + 6 + 4 * 6 + CLASSES) + 8
         assert result["other_bytes"] == 2 * (6 + 2 * 6 + CLASSES) + 2 * 6 + 8
+
+
+@pytest.mark.parametrize("method", ["inq", "ptq"])
+def test_a_budget_of_calibration_finds_the_rate_and_folds_norms_last(
+    folder: Path, method: str
+) -> None:
+    """With INQ, the budget is one of the calibration, and the norms train on as they were."""
+    wanted: dict[str, Any] = {
+        "task": "tests.runs.tiny:Normed",
+        "start": "ptq",
+        "method": method,
+        "control": False,
+        "epochs": 0,
+        "bits": "apot5",
+    }
+    limit = run(recipe(**wanted, floats="folded"), folder.with_name("plain"))["file_bytes"] - 5
+    result = run(recipe(**wanted, ptq={"budget": {"bytes": limit}}), folder)
+    assert result["rate"] > 0
+    assert result["file_bytes"] <= limit
+    assert [layer["name"] for layer in result["layers"]] == ["0", "3"]
+    stored = dict(Packed.load(folder / "packed.safetensors").floats)
+    assert torch.float16 in {value.dtype for value in stored.values()}
+    assert result["float_bytes"] == 4 * (48 + 6 + 4 * 6 + CLASSES) + 8

@@ -3,7 +3,6 @@
 import copy
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from tests.runs.tiny import (
 
 from octavo.dnq import methods
 from octavo.dnq.evaluator import Trial
-from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.search_result import SearchResult
 from octavo.dnq.searching import search
 from octavo.errors import BudgetError, PlanError, RecipeError
@@ -33,18 +31,12 @@ from octavo.runs.run import run
 from octavo.runs.search_figures import search_figures
 from octavo.storage.packed import Packed
 
-BRIEF = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)  # of practice
-
 pytestmark = pytest.mark.usefixtures("folder")
 
 
+@pytest.mark.usefixtures("brief_practice")
 @pytest.mark.parametrize("method", ["dnq", "random"])
-def test_a_run_searches_for_its_bits(
-    method: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # There are 16 plans: the policy need not learn long.
-    monkeypatch.setattr("octavo.dnq.agent.Reinforce", BRIEF)
-    monkeypatch.setattr("octavo.dnq.agent.Reinforce", partial(Reinforce, patience=2))
+def test_a_run_searches_for_its_bits(method: str, folder: Path) -> None:
     watcher, task = Watcher(), Tiny()
     result = run(searching(method, seed=3), folder, watcher)
     names = (

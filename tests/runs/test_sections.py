@@ -21,6 +21,19 @@ def test_the_defaults_of_ptq_are_those_of_calibrate() -> None:
     assert set(vars(Ptq())) | {"fit", "per", "masks"} == set(vars(settings))
 
 
+def test_ptq_is_the_settings_of_calibrate() -> None:
+    changed = Ptq(order="distance", damp=0.5, sequential=False, absorb=True, rate=2.0)
+    assert changed.settings("max", "tensor") == PtqSettings(
+        order="distance",
+        fit="max",
+        per="tensor",
+        damp=0.5,
+        sequential=False,
+        absorb=True,
+        rate=2.0,
+    )
+
+
 def test_widths_are_read_and_written() -> None:
     search = {"budget": {"average_bits": 5}, "options": [3, "apot6"], "pins": {"a": "apot5"}}
     recipe = make_recipe({"task": "digits", "search": search}, "r")

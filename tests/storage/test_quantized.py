@@ -24,6 +24,22 @@ def test_its_weight_has_the_levels_in_the_parameters_layout(module: nn.Module) -
     assert torch.equal(channels_first(quantized.weight(), layer.groups), codebook.project(rows))
 
 
+@pytest.mark.parametrize("module", [nn.Linear(5, 3), nn.ConvTranspose2d(4, 6, 3, groups=2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dense", [True, False])
+def test_its_weight_is_written_into_any_memory(
+    module: nn.Module, dtype: torch.dtype, dense: bool
+) -> None:
+    (layer,) = find_layers(module)[0]
+    rows = channels_first(layer.weight.detach(), layer.groups)
+    codebook = power_of_two(rows, 3, per="channel")
+    quantized = Quantized.of(layer, codebook, codebook.encode(rows))
+    target = torch.full(layer.weight.shape, 7.0, dtype=dtype)
+    target = target if dense else target.mT.contiguous().mT
+    quantized.write(target)
+    assert torch.equal(target, quantized.weight().to(dtype))
+
+
 def test_all_names_of_a_tied_weight_are_kept() -> None:
     model = nn.Module()
     model.embed, model.out = nn.Embedding(5, 3), nn.Linear(3, 5)

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "export", "verify"]
 
+Form = Annotated[
+    str,
+    typer.Option(
+        help="lut, fp8, int8, float, mx, hf or gguf; the first four are ONNX: docs/export.md."
+    ),
+]
+
 
 def export(
     task: TaskOption,
@@ -38,20 +45,16 @@ def export(
         ),
     ] = None,
     plan: PlanFile = None,
-    form: Annotated[
-        str,
-        typer.Option(
-            help="lut, fp8, int8, float, mx, hf or gguf; the first four are ONNX: docs/export.md."
-        ),
-    ] = "lut",
+    form: Form = "lut",
     option: Options = None,
+    device: Device = "auto",
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a packed network as ONNX, MXFP4 tensors, a folder of transformers or GGUF, and check
     it against the network.
 
-    With `--plan`, the task's network is calibrated as the plan says, and then exported.
+    With `--plan`, the task's network is first calibrated on the device, as the plan says.
 
     Example: `octavo export runs/demo/packed.safetensors --task digits --form lut -o model.onnx`
     """
@@ -71,22 +74,23 @@ def export(
     if file is not None:
         packed = Packed.load(file, limit=limit, model=model)
     else:
-        packed = _calibrated(model, plan or Path(), batches)
+        packed = _calibrated(model, plan or Path(), batches, device)
     exported = export_checked(model, packed, output, form=form, example=batches)
     scores = exported_scores(exported, packed, loaded, task)
     print_figures(exported_rows(exported) | scores, as_json)
 
 
-def _calibrated(model: "nn.Module", plan: Path, batches: "list[Inputs]") -> "Packed":
+def _calibrated(model: "nn.Module", plan: Path, batches: "list[Inputs]", device: str) -> "Packed":
     """Quantize a network by PTQ as the file of a plan says; its inputs too, where it says so."""
     from octavo.activations.quantization import quantize_activations
     from octavo.network.copies import copied
+    from octavo.network.devices import device_named
     from octavo.plan import Plan
     from octavo.ptq.calibration import calibrate
 
     widths = Plan.load(plan)
+    model = copied(model).to(device_named(device))
     if widths.activations:
-        model = copied(model)
         quantize_activations(model, batches, widths.activations)
     return calibrate(model, widths, batches)
 

@@ -1,15 +1,18 @@
 """The commands that look at a task's network: ``inspect`` and ``search``."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from octavo.cli.options import (
+    FAST,
     AsJson,
     Device,
+    FileCoding,
+    Floats,
     NetworkName,
     Options,
     Quiet,
@@ -17,6 +20,7 @@ from octavo.cli.options import (
     out,
     print_next,
     print_written,
+    read_budget,
     task_network,
     task_options,
     watched,
@@ -30,14 +34,13 @@ from octavo.dnq.settings import (
     REFINE,
     TRIALS,
 )
-from octavo.errors import BudgetError, PlanError, nearest
+from octavo.errors import PlanError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
 
     from octavo.dnq.search_result import SearchResult
     from octavo.inspection import Inspection
-    from octavo.plan import Budget
     from octavo.progress import Progress
     from octavo.runs.task import Task
 
@@ -142,6 +145,8 @@ def search(
     pin: Pins = None,
     seed: Seed = 0,
     activations: InputBits = None,
+    floats: Floats = None,
+    coding: FileCoding = FAST,
     workers: Workers = 1,
     journal: JournalFile = None,
     option: Options = None,
@@ -153,26 +158,24 @@ def search(
 
     Example: `octavo search digits --budget average_bits=3 --pin conv1=5 -o plan.yaml`
     """
-    from octavo._io import check_output, json_text
+    from octavo._io import check_output
 
     check_output(output)
     with watched(as_json, quiet) as progress:
         loaded = _task(task, option)
         settings = {
-            "budget": _budget(budget), "trade_off": trade_off, "method": method, "trials": trials,
-            "refine": refine, "objective": _objective(loaded, objective), "pins": _pins(pin),
-            "options": _values(options, "--options"), "seed": seed, "workers": workers,
+            "budget": read_budget(budget), "trade_off": trade_off, "method": method, "seed": seed,
+            "trials": trials, "refine": refine, "objective": _objective(loaded, objective),
+            "options": _values(options, "--options"), "pins": _pins(pin), "workers": workers,
             "activations": _values(activations, "--activations"), "journal": journal,
+            "floats": floats, "coding": coding,
         }  # fmt: skip
-        network = task_network(loaded, task, device, progress)
-        result = _searched(network, loaded, settings, progress)
+        result = _searched(task_network(loaded, task, device, progress), loaded, settings, progress)
     result.plan.save(output)
     if as_json:
-        typer.echo(json_text(_search_figures(result, method), indent=2))
+        _print_search_figures(result, method)
         return
-    _print_search(result, objective, whole_range=budget is None and trade_off is None)
-    print_written(output)
-    print_next(f"octavo quantize {task} --plan {output} -o {output.stem}.safetensors")
+    _print_search(result, objective, task, output, whole_range=not (budget or trade_off))
 
 
 def _task(name: str, option: list[str] | None) -> "Task":
@@ -212,8 +215,12 @@ def _searched(
         return search_bits(network, task.calibration(), progress=progress, **settings)
 
 
-def _print_search(result: "SearchResult", objective: str, *, whole_range: bool) -> None:
-    """Print the plan of a search; where it covered the whole range, its front too."""
+def _print_search(
+    result: "SearchResult", objective: str, task: str, plan: Path, *, whole_range: bool
+) -> None:
+    """Print the plan of a search, which was written, and which command may come next; where the
+    search covered the whole range, its front too.
+    """
     from octavo.report.search_tables import (
         finalists_table,
         front_table,
@@ -226,6 +233,8 @@ def _print_search(result: "SearchResult", objective: str, *, whole_range: bool) 
     out.print(plan_table(result), finalists_table(result, objective))
     if result.refinement is not None:
         out.print(refinement_line(result.refinement), soft_wrap=True, markup=False)
+    print_written(plan)
+    print_next(f"octavo quantize {task} --plan {plan} -o {plan.stem}.safetensors")
 
 
 def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None":
@@ -236,22 +245,6 @@ def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None"
             f"{nearest(name, OBJECTIVES)}"
         )
     return task.score if name == "task" else None
-
-
-def _budget(pair: str | None) -> "Budget | None":
-    """Read a budget such as ``average_bits=3``."""
-    from octavo.plan import Budget
-    from octavo.runs.recipe import key_value
-
-    if pair is None:
-        return None
-    key, value = key_value(pair, "--budget")
-    known = [field.name for field in fields(Budget)]
-    if key not in known:
-        raise BudgetError(
-            f"--budget {pair}: expected one of {', '.join(known)}{nearest(key, known)}"
-        )
-    return Budget(**{key: value})
 
 
 def _pins(pairs: list[str] | None) -> dict[str, Any]:
@@ -268,11 +261,12 @@ def _values(text: str | None, name: str) -> Any:
     return None if text is None else yaml_value(f"[{text}]", name)
 
 
-def _search_figures(result: "SearchResult", method: str) -> dict[str, Any]:
-    """Return the result of a search for JSON: the plan, its cost, and what else was measured."""
+def _print_search_figures(result: "SearchResult", method: str) -> None:
+    """Print the result of a search as JSON: the plan, its cost, and what else was measured."""
+    from octavo._io import json_text
     from octavo.runs.search_figures import front_figures, search_figures
 
     figures = search_figures(result, method) | {"front": front_figures(result)}
     if result.plan.activations:
         figures["activations"] = result.plan.activations
-    return figures | asdict(result.plan.cost())
+    typer.echo(json_text(figures | asdict(result.plan.cost()), indent=2))

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,17 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from octavo.errors import printable
+from octavo.errors import BudgetError, nearest, printable
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from octavo.plan import Budget
     from octavo.progress import Progress
     from octavo.runs.task import Task
 
 __all__ = [
+    "FAST",
     "AsJson",
     "Device",
+    "FileCoding",
+    "Floats",
     "Limit",
     "NetworkName",
     "Options",
@@ -38,10 +43,13 @@ __all__ = [
     "print_figures",
     "print_next",
     "print_written",
+    "read_budget",
     "task_network",
     "task_options",
     "watched",
 ]
+
+FAST = "fast"  # the default coding, as ``octavo.ptq.file_form`` has it, whose import takes seconds
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -116,6 +124,20 @@ Limit = Annotated[
         show_default=False,
     ),
 ]
+Floats = Annotated[
+    str | None,
+    typer.Option(
+        help="How the file stores biases and norms: float32, float16 or folded. Default: float32, "
+        "or with a limit on the file folded, unless that changes outputs.",
+        show_default=False,
+    ),
+]
+FileCoding = Annotated[
+    str,
+    typer.Option(
+        "--coding", help="How the file codes weights: fast, or small for 4 to 7 % fewer bytes."
+    ),
+]
 PackedFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="A packed network.", show_default=False)
 ]
@@ -157,6 +179,22 @@ def task_network(
     from octavo.runs.task import model_of
 
     return model_of(task, name, progress or silent, device_named(device))
+
+
+def read_budget(pair: str | None) -> "Budget | None":
+    """Read a budget such as ``average_bits=3``."""
+    from octavo.plan import Budget
+    from octavo.runs.recipe import key_value
+
+    if pair is None:
+        return None
+    key, value = key_value(pair, "--budget")
+    known = [field.name for field in fields(Budget)]
+    if key not in known:
+        raise BudgetError(
+            f"--budget {pair}: expected one of {', '.join(known)}{nearest(key, known)}"
+        )
+    return Budget(**{key: value})
 
 
 def print_figures(figures: dict[str, Any], as_json: bool) -> None:

@@ -8,8 +8,11 @@ import typer
 
 from octavo._interruption import listening
 from octavo.cli.options import (
+    FAST,
     AsJson,
     Device,
+    FileCoding,
+    Floats,
     Options,
     Overrides,
     PlanFile,
@@ -19,6 +22,7 @@ from octavo.cli.options import (
     TensorBoard,
     out,
     print_written,
+    read_budget,
     task_options,
     watched,
 )
@@ -36,6 +40,24 @@ NoCode = Annotated[
         "--no-code",
         help="For a recipe that you did not write: refuse code that it names, and publish inside "
         "of the run's folder only. See SECURITY.md.",
+    ),
+]
+EveryWidth = Annotated[
+    str | None,
+    typer.Option(
+        help="The width of every layer: 2 to 8 bits, apot5 to apot8, fp4, fp6, fp8 or int8. "
+        "Default: 3.",
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(help="inq: retrain while the weights freeze; ptq: calibrate, without training."),
+]
+FileBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="A limit on the file, bytes=60000 or ratio=10: calibration finds the rate that meets "
+        "it. Retraining after it may change the file by some per cent.",
     ),
 ]
 BITS = "3"  # of every layer, where neither bits nor a plan are given
@@ -117,20 +139,12 @@ def run(
 def quantize(
     task: TaskName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The packed file to write.")],
-    bits: Annotated[
-        str | None,
-        typer.Option(
-            help="The width of every layer: 2 to 8 bits, apot5 to apot8, fp4, fp6, fp8 or int8. "
-            "Default: 3.",
-        ),
-    ] = None,
+    bits: EveryWidth = None,
     plan: PlanFile = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="inq: retrain while the weights freeze; ptq: calibrate, without training."
-        ),
-    ] = "inq",
+    method: Method = "inq",
+    budget: FileBudget = None,
+    floats: Floats = None,
+    coding: FileCoding = FAST,
     option: Options = None,
     overrides: Overrides = None,
     device: Device = "auto",
@@ -139,7 +153,7 @@ def quantize(
 ) -> None:
     """Quantize a task's network with octavo's default settings and write the packed file.
 
-    `--plan plan.yaml` gives each layer the bits that the plan says.
+    `--plan plan.yaml` gives each layer the bits that the plan says; `--budget` limits the file.
 
     Example: `octavo quantize digits --bits 4 --method ptq -o digits.safetensors`
     """
@@ -152,6 +166,7 @@ def quantize(
 
         content: dict[str, Any] = {"task": task, "options": task_options(option)}
         content |= {"method": method, "control": False, "device": device} | _widths(bits, plan)
+        content |= {"floats": floats, "coding": coding, "ptq": {"budget": read_budget(budget)}}
         recipe = make_recipe(override(content, overrides or ()), "quantize")
     digest = hashlib.sha256(recipe.model_dump_json(exclude={"device"}).encode()).hexdigest()[:8]
     folder = Path("runs") / f"quantize-{output.stem}-{digest}"  # other settings are another run

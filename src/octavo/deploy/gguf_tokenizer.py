@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, SpecialVocab, TokenType
+from tokenizers import Tokenizer
 
+from octavo.deploy.gguf_splitting import splitting_rule
 from octavo.errors import ExportError
 
 __all__ = ["add_tokenizer"]
 
 TOKENIZER = "tokenizer.json"
+SPACE = "▁"
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
-# llama.cpp's names of the rules that split a text before the merges.
-SPLITTING = {"llama": "llama-bpe", "mistral": "tekken", "qwen2": "qwen2"}
 
 
 def add_tokenizer(writer: GGUFWriter, folder: Path | None, config: Any) -> None:
@@ -23,7 +24,8 @@ def add_tokenizer(writer: GGUFWriter, folder: Path | None, config: Any) -> None:
 
     Raises:
         ExportError: a tokenizer of another kind than byte-level BPE, or BPE with a token for each
-            byte, as that of Llama 2.
+            byte, as that of Llama 2; or byte-level BPE that splits texts by a rule that this form
+            does not know.
 
     """
     if folder is None or not (folder / TOKENIZER).is_file():
@@ -37,17 +39,28 @@ def add_tokenizer(writer: GGUFWriter, folder: Path | None, config: Any) -> None:
     tokens = _tokens(tokenizer, config.vocab_size)
     special = {each["content"] for each in tokenizer.get("added_tokens", []) if each["special"]}
     by_bytes = bool(model.get("byte_fallback"))
+    runnable = Tokenizer.from_file(str(path))
     if by_bytes:
         writer.add_tokenizer_model("llama")
         writer.add_token_scores(_scores(tokens, model["merges"]))
+        first = runnable.encode("a", add_special_tokens=False).tokens[0]
+        writer.add_add_space_prefix(first.startswith(SPACE))
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(SPLITTING[config.model_type])
+        writer.add_tokenizer_pre(splitting_rule(runnable, path))
     writer.add_token_list(tokens)
     writer.add_token_types([_type(token, special, by_bytes) for token in tokens])
-    SpecialVocab(folder, load_merges=not by_bytes, n_vocab=len(tokens)).add_to_gguf(
-        writer, quiet=True
-    )
+    vocabulary = SpecialVocab(folder, load_merges=not by_bytes, n_vocab=len(tokens))
+    # llama.cpp adds a first token unless the file says that there is none.
+    vocabulary.add_special_token = _added(runnable) | vocabulary.add_special_token
+    vocabulary.add_to_gguf(writer, quiet=True)
+
+
+def _added(tokenizer: Tokenizer) -> dict[str, bool]:
+    """Tell whether a token is added before a text, and whether one is added after it."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a").ids
+    return {"bos": whole[:1] != bare[:1], "eos": whole[-1:] != bare[-1:]}
 
 
 def _tokens(tokenizer: dict[str, Any], size: int) -> list[str]:

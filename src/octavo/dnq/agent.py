@@ -105,9 +105,11 @@ class _Agent:
         """Learn from samples whose rewards the world model estimates."""
         for _ in range(steps):
             limits = self.limits(BUDGETS)
-            sampled = self._sampled(limits, self._settings.imagined // len(limits))
+            within: WithinBudget = self._policy(limits)
+            count = self._settings.imagined // len(limits)
+            sampled = within.sample(count, self._evaluator.generator)
             objectives = self._world_model.objectives(_choices(sampled)).tolist()
-            self._learn(limits, sampled, objectives)
+            self._learn(within, sampled, objectives)
 
     def search(self) -> None:
         """Measure samples and learn from them, then practise, until the evaluations are spent or
@@ -142,8 +144,8 @@ class _Agent:
 
     def _measure(self) -> None:
         """Measure a batch of samples; the policy and the world model learn from it."""
-        limits = self.limits(1)
-        sampled = self._sampled(limits, self._settings.batch)
+        within: WithinBudget = self._policy(self.limits(1))
+        sampled = within.sample(self._settings.batch, self._evaluator.generator)
         choices = _choices(sampled)
         new = [choice for choice in dict.fromkeys(choices) if choice not in self._evaluator]
         objectives = self._evaluator.objectives(choices)
@@ -151,7 +153,7 @@ class _Agent:
         measured = [choice for choice in new if known[choice] > -math.inf]
         self._world_model.learn(measured, [known[choice] for choice in measured])
         if min(objectives) > -math.inf:
-            self._learn(limits, sampled, objectives)
+            self._learn(within, sampled, objectives)
             self._report(choices, objectives)
 
     def _report(self, choices: Sequence[Choice], objectives: Sequence[float]) -> None:
@@ -173,13 +175,7 @@ class _Agent:
         )
         evaluator.progress(Event("policy", belief.measured, self._total, detail=belief))
 
-    def _sampled(self, limits: Tensor, count: int) -> Tensor:
-        """Return choices that the policy samples, (budgets, count, layers)."""
-        with torch.no_grad():
-            within: WithinBudget = self._policy(limits)
-        return within.sample(count, self._evaluator.generator)
-
-    def _learn(self, limits: Tensor, sampled: Tensor, objectives: Sequence[float]) -> None:
+    def _learn(self, within: WithinBudget, sampled: Tensor, objectives: Sequence[float]) -> None:
         """Take a step of the policy gradient."""
         pairs = zip(_choices(sampled), objectives, strict=True)
         rewards = [self._evaluator.reward(*pair) for pair in pairs]
@@ -187,7 +183,7 @@ class _Agent:
             rewards = list(map(learning_reward, rewards))
         reward = torch.tensor(rewards, dtype=torch.float64).view(sampled.shape[:2])
         progress = 1 - self._evaluator.left / max(self._total, 1)
-        self._learner.step(limits, sampled, reward, progress)
+        self._learner.step(within, sampled, reward, progress)
 
 
 def _choices(sampled: Tensor) -> list[Choice]:

@@ -18,6 +18,8 @@ from octavo.progress import Event, Progress, silent
 from octavo.ptq.absorption import absorbing_norms, rescaled
 from octavo.ptq.float_inputs import float_moments
 from octavo.ptq.layer_solver import solve
+from octavo.ptq.sensitivity import rates_of_layers
+from octavo.ptq.setting_aside import leading
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.coding import grouped as coding
 from octavo.storage.quantized import Quantized
@@ -58,8 +60,8 @@ def quantize_all(
     layers: Sequence[str],
     inputs: Sequence[Inputs],
     actions: Sequence[Sequence[Action]],
+    settings: PtqSettings,
     *,
-    absorb: bool,
     progress: Progress = silent,
 ) -> list[list[Candidate]]:
     """Quantize every layer for each of its actions, by PTQ from full-precision inputs.
@@ -69,7 +71,7 @@ def quantize_all(
         layers: names of the layers.
         inputs: calibration batches, on the model's device.
         actions: the actions of each layer.
-        absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
+        settings: the settings of PTQ.
         progress: called after each layer.
 
     """
@@ -78,15 +80,22 @@ def quantize_all(
     searched = [known[name] for name in layers]
     moments = float_moments(model, inputs, searched)
     norms: Mapping[str, nn.Module] = {}
-    if absorb:
+    if settings.absorb:
         with observing(model):
             norms = absorbing_norms(model, searched, inputs[0])
     quantizers = _input_quantizers(model, inputs, dict(zip(layers, actions, strict=True)))
+    rates = _rates(model, list(zip(searched, actions, strict=True)), inputs, settings)
     candidates = []
     for layer, layer_actions in zip(searched, actions, strict=True):
         name = layer.name
+        of_widths = {width: replace(settings, rate=rate) for width, rate in rates[name].items()}
         solved = _candidates_of(
-            layer, moments[name], layer_actions, quantizers.get(name, {}), norms.get(name)
+            layer,
+            moments[name],
+            layer_actions,
+            quantizers.get(name, {}),
+            norms.get(name),
+            of_widths,
         )
         candidates.append(solved)
         progress(Event("survey", len(candidates), len(layers), SOLVING))
@@ -118,10 +127,11 @@ def _candidates_of(
     actions: Sequence[Action],
     quantizers: Mapping[int, InputQuantizer],
     norm: nn.Module | None,
+    settings: Mapping[Width, PtqSettings],
 ) -> list[Candidate]:
     """Return the candidates of one layer; its weights are solved once for each width."""
     widths = dict.fromkeys(action.width for action in actions)
-    solved = {width: _solved(layer, moments, width, norm) for width in widths}
+    solved = {width: _solved(layer, moments, width, norm, settings[width]) for width in widths}
     candidates = []
     for action in actions:
         quantizer = None if action.input_bits is None else quantizers.get(action.input_bits)
@@ -129,9 +139,33 @@ def _candidates_of(
     return candidates
 
 
-def _solved(layer: Layer, moments: Moments, width: Width, norm: nn.Module | None) -> Candidate:
+def _rates(
+    model: nn.Module,
+    searched: Sequence[tuple[Layer, Sequence[Action]]],
+    inputs: Sequence[Inputs],
+    settings: PtqSettings,
+) -> dict[str, dict[Width, float]]:
+    """Return the rate of each layer at each of its widths: that of a plan which gives the width to
+    all layers that may have it.
+    """
+    planned: dict[Width, list[tuple[Layer, Width]]] = {}
+    for layer, actions in searched:
+        for width in dict.fromkeys(action.width for action in actions):
+            planned.setdefault(width, []).append((layer, width))
+    rates: dict[str, dict[Width, float]] = {layer.name: {} for layer, _ in searched}
+    for width, layers in planned.items():
+        with observing(model):
+            found = rates_of_layers(model, layers, leading(iter(inputs)), settings)
+        for name, rate in found.items():
+            rates[name][width] = rate
+    return rates
+
+
+def _solved(
+    layer: Layer, moments: Moments, width: Width, norm: nn.Module | None, settings: PtqSettings
+) -> Candidate:
     """Return the candidate of one width, its inputs as they are."""
-    solution = solve(layer, moments, width, PtqSettings(), scaled=norm is not None)
+    solution = solve(layer, moments, width, settings, scaled=norm is not None)
     quantized = Quantized.of(layer, solution.codebook, solution.codes.cpu())
     # The norm behind the layer stays as it is in trials, so the weight takes the factor.
     effective = rescaled(layer, quantized.weight(), solution.factor)

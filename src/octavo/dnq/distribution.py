@@ -15,6 +15,7 @@ computes it, as the forward algorithm does for a hidden Markov model. (This is o
 record, arXiv 1812.02375, does not say how its policy keeps to a budget.)
 """
 
+import functools
 import math
 
 import numpy as np
@@ -153,7 +154,7 @@ class WithinBudget:
 
     def entropy(self) -> Tensor:
         """Return the entropy under each budget in nats, without a gradient, (budgets,)."""
-        total, marginal = self._total_and_marginals()
+        total, marginal = self._total_and_marginals
         logits = self._logits.detach()
         own = (marginal * logits.clamp(min=-1e6)).sum((1, 2))
         unspent = self._rooms - (marginal * self._ledger.units).sum((1, 2))
@@ -163,8 +164,9 @@ class WithinBudget:
         """Return the probability of each layer's actions, without a gradient, (budgets, layers,
         actions).
         """
-        return self._total_and_marginals()[1].clamp(min=0.0)  # rounding may leave -1e-17
+        return self._total_and_marginals[1].clamp(min=0.0)  # rounding may leave -1e-17
 
+    @functools.cached_property
     def _total_and_marginals(self) -> tuple[Tensor, Tensor]:
         """Return ``log Z`` and the probability of each action, which is its gradient."""
         logits = self._logits.detach().requires_grad_()

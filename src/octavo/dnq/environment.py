@@ -25,9 +25,13 @@ from octavo.network.forward import Inputs, observing
 from octavo.network.outputs import Part
 from octavo.network.thread_state import ThreadState
 from octavo.progress import Progress, silent
+from octavo.ptq.file_form import FileForm
+from octavo.ptq.settings import PtqSettings
 
 __all__ = ["Environment", "Measurement"]
 
+PTQ = PtqSettings()
+FORM = FileForm()
 NUMBERS = 1 << 24  # the numbers that are kept from the outputs of all single layers together
 
 
@@ -61,7 +65,7 @@ class Environment:
             the user's own does not read them.
         objective: a function of the model that is maximised. None: minus what the outputs lose of
             full precision: see ``octavo.network.divergence``.
-        absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
+        settings: the settings of PTQ.
         workers: how many choices are measured at a time, each by a copy of the model that shares
             all its weights.
         progress: called after each layer with an event of the phase ``"survey"``.
@@ -82,7 +86,7 @@ class Environment:
         scoring: Iterable[Inputs] | None = None,
         objective: Objective | None = None,
         workers: int = 1,
-        absorb: bool = False,
+        settings: PtqSettings = PTQ,
         progress: Progress = silent,
     ) -> None:
         self._model = model
@@ -91,7 +95,7 @@ class Environment:
         batches = list(calibrating)
         self._callers = ThreadState.current()  # trials run under these settings
         self._candidates = quantize_all(
-            model, layers, batches, actions, absorb=absorb, progress=progress
+            model, layers, batches, actions, settings, progress=progress
         )
         self._networks = [self._trial_network() for _ in range(workers)]
         scored = batches if scoring is None else list(scoring)
@@ -147,9 +151,9 @@ class Environment:
             for candidates, action in zip(self._candidates, choice, strict=True)
         )
 
-    def file_sizes(self) -> FileSizes:
-        """Return an estimate of the bytes that a packed file of each choice takes."""
-        return file_sizes(self._model, self._layers, self._candidates)
+    def file_sizes(self, form: FileForm = FORM) -> FileSizes:
+        """Return an estimate of the bytes that a packed file of each choice takes in this form."""
+        return file_sizes(self._model, self._layers, self._candidates, form)
 
     def network(self, choice: Partial) -> nn.Module:
         """Return the network as the trial of a choice has it; everything that is not searched is

@@ -1,13 +1,14 @@
 """The bytes of a packed file as an estimate that is linear in the choice of actions.
 
-The file has one stream of codes for each width, and a stream comes near the order-0 entropy of its
-codes. So the estimate gives each candidate its entropy, times what a stream of all layers at its
-width takes per byte of entropy. Everything else in the file is nearly the same for each choice.
+With the coding ``fast``, the file has one stream of codes for each width, and a stream comes near
+the order-0 entropy of its codes. So the estimate gives each candidate its entropy, times what a
+stream of all layers at its width takes per byte of entropy. With ``small`` each layer is coded by
+itself, and so is its candidate. Everything else in the file is nearly the same for each choice.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from octavo.formats.width import Width
 from octavo.network.copies import copied
 from octavo.network.layers import find_layers
 from octavo.ptq.absorption import absorb_factor
+from octavo.ptq.file_form import FileForm
 from octavo.storage.coding import grouped as coding
+from octavo.storage.coding.small import encode_runs
 from octavo.storage.packed import Packed, pack
 
 __all__ = ["FileSizes", "file_sizes"]
@@ -48,27 +51,38 @@ class FileSizes:
     least: float = math.inf
 
 
-def file_sizes(model: nn.Module, layers: Sequence[str], candidates: Candidates) -> FileSizes:
+def file_sizes(
+    model: nn.Module, layers: Sequence[str], candidates: Candidates, form: FileForm
+) -> FileSizes:
     """Estimate the bytes of the packed file of each choice.
 
     Args:
         model: the trained network; it is left as it was.
         layers: names of the layers.
         candidates: the candidates of each layer, in the order of ``layers``.
+        form: the form of the file. Where it leaves open if norms are folded, they are.
 
     Raises:
         PlanError: the model's state dict holds something that no packed file can hold.
 
     """
     codes = np.full((len(candidates), max(map(len, candidates))), np.nan)
-    for width in {_width(candidate) for row in candidates for candidate in row}:
-        _price(codes, candidates, width)
-    cheapest = tuple(np.nanargmin(codes, 1).tolist())
-    smallest = _packed(model, layers, candidates, cheapest)
-    rests = []
-    for choice in _sample(candidates):
-        packed = _packed(model, layers, candidates, choice)
-        rests.append(packed.file_bytes - codes[range(len(choice)), choice].sum())
+    if form.coding == "small":
+        _price_alone(codes, candidates)
+    else:
+        for width in {_width(candidate) for row in candidates for candidate in row}:
+            _price(codes, candidates, width)
+    floats = form.floats or "folded"
+
+    def packed(choice: Choice) -> Packed:
+        as_solved = _packed(model, layers, candidates, choice)
+        return replace(as_solved.with_floats(floats, model), coding=form.coding)
+
+    smallest = packed(tuple(np.nanargmin(codes, 1).tolist()))
+    rests = [
+        packed(choice).file_bytes - codes[range(len(choice)), choice].sum()
+        for choice in _sample(candidates)
+    ]
     return FileSizes(codes, float(np.mean(rests)), smallest.float_bytes, smallest.file_bytes)
 
 
@@ -108,6 +122,14 @@ def _price(codes: np.ndarray, candidates: Candidates, width: Width) -> None:
     rate = len(coding.encode_codes(stream, width)) / sum(entropy.values())
     for layer, action in places:
         codes[layer, action] = rate * entropy[layer]
+
+
+def _price_alone(codes: np.ndarray, candidates: Candidates) -> None:
+    """Fill in the bytes of all actions where each layer is coded by itself, as ``small`` does."""
+    for layer, row in enumerate(candidates):
+        for action, candidate in enumerate(row):
+            run = candidate.quantized.codes, _width(candidate).level_count
+            codes[layer, action] = len(encode_runs([run]))
 
 
 def _packed(

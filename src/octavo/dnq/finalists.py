@@ -27,12 +27,15 @@ from octavo.network.forward import Inputs, observing
 from octavo.plan import Budget, Plan
 from octavo.progress import Event
 from octavo.pruning.masks import find_kept
-from octavo.ptq.calibration import calibrate_quietly
+from octavo.ptq.file_form import FileForm
+from octavo.ptq.network_solver import calibrate_quietly
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed
 
 __all__ = ["FINALISTS", "Finalist", "RetrainSteps", "Shipping", "Verdict", "choose", "file_limit"]
 
+PTQ = PtqSettings()
+FORM = FileForm()
 FINALISTS = 4  # of the best trials; the exact and the uniform plan come on top
 
 RetrainSteps: TypeAlias = Callable[[nn.Module], object]
@@ -88,7 +91,8 @@ class Shipping:
         batches: all inputs of the search.
         parts: the same inputs, divided by what they are for.
         objective: the user's own objective, or None for minus the divergence from full precision.
-        absorb: as ``calibrate`` takes it.
+        settings: the settings of PTQ.
+        form: the form of the file.
         retrain_steps: trains the network that it is given for a few steps. It is called after each
             portion of INQ but the last; None retrains nothing.
 
@@ -101,19 +105,21 @@ class Shipping:
         parts: Parts,
         *,
         objective: Objective | None = None,
-        absorb: bool = False,
+        settings: PtqSettings = PTQ,
+        form: FileForm = FORM,
         retrain_steps: RetrainSteps | None = None,
     ) -> None:
         self._model = model
         self._batches = batches
         self._parts = parts
         self._objective = objective or Divergence(model, parts.confirming).of
-        self._absorb = absorb
+        self._settings = settings
+        self._form = form
         self._retrain_steps = retrain_steps
 
     def packed(self, plan: Plan) -> Packed:
-        """Solve a plan from all inputs, as ``calibrate`` does by default."""
-        return self._solved(plan, self._batches)
+        """Solve a plan from all inputs, as ``calibrate`` does."""
+        return self._as_filed(self._solved(plan, self._batches))
 
     def measured(self, plan: Plan) -> tuple[float, int]:
         """Return the objective of a plan's network, and the bytes of its file before retraining.
@@ -130,20 +136,23 @@ class Shipping:
         with observing(network):
             value = self._objective(network)
         bits = ", ".join(f"{name} {width}" for name, width in plan.items())
-        return checked_objective(value, bits), packed.file_bytes
+        return checked_objective(value, bits), self._as_filed(packed).file_bytes
 
     def _solved(self, plan: Plan, batches: Sequence[Inputs]) -> Packed:
         model = self._model
         if plan.activations:
             model = copied(model)
             quantize_activations(model, batches, plan.activations)
-        settings = PtqSettings(absorb=self._absorb)
-        return calibrate_quietly(model, plan, batches, settings)
+        return calibrate_quietly(model, plan, batches, self._settings)
+
+    def _as_filed(self, packed: Packed) -> Packed:
+        return self._form.of(packed, self._model, self._batches)
 
     def _retrain(self, network: nn.Module, plan: Plan, retrain_steps: RetrainSteps) -> None:
         """Run INQ on a network that starts from its PTQ, as ``compress`` does."""
         masks = find_kept(self._model, plan)
-        incremental = Incremental(network, plan, masks=masks, distributed=False)
+        rate = self._settings.rate
+        incremental = Incremental(network, plan, masks=masks, rate=rate, distributed=False)
         freeze_and_retrain(incremental, retrain_steps)
 
 

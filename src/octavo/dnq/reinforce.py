@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.dnq.distribution import WithinBudget
 from octavo.dnq.policy import Policy
 
 __all__ = ["Learner", "Reinforce", "surrogate"]
@@ -65,20 +66,19 @@ class Learner:
     MOST = 10.0
 
     def __init__(self, policy: Policy, settings: Reinforce) -> None:
-        self._policy = policy
         self._settings = settings
         self._optimizer = torch.optim.Adam(policy.parameters(), settings.learning_rate)
         self._weight = self.WEIGHT
         self._deviation: float | None = None
 
-    def step(self, limits: Tensor, choices: Tensor, rewards: Tensor, progress: float) -> None:
+    def step(self, within: WithinBudget, choices: Tensor, rewards: Tensor, progress: float) -> None:
         """Raise the probability of choices by their advantage.
 
         The first batch changes no probability: its deviation is the unit of the next one's rewards.
 
         Args:
-            limits: the limit of each budget, (budgets,).
-            choices: choices that the policy sampled under each budget, (budgets, count, layers).
+            within: the policy's distribution under each of several budgets.
+            choices: choices that were sampled from it, (budgets, count, layers).
             rewards: their rewards, (budgets, count).
             progress: share of the search that is over, from 0 to 1.
 
@@ -87,7 +87,7 @@ class Learner:
         if self._deviation is None:
             self._deviation = deviation
             return
-        log_probability = self._policy(limits).log_probability(choices)
+        log_probability = within.log_probability(choices)
         self._optimizer.zero_grad()
         (-surrogate(log_probability, rewards / self._deviation, self._weight)).backward()
         self._optimizer.step()

@@ -47,8 +47,11 @@ from octavo.network.values import check_range, check_values
 from octavo.network.warned import warning_once
 from octavo.plan import Budget
 from octavo.progress import Event, Progress, ProgressLike, showing
+from octavo.ptq.file_form import FileForm
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.digest import digest
+from octavo.storage.layer_strings import Coding
+from octavo.storage.packed import FloatForm
 
 __all__ = ["search"]
 
@@ -71,6 +74,9 @@ def search(
     workers: int = 1,
     pins: Mapping[str, WidthLike] | None = None,
     absorb: bool = PtqSettings.absorb,
+    rate: float = PtqSettings.rate,
+    floats: FloatForm | None = None,
+    coding: Coding = FileForm.coding,
     progress: ProgressLike = None,
     activations: Sequence[int] | None = None,
     retrain_steps: RetrainSteps | None = None,
@@ -86,9 +92,10 @@ def search(
         model: the trained network.
         inputs: calibration batches, as for ``calibrate``.
         budget: the limit on the cost of the plan. ``bytes`` and ``ratio`` hold for the file that
-            ``calibrate(model, result.plan, inputs)`` writes. Without a budget and a trade-off, the
-            search covers the whole feasible range: ``result.at(budget)`` has a plan for any budget,
-            and ``result.plan`` is at the knee of the front.
+            ``calibrate(model, result.plan, inputs)`` writes with the same ``absorb``, ``rate``,
+            ``floats`` and ``coding``. Without a budget and a trade-off, the search covers the whole
+            feasible range: ``result.at(budget)`` has a plan for any budget, and ``result.plan`` is
+            at the knee of the front.
         trade_off: instead of a budget, the gain in objective that a doubling of the compression
             ratio is worth.
         options: the widths that layers may get: bits, or other widths such as ``"fp4"``. None: 2 to
@@ -109,6 +116,9 @@ def search(
         workers: how many plans are measured at a time.
         pins: layers whose width is given.
         absorb: give channels ahead of a batch norm a scale of their own, as ``calibrate`` does.
+        rate: how much a smaller file is worth, as for ``calibrate``: every layer is solved with it.
+        floats: the form of all other tensors in the file, as for ``calibrate``.
+        coding: the coding of the file, as for ``calibrate``.
         progress: True shows how far it is. A function is called with an ``Event`` of the phase
             ``"search"`` for each trial; its detail is the ``Trial``. The method ``dnq`` also
             reports events of the phase ``"policy"``, whose detail is a ``Belief``. All other events
@@ -134,14 +144,12 @@ def search(
     """
     with showing(progress) as callback:
         request = _Request(
-            budget, trade_off, method, trials, refine, objective, seed, journal, workers, absorb,
+            budget, trade_off, method, trials, refine, objective, seed, journal, workers,
+            PtqSettings(absorb=absorb, rate=rate), FileForm.asked(floats, coding, rate=rate),
             callback, retrain_steps,
         )  # fmt: skip
-        _check_request(request)
-        check_values(model)
-        check_range(model)
-        batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
-        check_batches(len(batches))
+        _check_request(model, request)
+        batches = _read(model, inputs)
         callback(Event("survey", message="surveying the layers"))
         space = survey(model, batches[0], options, pins or {}, activations, others=batches[1:])
         check_budget(space, budget)
@@ -151,6 +159,13 @@ def search(
         twin = faithful_copy(model, batches[0])
         with held(journal), _naming_errors(twin, request):
             return _searched(twin, batches, space, request)
+
+
+def _read(model: nn.Module, inputs: Iterable[Inputs]) -> list[Inputs]:
+    """Return all batches, on the device of the model; there has to be one."""
+    batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
+    check_batches(len(batches))
+    return batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +181,8 @@ class _Request:
     seed: int
     journal: str | Path | None
     workers: int
-    absorb: bool
+    settings: PtqSettings
+    form: FileForm
     progress: Progress
     retrain_steps: RetrainSteps | None
 
@@ -184,8 +200,8 @@ def _searched(
         chosen = _at_knee(evaluator)
         exact = _exact(chosen, outcome)
     shipping = Shipping(
-        model, batches, parts, objective=request.objective, absorb=request.absorb,
-        retrain_steps=request.retrain_steps,
+        model, batches, parts, objective=request.objective, settings=request.settings,
+        form=request.form, retrain_steps=request.retrain_steps,
     )  # fmt: skip
     most = file_limit(request.budget, sizes.float_bytes)
     verdict = choose(chosen, shipping, exact, most)
@@ -227,10 +243,10 @@ def _evaluator(
     """
     environment = Environment(
         model, surveyed.names, parts.calibrating, surveyed.actions, scoring=parts.scoring,
-        objective=request.objective, workers=request.workers, absorb=request.absorb,
+        objective=request.objective, workers=request.workers, settings=request.settings,
         progress=request.progress,
     )  # fmt: skip
-    sizes = environment.file_sizes()
+    sizes = environment.file_sizes(request.form)
     space = within(surveyed, request.budget, sizes)
     journal = _journal(model, batches, space, parts, request)
     evaluator = Evaluator(
@@ -278,14 +294,18 @@ def _journal(
         "held_out": parts.held_out,
         "temperature": TEMPERATURE,
     }
-    if request.absorb:
+    if request.settings.absorb:
         settings["absorb"] = True
+    if request.settings.rate:
+        settings["rate"] = request.settings.rate
     path = None if request.journal is None else Path(request.journal)
     return Journal(path, space.actions, settings, request.progress)
 
 
-def _check_request(request: _Request) -> None:
-    """Raise unless the settings fit together, before the inputs are read."""
+def _check_request(model: nn.Module, request: _Request) -> None:
+    """Raise unless the model has values that can be quantized and the settings fit together, before
+    the inputs are read.
+    """
     budget = request.budget
     trade_off = request.trade_off
     if budget is not None and trade_off is not None:
@@ -302,6 +322,8 @@ def _check_request(request: _Request) -> None:
         )
     check_share(request.refine)
     method_of(request.method)  # raises where there is none
+    check_values(model)
+    check_range(model)
 
 
 def _warn_of_left_out(model: nn.Module, space: Space) -> None:

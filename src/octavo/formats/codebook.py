@@ -4,6 +4,7 @@ A codebook lists the values, or levels, that the weights of one tensor may take.
 two, the levels that codes stand for, and the edges between levels.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -91,8 +92,8 @@ class Codebook(Protocol):
     def encode(self, weight: Tensor, /) -> Tensor:
         """Return the code of each weight's level, uint8."""
 
-    def decode(self, codes: Tensor, /) -> Tensor:
-        """Return the levels that codes stand for, float32."""
+    def decode(self, codes: Tensor, /, out: Tensor | None = None) -> Tensor:
+        """Return the levels that codes stand for, float32, in the memory of ``out`` if given."""
 
 
 def power(exponent: Tensor) -> Tensor:
@@ -104,9 +105,9 @@ def power(exponent: Tensor) -> Tensor:
     return one.view(torch.float32) * other.view(torch.float32)
 
 
-def decoded(codebook: Codebook, codes: Tensor) -> Tensor:
+def decoded(codebook: Codebook, codes: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the levels of ``codebook`` that ``codes`` stand for: see ``PowerOfTwo.decode``."""
-    unit = codebook.unit_levels().to(codes.device)
+    unit = codebook.unit_levels()
     if codes.numel() and int(codes.max()) >= len(unit):
         raise PlanError(
             f"codes: expected at most {len(unit) - 1} at {codebook.width} bits, "
@@ -115,12 +116,55 @@ def decoded(codebook: Codebook, codes: Tensor) -> Tensor:
     group_size = codebook.group_size
     rows = rows_by_exponent(codes, codebook.max_exponent, group_size)
     scale = power(codebook.max_exponent).to(codes.device).view(-1, 1)
-    level = unit.new_empty(rows.shape)  # (exponents, weights)
-    for span, block in blocks(rows):
-        indices = rows[block].int().flatten()
-        found = unit.index_select(0, indices).view(rows[block].shape)
-        level[block] = found.mul_(scale[span] if len(scale) > 1 else scale)
-    return from_rows(level, codes.shape, group_size)
+    same = None if out is None or out.numel() != rows.numel() else out  # groups may be filled up
+    level = scale.new_empty(rows.shape) if same is None else same.view(rows.shape)
+    parts = list(blocks(rows))
+    most = sum(rows[block].numel() for _, block in parts[:1])
+    table = _Table(unit, most, codes.device)
+    for span, block in parts:
+        found = table.look_up(rows[block])
+        torch.mul(found, scale[span] if len(scale) > 1 else scale, out=level[block])
+    result = from_rows(level, codes.shape, group_size)
+    return result if out is None or out is same else out.copy_(result)
+
+
+class _Table:
+    """Looks up the levels of codes, two at a time, in memory that it keeps.
+
+    Args:
+        unit: the levels.
+        most: the most codes that are looked up at once.
+        device: of the codes.
+
+    """
+
+    def __init__(self, unit: Tensor, most: int, device: torch.device) -> None:
+        count = -(-most // 2)  # pairs
+        self._levels = _pairs(tuple(unit.tolist())).to(device)
+        self._codes = torch.zeros(count, dtype=torch.uint16, device=device)
+        self._index = torch.empty(count, dtype=torch.int32, device=device)
+        self._found = torch.empty(count, dtype=torch.float64, device=device)
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """Return the levels of codes, float32; they stay until the next call."""
+        count = codes.numel()
+        pairs = slice(-(-count // 2))
+        found = self._found[pairs]
+        self._codes.view(torch.uint8)[:count] = codes.reshape(-1)
+        index = self._index[pairs].copy_(self._codes[pairs])
+        torch.index_select(self._levels, 0, index, out=found)
+        return found.view(torch.float32)[:count].view(codes.shape)
+
+
+@functools.cache
+def _pairs(levels: tuple[float, ...]) -> Tensor:
+    """Return each pair of levels, as the bits of a float64; its index is the two codes, taken for a
+    little-endian integer. A pair is looked up as fast as a single level.
+    """
+    second = torch.tensor(levels)[:, None].expand(-1, 256)
+    first = torch.zeros(256)
+    first[: len(levels)] = torch.tensor(levels)
+    return torch.stack([first.expand_as(second), second], 2).view(torch.float64).flatten()
 
 
 def edges(levels: Tensor) -> Tensor:

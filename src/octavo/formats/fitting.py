@@ -157,12 +157,16 @@ def _least_error_exponent(
     best_error, saturated = _squared_error(rows, codebook, importance)
     while True:
         is_open = (saturated < best_error) & (exponent > codebook.lowest_max_exponent)
-        if not bool(is_open.any()):
+        left = is_open.nonzero().flatten()
+        if not len(left):
             return best_exponent
-        exponent = torch.where(is_open, exponent - 1, exponent)
-        error, saturated = _squared_error(rows, make(exponent, 0), importance)
-        best_exponent = torch.where(error < best_error, exponent, best_exponent)
-        best_error = torch.minimum(error, best_error)
+        exponent[left] -= 1
+        share = None if importance is None else importance[left]
+        error, saturated[left] = _squared_error(rows[left], make(exponent[left], 0), share)
+        best_exponent[left] = torch.where(
+            error < best_error[left], exponent[left], best_exponent[left]
+        )
+        best_error[left] = torch.minimum(error, best_error[left])
 
 
 def _squared_error(

@@ -104,14 +104,15 @@ class TableCodebook:
         """Return uint8 codes, the index of each weight's level, shape of ``weight``."""
         return from_rows(self._codes(weight).to(torch.uint8), weight.shape, self.group_size)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the levels that ``codes`` stand for: float32, shape of ``codes``, exact.
+    def decode(self, codes: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the levels that ``codes`` stand for: float32, shape of ``codes``, exact; in the
+        memory of ``out`` if it is given, a contiguous tensor of this type and shape.
 
         Raises:
             PlanError: a code beyond the last level.
 
         """
-        return decoded(self, codes)
+        return decoded(self, codes, out)
 
     def _codes(self, weight: Tensor) -> Tensor:
         """Return codes as a matrix with a row for each exponent, int32."""

@@ -143,14 +143,15 @@ class PowerOfTwo:
             result[block] = torch.copysign(rank, units).add_(self.zero)
         return from_rows(result, weight.shape, self.group_size)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the levels that ``codes`` stand for: float32, shape of ``codes``, exact.
+    def decode(self, codes: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the levels that ``codes`` stand for: float32, shape of ``codes``, exact; in the
+        memory of ``out`` if it is given, a contiguous tensor of this type and shape.
 
         Raises:
             PlanError: a code beyond the last level.
 
         """
-        return decoded(self, codes)
+        return decoded(self, codes, out)
 
 
 def power_of_two(

@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.errors import PlanError
-from octavo.formats.codebook import Codebook
 from octavo.formats.fitting import Fit, Per, read_per
-from octavo.formats.registry import fitted_codebook, with_exponents
+from octavo.formats.registry import with_exponents
 from octavo.formats.width import Width, WidthLike, write_widths
 from octavo.inq.agreement import (
     agreed,
@@ -34,16 +33,16 @@ from octavo.inq.partition import (
 from octavo.inq.planned_layer import PlannedLayer
 from octavo.inq.refitting import Freezing, freeze_and_refit
 from octavo.inq.stage import FrozenMasks, Stage
+from octavo.inq.starting import choose_starts, started
 from octavo.network.distributed import check_not_distributed
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.forward import Inputs, batches_of
-from octavo.network.layers import Layer, channels_first
+from octavo.network.layers import Layer
 from octavo.network.parametrizations import release
 from octavo.network.pruned import find_pruned, set_to_zero
 from octavo.network.ranks import ALONE, Ranks
 from octavo.plan import planned_layers
 from octavo.progress import Event, Progress, ProgressLike, showing
-from octavo.ptq.calibration import calibrate_quietly
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed, check_state, pack
 
@@ -94,6 +93,11 @@ class Incremental:
         masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. None, the
             default, takes every weight that is exactly zero as pruned, except in a layer that is on
             powers of two already. Pruned weights are zero and never move.
+        rate: how much a smaller file is worth, as for ``calibrate``: weights freeze at the levels
+            of least error and bits, and the network sees these with ``straight_through``. The bits
+            are those that the codes of the layer take, estimated anew after each portion: see
+            ``octavo.inq.cells``. With ``inputs``, layers whose error does more to the outputs keep
+            more of them.
         progress: True shows how far it is. A function is called after each layer that freezes with
             an ``Event`` of the phase ``"freeze"``, which counts the layers of all portions; before
             that, if there are inputs, with those of ``calibrate``.
@@ -121,6 +125,7 @@ class Incremental:
         straight_through: float = STRAIGHT_THROUGH,
         inputs: Iterable[Inputs] | None = None,
         masks: Mapping[str, Tensor] | None = None,
+        rate: float = PtqSettings.rate,
         progress: ProgressLike = None,
         distributed: bool = True,
     ) -> None:
@@ -128,7 +133,7 @@ class Incremental:
         self._ranks = Ranks.of_process() if distributed else ALONE
         planned = _planned(model, plan)
         layers = [layer for layer, _ in planned]
-        of_ptq = PtqSettings(fit=fit, per=read_per(per, layers[0].name), masks=masks)
+        of_ptq = PtqSettings(fit=fit, per=read_per(per, layers[0].name), rate=rate, masks=masks)
         start_alike(self._ranks, model)
         pruned = find_pruned(layers, masks)
         self.model = model
@@ -141,12 +146,10 @@ class Incremental:
         self._inputs = None if inputs is None else list(batches_of(inputs))
         self._progress = progress
         self._done = 0  # portions that are frozen
-        settings: dict[str, Any] = {"fit": fit, "per": of_ptq.per, "seed": seed}
-        settings["straight_through"] = straight_through
-        self._settings = agreed(self._ranks, _described(plan, portions, order, inputs) | settings)
+        self._settings = agreed(self._ranks, _described(self, plan, portions, of_ptq))
         set_to_zero(layers, pruned)
-        choose = partial(_codebooks, model, planned, self._inputs, of_ptq, progress)
-        self._layers = _start(layers, self._ranks.once(choose), pruned)
+        choose = partial(choose_starts, model, planned, self._inputs, of_ptq, progress)
+        self._layers = started(layers, self._ranks.once(choose), pruned)
         keep_from_broadcasts(self._ranks, model, self._layers)
 
     def __iter__(self) -> Iterator[Stage]:
@@ -215,6 +218,7 @@ class Incremental:
         """Return all that is needed to resume between stages, the model's state dict included. Take
         it after retraining.
         """
+        worth = {layer.name: layer.worth for layer in self._layers if layer.worth}
         return {  # "tops" is an old word for the exponents; the keys stay, so that old states load
             "done": self._done,
             "settings": self._settings,
@@ -222,6 +226,7 @@ class Incremental:
             "model": self.model.state_dict(),
             "portions": tuple(self.portions),
             "pruned": {layer.name: layer.parametrization.pruned for layer in self._layers},
+            **({"worth": worth} if worth else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -238,6 +243,7 @@ class Incremental:
         settings = dict(state["settings"])
         if settings.get("per") == "layer":  # an old word for it
             settings["per"] = "tensor"
+        settings.setdefault("rate", PtqSettings.rate)  # earlier versions had none
         for key, expected in self._settings.items():
             saved = settings.get(key)
             if saved != expected:
@@ -255,8 +261,13 @@ class Incremental:
         self._orders = orders_of(self.order, len(self.portions))
         for layer in self._layers:
             layer.parametrization.pruned = pruned.get(layer.name, 0)
+        worth = state.get("worth", {})
         self._layers = [
-            replace(layer, codebook=with_exponents(layer.codebook, state["tops"][layer.name]))
+            replace(
+                layer,
+                codebook=with_exponents(layer.codebook, state["tops"][layer.name]),
+                worth=worth.get(layer.name, 0.0),
+            )
             for layer in self._layers
         ]
         self._show_levels(self._done)
@@ -321,28 +332,18 @@ def _check_saved(
             )
 
 
-def _start(
-    layers: list[Layer], codebooks: list[Codebook], pruned: Mapping[str, Tensor]
-) -> list[PlannedLayer]:
-    """Put a parametrization on each layer."""
-    pairs = zip(layers, codebooks, strict=True)
-    return [
-        PlannedLayer.start(number, layer, codebook, pruned.get(layer.name))
-        for number, (layer, codebook) in enumerate(pairs)
-    ]
-
-
 def _described(
+    incremental: Incremental,
     plan: Mapping[str, WidthLike],
     portions: tuple[float, ...] | None,
-    order: FreezeOrder | Sequence[FreezeOrder],
-    inputs: Iterable[Inputs] | None,
+    of_ptq: PtqSettings,
 ) -> dict[str, Any]:
     """Describe settings for a saved state, which is compared with the run that loads it.
 
     If no portions are given, INQ's usual ones stand here for a pruned network too; the finer ones
     that are in force stand beside in the state.
     """
+    order = incremental.order
     if isinstance(order, str) or callable(order):
         names: str | tuple[str, ...] = order_name(order)
     else:
@@ -351,27 +352,10 @@ def _described(
         "plan": write_widths(plan),
         "portions": tuple(PORTIONS if portions is None else portions),
         "order": names,
-        "inputs": inputs is not None,
+        "inputs": incremental._inputs is not None,
+        "fit": of_ptq.fit,
+        "per": of_ptq.per,
+        "seed": incremental.seed,
+        "straight_through": incremental._straight_through,
+        "rate": of_ptq.rate,
     }
-
-
-def _codebooks(
-    model: nn.Module,
-    planned: Sequence[tuple[Layer, Width]],
-    inputs: list[Inputs] | None,
-    settings: PtqSettings,
-    progress: ProgressLike,
-) -> list[Codebook]:
-    """Choose the codebook of each layer: from its weights alone or, with inputs, by PTQ."""
-    if inputs is not None:
-        plan = {layer.name: bits for layer, bits in planned}
-        with showing(progress) as callback:
-            packed = calibrate_quietly(model, plan, inputs, settings, callback)
-        return [packed.layers[layer.name].codebook for layer, _ in planned]
-    codebooks = []
-    for layer, bits in planned:
-        weight = channels_first(layer.weight, layer.groups)
-        codebooks.append(
-            fitted_codebook(weight, bits, fit=settings.fit, per=settings.per, name=layer.name)
-        )
-    return codebooks

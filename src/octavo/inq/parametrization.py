@@ -49,7 +49,8 @@ class FrozenWeights(nn.Module):
         upper: the largest such value.
         levels: the unit levels, ascending, between two NaN: float32, as the integers of their bits.
         edges: the edges between the cells of ``levels``, likewise. A module that is cast to another
-            floating-point type leaves integers alone, so that no edge is rounded.
+            floating-point type leaves integers alone, so that no edge is rounded. Where a rate
+            moves them, they are a part of the state dict.
         zero: the gradient of a frozen weight, a scalar.
 
     """
@@ -65,7 +66,9 @@ class FrozenWeights(nn.Module):
     edges: Tensor
     zero: Tensor
 
-    def __init__(self, weight: Tensor, codebook: Codebook, groups: int = 0) -> None:
+    def __init__(
+        self, weight: Tensor, codebook: Codebook, groups: int = 0, *, priced: bool = False
+    ) -> None:
         super().__init__()
         self.pruned = 0
         self.straight_through = False
@@ -78,9 +81,10 @@ class FrozenWeights(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("lower", torch.full_like(scale, -math.inf, dtype=weight.dtype))
         self.register_buffer("upper", torch.full_like(scale, math.inf, dtype=weight.dtype))
-        levels, between = _levels_and_edges(codebook)
-        self.register_buffer("levels", levels.to(weight.device), persistent=False)
-        self.register_buffer("edges", between.to(weight.device), persistent=False)
+        unit = codebook.unit_levels().cpu()
+        self.register_buffer("levels", _bits_of_levels(unit).to(weight.device), persistent=False)
+        between = _bits_of_edges(edges(unit)).to(weight.device)
+        self.register_buffer("edges", between, persistent=priced)
         self.register_buffer("zero", weight.new_zeros(()), persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -105,6 +109,18 @@ class FrozenWeights(nn.Module):
         level = self.levels.view(torch.float32)[number]
         back = sorted(range(weight.dim()), key=order.__getitem__)
         return (level.permute(back) * self.scale).to(weight.dtype)
+
+    @torch.no_grad()
+    def move_edges(self, between: Tensor) -> None:
+        """Give the cells of levels other edges, ascending; an empty cell has two that are equal."""
+        self.edges.copy_(_bits_of_edges(between))
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> Tensor:
+        """Return the code of the cell of each weight: uint8, the weight's shape."""
+        in_units = (weight / self.scale).float().contiguous()
+        number = torch.bucketize(in_units, self.edges.view(torch.float32), right=True)
+        return (number - 1).to(torch.uint8)  # the first level stands for minus infinity
 
     @torch.no_grad()
     def prune(self, mask: Tensor) -> None:
@@ -153,17 +169,19 @@ def _memory_order(weight: Tensor) -> tuple[int, ...]:
     return tuple(range(weight.dim()))
 
 
-def _levels_and_edges(codebook: Codebook) -> tuple[Tensor, Tensor]:
-    """Return the unit levels between two NaN, and the edges between these cells, for
-    ``torch.bucketize(..., right=True)``: float32, as the integers of their bits.
-    """
-    unit = codebook.unit_levels().cpu()
+def _bits_of_levels(unit: Tensor) -> Tensor:
+    """Return the unit levels between two NaN: float32, as the integers of their bits."""
     nan = torch.tensor([math.nan])
+    return torch.cat([nan, unit, nan]).view(torch.int32)
+
+
+def _bits_of_edges(between: Tensor) -> Tensor:
+    """Return the edges between cells, for ``torch.bucketize(..., right=True)``, and those between
+    the outer cells and NaN: float32, as the integers of their bits.
+    """
     lowest = torch.tensor([torch.finfo(torch.float32).min])  # below it, there is only -infinity
     infinite = torch.tensor([math.inf])  # NaN lies beyond it
-    levels = torch.cat([nan, unit, nan])
-    between = torch.cat([lowest, edges(unit), infinite])
-    return levels.view(torch.int32), between.view(torch.int32)
+    return torch.cat([lowest, between.cpu(), infinite]).view(torch.int32)
 
 
 def _broadcastable_scale(weight: Tensor, codebook: Codebook, groups: int) -> Tensor:
@@ -242,10 +260,12 @@ def _replace_marks(
     state[prefix + "lower"] = -bound
 
 
-def attach_frozen_weights(layer: Layer, codebook: Codebook) -> FrozenWeights:
+def attach_frozen_weights(
+    layer: Layer, codebook: Codebook, *, priced: bool = False
+) -> FrozenWeights:
     """Put a :class:`FrozenWeights` on a layer's parameter, in every module that shares it. The
-    Parameter object stays the same.
+    Parameter object stays the same. ``priced`` says that its edges will be moved.
     """
-    frozen_weights = FrozenWeights(layer.weight, codebook, layer.groups)
+    frozen_weights = FrozenWeights(layer.weight, codebook, layer.groups, priced=priced)
     attach(layer, frozen_weights)
     return frozen_weights

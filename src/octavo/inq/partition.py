@@ -52,6 +52,7 @@ def rank(
     codebook: Codebook,
     order: FreezeOrder,
     *,
+    levels: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Rank the weights of a layer: the one of the highest rank freezes first.
@@ -64,6 +65,7 @@ def rank(
             their level, where half of the smallest level stands for the level zero; ``"random"``
             draws from ``generator`` (the other order that INQ compares). A function is called with
             the weight and the codebook and returns the rank.
+        levels: the level that each weight would take, the weight's shape; None: the nearest.
         generator: the source of the order ``"random"``.
 
     Returns:
@@ -81,7 +83,7 @@ def rank(
     values = weight.detach().float()
     if order == "magnitude":
         return values.abs()
-    levels = codebook.project(weight)
+    levels = codebook.project(weight) if levels is None else levels.clone()
     distance = (values - levels).abs_()
     if order == "relative":
         smallest = float(codebook.unit_levels()[codebook.zero + 1])  # above zero, at a scale of 1

@@ -10,6 +10,7 @@ from torch import Tensor
 from octavo._seeds import seed_of
 from octavo.errors import TrainingError
 from octavo.formats.codebook import Codebook
+from octavo.inq.cells import priced_edges, worth_of
 from octavo.inq.parametrization import FrozenWeights, attach_frozen_weights
 from octavo.inq.partition import FreezeOrder, grow, rank
 from octavo.network.layers import Layer, channels_back, channels_first
@@ -23,6 +24,7 @@ from octavo.storage.quantized import Quantized
 __all__ = ["LayerState", "PlannedLayer", "restore", "state_of", "tensors_of"]
 
 DAMP = PtqSettings.damp
+ROUNDS = 3  # estimates of the bits of codes before the first weight freezes
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class PlannedLayer:
         layer: the layer of the model.
         codebook: its levels.
         parametrization: what the network sees of its weight.
+        worth: the squared error that a bit is worth, see ``octavo.inq.cells``; 0 if bits cost
+            nothing, so that weights take their nearest levels.
 
     """
 
@@ -41,14 +45,30 @@ class PlannedLayer:
     layer: Layer
     codebook: Codebook
     parametrization: FrozenWeights
+    worth: float = 0.0
 
     @classmethod
-    def start(cls, number: int, layer: Layer, codebook: Codebook, pruned: Tensor | None) -> Self:
+    def start(
+        cls,
+        number: int,
+        layer: Layer,
+        codebook: Codebook,
+        pruned: Tensor | None,
+        rate: float = 0.0,
+    ) -> Self:
         """Put the parametrization on a layer; its pruned weights freeze at zero."""
-        parametrization = attach_frozen_weights(layer, codebook)
+        parametrization = attach_frozen_weights(layer, codebook, priced=rate > 0)
         if pruned is not None:
             parametrization.prune(pruned)
-        return cls(number, layer, codebook, parametrization)
+        if not rate:
+            return cls(number, layer, codebook, parametrization)
+        kept = channels_first(~parametrization.frozen, layer.groups)
+        nearest = codebook.encode(channels_first(trained_weight(layer), layer.groups))
+        worth = worth_of(rate, codebook, nearest[kept])
+        planned = cls(number, layer, codebook, parametrization, worth)
+        for _ in range(ROUNDS):  # codes lead to bits, and bits to other codes
+            planned.price()
+        return planned
 
     @property
     def name(self) -> str:
@@ -66,15 +86,18 @@ class PlannedLayer:
     @torch.no_grad()
     def freeze(self, portion: float, order: FreezeOrder, generator: torch.Generator) -> None:
         """Freeze free weights, by their rank in ``order``, until ``portion`` of them is frozen."""
-        self._check_weights()
+        _check_weights(self)
         parametrization = self.parametrization
         groups = self.layer.groups
-        ranks = channels_back(rank(self._seen(), self.codebook, order, generator=generator), groups)
+        levels = self.codebook.decode(self._codes()) if self.worth else None
+        ranks = rank(self._seen(), self.codebook, order, levels=levels, generator=generator)
+        ranks = channels_back(ranks, groups)
         mask = grow(parametrization.frozen, ranks, portion, pruned=parametrization.pruned)
-        del ranks  # they are as large as the weight
-        codes = channels_back(self.codebook.encode(self._seen()), groups)
-        parametrization.freeze(codes, mask)
+        del ranks, levels  # they are as large as the weight
+        parametrization.freeze(channels_back(self._codes(), groups), mask)
         set_trained_weight(self.layer, parametrization(trained_weight(self.layer)))
+        if self.worth:
+            self.price()
 
     @without_autocast()
     def freeze_and_refit(
@@ -87,7 +110,7 @@ class PlannedLayer:
         """Freeze up to each of ``portions`` in turn; before the first and after each, refit the
         free weights to the layer's full-precision outputs.
         """
-        self._check_weights()
+        _check_weights(self)
         finite = moments.hessian.isfinite().all() & moments.drift.isfinite().all()
         _check_finite(self.name, "inputs or outputs", finite)
         hessian = damped(moments.hessian, DAMP)  # (problems, columns, columns), float64
@@ -109,14 +132,35 @@ class PlannedLayer:
         fitted = channels_back(fitted.view(weight.shape), groups).to(weight)
         set_trained_weight(self.layer, self.parametrization(fitted))
 
+    @torch.no_grad()
+    def price(self) -> None:
+        """Estimate the bits of each code from the codes that all weights have by now, and move the
+        edges between the cells of levels accordingly.
+        """
+        self.parametrization.move_edges(priced_edges(self.codebook, self._codes(), self.worth))
+
+    def _codes(self) -> Tensor:
+        """Return the codes that weights have, or would have if they froze now, with the output
+        channels first.
+        """
+        nearest = self.codebook.encode(self._seen())
+        if not self.worth:
+            return nearest
+        seen = self.parametrization(trained_weight(self.layer))
+        cheaper = channels_first(self.parametrization.codes(seen), self.layer.groups)
+        frozen = channels_first(self.parametrization.frozen, self.layer.groups)
+        return torch.where(frozen, nearest, cheaper)
+
     def _seen(self) -> Tensor:
         """Return the weight as the network sees it, with its output channels first."""
         seen = self.parametrization(trained_weight(self.layer))
         return channels_first(seen, self.layer.groups)
 
-    def _check_weights(self) -> None:
-        weight = trained_weight(self.layer)
-        _check_finite(self.name, "weights", weight.isfinite() | self.parametrization.frozen)
+
+def _check_weights(layer: PlannedLayer) -> None:
+    weight = trained_weight(layer.layer)
+    finite = weight.isfinite() | layer.parametrization.frozen
+    _check_finite(layer.name, "weights", finite)
 
 
 def _check_finite(name: str, what: str, finite: Tensor) -> None:

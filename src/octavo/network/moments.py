@@ -4,6 +4,7 @@
 """
 
 import copy
+import itertools
 import math
 
 import torch
@@ -14,12 +15,13 @@ from octavo.network.layers import Layer
 
 __all__ = ["Moments"]
 
+BLOCK = 384  # columns of X whose products with those ahead of them are added at once
+
 
 class Moments:
     """The sums over a layer's calibration inputs ``X``: constant in memory, however many there are.
 
     Attributes:
-        hessian: ``X X^T``, (problems, columns, columns), float32.
         drift: ``D X^T``, (problems, rows, columns). ``D`` is the layer's full-precision output
             minus ``W X``; the two differ because the layers ahead of it are quantized. Zero if the
             inputs are the full-precision ones.
@@ -29,7 +31,7 @@ class Moments:
     """
 
     def __init__(self, problems: int, rows: int, columns: int, device: torch.device) -> None:
-        self.hessian = torch.zeros(problems, columns, columns, device=device)
+        self._products = torch.zeros(problems, columns, columns, device=device)  # X X^T
         self.drift = torch.zeros(problems, rows, columns, device=device)
         self.too_large = 0.0
         self._seen = torch.zeros(problems, 1, device=device)
@@ -52,14 +54,32 @@ class Moments:
             drift: ``D``, (problems, rows, n); None adds zero.
 
         """
-        self.hessian[problem].baddbmm_(inputs, inputs.mT)  # H <- H + X X^T
+        products = self._products[problem]
+        for start, end in self._blocks():  # H <- H + X X^T, on and above the diagonal
+            products[:, :end, start:end].baddbmm_(inputs[:, :end], inputs[:, start:end].mT)
         self._seen[problem] += inputs.shape[2]
-        squares = self.hessian[problem].diagonal(dim1=1, dim2=2)
+        squares = products.diagonal(dim1=1, dim2=2)
         if not math.isfinite(float(squares.sum())) and inputs.numel():
             largest = float(inputs.abs().max())
             self.too_large = max(self.too_large, math.inf if math.isnan(largest) else largest)
         if drift is not None:
             self.drift[problem].baddbmm_(drift, inputs.mT)  # D X^T
+
+    @property
+    def hessian(self) -> Tensor:
+        """``X X^T``, (problems, columns, columns), float32."""
+        for start, end in self._blocks():  # what is below the diagonal is what is above it
+            self._products[:, start:end, :start] = self._products[:, :start, start:end].mT
+        return self._products
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Return the first column of each block, and the one behind its last. Fewer than two whole
+        blocks are one: half of a product that is small would take as long as all of it.
+        """
+        columns = self._products.shape[2]
+        count = max(1, columns // BLOCK)
+        edges = [columns * index // count for index in range(count + 1)]
+        return list(itertools.pairwise(edges))
 
     def without_drift(self) -> "Moments":
         """Return the same sums as if the outputs had not drifted."""

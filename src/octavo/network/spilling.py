@@ -195,7 +195,10 @@ class _Results(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        self._made += [weakref.ref(tensor) for _, tensor in named_tensors(result)]
+        if isinstance(result, Tensor):  # as a rule, and this runs for every function
+            self._made.append(weakref.ref(result))
+        else:
+            self._made += [weakref.ref(tensor) for _, tensor in named_tensors(result)]
         return result
 
 

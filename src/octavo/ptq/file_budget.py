@@ -7,12 +7,12 @@ the logarithms of rates and bytes, which are nearly on a line.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from octavo.errors import BudgetError
 from octavo.plan import Budget
-from octavo.storage.packed import Packed
 
-__all__ = ["check_file_budget", "within"]
+__all__ = ["Sized", "check_file_budget", "within"]
 
 NEAR = 0.99  # the least share of the budget that a file shall use
 FIRST = 1.0  # the first rate that is tried
@@ -20,15 +20,28 @@ STEP = 4.0  # the factor between rates until one meets the budget
 LARGEST = FIRST * STEP**6  # rate; from there on hardly anything but zeros is left
 MOST = 8  # networks that are solved between the two rates of the bracket
 
-Solve = Callable[[float], Packed]
+
+class Sized(Protocol):
+    """A network whose file has a size."""
+
+    @property
+    def file_bytes(self) -> int:
+        """The bytes of its file."""
+
+    @property
+    def float_bytes(self) -> int:
+        """The bytes of its tensors in float."""
+
+
+Network = TypeVar("Network", bound=Sized)
 
 
 @dataclass(frozen=True, eq=False)
-class _Point:
+class _Point(Generic[Network]):
     """A rate, and the network that it leads to."""
 
     rate: float
-    packed: Packed
+    network: Network
     file_bytes: int
 
 
@@ -43,8 +56,9 @@ def check_file_budget(budget: Budget, rate: float) -> None:
         raise BudgetError(f"budget: expected no rate beside it, got rate={rate}; it finds the rate")
 
 
-def within(budget: Budget, solve: Solve) -> Packed:
-    """Return the largest file found that meets the budget: if possible 99 % of it or more.
+def within(budget: Budget, solve: Callable[[float], Network]) -> Network:
+    """Return the network of the largest file found that meets the budget: if possible 99 % of it
+    or more.
 
     Args:
         budget: a limit on the file.
@@ -55,14 +69,14 @@ def within(budget: Budget, solve: Solve) -> Packed:
 
     """
 
-    def at(rate: float) -> _Point:
-        packed = solve(rate)
-        return _Point(rate, packed, packed.file_bytes)
+    def at(rate: float) -> _Point[Network]:
+        network = solve(rate)
+        return _Point(rate, network, network.file_bytes)
 
     over = at(0.0)
-    limit = budget.bytes or over.packed.float_bytes / (budget.ratio or 1)
+    limit = budget.bytes or over.network.float_bytes / (budget.ratio or 1)
     if over.file_bytes <= limit:
-        return over.packed
+        return over.network
     under = at(FIRST)
     while under.file_bytes > limit:
         if under.rate >= LARGEST:
@@ -82,10 +96,10 @@ def within(budget: Budget, solve: Solve) -> Packed:
         else:
             under = middle
             best = max(best, middle, key=lambda point: point.file_bytes)
-    return best.packed
+    return best.network
 
 
-def _between(over: _Point, under: _Point, limit: float) -> float:
+def _between(over: _Point[Network], under: _Point[Network], limit: float) -> float:
     """Return the rate at which the file would have a bit less than ``limit`` if logarithms were on
     a line; neither end is more than nine tenths away.
     """

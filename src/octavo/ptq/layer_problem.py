@@ -102,7 +102,7 @@ class LayerProblem:
         factors = [scale.row_factor() for scale in scales]
         # In units of its own scale, every candidate has the same levels: the unit codebook's.
         in_units = [
-            (torch.ldexp(self.start, -exponent) / factor).float()
+            torch.ldexp(self.start, -exponent).div_(factor).float()
             for exponent, factor in zip(exponents, factors, strict=True)
         ]
         weight = torch.cat(in_units, 1)  # (problems, count * rows, columns)
@@ -149,8 +149,8 @@ class LayerProblem:
 
     def _levels(self, scale: LevelScale, codes: Tensor) -> Tensor:
         """Return the levels that codes stand for, float64, (problems, rows, columns)."""
-        unit_levels = self.unit.levels().double()[codes.int()]
-        return torch.ldexp(unit_levels, scale.exponent()) * scale.row_factor()
+        unit_levels = self.unit.decode(codes).double()
+        return torch.ldexp(unit_levels, scale.exponent()).mul_(scale.row_factor())
 
     def priced(self, codes: Tensor, price: Tensor) -> "LayerProblem":
         """Return the problem in which codes take the bits that they take among ``codes``.
@@ -175,7 +175,8 @@ class LayerProblem:
 def _output_error(problem: LayerProblem, error: Tensor) -> Tensor:
     """Return ``|error @ X|^2`` of each row, float64, (problems, rows)."""
     # In units of the largest error, float32 has room for the squares, and it is faster.
-    unit = error.abs().max().clamp(min=torch.finfo(error.dtype).tiny)
+    largest: Tensor = torch.linalg.vector_norm(error, torch.inf)
+    unit = largest.clamp(min=torch.finfo(error.dtype).tiny)
     in_units = output_error((error / unit).float(), problem.hessian)
     return in_units.clamp(min=0).double() * unit.square()
 

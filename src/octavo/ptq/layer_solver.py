@@ -146,9 +146,9 @@ def _looked_up(layer: Layer, rows: Tensor, bits: WidthLike, settings: PtqSetting
         start = at_rate(start, rows, settings.rate, settings.fit)
         codebook = with_exponents(codebook, start.scale.max_exponent)
         codes = start.codes.view(rows.shape)
-    lost = float((rows - codebook.decode(codes)).square().sum(dtype=torch.float64))
-    whole = float(rows.square().sum(dtype=torch.float64))
-    error = math.sqrt(lost / whole) if whole > 0 else 0.0
+    lost = float(torch.linalg.vector_norm(rows - codebook.decode(codes), dtype=torch.float64))
+    whole = float(torch.linalg.vector_norm(rows, dtype=torch.float64))
+    error = lost / whole if whole > 0 else 0.0
     return Solution(codebook, codes, error, error)
 
 

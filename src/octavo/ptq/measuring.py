@@ -196,7 +196,7 @@ def warn_if_large(held_out: HeldOut, plan: Mapping[str, Width]) -> None:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=5)  # the line that calls calibrate
+    warnings.warn(message, UserWarning, stacklevel=6)  # the line that calls calibrate
 
 
 def _advice(repair: Plan | None, plan: Mapping[str, Width]) -> str:

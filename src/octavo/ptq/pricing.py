@@ -30,15 +30,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from octavo.formats.codebook import LARGEST
+from octavo.formats.codebook import LARGEST, Codebook
 from octavo.formats.fitting import Fit
+from octavo.formats.registry import with_exponents
 from octavo.ptq.exponents import Start, neighbours
 from octavo.ptq.gptq import curvature
-from octavo.ptq.layer_problem import LayerProblem
 from octavo.ptq.level_scale import LevelScale
 from octavo.ptq.rounding import Prices, Rounding, bits_of_codes
 
-__all__ = ["at_rate"]
+__all__ = ["at_rate", "codebook_at_rate"]
 
 SAMPLED = 128  # columns of a layer that exponents are compared on
 # The least price of a row, as a share of the mean: a row that is on its levels has no error.
@@ -56,26 +56,55 @@ def at_rate(start: Start, rows: Tensor, rate: float, fit: Fit) -> Start:
 
     """
     fitted = start.scale
-    every = _Rows.of(rows, start.problem, fitted)
+    weight = rows.reshape(start.problem.target.shape)
+    curved = curvature(start.problem.damped).unsqueeze(1)
+    every = _Rows.of(weight, curved, fitted, start.problem.unit)
+    best, price = _best(every, rate, fit, shared=not fitted.max_exponent.dim())
+    problem = start.problem.priced(best.codes, price)
+    codes = every.rounded(best.step, problem.prices)
+    if problem.kept is not None:
+        codes.masked_fill_(~problem.kept, problem.unit.zero)
+    exponent = _stepped(fitted, best.step, problem.unit)
+    tried = neighbours(problem, exponent) if fit == "mse" else [exponent]
+    scale = LevelScale.of(exponent, fitted.group_size, fitted.shape)
+    return Start(problem.priced(codes, price), scale, codes, tried)
+
+
+def codebook_at_rate(codebook: Codebook, rows: Tensor, rate: float) -> Codebook:
+    """Return the codebook with the exponents that are best once bits count, where every weight is
+    rounded by itself.
+
+    Args:
+        codebook: the same with the exponents of least error.
+        rows: the weights, output channels first.
+        rate: see the equation above, with ``X`` the identity.
+
+    """
+    weight = rows.flatten(1).unsqueeze(0)  # (1, rows, columns)
+    scale = LevelScale.of(codebook.max_exponent, codebook.group_size, weight.shape)
+    ones = torch.ones_like(weight[:, :1], dtype=torch.float64)
+    every = _Rows.of(weight, ones, scale, codebook)
+    best, _ = _best(every, rate, "mse", shared=not scale.max_exponent.dim())
+    return with_exponents(codebook, _stepped(scale, best.step, codebook))
+
+
+def _best(every: "_Rows", rate: float, fit: Fit, *, shared: bool) -> tuple["_Choice", Tensor]:
+    """Return the best choice of exponents and the price of a bit in each row."""
     some = every.sampled()
     steps = some.steps() if fit == "mse" else torch.zeros(1, dtype=torch.int32)
     nearest = [some.rounded(step, None) for step in steps]
     price = rate * some.error(nearest[0], steps[0]).mean(2, keepdim=True)
     price = price.clamp(min=LEAST * float(price.mean()) + torch.finfo(price.dtype).tiny)
-    choices = _Choices(some, price, steps, not fitted.max_exponent.dim())
+    choices = _Choices(some, price, steps, shared)
     # The nearest levels of any exponent give a first estimate of bits.
     first = min(map(choices.best, nearest), key=lambda choice: choice.total)
-    best = choices.best(first.codes)
+    return choices.best(first.codes), price
 
-    problem = start.problem.priced(best.codes, price)
-    codes = every.rounded(best.step, problem.prices)
-    if problem.kept is not None:
-        codes.masked_fill_(~problem.kept, problem.unit.zero)
-    lowest = problem.unit.lowest_max_exponent
-    exponent = (fitted.max_exponent + _by_exponent(best.step, fitted)).clamp(lowest, LARGEST)
-    tried = neighbours(problem, exponent) if fit == "mse" else [exponent]
-    scale = LevelScale.of(exponent, fitted.group_size, fitted.shape)
-    return Start(problem.priced(codes, price), scale, codes, tried)
+
+def _stepped(scale: LevelScale, step: Tensor, codebook: Codebook) -> Tensor:
+    """Return the exponents of a scale after the step of each row, within what a codebook allows."""
+    exponent = scale.max_exponent + _by_exponent(step, scale)
+    return exponent.clamp(codebook.lowest_max_exponent, LARGEST)
 
 
 def _by_exponent(step: Tensor, scale: LevelScale) -> Tensor:
@@ -102,11 +131,13 @@ class _Rows:
     levels: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, problem: LayerProblem, scale: LevelScale) -> "_Rows":
+    def of(cls, weight: Tensor, curved: Tensor, scale: LevelScale, codebook: Codebook) -> "_Rows":
+        """Divide weights (problems, rows, columns) by their scale; ``curved`` is ``M_ii^2``."""
         by_weight = torch.ldexp(scale.row_factor(), scale.exponent())  # broadcasts to the weights
-        squares = curvature(problem.damped).unsqueeze(1) * by_weight.square()
-        weight = (rows.reshape(problem.target.shape) / by_weight).float()
-        return cls(weight, squares.expand(weight.shape), problem.unit.levels())
+        squares = curved * by_weight.square()
+        in_units = (weight / by_weight).float()
+        levels = codebook.unit_levels().to(weight.device)
+        return cls(in_units, squares.expand(in_units.shape), levels)
 
     def steps(self) -> Tensor:
         """Return what may be added to the exponents of least error; with more than the octaves of

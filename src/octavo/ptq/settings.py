@@ -9,6 +9,8 @@ from torch import Tensor
 
 from octavo.errors import PlanError
 from octavo.formats.fitting import Fit, Per
+from octavo.plan import Budget
+from octavo.ptq.file_budget import check_file_budget
 
 __all__ = ["PtqOrder", "PtqSettings", "check_ptq_order"]
 
@@ -38,11 +40,13 @@ class PtqSettings:
             cancels.
         rate: the share of a row's error that a bit less in each of its weights is worth: see
             ``octavo.ptq.pricing``. 0 counts the error alone.
+        budget: instead of a rate, a limit on the file: the rate is found that meets it.
         masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. None takes
             zeros for pruned weights where ``octavo.formats.zeros.pruned_mask`` does.
 
     Raises:
         PlanError: an unknown order, or a damping or a rate that is no finite number of at least 0.
+        BudgetError: a budget that is not one of the file, or that stands beside a rate.
 
     """
 
@@ -53,6 +57,7 @@ class PtqSettings:
     sequential: bool = True
     absorb: bool = False
     rate: float = 0.0
+    budget: Budget | None = None
     masks: Mapping[str, Tensor] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +67,8 @@ class PtqSettings:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 <= value < math.inf:
                 raise PlanError(f"{name}: expected a number of at least 0, got {value!r}")
+        if self.budget is not None:
+            check_file_budget(self.budget, self.rate)
 
 
 def check_ptq_order(order: str) -> None:

@@ -76,24 +76,22 @@ class Site:
         squared_output = 0.0
         for full, now in self._compared(weight):
             counted = full.isfinite()  # what full precision rules out counts nothing
-            difference = torch.where(counted, now - full, 0)
-            squared_error += float(difference.double().square().sum())
-            squared_output += float(torch.where(counted, full, 0).double().square().sum())
+            squared_error += _squared_norm(torch.where(counted, now - full, 0))
+            squared_output += _squared_norm(torch.where(counted, full, 0))
         if not math.isfinite(squared_error):
             return math.inf
         return math.sqrt(squared_error / squared_output) if squared_output > 0 else 0.0
 
     def _compared(self, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the module's outputs in full precision and those with ``weight``."""
-        own = self.layer.weight.clone()
-        with self._with(weight):
+        with self._with(weight) as own:
             for meeting in one_by_one(self.held_out or self.solving):
                 full = dict(named_tensors(self._full_output(meeting, own)))
                 now = dict(named_tensors(meeting.output()))
                 both = [(tensor, now[name]) for name, tensor in full.items() if name in now]
                 yield from (pair for pair in both if _is_comparable(*pair))
 
-    def _full_output(self, meeting: Meeting, own: Tensor) -> Any:
+    def _full_output(self, meeting: Meeting, own: Tensor | None) -> Any:
         """Return the module's output in full precision, or, if there is none to compare with, that
         of its full-precision weight.
         """
@@ -103,17 +101,22 @@ class Site:
             return meeting.output()
 
     @contextlib.contextmanager
-    def _with(self, weight: Tensor | None) -> Iterator[None]:
-        """Give the layer another weight for a while."""
+    def _with(self, weight: Tensor | None) -> Iterator[Tensor | None]:
+        """Give the layer another weight for a while, and return a copy of its own."""
         if weight is None:
-            yield
+            yield None
             return
         own = self.layer.weight.clone()
         self.layer.weight.copy_(weight)
         try:
-            yield
+            yield own
         finally:
             self.layer.weight.copy_(own)
+
+
+def _squared_norm(tensor: Tensor) -> float:
+    """Return the sum of the squares, each of which float64 has room for."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 def _is_comparable(tensor: Tensor, other: Tensor) -> bool:

@@ -20,7 +20,7 @@ from octavo.network.forward import device_of, on_device
 from octavo.plan import Plan
 from octavo.progress import Event
 from octavo.pruning.masks import find_kept
-from octavo.ptq.calibration import calibrate
+from octavo.ptq.calibration import calibrated
 from octavo.ptq.freezer import LayerResult
 from octavo.runs.job import Job, shared, teacher_of
 from octavo.runs.orders import load_orders
@@ -50,7 +50,7 @@ class Quantization:
     """The quantized network, and how it came about.
 
     Attributes:
-        packed: the quantized network.
+        packed: the quantized network; it has its norms, which may train on, as they are.
         figures: what ``result.json`` says about PTQ (``layers``) and INQ (``stages``).
         seconds_before: the time that an earlier process spent on it.
 
@@ -125,6 +125,9 @@ def _searched(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]
             objective=job.task.score if settings.objective == "task" else None,
             pins=settings.pins,
             absorb=job.recipe.ptq.absorb,
+            rate=job.recipe.ptq.rate,
+            floats=job.recipe.floats or "folded",
+            coding=job.recipe.coding,
             seed=job.recipe.seed,
             journal=journal,
             progress=keeping_beliefs(job.progress, beliefs),
@@ -175,23 +178,17 @@ def quantize_by_ptq(job: Job, model: nn.Module, plan: Plan) -> Quantization:
 
 def _calibrated(job: Job, model: nn.Module, plan: Plan) -> Quantization:
     recipe = job.recipe
-    rows: list[Json] = []
-
-    def progress(event: Event) -> None:
-        if isinstance(event.detail, LayerResult):
-            rows.append(_row(event.detail))
-        job.progress(event)
-
-    packed = calibrate(
+    found = calibrated(
         model,
         plan,
         job.task.calibration(),
-        fit=recipe.fit,
-        per=recipe.per,
-        progress=progress,
-        **asdict(recipe.ptq),
+        recipe.ptq.settings(recipe.fit, recipe.per),
+        recipe.file_form,
+        job.progress,
     )
-    return Quantization(packed, {"layers": rows, "held_out": _held_out(packed)})
+    figures: Json = {} if recipe.ptq.budget is None else {"rate": found.rate}
+    figures |= {"layers": [_row(layer) for layer in found.layers]}
+    return Quantization(found.packed, figures | {"held_out": _held_out(found.packed)})
 
 
 def _held_out(packed: Packed) -> Json | None:
@@ -240,6 +237,7 @@ def quantize_by_inq(job: Job, model: nn.Module, plan: Plan, retrained: list[Json
         per=recipe.per,
         seed=recipe.seed,
         straight_through=recipe.straight_through,
+        rate=recipe.rate,
         inputs=job.task.calibration() if recipe.start == "refit" else None,
         masks=masks,
     )

@@ -12,6 +12,8 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import to_json
@@ -30,6 +32,7 @@ from octavo.inq.partition import (
 )
 from octavo.network.devices import AUTO
 from octavo.plan import Budget
+from octavo.ptq.file_form import FileForm
 from octavo.ptq.settings import PtqSettings
 from octavo.runs.old_words import with_new_words
 from octavo.runs.orders import RecipeOrder, check_orders, read_orders, write_orders
@@ -37,6 +40,8 @@ from octavo.runs.plan_files import with_plan_file
 from octavo.runs.sections import Activations, Epochs, Prune, Ptq, RecipePer, RecipeWidth, Search
 from octavo.runs.training import Retraining
 from octavo.runs.unknown_keys import explain
+from octavo.storage.layer_strings import Coding
+from octavo.storage.packed import FloatForm
 
 __all__ = [
     "Recipe",
@@ -73,6 +78,7 @@ SECTIONS: dict[str, Any] = {
     "activations": Activations,
     "prune": Prune,
     "ptq": Ptq,
+    "ptq.budget": Budget,
     "search": Search,
     "search.budget": Budget,
 }
@@ -108,6 +114,8 @@ class Recipe(BaseModel):
             folder and then from the working directory.
         straight_through: the portion from which on the network sees free weights at their levels:
             see ``octavo.Incremental``.
+        rate: how much a smaller file is worth to INQ, see ``octavo.Incremental``; calibration has
+            one of its own in ``ptq``.
         fit: the choice of the largest exponent.
         per: one largest exponent per ``tensor``, per ``channel``, or for every 32 inputs of a
             channel, ``[group, 32]``.
@@ -118,7 +126,10 @@ class Recipe(BaseModel):
         control: True trains the full-precision network equally long, for comparison.
         floats: the form in which the file stores the tensors that are not quantized: as they are
             (``float32``), rounded (``float16``), or rounded after batch norms were reduced to a
-            scale and a shift (``folded``).
+            scale and a shift (``folded``). None, the default, is ``float32``; with a rate, or a
+            budget of ``bytes`` or ``ratio``, it is ``folded``, unless that changes outputs: see
+            ``octavo.calibrate``.
+        coding: the coding of the file, ``fast`` or ``small``: see ``octavo.Packed``.
         device: the device of the networks: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
             ``auto`` is a GPU that CUDA sees, or else where the task puts its network.
         seed: the seed of everything that is drawn.
@@ -143,13 +154,15 @@ class Recipe(BaseModel):
     portions: tuple[float, ...] = PORTIONS
     order: Orders = ORDER
     straight_through: Annotated[float, Field(gt=0, le=1)] = STRAIGHT_THROUGH
+    rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = PtqSettings.rate
     fit: Fit = PtqSettings.fit
     per: RecipePer = PtqSettings.per
     epochs: Epochs | tuple[Epochs, ...] = 1.0
     retraining: Retraining = Retraining()
     export: tuple[Form, ...] = ()
     control: bool = True
-    floats: Literal["float32", "float16", "folded"] = "float32"
+    floats: Annotated[FloatForm | None, Field(validate_default=True)] = None
+    coding: Coding = FileForm.coding
     device: str = AUTO
     seed: Seed = 0
     publish: str | None = None
@@ -160,6 +173,16 @@ class Recipe(BaseModel):
         """Give a recipe that prunes the finer portions, unless it has portions of its own."""
         sparse = isinstance(content, Mapping) and content.get("prune") is not None
         return {"portions": SPARSE_PORTIONS, **content} if sparse else content
+
+    @field_validator("floats")
+    @classmethod
+    def _default_floats(cls, floats: FloatForm | None, info: ValidationInfo) -> FloatForm | None:
+        """Say ``float32`` where nothing asks for a small file."""
+        ptq = info.data.get("ptq", Ptq())
+        budgets = [ptq.budget, getattr(info.data.get("search"), "budget", None)]
+        of_file = next((each for each in budgets if each is not None and each.of_file), None)
+        rate = ptq.rate or info.data.get("rate", 0.0)
+        return FileForm.asked(floats, None, rate=rate, budget=of_file).floats
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -172,6 +195,10 @@ class Recipe(BaseModel):
             raise ValueError(f"expected either bits or search, got {got}")
         if self.activations and self.search and self.search.activations:
             raise ValueError("expected either activations or search.activations, got both")
+        if self.ptq.budget and self.retrains and self.start != "ptq":
+            raise ValueError(f"ptq.budget: expected start ptq, which calibrates, got {self.start}")
+        if self.rate and not self.retrains:
+            raise ValueError(f"rate: expected method inq, or ptq.rate, got {self.method}")
         if self.prune and not self.retrains:
             raise ValueError(f"prune: expected method inq, which retrains, got {self.method}")
         if self.search and self.search.retrain_steps and not self.retrains:
@@ -185,6 +212,11 @@ class Recipe(BaseModel):
                 f"epochs: expected one number, or {portions}, one a portion; got {len(self.epochs)}"
             )
         return self
+
+    @property
+    def file_form(self) -> FileForm:
+        """The form of the packed file."""
+        return FileForm(floats=self.floats, coding=self.coding)
 
     @property
     def retrains(self) -> bool:

@@ -20,9 +20,11 @@ from octavo.deploy.forms import check_forms, file_name
 from octavo.dnq.methods import method_of
 from octavo.errors import RecipeError
 from octavo.network.devices import device_named
+from octavo.network.forward import batches_of
 from octavo.network.ranks import Ranks
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.progress import Event, Progress, silent
+from octavo.ptq.file_form import FileForm
 from octavo.runs.details import DETAILS, network_details, without_curves
 from octavo.runs.job import SAVE_EVERY, Job, shared
 from octavo.runs.orders import load_orders
@@ -89,7 +91,8 @@ def run(
         TrainingError: retraining failed; the last whole stage is kept.
         ExportError: the network cannot be exported in a form that the recipe lists, or the
             libraries of that form are missing.
-        FormatError: a file of the folder is damaged, or belongs to half a run of other weights.
+        FormatError: a file of the folder is damaged, or belongs to half a run of other weights; or
+            the library of the recipe's coding is missing.
         Interrupted: a signal has come; what was done is kept.
 
     """
@@ -131,7 +134,7 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
     retrained = _retrain_in_full_precision(job, model)
     plan, search_figures = _plan(job, model)
     quantization = _quantize(job, model, plan, retrained)
-    packed = quantization.packed.with_floats(recipe.floats, model)
+    packed = ranks.once(lambda: _as_filed(job, quantization.packed, model))
     score, exports = ranks.once(lambda: _written(job, packed))
     control = {"control_score": control_score(job)} if recipe.controlled else {}
     result = {
@@ -158,6 +161,11 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
         return write_json(job.folder / "result.json", finite(result))
 
     return ranks.once(finish)
+
+
+def _as_filed(job: Job, packed: Packed, model: nn.Module) -> Packed:
+    """Return the packed network in the form that the recipe gives its file."""
+    return job.recipe.file_form.of(packed, model, batches_of(job.task.calibration()))
 
 
 def _written(job: Job, packed: Packed) -> tuple[float, Json]:
@@ -271,6 +279,7 @@ def _load(
 
     """
     check_forms(recipe.export)
+    FileForm(coding=recipe.coding)  # raises where the library of the coding is missing
     load_orders(recipe.order)
     task = load_task(recipe.task, recipe.options)
     if recipe.search is not None:

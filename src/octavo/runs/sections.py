@@ -9,7 +9,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, SkipValidation
 from octavo.activations.quantization import ActivationSettings, ScaleFit, check_fit
 from octavo.dnq.settings import METHOD, REFINE, TRIALS
 from octavo.errors import PlanError
-from octavo.formats.fitting import Per, read_per
+from octavo.formats.fitting import Fit, Per, read_per
 from octavo.formats.width import Width, read_width, write_width
 from octavo.plan import Budget
 from octavo.pruning.surgery import check_sparsity
@@ -54,6 +54,16 @@ class Ptq:
     """The settings of post-training quantization: see ``octavo.calibrate``.
 
     Its ``fit`` and ``per`` are keys of the recipe itself, because INQ has them too.
+
+    Attributes:
+        order: the order in which weights freeze.
+        damp: share of the mean diagonal that is added to the diagonal of the second moment.
+        sequential: each layer sees the layers ahead of it quantized.
+        absorb: batch norms absorb a scale of the channels ahead of them.
+        rate: how much a smaller file is worth.
+        budget: instead of a rate, a limit on the file (``bytes``, ``ratio``): the rate is found
+            that meets it. With INQ after it, it holds for the calibrated network.
+
     """
 
     order: PtqOrder = PtqSettings.order
@@ -61,6 +71,14 @@ class Ptq:
     sequential: bool = PtqSettings.sequential
     absorb: bool = PtqSettings.absorb
     rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = PtqSettings.rate
+    budget: Budget | None = PtqSettings.budget
+
+    def __post_init__(self) -> None:
+        self.settings(PtqSettings.fit, PtqSettings.per)  # raises where they do not fit together
+
+    def settings(self, fit: Fit, per: Per) -> PtqSettings:
+        """Return the settings of PTQ, with what a recipe has beside them."""
+        return PtqSettings(fit=fit, per=per, **vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,9 +155,7 @@ class Packed:
         state = model.state_dict()
         with torch.no_grad():
             for layer in self.layers.values():
-                weight = layer.weight()  # of one layer at a time
-                for name in layer.names:
-                    state[name].copy_(weight)
+                layer.write(*(state[name] for name in layer.names))
             for names, value in self.floats:
                 for name in names:
                     state[name].copy_(value)

@@ -9,6 +9,7 @@ from torch import Tensor
 from octavo.formats.codebook import Codebook
 from octavo.formats.registry import with_exponents
 from octavo.network.layers import Layer, channels_back
+from octavo.network.memory import memory_of
 
 __all__ = ["Quantized"]
 
@@ -46,3 +47,16 @@ class Quantized:
     def weight(self) -> Tensor:
         """Return the weights, float32, in the parameter's own layout."""
         return channels_back(self.codebook.decode(self.codes), self.groups)
+
+    def write(self, target: Tensor, *others: Tensor) -> None:
+        """Write the weights into tensors of the parameter's shape and of types that hold them,
+        where possible straight into the memory of the first.
+        """
+        plain = type(target) is Tensor and target.is_contiguous() and not self.groups
+        if plain and target.dtype == torch.float32 and target.device == self.codes.device:
+            self.codebook.decode(self.codes, out=target)
+        else:
+            target.copy_(self.weight())
+        for other in others:
+            if memory_of(other) != memory_of(target):
+                other.copy_(target)

@@ -351,3 +351,10 @@ def test_sums_of_two_powers_have_codes_of_their_own_number(
     assert data[4] == bits
     assert len(data) <= 200 + 1.02 * entropy_bytes(codes, Apot(bits)) or zeros == 0.99
     assert entropy_bytes(codes, Apot(bits)) == pytest.approx(order_0(codes) if size else 0)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+@pytest.mark.parametrize("count", [1, 5, 6, 5 << 15, (5 << 15) + 1, 200_003])
+def test_codes_survive_wherever_pairs_of_bytes_and_blocks_end(bits: int, count: int) -> None:
+    codes = torch.randint(2 ** (bits - 1) + 1, (count,), dtype=torch.uint8)
+    assert torch.equal(decode_codes(encode_codes(codes, bits), count, bits), codes)

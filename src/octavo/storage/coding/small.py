@@ -33,7 +33,7 @@ from torch import Tensor
 from octavo.errors import FormatError
 from octavo.storage.coding.kernels import CONTEXTS, Contexts, Signed, in_kernels, visited
 
-__all__ = ["Run", "decode_runs", "encode_runs", "frequencies"]
+__all__ = ["Run", "check_library", "decode_runs", "encode_runs", "frequencies"]
 
 HEADER = struct.Struct("<II")
 PRECISION = 24  # frequencies add up to 2^24
@@ -234,6 +234,11 @@ def _model(table: Bytes, levels: int) -> Any:
         return None
     weights = (frequencies(table, levels) - 1).astype(np.float32)
     return _library().stream.model.Categorical(weights, perfect=False)
+
+
+def check_library() -> None:
+    """Raise FormatError if the library of this coding is missing."""
+    _library()
 
 
 def _library() -> Any:

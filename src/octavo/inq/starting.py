@@ -1,0 +1,81 @@
+"""The start of INQ: the codebook of each layer, and its rate."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from octavo.formats.codebook import Codebook
+from octavo.formats.registry import fitted_codebook
+from octavo.formats.width import Width
+from octavo.inq.planned_layer import PlannedLayer
+from octavo.network.forward import Inputs, device_of, observing, on_device
+from octavo.network.layers import Layer, channels_first
+from octavo.progress import ProgressLike, showing
+from octavo.ptq.network_solver import calibrate_quietly
+from octavo.ptq.pricing import codebook_at_rate
+from octavo.ptq.sensitivity import rates_of_layers
+from octavo.ptq.setting_aside import leading
+from octavo.ptq.settings import PtqSettings
+
+__all__ = ["LayerStart", "choose_starts", "started"]
+
+Planned = Sequence[tuple[Layer, Width]]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStart:
+    """The choice for a layer before its first weight freezes.
+
+    Attributes:
+        codebook: its levels.
+        rate: its rate.
+
+    """
+
+    codebook: Codebook
+    rate: float
+
+
+def choose_starts(
+    model: nn.Module,
+    planned: Planned,
+    inputs: list[Inputs] | None,
+    settings: PtqSettings,
+    progress: ProgressLike,
+) -> list[LayerStart]:
+    """Choose the codebook and the rate of each layer: from its weights alone or, with inputs, by
+    PTQ.
+    """
+    if inputs is None:  # then layers cannot be compared
+        return [
+            LayerStart(_codebook(layer, width, settings), settings.rate) for layer, width in planned
+        ]
+    some = [on_device(batch, device_of(model)) for batch in leading(iter(inputs))]
+    with observing(model):
+        rates = rates_of_layers(model, planned, some, settings)
+    plan = {layer.name: width for layer, width in planned}
+    with showing(progress) as callback:
+        packed = calibrate_quietly(model, plan, inputs, settings, callback)
+    return [
+        LayerStart(packed.layers[layer.name].codebook, rates[layer.name]) for layer, _ in planned
+    ]
+
+
+def _codebook(layer: Layer, width: Width, settings: PtqSettings) -> Codebook:
+    """Choose the codebook of a layer from its weights."""
+    weight = channels_first(layer.weight.detach(), layer.groups)
+    codebook = fitted_codebook(weight, width, fit=settings.fit, per=settings.per, name=layer.name)
+    if not settings.rate or settings.fit == "max":
+        return codebook
+    return codebook_at_rate(codebook, weight.float(), settings.rate)
+
+
+def started(
+    layers: Sequence[Layer], starts: Sequence[LayerStart], pruned: Mapping[str, Tensor]
+) -> list[PlannedLayer]:
+    """Put a parametrization on each layer."""
+    return [
+        PlannedLayer.start(number, layer, start.codebook, pruned.get(layer.name), start.rate)
+        for number, (layer, start) in enumerate(zip(layers, starts, strict=True))
+    ]

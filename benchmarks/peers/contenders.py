@@ -127,8 +127,9 @@ def _brevitas(model: nn.Module) -> nn.Module:
 
     weights = {"weight_quant": Int8WeightPerChannelFloatMSE, "weight_bit_width": 4}
     layers = {nn.Conv2d: (QuantConv2d, weights), nn.Linear: (QuantLinear, weights)}
-    network: nn.Module = layerwise_quantize(model, compute_layer_map=layers)
-    return network.eval()
+    network: nn.Module = layerwise_quantize(model, compute_layer_map=layers).eval()
+    network(torch.zeros(1, 3, 32, 32))  # its quantizers are set up by the first call
+    return network
 
 
 def save_brevitas(model: nn.Module, images: Images, folder: Path) -> nn.Module:
@@ -168,18 +169,18 @@ CONTENDERS = {
     "nncodec, qp -24": _nncodec(-24, opt_qp=False),
     "nncodec, qp -28": _nncodec(-28, opt_qp=False),
     "nncodec, qp -24, opt_qp": _nncodec(-24, opt_qp=True),
-    "optimum-quanto, int4": _quanto("qint4", hqq=False),
     "torchao, int4": Contender("torchao", save_torchao, load_torchao),
     "Brevitas, GPTQ, 4 bits": Contender("brevitas", save_brevitas, load_brevitas),
-    "octavo, apot5, rate 13": _octavo("apot5", 13),
-    "octavo, 4 bits": _octavo(4, 0),
-    "optimum-quanto, int4, HQQ": _quanto("qint4", hqq=True),
-    "optimum-quanto, int2": _quanto("qint2", hqq=False),
+    "optimum-quanto, int4": _quanto("qint4", hqq=False),
     "optimum-quanto, int8": _quanto("qint8", hqq=False),
-    "nncodec, qp -16": _nncodec(-16, opt_qp=False),
-    "nncodec, qp -32": _nncodec(-32, opt_qp=False),
-    "nncodec, qp -20, opt_qp": _nncodec(-20, opt_qp=True),
+    "octavo, 4 bits, rate 1.5": _octavo(4, 1.5),
     "nncodec, qp -28, opt_qp": _nncodec(-28, opt_qp=True),
+    "optimum-quanto, int2": _quanto("qint2", hqq=False),
+    "octavo, apot5, rate 13": _octavo("apot5", 13),
+    "optimum-quanto, int4, HQQ": _quanto("qint4", hqq=True),
+    "nncodec, qp -16": _nncodec(-16, opt_qp=False),
+    "nncodec, qp -20, opt_qp": _nncodec(-20, opt_qp=True),
+    "nncodec, qp -32": _nncodec(-32, opt_qp=False),
     "octavo, apot5, rate 40": _octavo("apot5", 40),
     "octavo, fp4": _octavo("fp4", 0),
     "optimum-quanto, int2, HQQ": _quanto("qint2", hqq=True),

@@ -350,16 +350,14 @@ def main() -> None:
     sys.dont_write_bytecode = True  # that of a mutant might be taken for that of the next
     with tempfile.TemporaryDirectory() as folder:
         tests = Tests(Path(folder))
-        for room in FOLDERS:
-            inside = {one: place for one, (_, place) in places.items() if _room(one) == room}
-            for mutant, place in inside.items():
-                if mutant not in known:
-                    killer = tests.killer(mutant, place, own_tests(mutant), anew=False)
-                    record.add(mutant, killer or SURVIVED_OWN)
-            for mutant, place in inside.items():
-                if record.fates[mutant] == SURVIVED_OWN:
-                    killer = tests.killer(mutant, place, folder_tests(mutant), anew=True)
-                    record.add(mutant, killer or SURVIVED)
+        for mutant, (_, place) in places.items():
+            if mutant not in known:
+                killer = tests.killer(mutant, place, own_tests(mutant), anew=False)
+                record.add(mutant, killer or SURVIVED_OWN)
+        for mutant, (_, place) in places.items():
+            if record.fates[mutant] == SURVIVED_OWN:
+                killer = tests.killer(mutant, place, folder_tests(mutant), anew=True)
+                record.add(mutant, killer or SURVIVED)
         check_killers(tests, record)
 
 

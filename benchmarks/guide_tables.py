@@ -163,6 +163,18 @@ def at(curve: list[list[float]], bits: float) -> str:
     return "-"
 
 
+def inq_rates() -> tuple[str, Rows]:
+    """The digits network at several rates, calibrated alone and after INQ."""
+    rows = []
+    for row in load("inq-rate")["rows"]:
+        way = {"ptq": "`calibrate`", "inq": "`Incremental`"}[row["method"]]
+        size_in_bytes = f"{row['file_bytes']:,}"
+        rows.append(
+            [f"`{row['width']}`", way, f"{row['rate']:g}", size_in_bytes, f"{row['score']:.1f}"]
+        )
+    return "codebook, way, rate, file in bytes, accuracy", rows
+
+
 def stories() -> tuple[str, Rows]:
     """A language model in full precision, calibrated, and after INQ, on the stories of the test."""
     result = load("stories")

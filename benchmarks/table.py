@@ -329,6 +329,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "summary": partial(rendered, guide_tables.summary),
     "ways": partial(rendered, guide_tables.ways),
     "rates": partial(rendered, guide_tables.rates, "rate"),
+    "inq rates": partial(rendered, guide_tables.inq_rates),
     "theory": partial(rendered, guide_tables.theory),
     "small": partial(rendered, guide_tables.small),
     "peers, ResNet-20": partial(rendered, guide_tables.peers, "resnet20"),

@@ -86,7 +86,7 @@ def integer_network(
 
 def largest(bits: int) -> int:
     """Return the largest of the symmetric integers."""
-    return 2 ** (bits - 1) - 1
+    return (1 << bits - 1) - 1
 
 
 def _solved(

@@ -87,7 +87,8 @@ class Classifier:
     def model(self) -> nn.Module:
         """Return the network; ResNet-8 is another one than the task's of that depth."""
         if self._depth == 8:
-            return resnet8(MEAN, STD)
+            network: nn.Module = resnet8(MEAN, STD)
+            return network
         return self._task.model()
 
 

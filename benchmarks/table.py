@@ -9,6 +9,7 @@ command fills the space between them. No such figure is typed by hand.
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import guide_tables  # type: ignore[import-not-found]  # its neighbour
 import search_tables  # type: ignore[import-not-found]  # its neighbour
@@ -36,7 +37,7 @@ def markdown(head: str | list[str], rows: Rows) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def rendered(table: Callable[..., tuple[str | list[str], Rows]], *arguments: int) -> str:
+def rendered(table: Callable[..., tuple[str | list[str], Rows]], *arguments: Any) -> str:
     """A table of ``search_tables`` in Markdown."""
     return markdown(*table(*arguments))
 
@@ -327,7 +328,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "summary": partial(rendered, guide_tables.summary),
     "ways": partial(rendered, guide_tables.ways),
-    "rates": partial(rendered, guide_tables.rates),
+    "rates": partial(rendered, guide_tables.rates, "rate"),
+    "theory": partial(rendered, guide_tables.theory),
+    "small": partial(rendered, guide_tables.small),
+    "peers, ResNet-20": partial(rendered, guide_tables.peers, "resnet20"),
     "stories": partial(rendered, guide_tables.stories),
     "llama.cpp": partial(rendered, guide_tables.llama_cpp),
     "accuracy": partial(retrained, "resnet20-inq-*"),

@@ -14,7 +14,9 @@ tries the survivors once more.
 
 import ast
 import compileall
+import gc
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -24,31 +26,37 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
+from inspect import CO_OPTIMIZED
 from pathlib import Path
-from typing import Any
+from types import CodeType, FunctionType
+from typing import Any, NoReturn
 
+import hypothesis.extra.numpy  # noqa: F401  # so that the tests need not import it
 import pytest
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
-import octavo.cli  # noqa: F401  # so that the processes of the tests have torch when they begin
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "octavo"
 RESULT = ROOT / "benchmarks" / "results" / "mutants.json"
-FOLDERS = ("formats", "ptq", "inq", "dnq", "storage")
+FOLDERS = ("formats", "storage", "inq", "ptq", "dnq")  # those with the fastest tests first
 SEED = 0
 SECONDS = 600  # of the processor: a mutant that takes them hangs
 HOUR = 3600  # one that takes it waits for what never comes
 # No deadlines, and the same examples at each call.
-OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci"]
+OPTIONS = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci"]
+# Modules that are imported before the tests are no fault of theirs; the second comes with a report.
+OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-W", "ignore:mypy_extensions"]
 
-# The fates of a mutant: killed by the tests of its module, by others of its folder, or by none; the
-# second is not known yet of those that survived the first.
-OWN, FOLDER, UNKNOWN, NONE = "its module's tests", "its folder's tests", "not its module's", "none"
+INVALID = "no Python"  # it does not count
+STUCK = "the process ended or took too long"
+# The fates of a mutant that no test has killed: not those of its module, or none of its folder.
+SURVIVED_OWN = "survived the tests of its module"
+SURVIVED = "survived"
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Mutant:
     place: int
 
 
+Change = list[tuple[CodeType, CodeType]]  # codes of functions, and those that they become
 Places = dict[Mutant, tuple[int, int]]  # the line, and cosmic-ray's number of the place
 
 
@@ -137,7 +146,8 @@ def sample(count: int) -> Places:
     for mutant in sorted(places, key=lambda mutant: _drawn(str(mutant))):
         first.setdefault((mutant.file, mutant.text, mutant.copy), mutant)
     lines = sorted(first, key=lambda line: _drawn(str(line)))[:count]
-    return {first[line]: places[first[line]] for line in lines}
+    drawn = sorted((first[line] for line in lines), key=lambda one: FOLDERS.index(_room(one)))
+    return {mutant: places[mutant] for mutant in drawn}
 
 
 def _drawn(text: str) -> str:
@@ -146,47 +156,120 @@ def _drawn(text: str) -> str:
 
 
 class Tests:
-    """Runs tests on a copy of the package, with mutants or without."""
+    """Runs tests on a copy of the package, with mutants or without.
+
+    Each run is a process of its own, a fork of this one, which has imported the package already.
+    """
 
     def __init__(self, copy: Path) -> None:
         self._copy = copy
-        self._passing: set[tuple[Path, ...]] = set()  # without a mutant
         shutil.copytree(PACKAGE, copy / "octavo", ignore=shutil.ignore_patterns("__pycache__"))
         compileall.compile_dir(copy, quiet=1)
+        sys.path.insert(0, str(copy))
+        for folder in FOLDERS:
+            for path in sorted((copy / "octavo" / folder).rglob("*.py")):
+                importlib.import_module(_module(path.relative_to(copy)))
 
-    def kill(self, mutant: Mutant, occurrence: int, files: tuple[Path, ...]) -> bool:
-        """Tell if test files fail with a mutant; without one, they must not."""
-        if not files:
-            return False
+    def killer(
+        self, mutant: Mutant, occurrence: int, files: Sequence[Path], *, anew: bool
+    ) -> str | None:
+        """Return the test among files that a mutant fails first, or None; INVALID if it is none.
+
+        Where possible, only the code of functions is replaced, which is fast, but misses what was
+        done as the package was imported; ``anew`` imports it again in any case.
+        """
         path = self._copy / "octavo" / mutant.file
         source = path.read_text(encoding="utf-8")
-        operator = get_operator(mutant.operator)()
-        path.write_text(mutate_code(source, operator, occurrence), encoding="utf-8")
+        changed = mutate_code(source, get_operator(mutant.operator)(), occurrence)
         try:
-            died = self._fail(files)
+            change = changed_functions(*(compile(one, str(path), "exec", dont_inherit=True)
+                                         for one in (source, changed)))  # fmt: skip
+        except SyntaxError:
+            return INVALID
+        path.write_text(changed, encoding="utf-8")
+        try:
+            return (
+                next(iter(self.failures(None if anew else change, "-x", *files)), None)
+                if files
+                else None
+            )
         finally:
             path.write_text(source, encoding="utf-8")
-        if died and files not in self._passing and self._fail(files):
-            names = ", ".join(file.name for file in files)
-            raise SystemExit(f"{names}: they fail without a mutant: nothing is measured")
-        self._passing.add(files)
-        return died
 
-    def _fail(self, files: tuple[Path, ...]) -> bool:
-        """Tell if tests fail, in a process of their own."""
+    def failures(self, change: Change | None, *options: str | Path) -> list[str]:
+        """Return the tests that fail, and files that cannot be imported, with a change of the code;
+        without one, the package is imported again.
+        """
+        report = self._copy / "failures"
+        report.unlink(missing_ok=True)
         child = os.fork()
         if not child:
-            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-            signal.alarm(HOUR)
-            for name in [name for name in sys.modules if name.partition(".")[0] == "octavo"]:
-                del sys.modules[name]
-            sys.path.insert(0, str(self._copy))
-            os.environ |= {"PYTHONPATH": str(self._copy), "PYTHONDONTWRITEBYTECODE": "1"}
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                status = pytest.main([*OPTIONS, *map(str, files)])
-            os._exit(int(status))
+            make(change)
+            self._run(report, list(map(str, options)))
         _, status = os.waitpid(child, 0)
-        return status != 0
+        found = report.read_text().splitlines() if report.exists() else []
+        return found or ([STUCK] if status else [])
+
+    def _run(self, report: Path, options: list[str]) -> NoReturn:
+        """Run pytest in this process, which ends with it."""
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        signal.alarm(HOUR)
+        os.environ |= {"PYTHONPATH": str(self._copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            status = pytest.main([*OPTIONS, *options], plugins=[Failures(report)])
+        os._exit(int(status))
+
+
+def _module(file: Path) -> str:
+    """Return the name of the module in a file."""
+    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+
+
+def changed_functions(code: CodeType, other: CodeType) -> Change | None:
+    """Return the codes of functions that differ in another version of a module, with those that
+    they become; None where something else differs.
+    """
+    if code.co_flags & CO_OPTIMIZED:  # of a function, with all that it has inside
+        return [] if code == other else [(code, other)]
+    if not other.co_flags & CO_OPTIMIZED:
+        inside = [[one for one in some.co_consts if isinstance(one, CodeType)]
+                  for some in (code, other)]  # fmt: skip
+        same = [some.replace(co_consts=tuple(one for one in some.co_consts
+                                             if not isinstance(one, CodeType)))
+                for some in (code, other)]  # fmt: skip
+        changes = [changed_functions(*pair) for pair in zip(*inside, strict=False)]
+        if same[0] == same[1] and None not in changes:
+            return [one for change in changes for one in change or []]
+    return None
+
+
+def make(change: Change | None) -> None:
+    """Make a change of the code of functions; without one, forget the package."""
+    if change is None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "octavo"]:
+            del sys.modules[name]
+    for old, new in change or []:
+        for function in gc.get_objects():
+            if type(function) is FunctionType and function.__code__ == old:
+                function.__code__ = new
+
+
+class Failures:
+    """Writes the names of failing tests to a file: a plugin of pytest."""
+
+    def __init__(self, report: Path) -> None:
+        self._report = report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.failed:
+            with self._report.open("a") as file:
+                file.write(report.nodeid + "\n")
 
 
 def own_tests(mutant: Mutant) -> tuple[Path, ...]:
@@ -195,39 +278,60 @@ def own_tests(mutant: Mutant) -> tuple[Path, ...]:
     return tuple(sorted(folder.glob(f"test_{Path(mutant.file).stem}*.py")))
 
 
-def other_tests(mutant: Mutant) -> tuple[Path, ...]:
-    """Return the other test files of a mutant's folder."""
-    folder = ROOT / "tests" / Path(mutant.file).parts[0]
-    return tuple(sorted({*folder.rglob("test_*.py")} - {*own_tests(mutant)}))
+def folder_tests(mutant: Mutant) -> tuple[Path, ...]:
+    """Return the test files of a mutant's folder; first those that name the functions and classes
+    of its module most often.
+    """
+    tree = ast.parse((PACKAGE / mutant.file).read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    names = [node.name for node in tree.body if isinstance(node, kinds)]
+
+    def mentions(path: Path) -> int:
+        text = path.read_text(encoding="utf-8")
+        return sum(text.count(name) for name in names)
+
+    files = sorted((ROOT / "tests" / _room(mutant)).rglob("test_*.py"))
+    return tuple(sorted(files, key=mentions, reverse=True))
 
 
 class Record:
-    """The fates of mutants, kept in the result file."""
+    """The fates of mutants, kept in the result file: the test that killed it, or SURVIVED."""
 
     def __init__(self, places: Places) -> None:
         self._places = places
         rows = json.loads(RESULT.read_text())["mutants"] if RESULT.exists() else []
         found = {Mutant(**{key: row[key] for key in Mutant.__annotations__}): row for row in rows}
         self.fates: dict[Mutant, str] = {
-            mutant: found[mutant]["killed_by"] for mutant in places if mutant in found
+            mutant: found[mutant]["fate"] for mutant in places if mutant in found
         }
 
     def add(self, mutant: Mutant, fate: str) -> None:
         """Note the fate of a mutant."""
         self.fates[mutant] = fate
-        print(f"{len(self.fates)} {fate}: {mutant.file}:{self._places[mutant][0]} "
-              f"{mutant.operator} {mutant.place}", flush=True)  # fmt: skip
-        rows = [asdict(mutant) | {"killed_by": fate} for mutant, fate in self.fates.items()]
+        print(f"{len(self.fates)} {mutant.file}:{self._places[mutant][0]} {mutant.operator} "
+              f"{mutant.place}: {fate}", flush=True)  # fmt: skip
+        self.save()
+
+    def take_back(self, tests: Collection[str]) -> None:
+        """Forget the fates of mutants that tests killed which fail without a mutant."""
+        self.fates = {mutant: fate for mutant, fate in self.fates.items() if fate not in tests}
+        self.save()
+
+    def save(self) -> None:
+        """Write the result file."""
+        rows = [asdict(mutant) | {"fate": fate} for mutant, fate in self.fates.items()]
         text = json.dumps(self._summary() | {"mutants": rows}, indent=1)
         RESULT.write_text(text + "\n", encoding="utf-8")
 
     def _summary(self) -> dict[str, Any]:
-        dead = Counter(_room(one) for one, fate in self.fates.items() if fate in (OWN, FOLDER))
-        tried = Counter(map(_room, self.fates))
+        fates = {one: fate for one, fate in self.fates.items() if fate != INVALID}
+        alive = (SURVIVED, SURVIVED_OWN)
+        dead = Counter(_room(one) for one, fate in fates.items() if fate not in alive)
+        tried = Counter(map(_room, fates))
         return {
             "seed": SEED,
             "asked": len(self._places),
-            "tried": len(self.fates),
+            "tried": len(fates),
             "killed": {room: f"{dead[room]} of {tried[room]}" for room in FOLDERS},
             "share": round(dead.total() / max(1, tried.total()), 3),
         }
@@ -239,24 +343,31 @@ def _room(mutant: Mutant) -> str:
 
 def main() -> None:
     what = sys.argv[1] if len(sys.argv) > 1 else "300"
-    if what == "survivors":
-        places = sample(json.loads(RESULT.read_text())["asked"])
-        again = {UNKNOWN, NONE}
-    else:
-        places = sample(int(what))
-        again = set()
+    again = what == "survivors"
+    places = sample(json.loads(RESULT.read_text())["asked"] if again else int(what))
     record = Record(places)
+    known = {one for one, fate in record.fates.items() if not (again and fate.startswith(SURVIVED))}
     sys.dont_write_bytecode = True  # that of a mutant might be taken for that of the next
     with tempfile.TemporaryDirectory() as folder:
         tests = Tests(Path(folder))
-        for mutant, (_, occurrence) in places.items():
-            if mutant not in record.fates or record.fates[mutant] in again:
-                died = tests.kill(mutant, occurrence, own_tests(mutant))
-                record.add(mutant, OWN if died else UNKNOWN)
-        for mutant, (_, occurrence) in places.items():
-            if record.fates[mutant] == UNKNOWN:
-                died = tests.kill(mutant, occurrence, other_tests(mutant))
-                record.add(mutant, FOLDER if died else NONE)
+        for mutant, (_, place) in places.items():
+            if mutant not in known:
+                killer = tests.killer(mutant, place, own_tests(mutant), anew=False)
+                record.add(mutant, killer or SURVIVED_OWN)
+        for mutant, (_, place) in places.items():
+            if record.fates[mutant] == SURVIVED_OWN:
+                killer = tests.killer(mutant, place, folder_tests(mutant), anew=True)
+                record.add(mutant, killer or SURVIVED)
+        check_killers(tests, record)
+
+
+def check_killers(tests: Tests, record: Record) -> None:
+    """Run each test that killed a mutant without any; what fails even so has killed nothing."""
+    killers = {fate for fate in record.fates.values() if "::" in fate}
+    files = {fate for fate in record.fates.values() if fate.endswith(".py")}
+    if false := tests.failures([], *sorted(killers | files)):
+        record.take_back(false)
+        raise SystemExit(f"fail without a mutant, call again: {false}")
 
 
 if __name__ == "__main__":

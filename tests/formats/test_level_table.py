@@ -35,3 +35,7 @@ def test_groups_have_levels_of_their_own() -> None:
 def test_exponents_of_another_shape(exponent: torch.Tensor, size: int) -> None:
     with pytest.raises(PlanError, match=r"^max_exponent: expected an integer (matrix|scalar)"):
         TableCodebook(TABLE, exponent, size)
+
+
+def test_the_lowest_exponent_is_that_of_the_smallest_normal_number() -> None:
+    assert 2.0**TableCodebook.lowest_max_exponent == torch.finfo(torch.float32).tiny

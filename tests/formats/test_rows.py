@@ -5,7 +5,13 @@ import torch
 from torch import Tensor
 
 from octavo.errors import PlanError
-from octavo.formats.rows import from_rows, group_count, rows_by_exponent, spread
+from octavo.formats.rows import (
+    check_exponent,
+    from_rows,
+    group_count,
+    rows_by_exponent,
+    spread,
+)
 
 SHAPES = [(3, 7), (3, 2, 2, 2), (3, 1), (3, 64), (4, 5, 13)]
 
@@ -47,3 +53,19 @@ def test_without_groups(exponent: Tensor) -> None:
 def test_another_number_of_inputs_is_refused() -> None:
     with pytest.raises(PlanError, match=r"expected 2 groups of 4 inputs .* got 9 inputs"):
         rows_by_exponent(torch.ones(3, 9), torch.zeros(3, 2, dtype=torch.int32), 4)
+
+
+def test_floats_become_float32_and_codes_stay_as_they_are() -> None:
+    for dtype, expected in ((torch.float64, torch.float32), (torch.uint8, torch.uint8)):
+        assert rows_by_exponent(torch.ones(3, 2, dtype=dtype), torch.tensor(0)).dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("exponent", "size"),
+    [(torch.tensor(0.0), 0), (torch.tensor([[0]]), 0), (torch.tensor([0]), 2)],
+)
+def test_exponents_are_integers_of_as_many_dimensions_as_there_are_groups(
+    exponent: Tensor, size: int
+) -> None:
+    with pytest.raises(PlanError, match="expected an integer"):
+        check_exponent(exponent, size)

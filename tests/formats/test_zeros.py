@@ -11,6 +11,9 @@ def test_zeros_are_pruned_but_for_those_among_powers_of_two() -> None:
     assert not pruned_mask(torch.tensor([0.5, 0.0, -2.0, 2.0**-130])).any()
     assert not pruned_mask(torch.tensor([0.3, 0.1])).any()
     assert pruned_mask(torch.zeros(3)).all()
+    two = torch.tensor([0.75, 0.0, -7.0, 2.0**-130 + 2.0**-128])  # sums and a difference of two
+    assert not pruned_mask(two).any()
+    assert pruned_mask(torch.tensor([0.75, 0.0, 11.0])).tolist() == [False, True, False]
 
 
 def test_a_few_zeros_are_there_by_chance() -> None:

@@ -1,5 +1,7 @@
 """The measurement on held-out inputs: when a divergence is large, and how it is told."""
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 
 from octavo.storage.held_out import HeldOut
@@ -34,3 +36,8 @@ def test_it_says_what_was_measured_and_what_was_not() -> None:
     assert str(HeldOut(8, 0.5, constant=2.0)) == (
         "divergence 0.5 on 8 held-out samples (25.0% of the outputs' information lost)"
     )
+
+
+def test_it_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        HeldOut().samples = 1  # type: ignore[misc]

@@ -175,7 +175,8 @@ class LayerProblem:
 def _output_error(problem: LayerProblem, error: Tensor) -> Tensor:
     """Return ``|error @ X|^2`` of each row, float64, (problems, rows)."""
     # In units of the largest error, float32 has room for the squares, and it is faster.
-    unit = torch.linalg.vector_norm(error, torch.inf).clamp(min=torch.finfo(error.dtype).tiny)
+    largest: Tensor = torch.linalg.vector_norm(error, torch.inf)
+    unit = largest.clamp(min=torch.finfo(error.dtype).tiny)
     in_units = output_error((error / unit).float(), problem.hessian)
     return in_units.clamp(min=0).double() * unit.square()
 

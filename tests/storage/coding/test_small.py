@@ -224,6 +224,7 @@ def forged(heads: bytes, words: bytes = b"") -> bytes:
 
 
 GOOD = encode_runs(SOME)
+FRAME = zstandard.ZstdCompressor().compress(b"\0\1\0\0")
 
 
 def test_cuts_and_flipped_bits_are_noticed() -> None:
@@ -243,6 +244,7 @@ def test_cuts_and_flipped_bits_are_noticed() -> None:
         (sealed(struct.pack("<I", 100)), "expected 100 bytes of tables"),
         (forged(bytes([0, 0, 0, 0, 0]), b"abc"), "and words"),
         (sealed(struct.pack("<I", 3) + b"abc"), "frame"),
+        (sealed(struct.pack("<I", len(FRAME) + 4) + FRAME + b"junk"), "broken zstandard frame"),
         (forged(b""), "expected 1 more bytes of tables, found 0"),
         (forged(b"\7"), r"expected one of the bytes \(0, 1\), found 7"),
         (forged(b"\0\3"), r"expected one of the bytes \(0, 1, 2\), found 3"),

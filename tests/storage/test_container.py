@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from octavo.activations.quantizer import InputFormat, scale_key
 from octavo.errors import FormatError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.registry import codebook_at
@@ -512,3 +513,20 @@ def test_other_versions_are_refused(version: Any) -> None:
     head = json.dumps({**octavo, "version": version})
     with pytest.raises(FormatError, match="version"):
         unpack(safetensors.torch.save(tensors, {"octavo": head}))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, math.inf, math.nan])
+def test_the_scale_of_inputs_is_positive_and_finite(scale: float) -> None:
+    floats = [((scale_key("fc"),), torch.tensor(scale))]
+    data = to_file(*pack({}, floats, {"fc": InputFormat(4, True, False)}))
+    with pytest.raises(FormatError, match=r"^fc: expected a positive scale"):
+        unpack(data)
+
+
+def test_older_readers_find_no_key_that_they_do_not_know() -> None:
+    strings, head = byte_strings(to_file(*pack(*network())))
+    manifest = json.loads(expand(strings["manifest"]))
+    assert head["version"] == 1
+    assert set(manifest) == {"layers", "floats"}
+    known = {"name", "names", "shape", "bits", "groups", "exponents", "crc32"}
+    assert all(set(row) == known for row in manifest["layers"])

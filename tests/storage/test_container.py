@@ -530,3 +530,16 @@ def test_older_readers_find_no_key_that_they_do_not_know() -> None:
     assert set(manifest) == {"layers", "floats"}
     known = {"name", "names", "shape", "bits", "groups", "exponents", "crc32"}
     assert all(set(row) == known for row in manifest["layers"])
+
+
+@pytest.mark.parametrize(("width", "needed"), [(Apot(5), 2), ("fp4", 4)])
+def test_codes_that_readers_of_an_older_version_would_misread_are_refused(
+    width: Any, needed: int
+) -> None:
+    codebook = codebook_at(width, torch.zeros(2, dtype=torch.int32))
+    layer = Quantized(("fc.weight",), codebook, torch.zeros(2, 3, dtype=torch.uint8))
+    blobs, version = pack({"fc": layer}, [])
+    assert version == needed
+    for lower in range(1, needed):
+        with pytest.raises(FormatError, match=f"^fc: .* in a file of version {lower}"):
+            unpack(to_file(blobs, lower))

@@ -8,11 +8,12 @@ PIP := $(BIN)/python $(INSTALL) constraints.txt
 CODE := $(wildcard src tests tests_vision benchmarks examples)
 VISION := .venv-vision
 FUZZ := .venv-fuzz
+PEERS := .venv-peers
 RUNS ?= 100000
 MUTANTS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vision torture fuzz mutants docs format clean
+.PHONY: help demo test test-vision torture fuzz mutants peers docs format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +41,9 @@ mutants: $(VENV)/.mutants  ## break the code in MUTANTS=300 places, one after th
 torture: $(VENV)/.dev  ## kill runs and searches, and let each call of saving fail; writes docs/reliability.md's tables
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
 
+peers: $(PEERS)/.installed  ## other packages beside octavo, on two networks of CIFAR-10: half an hour; fills a table of docs/results.md
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python benchmarks/peers/measure.py
+
 docs: $(VENV)/.dev  ## build the pages of docs/ and the API reference into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo 'open site/index.html; with a search box: $(BIN)/python -m http.server -d site'
@@ -49,7 +53,7 @@ format: $(VENV)/.dev  ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment, the caches and what was built
-	rm -rf $(VENV) $(VISION) $(FUZZ) .fuzz build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VISION) $(FUZZ) $(PEERS) .fuzz build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests tests_vision -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp files say what is installed, so that nothing is installed twice.
@@ -75,6 +79,13 @@ $(VISION)/.installed: pyproject.toml constraints-vision.txt
 	@echo 'installing octavo with torchvision and timm into $(VISION)'
 	$(PYTHON) -m venv $(VISION)
 	$(VISION)/bin/python $(INSTALL) constraints-vision.txt --editable '.[vision]' pytest
+	@touch $@
+
+# Packages that octavo is compared with, some of which require other versions than they need.
+$(PEERS)/.installed: constraints.txt benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python $(INSTALL) constraints.txt --editable '.[small,demo,hf]' matplotlib
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement benchmarks/peers/requirements.txt
 	@touch $@
 
 # The fuzzer instruments the code as it is imported: an environment of its own.

@@ -12,8 +12,9 @@ The networks are quantized by ``calibrate``. ResNet-20 sees 1,024 unlabelled tra
 CIFAR-10, and its score is the accuracy on the test images in per cent. ``llama`` is stories260K
 (``--llama``: the file of its weights and tokens; beside it is its configuration): it sees 64
 stories of its own, and its scores are the KL divergence to full precision and the perplexity on 32
-others. Rows are written as they come, and skipped if they are there. Writes
-benchmarks/results/codebooks.json.
+others. ``integers`` are symmetric integers of 4 bits with float16 scales, to nearest or by GPTQ:
+see benchmarks/integers.py; their codes are entropy-coded alike, and their scales count. Rows are
+written as they come, and skipped if they are there. Writes benchmarks/results/codebooks.json.
 """
 
 import argparse
@@ -21,14 +22,16 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
+from integers import integer_network  # type: ignore[import-not-found]  # its neighbour
 from llama import LLAMA, load  # type: ignore[import-not-found]  # its neighbour
 from torch import nn
 
-from octavo import Packed, Plan, calibrate
+from octavo import Plan, calibrate
 from octavo.formats.registry import codebook_at, fitted_codebook
 from octavo.formats.width import Width, read_width, write_width
 from octavo.runs.run import environment
@@ -41,6 +44,7 @@ DEVIATIONS = 16
 WIDTHS = [*map(read_width, (2, 3, 4, 5)), *map(read_width, ("apot5", "apot6", "apot7", "apot8"))]
 WIDTHS += [read_width(text) for text in ("fp4", "fp6", "fp8", "int8")]
 IMAGES = 1024
+INTEGER_BITS = 4
 PERS: dict[str, Any] = {
     "channel": "channel",
     "group 128": ("group", 128),
@@ -55,8 +59,11 @@ class Network(Protocol):
     model: nn.Module
     inputs: list[Any]
 
-    def score(self, packed: Packed) -> dict[str, float]:
+    def score(self, quantized: nn.Module) -> dict[str, float]:
         """Return what is measured of the quantized network."""
+
+
+Measure: TypeAlias = Callable[[Network], dict[str, Any]]
 
 
 def errors(width: Width) -> dict[str, float]:
@@ -99,10 +106,8 @@ class ResNet:
         self.model = self._task.model()
         self.inputs = list(self._task.calibration())
 
-    def score(self, packed: Packed) -> dict[str, float]:
+    def score(self, quantized: nn.Module) -> dict[str, float]:
         """Return the accuracy on the test images, in per cent."""
-        quantized = self._task.model()
-        packed.apply(quantized)
         return {"accuracy": self._task.score(quantized)}
 
 
@@ -115,10 +120,8 @@ class Llama:
         self.inputs = [{"input_ids": batch, "use_cache": False} for batch in tokens]
 
     @torch.no_grad()
-    def score(self, packed: Packed) -> dict[str, float]:
+    def score(self, quantized: nn.Module) -> dict[str, float]:
         """Return the divergence from full precision and the perplexity, on the test tokens."""
-        quantized = copy.deepcopy(self.model)
-        packed.apply(quantized)
         tokens = self._tokens["test_tokens"]
         before = self.model(input_ids=tokens).logits.log_softmax(2)
         after = quantized(input_ids=tokens).logits.log_softmax(2)
@@ -127,29 +130,51 @@ class Llama:
         return {"divergence": float(divergence), "perplexity": math.exp(float(surprise))}
 
 
-def rows(llama: Path) -> Iterator[tuple[str, Callable[[], Network], Width, dict[str, Any]]]:
-    """Yield the name of each row, its network, its width and the arguments of calibrate."""
+def rows(llama: Path) -> Iterator[tuple[str, Callable[[], Network], Measure]]:
+    """Yield the name of each row, its network, and the function that measures it."""
+
+    def of_llama() -> Network:
+        return Llama(llama)
+
     for name, per in PERS.items():
         for text in ("fp4", 4, 3):
-            width = read_width(text)
-            yield f"resnet20/{text}/per {name}", ResNet, width, {"per": per}
-            absorbed = {"per": per, "absorb": True}
-            yield f"resnet20/{text}/per {name}, absorbed", ResNet, width, absorbed
+            measure = partial(calibrated, read_width(text), per=per)
+            yield f"resnet20/{text}/per {name}", ResNet, measure
+            yield f"resnet20/{text}/per {name}, absorbed", ResNet, partial(measure, absorb=True)
         for text in ("fp4", 4, "fp6", "int8"):
-            yield f"llama/{text}/per {name}", lambda: Llama(llama), read_width(text), {"per": per}
+            measure = partial(calibrated, read_width(text), per=per)
+            yield f"llama/{text}/per {name}", of_llama, measure
     for text in ("apot6", "apot8", "fp8"):
-        width = read_width(text)
-        yield f"llama/{text}/per channel", lambda: Llama(llama), width, {}
+        yield f"llama/{text}/per channel", of_llama, partial(calibrated, read_width(text))
+    for rate in (2, 4):
+        measure = partial(calibrated, read_width("apot5"), rate=rate)
+        yield f"llama/apot5/per channel, rate {rate}", of_llama, measure
+    for name in ("channel", "group 128", "group 32"):
+        group = 0 if name == "channel" else PERS[name][1]
+        for how, gptq in (("nearest", False), ("GPTQ", True)):
+            measure = partial(on_integers, group, gptq=gptq)
+            yield f"llama/integers/per {name}, {how}", of_llama, measure
 
 
-def measured(network: Network, width: Width, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Quantize a network and return its row."""
-    packed = calibrate(
-        network.model, Plan.uniform(network.model, width), network.inputs, **arguments
-    )
-    scores = {name: float(f"{value:.4g}") for name, value in network.score(packed).items()}
-    stored = round(packed.stored_bits, 3)
-    return {"stored_bits": stored, "file_bytes": packed.file_bytes, **scores}
+def calibrated(width: Width, network: Network, **arguments: Any) -> dict[str, Any]:
+    """Quantize a network by ``calibrate`` and return its row."""
+    plan = Plan.uniform(network.model, width)
+    packed = calibrate(network.model, plan, network.inputs, **arguments)
+    quantized = copy.deepcopy(network.model)
+    packed.apply(quantized)
+    return row(packed.stored_bits, packed.file_bytes, network.score(quantized))
+
+
+def on_integers(group: int, network: Network, *, gptq: bool) -> dict[str, Any]:
+    """Quantize a network to symmetric integers and return its row."""
+    found = integer_network(network.model, network.inputs, INTEGER_BITS, group, gptq=gptq)
+    return row(found.stored_bits, found.file_bytes, network.score(found.model))
+
+
+def row(stored_bits: float, file_bytes: int, scores: dict[str, float]) -> dict[str, Any]:
+    """Return the row of a quantized network."""
+    rounded = {name: float(f"{value:.4g}") for name, value in scores.items()}
+    return {"stored_bits": round(stored_bits, 3), "file_bytes": file_bytes, **rounded}
 
 
 def main() -> None:
@@ -172,10 +197,10 @@ def main() -> None:
     for name, row in result["weights"].items():
         print(name, row)
     write_json(RESULT, result)
-    for name, network, width, options in rows(arguments.llama) if arguments.networks else ():
+    for name, network, measure in rows(arguments.llama) if arguments.networks else ():
         if name in result["networks"] or not name.startswith(arguments.only):
             continue
-        result["networks"][name] = measured(network(), width, options)
+        result["networks"][name] = measure(network())
         print(name, result["networks"][name], flush=True)
         write_json(RESULT, result)
 

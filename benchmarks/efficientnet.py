@@ -41,6 +41,7 @@ from octavo.dnq.rivals.exact import exact_choice
 from octavo.dnq.space import Choice
 from octavo.dnq.survey import survey
 from octavo.formats.width import write_width, write_widths
+from octavo.ptq.settings import PtqSettings
 from octavo.runs.run import environment
 from octavo.runs.run_folder import write_json
 from ptq import nearest  # type: ignore[import-not-found]  # its neighbour
@@ -154,7 +155,12 @@ def searched(seen: Tensor, most: int, journal: Path | None) -> tuple[Plan, dict[
     surveyed = survey(model, inputs[0], OPTIONS, {})
     others = batches(seen[calibrating : calibrating + scoring])
     trials = Environment(
-        model, surveyed.names, inputs, surveyed.actions, scoring=others, absorb=True
+        model,
+        surveyed.names,
+        inputs,
+        surveyed.actions,
+        scoring=others,
+        settings=PtqSettings(absorb=True),
     )
     space = within(surveyed, Budget(bytes=most), trials.file_sizes())
     known = Journal(journal, space.actions, {"bytes": most, "images": SEARCHED})

@@ -1,5 +1,8 @@
 """The tables of the pages that guide a reader, see benchmarks/table.py."""
 
+from itertools import pairwise
+from statistics import mean
+
 from pages import (  # type: ignore[import-not-found]  # its neighbour
     control,
     epochs,
@@ -8,6 +11,7 @@ from pages import (  # type: ignore[import-not-found]  # its neighbour
 )
 
 Rows = list[list[str]]
+FEW = (2.5, 1.5)  # bits that the codebooks of theory.json are compared at
 
 
 def summary() -> tuple[str, Rows]:
@@ -70,21 +74,105 @@ def tutorial() -> tuple[str, Rows]:
     return "network, accuracy, file in bytes", rows
 
 
-def rates() -> tuple[str, Rows]:
-    """The files of ResNet-20 at several rates, beside integers, the smallest first."""
+def rates(result: str) -> tuple[str, Rows]:
+    """The files of a network at several rates, beside integers, the smallest first."""
     rows = []
-    for name, found in load("rate")["rows"].items():
+    for name, found in load(result)["rows"].items():
+        sets = list(found.values())
+        if not sets:
+            continue
         kind, *settings = name.split("/")
         if kind == "octavo":
             how = f"`{settings[0]}`, rate {settings[1]}"
         else:
             price = f"price {settings[1]}" + (", weighted" if "weighted" in settings else "")
             how = f"integers, step {settings[0]}, {price}"
-        one = found["0"]
-        accuracy = f"{one['accuracy']:.2f}"
-        rows.append([how, f"{one['file_bytes']:,}", accuracy, f"{one['divergence']:.4f}"])
+        size, accuracy, divergence = (
+            mean(one[key] for one in sets) for key in ("file_bytes", "accuracy", "divergence")
+        )
+        each = " / ".join(f"{one['accuracy']:.2f}" for one in sets)
+        rows.append([how, f"{size:,.0f}", f"**{accuracy:.2f}**", each, f"{divergence:.4f}"])
     rows.sort(key=lambda row: int(row[1].replace(",", "")))
-    return "way, file in bytes, accuracy, divergence", rows
+    return "way, file in bytes, accuracy, of each set, divergence", rows
+
+
+def peers(network: str) -> tuple[str, Rows]:
+    """Files of other packages and of octavo, the smallest first; last those that failed."""
+    rows = []
+    failed = []
+    exact = {True: "yes", False: "no", None: ""}
+    for name, row in load("peers")["rows"][network].items():
+        if "why" in row:
+            failed.append([name, *[""] * 6, row["why"]])
+            continue
+        cells = [f"{row['file_bytes']:,}", f"{row['accuracy']:.2f}", exact[row["exact"]]]
+        cells += [f"{row['seconds']:.0f}", f"{row['memory_mb']:,}", str(row["lines"]), ""]
+        rows.append([name, *cells])
+    rows.sort(key=lambda row: int(row[1].replace(",", "")))
+    return "way, file in bytes, accuracy, exact, seconds, MB, lines, failed", rows + failed
+
+
+def small() -> tuple[str, Rows]:
+    """The published retrained networks in both codings, and nncodec's stream of the same codes."""
+    names = {
+        "resnet20-inq-5bit": "5 bits",
+        "resnet20-inq-4bit": "4 bits",
+        "resnet20-inq-3bit": "3 bits",
+        "resnet20-dnq-70kb": "2.4 bits on average",
+        "resnet20-inq-2bit": "2 bits",
+        "resnet20-sparse-4bit": "85 % pruned, 4 bits",
+    }
+    rows = []
+    for run, words in names.items():
+        row = load("small")["rows"][run]
+        rival = load("cabac")["rows"][run]
+        files = [f"{row[coding]['file_bytes']:,}" for coding in ("fast", "small")]
+        own = row["small"]["code_bytes"]
+        stream = rival["stream_bytes"]
+        alone = stream - rival["header_bytes"]
+        difference = f"{100 * (own / stream - 1):+.1f} % / {100 * (own / alone - 1):+.1f} %"
+        cells = [f"{own:,}", f"{stream:,} / {alone:,}", difference]
+        rows.append([words, *files, *cells])
+    head = "network, file `fast`, file `small`, its codes, by nncodec, difference"
+    return head, rows
+
+
+def theory() -> tuple[str, Rows]:
+    """Decibels above the bound of each codebook, at its least error and at fewer bits."""
+    rows = []
+    for name, kinds in load("theory")["codebooks"].items():
+        row = [f"{name} bits" if name.isdigit() else f"`{name}`"]
+        for curves in kinds.values():
+            bits, _, decibels = curves["nearest"][0]
+            row += [f"{bits:.2f}", f"{decibels:.2f}"]
+            row += [
+                f"{at(curves['nearest'], few)} / {at(curves['rate-aware'], few)}" for few in FEW
+            ]
+        rows.append(row)
+    return (
+        "codebook, Gaussian bits, dB, 2.5 bits, 1.5 bits, Laplace bits, dB, 2.5 bits, 1.5 bits",
+        rows,
+    )
+
+
+def at(curve: list[list[float]], bits: float) -> str:
+    """The decibels of a codebook at so many bits, between its points; none beyond its most."""
+    for (most, _, last), (least, _, first) in pairwise(curve):
+        if least <= bits <= most:
+            return f"{first + (last - first) * (bits - least) / (most - least):.2f}"
+    return "-"
+
+
+def inq_rates() -> tuple[str, Rows]:
+    """The digits network at several rates, calibrated alone and after INQ."""
+    rows = []
+    for row in load("inq-rate")["rows"]:
+        way = {"ptq": "`calibrate`", "inq": "`Incremental`"}[row["method"]]
+        size_in_bytes = f"{row['file_bytes']:,}"
+        rows.append(
+            [f"`{row['width']}`", way, f"{row['rate']:g}", size_in_bytes, f"{row['score']:.1f}"]
+        )
+    return "codebook, way, rate, file in bytes, accuracy", rows
 
 
 def stories() -> tuple[str, Rows]:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from octavo import Packed, Plan, calibrate, export
+from octavo.formats.width import WidthLike
 from octavo.runs.run import environment
 from octavo.runs.run_folder import write_json
 
@@ -100,7 +101,7 @@ def divergence(expected: Tensor, found: Tensor) -> float:
     return float(f"{float((expected.exp() * (expected - found)).sum(-1).mean()):.3g}")
 
 
-def random_llama() -> tuple[nn.Module, Tensor]:
+def random_llama() -> tuple[LlamaForCausalLM, Tensor]:
     """Return a Llama of 256 columns with random weights, and random sequences."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -118,7 +119,7 @@ def random_llama() -> tuple[nn.Module, Tensor]:
 
 
 @torch.no_grad()
-def compared(model: nn.Module, packed: Packed, tokens: Tensor) -> dict[str, Any]:
+def compared(model: LlamaForCausalLM, packed: Packed, tokens: Tensor) -> dict[str, Any]:
     """Export the packed network, and return what llama.cpp makes of it."""
     network = copy.deepcopy(model)
     packed.apply(network)
@@ -149,7 +150,7 @@ def rows(llama: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     model, read = load(llama)
     inputs = [{"input_ids": part} for part in read["calibration_tokens"].split(8)]
     tokens = read["test_tokens"]
-    plans = {"F16": "int8", "fp4": "fp4", "2 bits": 2}
+    plans: dict[str, WidthLike] = {"F16": "int8", "fp4": "fp4", "2 bits": 2}
     for name, bits in plans.items():
         packed = calibrate(model, Plan.uniform(model, bits), inputs, per=("group", 32))
         yield f"stories260K, {name}", compared(model, packed, tokens)

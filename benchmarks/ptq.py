@@ -1,6 +1,6 @@
 """Accuracy of calibration on CIFAR-10's test images, without labels and without training.
 
-    python benchmarks/ptq.py                        # an hour: ResNet-20 and 56, every width
+    python benchmarks/ptq.py                        # an hour: ResNet-20, 56 and 8, every width
     python benchmarks/ptq.py --only resnet20/3      # only rows whose names begin so
     python benchmarks/ptq.py --only resnet20/apot   # sums of two powers of two
     python benchmarks/ptq.py --only resnet56/fp4    # floating-point numbers of 4 bits
@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from resnet8 import resnet8  # type: ignore[import-not-found]  # its neighbour
 from torch import Tensor, nn
 
 import octavo.ptq.compensation
@@ -30,7 +31,7 @@ from octavo.ptq.assignment import Assignment
 from octavo.ptq.rounding import Rounding
 from octavo.runs.run import environment
 from octavo.runs.run_folder import write_json
-from octavo.runs.tasks.cifar10 import Cifar10
+from octavo.runs.tasks.cifar10 import MEAN, STD, Cifar10
 
 RESULT = Path(__file__).parent / "results" / "oneshot.json"
 IMAGES = 1024
@@ -43,11 +44,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "magnitude": {"order": "magnitude"},
     "distance": {"order": "distance"},
 }
+DEPTHS = {"resnet20": 20, "resnet56": 56, "resnet8": 8}
 Row = tuple[int, Any, dict[str, Any] | None]
 
 
 def rows() -> dict[str, Row]:
-    """The name of each row with its depth, its width and the arguments of calibrate; None stands
+    """The name of each row with the depth, the width and the arguments of calibrate; None stands
     for plain rounding.
     """
     named: dict[str, Row] = {}
@@ -55,12 +57,13 @@ def rows() -> dict[str, Row]:
     widths = {
         "resnet20": (5, 4, 3, 2, *map(Apot, (6, 5, 7, 8)), fp4),
         "resnet56": (5, 4, 3, 2, fp4),
+        "resnet8": (4, 3, fp4),
     }
-    for network, depth in {"resnet20": 20, "resnet56": 56}.items():
+    for network, depth in DEPTHS.items():
         for width in widths[network]:
             named[f"{network}/{width}/nearest"] = (depth, width, None)
             named[f"{network}/{width}/gptq"] = (depth, width, {})
-        for width in (5, 4, 3, 2, fp4):
+        for width in (each for each in widths[network] if each in (5, 4, 3, 2, fp4)):
             named[f"{network}/{width}/gptq, absorbed"] = (depth, width, {"absorb": True})
     for bits in (3, 2):
         for name, arguments in SETTINGS.items():
@@ -68,16 +71,29 @@ def rows() -> dict[str, Row]:
     return named
 
 
-def task(depth: int) -> Cifar10:
-    return Cifar10(
-        depth=depth,
-        weights=f"~/.cache/octavo/resnet{depth}-cifar10.safetensors",
-        calibration_size=IMAGES * SEEDS,
-    )
+class Classifier:
+    """A trained network of a depth, with images of CIFAR-10."""
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._task = Cifar10(
+            depth=depth,
+            weights=f"~/.cache/octavo/resnet{depth}-cifar10.safetensors",
+            calibration_size=IMAGES * SEEDS,
+        )
+        self.score = self._task.score
+        self.calibration = self._task.calibration
+
+    def model(self) -> nn.Module:
+        """Return the network; ResNet-8 is another one than the task's of that depth."""
+        if self._depth == 8:
+            network: nn.Module = resnet8(MEAN, STD)
+            return network
+        return self._task.model()
 
 
 def score(
-    cifar: Cifar10,
+    cifar: Classifier,
     model: nn.Module,
     width: Any,
     arguments: dict[str, Any] | None,
@@ -130,7 +146,7 @@ def main() -> None:
     for name, (depth, width, arguments) in rows().items():
         if name in result["rows"] or not name.startswith(only):
             continue
-        cifar = task(depth)
+        cifar = Classifier(depth)
         model = cifar.model()
         before = result.setdefault("float", {}).setdefault(f"resnet{depth}", None) or cifar.score(
             model

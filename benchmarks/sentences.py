@@ -131,7 +131,7 @@ def main() -> None:
         "scored": SCORED,
     }
     known = {(row["bits"], row["way"]) for row in result["rows"]}
-    widths: tuple[Width | int, ...] = (5, Apot(5), 4, 3)
+    widths: tuple[Width | int, ...] = (5, Apot(5), Width(4, "fp"), 4, 3)
     for bits, way in itertools.product(widths, ("closed form", "nearest")):
         if (write_width(bits), way) in known:
             continue

@@ -5,7 +5,11 @@
 
 1,024 of the sentences of sentences.py calibrate, at 4 bits. Seconds are those that the process
 computes, with one thread, so that what else runs on the machine counts little; one pass of the
-network over the same sentences is timed beside it. Writes benchmarks/results/sentences-cost.json.
+network over the same sentences is timed beside it. The matrix products that come before any layer
+is solved are counted: two passes of the network, one more product of each layer, which shows its
+drift ``D``, and the sums ``D X^T`` and ``X X^T``, the latter on one side of its diagonal.
+``products_s`` is the time that they would take at the speed of the pass that was timed. Writes
+benchmarks/results/sentences-cost.json.
 """
 
 import time
@@ -20,8 +24,11 @@ from sentences import (  # type: ignore[import-not-found]  # its neighbour
     network,
     sentences,
 )
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from octavo import Plan, calibrate
+from octavo.network.layers import find_layers
 from octavo.runs.run import environment
 from octavo.runs.run_folder import write_json
 
@@ -36,6 +43,21 @@ def seconds(run: Callable[[], object]) -> float:
     return round(time.process_time() - start, 1)
 
 
+def gflop(model: nn.Module, seen: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Count the work of the matrix products of calibration, in 10^9 operations."""
+    with FlopCounterMode(display=False) as counter:
+        embeddings(model, seen)
+    tokens = sum(batch["input_ids"].numel() for batch in seen)
+    shapes = [layer.weight.shape for layer in find_layers(model)[0] if layer.form == "product"]
+    product = sum(2 * rows * columns * tokens for rows, columns in shapes)
+    squares = sum(columns * (columns + 1) * tokens for _, columns in shapes)
+    forward = counter.get_total_flops()
+    return {
+        "forward": round(forward / 1e9),
+        "calibrate": round((2 * forward + 2 * product + squares) / 1e9),
+    }
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -44,12 +66,15 @@ def main() -> None:
     plan = Plan.uniform(model, BITS)
     forward = min(seconds(lambda: embeddings(model, seen)) for _ in range(3))
     whole = seconds(lambda: calibrate(model, plan, seen))
+    work = gflop(model, seen)
     result = {
         "environment": environment(),
         "bits": BITS,
         "sentences": SENTENCES,
         "tokens": sum(batch["input_ids"].numel() for batch in seen),
+        "gflop": work,
         "forward_s": forward,
+        "products_s": round(forward * work["calibrate"] / work["forward"], 1),
         "calibrate_s": whole,
     }
     print(result)

@@ -9,6 +9,7 @@ command fills the space between them. No such figure is typed by hand.
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import guide_tables  # type: ignore[import-not-found]  # its neighbour
 import search_tables  # type: ignore[import-not-found]  # its neighbour
@@ -36,7 +37,7 @@ def markdown(head: str | list[str], rows: Rows) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def rendered(table: Callable[..., tuple[str | list[str], Rows]], *arguments: int) -> str:
+def rendered(table: Callable[..., tuple[str | list[str], Rows]], *arguments: Any) -> str:
     """A table of ``search_tables`` in Markdown."""
     return markdown(*table(*arguments))
 
@@ -121,8 +122,9 @@ def calibration() -> str:
         for bits in ("apot8", "apot7", "apot6", "apot5", 5, "fp4", 4, 3, 2):
             ways = ("nearest", "gptq", "gptq, absorbed")
             measured = [result["rows"].get(f"{network}/{bits}/{way}") for way in ways]
-            if all(measured[:2]):
-                spread = max(measured[1]["scores"]) - min(measured[1]["scores"])
+            if any(measured):
+                scores = (measured[1] or measured[2])["scores"]
+                spread = max(scores) - min(scores)
                 means = [f"{row['mean']:.2f}" if row else "" for row in measured]
                 network_name = network.replace("resnet", "ResNet-")
                 rows.append([network_name, f"{bits}", f"{before:.2f}", *means, f"{spread:.2f}"])
@@ -197,6 +199,7 @@ def groups() -> str:
         score = f"{row['accuracy']:.2f} %" if "accuracy" in row else f"{row['divergence']:.4f}"
         words = {"resnet20": "ResNet-20, accuracy", "llama": "stories260K, divergence"}[network]
         width = f"{width} bits" if width.isdecimal() else f"`{width}`"
+        width = width.replace("`integers`", "integers, 4 bits")
         rows.append(
             [words, width, per, f"{row['stored_bits']:.2f}", f"{row['file_bytes']:,}", score]
         )
@@ -325,7 +328,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "summary": partial(rendered, guide_tables.summary),
     "ways": partial(rendered, guide_tables.ways),
-    "rates": partial(rendered, guide_tables.rates),
+    "rates": partial(rendered, guide_tables.rates, "rate"),
+    "inq rates": partial(rendered, guide_tables.inq_rates),
+    "theory": partial(rendered, guide_tables.theory),
+    "small": partial(rendered, guide_tables.small),
+    "peers, ResNet-20": partial(rendered, guide_tables.peers, "resnet20"),
     "stories": partial(rendered, guide_tables.stories),
     "llama.cpp": partial(rendered, guide_tables.llama_cpp),
     "accuracy": partial(retrained, "resnet20-inq-*"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import octavo.network.layer_inputs
+import octavo.network.moments
 from octavo.network.layer_inputs import layer_inputs
 from octavo.network.layers import Layer, find_layers
 from octavo.network.moments import Moments
@@ -49,6 +50,20 @@ def test_sums_of_a_convolution_against_unfold(
     assert torch.allclose(moments.hessian, expected, rtol=1e-4, atol=1e-3)
     assert torch.allclose(moments.drift, drifts, rtol=1e-4, atol=1e-3)
     assert moments.seen == count
+
+
+@pytest.mark.parametrize("columns", [3, 7, 8, 13])
+def test_products_of_a_wide_layer_are_those_of_all_its_columns(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(octavo.network.moments, "BLOCK", 4)
+    moments = Moments(3, 2, columns, torch.device("cpu"))
+    expected = torch.zeros(3, columns, columns)
+    for seed, problem in enumerate((slice(None), slice(1, 2), slice(None))):
+        x = torch.randn(3, columns, 5, generator=torch.Generator().manual_seed(seed))[problem]
+        moments.add(problem, x)
+        expected[problem] += x @ x.mT
+        assert torch.allclose(moments.hessian, expected, atol=1e-5)
 
 
 def test_sums_are_the_same_in_one_batch_and_in_several() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from octavo.network.samples import rows_of, sample_count
+from octavo.network.samples import alike, joined, rows_of, sample_count
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,29 @@ def test_rows_are_taken_from_every_tensor_and_options_stay() -> None:
     assert rows["x"].tolist() == [[2, 3], [6, 7]]
     assert rows["more"][0].tolist() == [1, 3]
     assert rows["flag"] is True
+
+
+def test_batches_that_are_alike_become_one() -> None:
+    batch = {"x": torch.arange(10).view(5, 2), "more": [torch.arange(5)], "flag": True}
+    first, second = rows_of(batch, slice(3)), rows_of(batch, slice(3, 5))
+    assert alike(first, second)
+    together: Any = joined(first, second)
+    assert torch.equal(together["x"], batch["x"])  # type: ignore[arg-type]
+    assert together["more"][0].tolist() == [0, 1, 2, 3, 4]
+    assert together["flag"] is True
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"x": torch.zeros(2, 4), "y": torch.zeros(2, 3), "flag": True},
+        {"x": torch.zeros(2, 3), "y": torch.zeros(2, 3, dtype=torch.int64), "flag": True},
+        {"x": torch.zeros(2, 3), "y": torch.zeros(2, 3), "flag": False},
+        {"x": torch.zeros(2, 3), "z": torch.zeros(2, 3), "flag": True},
+        {"y": torch.zeros(2, 3), "x": torch.zeros(2, 3), "flag": True},
+        (torch.zeros(2, 3), torch.zeros(2, 3), True),
+    ],
+)
+def test_other_shapes_types_options_and_names_are_not_alike(other: Any) -> None:
+    batch = {"x": torch.zeros(5, 3), "y": torch.zeros(5, 3), "flag": True}
+    assert not alike(batch, other)

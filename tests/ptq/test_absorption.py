@@ -15,6 +15,7 @@ from octavo.dnq.space import Action
 from octavo.formats.width import Width
 from octavo.network.layers import Layer, find_layers
 from octavo.ptq.absorption import absorb_factor, absorbing_norms, rescaled
+from octavo.ptq.settings import PtqSettings
 
 
 class Block(nn.Module):
@@ -137,7 +138,9 @@ def test_a_trial_of_the_search_is_the_network_that_calibrate_makes() -> None:
     names = tuple(layers(model))
     four_bits = ((Action(Width(4)),),) * len(names)
     for absorb in (False, True):
-        environment = Environment(model, names, inputs, four_bits, absorb=absorb)
+        environment = Environment(
+            model, names, inputs, four_bits, settings=PtqSettings(absorb=absorb)
+        )
         trial = environment.network((0,) * len(names))
         plan = Plan.uniform(model, 4)
         quantized = copy.deepcopy(model)

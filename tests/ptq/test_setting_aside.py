@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from octavo.network.forward import observing
-from octavo.ptq.setting_aside import deal, is_divisible
+from octavo.ptq.setting_aside import deal, is_divisible, put_aside
 
 
 def numbers(batches: Iterable[Any]) -> list[int]:
@@ -53,6 +53,22 @@ def test_what_cannot_be_divided_is_set_aside_by_batch() -> None:
     assert dealt(*[1] * 20, by_sample=False)[1] == [7, 15]
     assert dealt(*[1] * 7, by_sample=False)[1] == []
     assert dealt(*[1] * 200, by_sample=False)[1] == list(range(7, 64, 8))
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(0, [2, 3, 2, 2]), (4, [4, 3, 2]), (9, [6, 3])])
+def test_samples_of_one_length_are_set_aside_together(most: int, sizes: list[int]) -> None:
+    aside: list[Any] = []
+    for count, length in ((2, 5), (3, 7), (2, 5), (2, 5)):
+        put_aside(torch.full((count, length), float(length)), aside, most)
+    assert [len(batch) for batch in aside] == sizes
+    assert all(bool((batch == batch.shape[1]).all()) for batch in aside)
+
+
+def test_what_has_no_samples_is_set_aside_by_itself() -> None:
+    aside: list[Any] = []
+    for number in range(2):
+        put_aside(pack_sequence([torch.full((2, 1), float(number))]), aside, 0)
+    assert len(aside) == 2
 
 
 class OverTime(nn.Module):

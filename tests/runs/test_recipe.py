@@ -15,6 +15,7 @@ from octavo.runs.recipe import load_recipe, make_recipe, yaml_value
 from octavo.runs.recipes import RECIPES
 from octavo.runs.sections import Activations, Prune, Ptq, Search
 from octavo.runs.training import Retraining
+from octavo.storage.packed import FloatForm
 
 GOOD = "task: digits\nbits: 3\n"
 
@@ -167,7 +168,7 @@ def test_a_search_in_place_of_bits(folder: Path) -> None:
     ],
 )
 def test_norms_may_be_folded_where_a_small_file_is_asked_for(
-    keys: dict[str, Any], floats: str | None
+    keys: dict[str, Any], floats: FloatForm | None
 ) -> None:
     recipe = make_recipe({"task": "digits", **keys}, "r")
     assert recipe.file_form == FileForm(floats=floats)

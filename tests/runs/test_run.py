@@ -137,6 +137,18 @@ def test_what_cannot_be_exported_for_want_of_a_library_is_known_at_the_start(
     assert not folder.exists()
 
 
+def test_a_coding_without_its_library_is_known_at_the_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise FormatError("the coder needs its library")
+
+    monkeypatch.setattr(sys.modules["octavo.storage.coding.small"], "_library", missing)
+    with pytest.raises(FormatError, match=r"^the coder needs its library$"):
+        run(recipe(coding="small"), folder)
+    assert not folder.exists()
+
+
 def test_options_that_json_writes_otherwise_are_still_the_same_recipe(folder: Path) -> None:
     settings = recipe(
         control=False,

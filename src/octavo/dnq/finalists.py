@@ -27,8 +27,8 @@ from octavo.network.forward import Inputs, observing
 from octavo.plan import Budget, Plan
 from octavo.progress import Event
 from octavo.pruning.masks import find_kept
-from octavo.ptq.calibration import calibrate_quietly
 from octavo.ptq.file_form import FileForm
+from octavo.ptq.network_solver import calibrate_quietly
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.packed import Packed
 
@@ -151,7 +151,8 @@ class Shipping:
     def _retrain(self, network: nn.Module, plan: Plan, retrain_steps: RetrainSteps) -> None:
         """Run INQ on a network that starts from its PTQ, as ``compress`` does."""
         masks = find_kept(self._model, plan)
-        incremental = Incremental(network, plan, masks=masks, distributed=False)
+        rate = self._settings.rate
+        incremental = Incremental(network, plan, masks=masks, rate=rate, distributed=False)
         freeze_and_retrain(incremental, retrain_steps)
 
 

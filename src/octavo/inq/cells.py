@@ -5,49 +5,63 @@ With the rate ``lambda``, a weight ``w`` takes the level ``q`` of least::
 
     (w / s - q)^2 + worth * bits(q)             worth = lambda * E / 4
 
-``s`` is the scale of its levels, a power of two for each row, and ``E`` the mean squared error of
-the layer's weights at their nearest levels, each in units of its scale. So a bit less in every
-weight is worth ``lambda`` times the error, in each row in units of its own scale; and a bit counts
-only a quarter of that while weights freeze, as in ``octavo.ptq.pricing``.
+``s`` is the scale of its levels, a power of two for each row, and ``E`` the mean squared error that
+normally distributed weights as large as the layer's have at their nearest levels, at the best
+scale. So a bit less in every weight is worth ``lambda`` times the error; and a bit counts only a
+quarter of that while weights freeze, as in ``octavo.ptq.pricing``. (The error of the weights
+themselves says nothing where they were calibrated, and lie on their levels.)
 
 The sum is a parabola of ``w / s`` for each level, and all have the same curvature. So the weights
-that take a level are those of an interval, its cell, which may be empty. All that a rate changes
-is the edges between the cells.
+that take a level are those of an interval, its cell, which may be empty. All that a rate changes is
+the edges between the cells.
+
+Where the second moment of the inputs is known, the squared error of a weight counts by its
+curvature, as a share of the layer's mean: what it costs the outputs, see ``octavo.ptq.gptq``. Then
+there are no cells, and each weight is compared with all levels.
 """
+
+import functools
 
 import torch
 from torch import Tensor
 
-from octavo.formats.codebook import Codebook, edges
+from octavo.formats.codebook import Codebook
+from octavo.formats.registry import fitted_codebook
+from octavo.formats.width import Width
 from octavo.ptq.layer_problem import SHARE
-from octavo.ptq.rounding import bits_of_codes
+from octavo.ptq.rounding import Prices, Rounding, bits_of_codes
 
-__all__ = ["priced_edges", "worth_of"]
+__all__ = ["priced_codes", "priced_edges", "worth_of"]
+
+SAMPLES = 1024  # normally distributed numbers that a codebook is measured on
+STEPS = 8  # sizes of these within an octave
 
 
-def worth_of(rate: float, codebook: Codebook, codes: Tensor) -> float:
+def worth_of(rate: float, width: Width, in_units: Tensor) -> float:
     """Return the squared error, in units of the scale, that a bit is worth in a layer.
-
-    Weights that were calibrated lie on their levels, and have no error of their own. So ``E`` is
-    the error that weights have which are spread evenly over the cells of their levels.
 
     Args:
         rate: the rate; 0 makes bits worth nothing.
-        codebook: the codebook of the layer.
-        codes: the codes of its nearest levels, without those of pruned weights.
+        width: the width of the layer.
+        in_units: its weights in units of their scale, without pruned ones.
 
     """
-    if not rate or not codes.numel():
+    if not rate or not in_units.numel():
         return 0.0
-    levels = codebook.unit_levels().double()
-    outer = torch.tensor([codebook.reach.edge], dtype=torch.float64)
-    between = torch.cat([-outer, edges(levels), outer])
-    above = between[1:] - levels
-    below = levels - between[:-1]
-    error = (above**3 + below**3) / (3 * (above + below))  # mean square from -below to above
-    counts = torch.bincount(codes.flatten().int(), minlength=len(levels)).cpu()
-    mean = (counts * error).sum() / counts.sum()
-    return SHARE * rate * float(mean)
+    return SHARE * rate * _relative_error(width) * float(in_units.double().square().mean())
+
+
+@functools.cache
+def _relative_error(width: Width) -> float:
+    """Return the mean squared error of normally distributed numbers at their nearest levels, in
+    units of their mean square. Scales are powers of two, so it is an average over an octave.
+    """
+    normal = torch.special.ndtri((torch.arange(SAMPLES) + 0.5) / SAMPLES)
+    octave = 2 ** (torch.arange(STEPS) / STEPS).unsqueeze(1)
+    numbers = octave * normal  # (steps, samples)
+    codebook = fitted_codebook(numbers, width, fit="mse", per="channel")
+    error = (numbers - codebook.project(numbers)).square().mean(1)
+    return float((error / numbers.square().mean(1)).mean())
 
 
 def priced_edges(codebook: Codebook, codes: Tensor, worth: float) -> Tensor:
@@ -69,3 +83,23 @@ def priced_edges(codebook: Codebook, codes: Tensor, worth: float) -> Tensor:
     crossed = crossing.cummax(1).values  # (k, i - 1)
     least = crossed.flip(0).cummin(0).values.flip(0)
     return least.diagonal(-1).float()
+
+
+def priced_codes(
+    in_units: Tensor, curvature: Tensor, codebook: Codebook, codes: Tensor, worth: float
+) -> Tensor:
+    """Return the codes of weights whose errors cost the outputs more or less: uint8.
+
+    Args:
+        in_units: the weights in units of their scale, (problems, rows, columns).
+        curvature: what a squared error of each column costs, (problems, columns).
+        codebook: the codebook of the layer.
+        codes: the codes of all its weights, whose frequencies tell the bits of each code.
+        worth: the squared error, in units of the scale, that a bit is worth on average.
+
+    """
+    levels = codebook.unit_levels().to(in_units.device)
+    bits = bits_of_codes(codes, len(levels))
+    price = torch.full((), worth, dtype=torch.float64, device=in_units.device)
+    rounding = Rounding(levels, prices=Prices(bits.float(), price))
+    return rounding.each(in_units.float(), (curvature / curvature.mean()).unsqueeze(1))

@@ -10,13 +10,14 @@ from torch import Tensor
 from octavo._seeds import seed_of
 from octavo.errors import TrainingError
 from octavo.formats.codebook import Codebook
-from octavo.inq.cells import priced_edges, worth_of
+from octavo.inq.cells import priced_codes, priced_edges, worth_of
 from octavo.inq.parametrization import FrozenWeights, attach_frozen_weights
 from octavo.inq.partition import FreezeOrder, grow, rank
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.network.moments import Moments
 from octavo.network.parametrizations import set_trained_weight, trained_weight
 from octavo.network.thread_state import without_autocast
+from octavo.ptq.gptq import curvature
 from octavo.ptq.least_squares import damped, least_squares_target, refit
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.quantized import Quantized
@@ -62,9 +63,8 @@ class PlannedLayer:
             parametrization.prune(pruned)
         if not rate:
             return cls(number, layer, codebook, parametrization)
-        kept = channels_first(~parametrization.frozen, layer.groups)
-        nearest = codebook.encode(channels_first(trained_weight(layer), layer.groups))
-        worth = worth_of(rate, codebook, nearest[kept])
+        in_units = (trained_weight(layer) / parametrization.scale)[~parametrization.frozen]
+        worth = worth_of(rate, codebook.width, in_units)
         planned = cls(number, layer, codebook, parametrization, worth)
         for _ in range(ROUNDS):  # codes lead to bits, and bits to other codes
             planned.price()
@@ -84,17 +84,27 @@ class PlannedLayer:
         return Quantized.of(self.layer, self.codebook, self.codebook.encode(self._seen()).cpu())
 
     @torch.no_grad()
-    def freeze(self, portion: float, order: FreezeOrder, generator: torch.Generator) -> None:
-        """Freeze free weights, by their rank in ``order``, until ``portion`` of them is frozen."""
+    def freeze(
+        self,
+        portion: float,
+        order: FreezeOrder,
+        generator: torch.Generator,
+        curved: Tensor | None = None,
+    ) -> None:
+        """Freeze free weights, by their rank in ``order``, until ``portion`` of them is frozen.
+
+        Where bits cost anything, ``curved``, (problems, columns), says what a squared error of
+        each column costs the outputs; None: all cost the same.
+        """
         _check_weights(self)
         parametrization = self.parametrization
         groups = self.layer.groups
-        levels = self.codebook.decode(self._codes()) if self.worth else None
+        levels = self.codebook.decode(self._codes(curved)) if self.worth else None
         ranks = rank(self._seen(), self.codebook, order, levels=levels, generator=generator)
         ranks = channels_back(ranks, groups)
         mask = grow(parametrization.frozen, ranks, portion, pruned=parametrization.pruned)
         del ranks, levels  # they are as large as the weight
-        parametrization.freeze(channels_back(self._codes(), groups), mask)
+        parametrization.freeze(channels_back(self._codes(curved), groups), mask)
         set_trained_weight(self.layer, parametrization(trained_weight(self.layer)))
         if self.worth:
             self.price()
@@ -116,10 +126,11 @@ class PlannedLayer:
         hessian = damped(moments.hessian, DAMP)  # (problems, columns, columns), float64
         start = self._seen().reshape(moments.drift.shape)  # (problems, rows, columns)
         target = least_squares_target(start, hessian, moments.drift).float()
+        curved = curvature(hessian) if self.worth else None
         hessian = hessian.float()
         self._refit(target, hessian)
         for portion in portions:
-            self.freeze(portion, order, generator)
+            self.freeze(portion, order, generator, curved)
             self._refit(target, hessian)
 
     @torch.no_grad()
@@ -139,17 +150,26 @@ class PlannedLayer:
         """
         self.parametrization.move_edges(priced_edges(self.codebook, self._codes(), self.worth))
 
-    def _codes(self) -> Tensor:
+    def _codes(self, curved: Tensor | None = None) -> Tensor:
         """Return the codes that weights have, or would have if they froze now, with the output
         channels first.
         """
         nearest = self.codebook.encode(self._seen())
         if not self.worth:
             return nearest
-        seen = self.parametrization(trained_weight(self.layer))
-        cheaper = channels_first(self.parametrization.codes(seen), self.layer.groups)
-        frozen = channels_first(self.parametrization.frozen, self.layer.groups)
-        return torch.where(frozen, nearest, cheaper)
+        groups = self.layer.groups
+        frozen = channels_first(self.parametrization.frozen, groups)
+        weight = self.parametrization(trained_weight(self.layer))
+        codes = channels_first(self.parametrization.codes(weight), groups)
+        codes = torch.where(frozen, nearest, codes)
+        if curved is None:
+            return codes
+        in_units = channels_first(weight / self.parametrization.scale, groups)
+        in_units = in_units.reshape(len(curved), -1, curved.shape[1])
+        for _ in range(ROUNDS - 1):
+            cheaper = priced_codes(in_units, curved, self.codebook, codes, self.worth)
+            codes = torch.where(frozen, nearest, cheaper.view(codes.shape))
+        return codes
 
     def _seen(self) -> Tensor:
         """Return the weight as the network sees it, with its output channels first."""

@@ -12,7 +12,7 @@ from octavo.inq.planned_layer import PlannedLayer
 from octavo.network.forward import Inputs, device_of, observing, on_device
 from octavo.network.layers import Layer, channels_first
 from octavo.progress import ProgressLike, showing
-from octavo.ptq.calibration import calibrate_quietly
+from octavo.ptq.network_solver import calibrate_quietly
 from octavo.ptq.pricing import codebook_at_rate
 from octavo.ptq.sensitivity import rates_of_layers
 from octavo.ptq.setting_aside import leading

@@ -29,7 +29,7 @@ __all__ = ["called_again", "is_plain", "layer_inputs", "layer_outputs", "problem
 Pieces: TypeAlias = Iterator[tuple[slice, Tensor]]
 
 ALL = slice(None)
-CHUNK = 1 << 24  # numbers of X that are laid out at a time
+CHUNK = 1 << 20  # numbers of X that are laid out at a time: they stay in the caches
 PRODUCTS: dict[Any, Any] = {
     F.linear: nn.Linear,
     F.conv1d: nn.Conv1d,

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from octavo.network.forward import Inputs
-from octavo.network.nested import leaves, mapped
+from octavo.network.nested import leaves, mapped, named_tensors
 
-__all__ = ["LEAST_SAMPLES", "rows_of", "sample_count"]
+__all__ = ["LEAST_SAMPLES", "alike", "joined", "rows_of", "sample_count"]
 
 LEAST_SAMPLES = 64  # with fewer inputs, nothing is set aside
 
@@ -35,3 +36,28 @@ def rows_of(batch: Inputs, rows: Sequence[int] | slice) -> Inputs:
 
     chosen: Inputs = mapped(batch, taken)
     return chosen
+
+
+def alike(batch: Inputs, other: Inputs) -> bool:
+    """Tell if batches differ in nothing but their samples, so that they can be joined."""
+    return _form(batch) == _form(other)
+
+
+def joined(batch: Inputs, other: Inputs) -> Inputs:
+    """Return the samples of two batches that are alike, as one batch."""
+    others = iter([tensor for _, tensor in named_tensors(other)])
+
+    def both(leaf: Any) -> Any:
+        return torch.cat([leaf, next(others)]) if isinstance(leaf, Tensor) else leaf
+
+    together: Inputs = mapped(batch, both)
+    return together
+
+
+def _form(batch: Inputs) -> list[Any]:
+    names = [name for name, _ in named_tensors(batch)]
+    forms = [
+        (leaf.shape[1:], leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+        for leaf in leaves(batch)
+    ]
+    return [names, forms]

@@ -30,8 +30,9 @@ Solve = Callable[[Moments], Solution]
 def choose(layer: Layer, moments: Moments, site: Site | None, solve: Solve) -> Solution:
     """Return the solution of a layer that keeps the outputs of its module best.
 
-    They are measured on the held-out inputs. Where nothing was set aside, only layers are measured
-    that the closed form does not describe: see ``Site.is_described``.
+    They are measured on the held-out inputs. Where nothing was set aside, and where nearest levels
+    are the only solution, only layers are measured that the closed form does not describe: see
+    ``Site.is_described``.
 
     Args:
         layer: the layer, with its full-precision weight.
@@ -44,7 +45,10 @@ def choose(layer: Layer, moments: Moments, site: Site | None, solve: Solve) -> S
 
     """
     first = solve(moments)
-    if site is None or (site.is_described and not site.held_out):
+    if site is None:
+        return first
+    has_rival = first.rounding is not None and bool(site.held_out)
+    if site.is_described and not has_rival:
         return first
     trials = _Trials(layer, site)
     best = trials.measured(first)

@@ -149,8 +149,8 @@ class LayerProblem:
 
     def _levels(self, scale: LevelScale, codes: Tensor) -> Tensor:
         """Return the levels that codes stand for, float64, (problems, rows, columns)."""
-        levels = self.unit.decode(codes).double()
-        return levels.ldexp_(scale.exponent()).mul_(scale.row_factor())
+        unit_levels = self.unit.decode(codes).double()
+        return torch.ldexp(unit_levels, scale.exponent()).mul_(scale.row_factor())
 
     def priced(self, codes: Tensor, price: Tensor) -> "LayerProblem":
         """Return the problem in which codes take the bits that they take among ``codes``.
@@ -175,7 +175,8 @@ class LayerProblem:
 def _output_error(problem: LayerProblem, error: Tensor) -> Tensor:
     """Return ``|error @ X|^2`` of each row, float64, (problems, rows)."""
     # In units of the largest error, float32 has room for the squares, and it is faster.
-    unit = torch.linalg.vector_norm(error, torch.inf).clamp(min=torch.finfo(error.dtype).tiny)
+    largest: Tensor = torch.linalg.vector_norm(error, torch.inf)
+    unit = largest.clamp(min=torch.finfo(error.dtype).tiny)
     in_units = output_error((error / unit).float(), problem.hessian)
     return in_units.clamp(min=0).double() * unit.square()
 

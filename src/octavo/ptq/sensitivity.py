@@ -26,7 +26,7 @@ from octavo.network.forward import Inputs
 from octavo.network.layers import Layer, channels_back, channels_first
 from octavo.ptq.settings import PtqSettings
 
-__all__ = ["rates_of_layers"]
+__all__ = ["factors_of_layers", "rates_of_layers"]
 
 MOST = 8.0  # how far the rate of a layer may be from the network's, as a factor
 
@@ -37,28 +37,41 @@ def rates_of_layers(
     batches: Sequence[Inputs],
     settings: PtqSettings,
 ) -> dict[str, float]:
-    """Return the rate of each layer, by name: that of the settings where layers cannot be compared.
+    """Return the rate of each layer, by name: that of the settings times its factor."""
+    if not settings.rate:
+        return {layer.name: 0.0 for layer, _ in planned}
+    factors = factors_of_layers(network, planned, batches, settings)
+    return {name: settings.rate * factor for name, factor in factors.items()}
+
+
+def factors_of_layers(
+    network: nn.Module,
+    planned: Sequence[tuple[Layer, Width]],
+    batches: Sequence[Inputs],
+    settings: PtqSettings,
+) -> dict[str, float]:
+    """Return the rate of each layer as a share of the network's, by name: 1 where layers cannot be
+    compared.
 
     Args:
         network: the network in full precision; it is left as it was.
         planned: its layers, with their widths.
         batches: inputs that the layers are compared on.
-        settings: the rate of the network, and how exponents are chosen.
+        settings: how exponents are chosen.
 
     """
-    rates = {layer.name: settings.rate for layer, _ in planned}
-    if not settings.rate or len(planned) < 2:
-        return rates
+    factors = {layer.name: 1.0 for layer, _ in planned}
+    if len(planned) < 2:
+        return factors
     lost = _divergences(network, planned, batches, settings)
     sizes = {layer.name: layer.weight.numel() for layer, _ in planned}
     whole = sum(lost.values()) / sum(sizes.values())  # D / N
     if not 0 < whole < math.inf:
-        return rates
+        return factors
     for name, divergence in lost.items():
         share = divergence / sizes[name] / whole
-        factor = MOST if share <= 0 else min(MOST, max(1 / MOST, share**-0.5))
-        rates[name] = settings.rate * factor
-    return rates
+        factors[name] = MOST if share <= 0 else min(MOST, max(1 / MOST, share**-0.5))
+    return factors
 
 
 @torch.no_grad()

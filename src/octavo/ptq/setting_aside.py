@@ -16,9 +16,9 @@ from octavo.network.calls import call_alone, undisturbed
 from octavo.network.conduct import close
 from octavo.network.forward import Inputs
 from octavo.network.nested import named_tensors
-from octavo.network.samples import LEAST_SAMPLES, rows_of, sample_count
+from octavo.network.samples import LEAST_SAMPLES, alike, joined, rows_of, sample_count
 
-__all__ = ["deal", "handed_over", "is_divisible", "leading"]
+__all__ = ["deal", "handed_over", "is_divisible", "leading", "put_aside"]
 
 EVERY = 8  # one sample in eight is set aside, so it does not matter if they are ordered by class
 MOST_SAMPLES = 64  # that are set aside
@@ -59,6 +59,18 @@ def _by_sample(batches: Iterable[Inputs]) -> Iterator[Dealt]:
         else:
             yield batch, None
         start += size
+
+
+def put_aside(batch: Inputs, others: list[Inputs], most: int) -> None:
+    """Add a batch to those that are set aside: to the samples of one that is alike, where the two
+    have no more than ``most`` samples together. A few samples take about as long as a whole batch.
+    """
+    count = sample_count(batch) or 0
+    for index, other in enumerate(others):
+        if 0 < count + (sample_count(other) or 0) <= most and alike(other, batch):
+            others[index] = joined(other, batch)
+            return
+    others.append(batch)
 
 
 def leading(batches: Iterator[Inputs]) -> list[Inputs]:

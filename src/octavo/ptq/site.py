@@ -84,15 +84,14 @@ class Site:
 
     def _compared(self, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the module's outputs in full precision and those with ``weight``."""
-        own = self.layer.weight.clone()
-        with self._with(weight):
+        with self._with(weight) as own:
             for meeting in one_by_one(self.held_out or self.solving):
                 full = dict(named_tensors(self._full_output(meeting, own)))
                 now = dict(named_tensors(meeting.output()))
                 both = [(tensor, now[name]) for name, tensor in full.items() if name in now]
                 yield from (pair for pair in both if _is_comparable(*pair))
 
-    def _full_output(self, meeting: Meeting, own: Tensor) -> Any:
+    def _full_output(self, meeting: Meeting, own: Tensor | None) -> Any:
         """Return the module's output in full precision, or, if there is none to compare with, that
         of its full-precision weight.
         """
@@ -102,15 +101,15 @@ class Site:
             return meeting.output()
 
     @contextlib.contextmanager
-    def _with(self, weight: Tensor | None) -> Iterator[None]:
-        """Give the layer another weight for a while."""
+    def _with(self, weight: Tensor | None) -> Iterator[Tensor | None]:
+        """Give the layer another weight for a while, and return a copy of its own."""
         if weight is None:
-            yield
+            yield None
             return
         own = self.layer.weight.clone()
         self.layer.weight.copy_(weight)
         try:
-            yield
+            yield own
         finally:
             self.layer.weight.copy_(own)
 

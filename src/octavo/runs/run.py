@@ -24,6 +24,7 @@ from octavo.network.forward import batches_of
 from octavo.network.ranks import Ranks
 from octavo.plan import Plan, matching_plan, planned_layers
 from octavo.progress import Event, Progress, silent
+from octavo.ptq.file_form import FileForm
 from octavo.runs.details import DETAILS, network_details, without_curves
 from octavo.runs.job import SAVE_EVERY, Job, shared
 from octavo.runs.orders import load_orders
@@ -90,7 +91,8 @@ def run(
         TrainingError: retraining failed; the last whole stage is kept.
         ExportError: the network cannot be exported in a form that the recipe lists, or the
             libraries of that form are missing.
-        FormatError: a file of the folder is damaged, or belongs to half a run of other weights.
+        FormatError: a file of the folder is damaged, or belongs to half a run of other weights; or
+            the library of the recipe's coding is missing.
         Interrupted: a signal has come; what was done is kept.
 
     """
@@ -277,6 +279,7 @@ def _load(
 
     """
     check_forms(recipe.export)
+    FileForm(coding=recipe.coding)  # raises where the library of the coding is missing
     load_orders(recipe.order)
     task = load_task(recipe.task, recipe.options)
     if recipe.search is not None:

@@ -1,0 +1,59 @@
+"""What the pictures of the pages share: their size, their colours, and files that are reproducible.
+
+They have a paper of their own, so that they are readable on light and on dark pages, and text that
+stays text. Series differ in marker and line, never in colour alone.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+from octavo.report.colours import LIGHT
+
+INCHES = 7.2  # the width of every picture
+MEASURED = "DejaVu Sans"  # the font that matplotlib brings, and lays text out with
+FONTS = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"  # narrower ones fit too
+SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "octavo",
+    "font.sans-serif": [MEASURED],
+    "font.size": 9.5,
+    "axes.edgecolor": LIGHT["line"],
+    "axes.labelcolor": LIGHT["ink"],
+    "axes.titlecolor": LIGHT["ink"],
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": LIGHT["line"],
+    "grid.linewidth": 0.5,
+    "text.color": LIGHT["ink"],
+    "xtick.color": LIGHT["muted"],
+    "ytick.color": LIGHT["muted"],
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5.5,
+    "figure.facecolor": LIGHT["paper"],
+    "axes.facecolor": LIGHT["paper"],
+}
+
+
+def new(rows: int, height: float) -> tuple[Any, Any]:
+    """Return a figure of so many inches in height, and its axes, one below the other."""
+    mpl.use("svg")
+    mpl.rcParams.update(SETTINGS)  # type: ignore[arg-type]
+    return plt.subplots(rows, 1, figsize=(INCHES, height), layout="constrained", squeeze=False)
+
+
+def save(figure: Any, path: Path, description: str) -> None:
+    """Write a figure as SVG: the same bytes from the same results."""
+    figure.savefig(path, metadata={"Date": None, "Creator": None, "Description": description})
+    lines = (
+        path.read_text(encoding="utf-8").replace(f"'{MEASURED}', sans-serif", FONTS).splitlines()
+    )
+    path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The tables of docs/reliability.md are those of the committed result."""
+"""The tables and figures of docs/reliability.md are those of the committed results."""
 
 import json
 import runpy
@@ -17,3 +17,14 @@ def test_the_tables_are_those_of_the_committed_result(monkeypatch: pytest.Monkey
     assert script["fill"](page, "torture", script["table"](result)) == page
     assert all(row["identical"] == row["completed"] > 0 for row in result["kills"])
     assert all(row["lost"] == row["unnamed"] == 0 < row["faults"] for row in result["faults"])
+
+
+def test_the_counts_are_those_of_the_committed_results() -> None:
+    page = " ".join((BENCHMARKS.parent / "docs/reliability.md").read_text(encoding="utf-8").split())
+    results = BENCHMARKS / "results"
+    cases = json.loads((results / "fuzz.json").read_text(encoding="utf-8"))
+    assert f"{cases['packed']:,} packed files and {cases['yaml']:,} recipes" in page
+    mutants = json.loads((results / "mutants.json").read_text(encoding="utf-8"))
+    killed = mutants["killed"]
+    assert f"sample of {mutants['asked']}" in page
+    assert f"{killed['formats']} and {killed['storage']} were killed" in page

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from octavo.activations.quantizer import InputFormat, scale_key
 from octavo.errors import FormatError
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.registry import codebook_at
@@ -512,3 +513,33 @@ def test_other_versions_are_refused(version: Any) -> None:
     head = json.dumps({**octavo, "version": version})
     with pytest.raises(FormatError, match="version"):
         unpack(safetensors.torch.save(tensors, {"octavo": head}))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, math.inf, math.nan])
+def test_the_scale_of_inputs_is_positive_and_finite(scale: float) -> None:
+    floats = [((scale_key("fc"),), torch.tensor(scale))]
+    data = to_file(*pack({}, floats, {"fc": InputFormat(4, True, False)}))
+    with pytest.raises(FormatError, match=r"^fc: expected a positive scale"):
+        unpack(data)
+
+
+def test_older_readers_find_no_key_that_they_do_not_know() -> None:
+    strings, head = byte_strings(to_file(*pack(*network())))
+    manifest = json.loads(expand(strings["manifest"]))
+    assert head["version"] == 1
+    assert set(manifest) == {"layers", "floats"}
+    known = {"name", "names", "shape", "bits", "groups", "exponents", "crc32"}
+    assert all(set(row) == known for row in manifest["layers"])
+
+
+@pytest.mark.parametrize(("width", "needed"), [(Apot(5), 2), ("fp4", 4)])
+def test_codes_that_readers_of_an_older_version_would_misread_are_refused(
+    width: Any, needed: int
+) -> None:
+    codebook = codebook_at(width, torch.zeros(2, dtype=torch.int32))
+    layer = Quantized(("fc.weight",), codebook, torch.zeros(2, 3, dtype=torch.uint8))
+    blobs, version = pack({"fc": layer}, [])
+    assert version == needed
+    for lower in range(1, needed):
+        with pytest.raises(FormatError, match=f"^fc: .* in a file of version {lower}"):
+            unpack(to_file(blobs, lower))

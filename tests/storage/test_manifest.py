@@ -46,6 +46,14 @@ def test_what_is_written_is_what_is_read() -> None:
             {"layers": [{**LAYER, "exponents": 2}]},
             r"^manifest: up, layers\.0: up: expected 0 or 4 exponents, got 2$",
         ),
+        (
+            {"layers": [{**LAYER, "grid": "apot", "bits": 4}]},
+            r"up: expected 5 to 8 bits on the grid apot, got 4$",
+        ),
+        (
+            {"layers": [{**LAYER, "grid": "fp", "bits": 5}]},
+            r"up: expected 4, 6, 8 bits on the grid fp, got 5$",
+        ),
         ({"layers": [{**LAYER, "name": 5}]}, r"^manifest: 5, layers\.0\.name: "),
         ({"layers": [LAYER, LAYER]}, r"^manifest: up: two tensors have this name$"),
         (

@@ -358,3 +358,13 @@ def test_sums_of_two_powers_have_codes_of_their_own_number(
 def test_codes_survive_wherever_pairs_of_bytes_and_blocks_end(bits: int, count: int) -> None:
     codes = torch.randint(2 ** (bits - 1) + 1, (count,), dtype=torch.uint8)
     assert torch.equal(decode_codes(encode_codes(codes, bits), count, bits), codes)
+
+
+def test_nothing_stands_behind_the_last_bit_of_a_mask() -> None:
+    for last, good in ((0, True), (1, False), (64, False)):  # the mask of 9 codes takes 9 bits
+        data = forge(3, 9, b"\2", frame(bytes([0, last])))
+        if good:
+            assert decode_codes(data, 9, 3).tolist() == [2] * 9
+        else:
+            with pytest.raises(FormatError, match="zeros after the last bit of a mask"):
+                decode_codes(data, 9, 3)

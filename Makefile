@@ -41,8 +41,9 @@ mutants: $(VENV)/.mutants  ## break the code in MUTANTS=300 places, one after th
 torture: $(VENV)/.dev  ## kill runs and searches, and let each call of saving fail; writes docs/reliability.md's tables
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
 
-peers: $(PEERS)/.installed  ## other packages beside octavo, on two networks of CIFAR-10: half an hour; fills a table of docs/results.md
+peers: $(PEERS)/.installed  ## other packages beside octavo, on two networks of CIFAR-10: half an hour; fills tables of docs/results.md
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python benchmarks/peers/measure.py
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python benchmarks/peers/cabac.py
 
 docs: $(VENV)/.dev  ## build the pages of docs/ and the API reference into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

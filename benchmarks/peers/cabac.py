@@ -1,6 +1,6 @@
 """The codes of the published retrained networks in nncodec's DeepCABAC, without loss.
 
-    make peers      # a minute, in an environment of its own
+    make peers      # its last minute, in an environment of its own
 
 The codes are those of benchmarks/results/*.safetensors as integers with zero in the middle, which
 nncodec stores without quantizing; what it decodes to is compared. The bytes are those of its bit

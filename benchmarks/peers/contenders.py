@@ -136,7 +136,8 @@ def save_brevitas(model: nn.Module, images: Images, folder: Path) -> nn.Module:
     from brevitas.graph.gptq import gptq_mode
 
     model = _brevitas(model)
-    with torch.no_grad(), gptq_mode(model, use_quant_activations=False, act_order=True) as gptq:
+    settings = {"use_quant_activations": False, "act_order": True, "create_weight_orig": False}
+    with torch.no_grad(), gptq_mode(model, **settings) as gptq:
         for _ in range(gptq.num_layers):
             for batch in images:
                 gptq.model(batch)

@@ -23,7 +23,7 @@ RETRAINED = {  # a committed run: its name in the picture, and the side of its p
     "resnet20-sparse-4bit": ("85 % pruned", "below"),
     "resnet20-inq-2bit": ("2 bits", "right"),
     "resnet20-dnq-70kb": ("2.4 bits (DNQ)", "left"),
-    "resnet20-inq-3bit": ("3 bits", "left"),
+    "resnet20-inq-3bit": ("3 bits", "above"),
     "resnet20-inq-4bit": ("4 bits", "left"),
     "resnet20-inq-5bit": ("5 bits", "right"),
 }
@@ -31,6 +31,7 @@ SIDES = {  # of a point: where its name begins, in points, and how it is aligned
     "left": {"xytext": (-6, 5), "ha": "right"},
     "right": {"xytext": (7, -4), "ha": "left"},
     "below": {"xytext": (0, -15), "ha": "left"},
+    "above": {"xytext": (0, 9), "ha": "center"},
 }
 LEAST = 88.0  # per cent; the picture ends there
 

@@ -134,11 +134,11 @@ def test_a_metric_that_becomes_nan_stops_a_run_before_its_control(
         ),
         (
             ["run", "r.yaml", "--set", "lr=0.1"],
-            "r.yaml: unknown key 'lr': write retraining.learning_rate",
+            ("r.yaml: unknown key 'lr': write retraining.learning_rate or prune.learning_rate"),
         ),
         (
             ["run", "r.yaml", "--set", "budget.bytes=9"],
-            "r.yaml: unknown key 'budget': write search.budget",
+            "r.yaml: unknown key 'budget': write ptq.budget or search.budget",
         ),
         (
             ["run", "r.yaml", "--set", "retraining.xyz=0.1"],

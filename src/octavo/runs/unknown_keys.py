@@ -54,10 +54,11 @@ def explain(error: ValidationError, sections: Mapping[str, Collection[str]]) -> 
 
 
 def _instead(section: str, key: str, sections: Mapping[str, Collection[str]]) -> str:
-    """Return the end of the message about an unknown key: the key to write instead."""
+    """Return the end of the message about an unknown key: the keys to write instead."""
     word = ALIASES.get(key, key)
-    for place in (section, *sections):
-        if word in sections[place]:
-            return f": write {place}.{word}" if place else f": write {word}"
+    here = word in sections[section]
+    places = [section] if here else [name for name, keys in sections.items() if word in keys]
+    if places:
+        return ": write " + " or ".join(f"{place}.{word}" if place else word for place in places)
     known = sections[section]
     return nearest(key, known, at_least=ALIKE) or f"; expected one of {', '.join(known)}"

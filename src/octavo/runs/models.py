@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from inspect import signature
 from typing import Any, TypeAlias
 
 import torch
@@ -63,7 +64,11 @@ def _torchvision(name: str, options: Mapping[str, Any]) -> Named:
     known = models.list_models()
     if name not in known:
         raise RecipeError(f"torchvision:{name}: there is no such network{nearest(name, known)}")
-    model = models.get_model(name, weights=None, **options)
+    builder = models.get_model_builder(name)
+    parameters = signature(builder).parameters
+    # Without a word about them, torchvision downloads the weights of a detector's backbone.
+    weightless = dict.fromkeys({"weights", "weights_backbone"} & parameters.keys())
+    model = builder(**{**weightless, **options})
     weights = next(iter(models.get_model_weights(name)), None)
     size = getattr(getattr(weights, "transforms", None), "keywords", {}).get("crop_size")
     image = torch.zeros(1, 3, size, size) if isinstance(size, int) else None

@@ -55,6 +55,24 @@ def pipe() -> Console:
     return Console(force_terminal=False, file=StringIO(), width=80)
 
 
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_without_widgets_gets_plain_lines(
+    widgets: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rich draws a bar there by ipywidgets, and without them only warns."""
+    live: list[str] = []
+    lines: list[str] = []
+    monkeypatch.setattr("octavo.progress.display.find_spec", lambda _: widgets or None)
+    monkeypatch.setattr("rich.live.Live.start", lambda *_, **__: live.append("bar"))
+    monkeypatch.setattr("rich.jupyter.display", lambda _, text: lines.append(text))
+    with Display(Console(force_jupyter=True)) as display:
+        for event in [note("calibrating"), *steps(1, 1000)]:
+            display(event)
+    assert live == ["bar"] * widgets
+    assert lines[0] == "calibrating\n"
+    assert (LAST_LINE in lines) != widgets
+
+
 def test_a_terminal_of_80_columns_shows_stage_epoch_loss_speed_and_time_left(
     terminal: Console,
 ) -> None:

@@ -1,6 +1,7 @@
-"""A live progress bar on a terminal and in a notebook, plain lines elsewhere."""
+"""A live progress bar on a terminal and in a notebook with ipywidgets, plain lines elsewhere."""
 
 import time
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,7 +26,8 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = console.is_interactive or console.is_jupyter  # it can draw over what it drew
+        in_widgets = console.is_jupyter and find_spec("ipywidgets") is not None
+        self._live = console.is_interactive or in_widgets  # it can draw over what it drew
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(None),

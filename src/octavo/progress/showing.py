@@ -16,8 +16,8 @@ def showing(progress: ProgressLike) -> Iterator[Progress]:
     """Return the callback that an argument ``progress`` stands for, for a while.
 
     Args:
-        progress: True shows a bar on a terminal and in a notebook, and lines elsewhere; None or
-            False shows nothing; a function is called with each ``Event``.
+        progress: True shows a bar on a terminal and in a notebook with ipywidgets, and lines
+            elsewhere; None or False shows nothing; a function is called with each ``Event``.
 
     Raises:
         TypeError: it is none of these.

@@ -31,6 +31,21 @@ def test_search_writes_a_plan_within_the_budget_and_shows_it(octavo: Callable[..
     assert json.loads(as_json.out)["plan"] == dict(plan)
 
 
+def test_search_names_the_command_for_the_form_of_file_that_it_priced(
+    octavo: Callable[..., Any],
+) -> None:
+    words = ["search", "tiny.py:Tiny", *WIDE, "--method", "uniform", "-o", "p.yaml"]
+    plain = octavo(*words).out
+    small = octavo(*words, "--floats", "folded", "--coding", "small").out
+    assert "octavo quantize tiny.py:Tiny --plan p.yaml -o p.safetensors" in unwrapped(plain)
+    following = "--plan p.yaml --floats folded --coding small -o p.safetensors"
+    assert following in unwrapped(small)
+
+
+def unwrapped(text: str) -> str:
+    return " ".join(text.split())
+
+
 def test_a_plan_that_search_wrote_is_what_quantize_quantizes(octavo: Callable[..., Any]) -> None:
     words = ["search", "tiny.py:Tiny", "--budget", "average_bits=4", "--trials", "20"]
     assert octavo(*words, "--pin", "2=5", "-o", "plan.yaml").status == 0

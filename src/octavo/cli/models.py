@@ -175,7 +175,7 @@ def search(
     if as_json:
         _print_search_figures(result, method)
         return
-    _print_search(result, objective, task, output, whole_range=not (budget or trade_off))
+    _print_search(result, objective, settings, task, output)
 
 
 def _task(name: str, option: list[str] | None) -> "Task":
@@ -216,9 +216,9 @@ def _searched(
 
 
 def _print_search(
-    result: "SearchResult", objective: str, task: str, plan: Path, *, whole_range: bool
+    result: "SearchResult", objective: str, settings: Mapping[str, Any], task: str, plan: Path
 ) -> None:
-    """Print the plan of a search, which was written, and which command may come next; where the
+    """Print the plan of a search, which was written, and the command that may come next; where the
     search covered the whole range, its front too.
     """
     from octavo.report.search_tables import (
@@ -228,13 +228,20 @@ def _print_search(
         refinement_line,
     )
 
-    if whole_range:
+    if settings["budget"] is None and settings["trade_off"] is None:
         out.print(front_table(result, objective))
     out.print(plan_table(result), finalists_table(result, objective))
     if result.refinement is not None:
         out.print(refinement_line(result.refinement), soft_wrap=True, markup=False)
     print_written(plan)
-    print_next(f"octavo quantize {task} --plan {plan} -o {plan.stem}.safetensors")
+    print_next(_quantizing(task, plan, settings["floats"], settings["coding"]))
+
+
+def _quantizing(task: str, plan: Path, floats: str | None, coding: str) -> str:
+    """Return the command that quantizes by a plan, in the form of file that it was searched for."""
+    form = "" if floats is None else f" --floats {floats}"
+    form += "" if coding == FAST else f" --coding {coding}"
+    return f"octavo quantize {task} --plan {plan}{form} -o {plan.stem}.safetensors"
 
 
 def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None":

@@ -9,13 +9,11 @@ from octavo.formats.codebook import Codebook
 from octavo.formats.registry import fitted_codebook
 from octavo.formats.width import Width
 from octavo.inq.planned_layer import PlannedLayer
-from octavo.network.forward import Inputs, device_of, observing, on_device
+from octavo.network.forward import Inputs
 from octavo.network.layers import Layer, channels_first
 from octavo.progress import ProgressLike, showing
-from octavo.ptq.network_solver import calibrate_quietly
+from octavo.ptq.network_solver import rate_factors, solve_network
 from octavo.ptq.pricing import codebook_at_rate
-from octavo.ptq.sensitivity import rates_of_layers
-from octavo.ptq.setting_aside import leading
 from octavo.ptq.settings import PtqSettings
 
 __all__ = ["LayerStart", "choose_starts", "started"]
@@ -51,14 +49,13 @@ def choose_starts(
         return [
             LayerStart(_codebook(layer, width, settings), settings.rate) for layer, width in planned
         ]
-    some = [on_device(batch, device_of(model)) for batch in leading(iter(inputs))]
-    with observing(model):
-        rates = rates_of_layers(model, planned, some, settings)
     plan = {layer.name: width for layer, width in planned}
+    factors = rate_factors(model, plan, inputs, settings) if settings.rate else {}
     with showing(progress) as callback:
-        packed = calibrate_quietly(model, plan, inputs, settings, callback)
+        packed = solve_network(model, plan, inputs, settings, callback, factors).checked()
     return [
-        LayerStart(packed.layers[layer.name].codebook, rates[layer.name]) for layer, _ in planned
+        LayerStart(packed.layers[name].codebook, settings.rate * factors.get(name, 0.0))
+        for name in plan
     ]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import PlanError
+from octavo.formats.fitting import Per
 from octavo.formats.registry import fitted_codebook
 from octavo.formats.width import Width
 from octavo.network.conduct import conduct_of
@@ -19,7 +20,7 @@ from octavo.plan import Plan
 from octavo.storage.held_out import HeldOut
 from octavo.storage.quantized import Quantized
 
-__all__ = ["Measured", "divergence_of", "explain", "measure", "warn_if_large"]
+__all__ = ["Measured", "divergence_of", "explain", "measure", "nearest_levels", "warn_if_large"]
 
 # Finer widths for the layers that cost most: powers of two become no finer beyond 5 bits.
 FINER = (Width(5), Width(6, "apot"), Width(8, "apot"))
@@ -167,10 +168,13 @@ def _repaired(
 def _nearest(layer: Layer, measured: Measured, width: Width | None) -> Tensor:
     """Return the nearest levels of a layer's weight in full precision; None: the weight itself."""
     weight = measured.original[layer.parameter]
-    if width is None:
-        return weight
+    return weight if width is None else nearest_levels(layer, weight, width, "channel")
+
+
+def nearest_levels(layer: Layer, weight: Tensor, width: Width, per: Per) -> Tensor:
+    """Return a layer's weight with every number at its nearest level of a width."""
     rows = channels_first(weight.detach().float(), layer.groups)
-    codebook = fitted_codebook(rows, width, fit="mse", per="channel", name=layer.name)
+    codebook = fitted_codebook(rows, width, fit="mse", per=per, name=layer.name)
     return channels_back(codebook.decode(codebook.encode(rows)), layer.groups)
 
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import PlanError
-from octavo.formats.registry import fitted_codebook
 from octavo.formats.width import Width
 from octavo.network.conduct import conduct_of
 from octavo.network.divergence import Divergence
 from octavo.network.forward import Inputs
-from octavo.network.layers import Layer, channels_back, channels_first
+from octavo.network.layers import Layer
+from octavo.ptq.measuring import nearest_levels
 from octavo.ptq.settings import PtqSettings
 
 __all__ = ["factors_of_layers", "rates_of_layers"]
@@ -89,10 +89,11 @@ def _divergences(
         if not conduct.repeats:  # then even full precision is far from itself
             return {}
         divergence = Divergence(network, batches, conduct)
-        return {
-            layer.name: _divergence(network, layer, _nearest(layer, width, settings), divergence)
-            for layer, width in planned
-        }
+        lost = {}
+        for layer, width in planned:
+            nearest = nearest_levels(layer, layer.weight, width, settings.per)
+            lost[layer.name] = _divergence(network, layer, nearest, divergence)
+        return lost
     except PlanError:  # the network returns nothing to compare
         return {}
 
@@ -105,9 +106,3 @@ def _divergence(network: nn.Module, layer: Layer, weight: Tensor, divergence: Di
         return -divergence.of(network)
     finally:
         layer.weight.copy_(own)
-
-
-def _nearest(layer: Layer, width: Width, settings: PtqSettings) -> Tensor:
-    rows = channels_first(layer.weight.detach().float(), layer.groups)
-    codebook = fitted_codebook(rows, width, fit="mse", per=settings.per, name=layer.name)
-    return channels_back(codebook.decode(codebook.encode(rows)), layer.groups)

@@ -165,7 +165,9 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
 
 def _as_filed(job: Job, packed: Packed, model: nn.Module) -> Packed:
     """Return the packed network in the form that the recipe gives its file."""
-    return job.recipe.file_form.of(packed, model, batches_of(job.task.calibration()))
+    form = job.recipe.file_form
+    compared = () if form.floats else batches_of(job.task.calibration())
+    return form.of(packed, model, compared)
 
 
 def _written(job: Job, packed: Packed) -> tuple[float, Json]:

@@ -4,7 +4,8 @@
 
 It is drawn from committed results. The points are those of results/rate.json, each the mean over
 the sets of images that were measured, of results/peers.json, and of the published retrained
-networks, with their bytes in the coder ``small`` of results/small.json. Writes docs/front.svg.
+networks, in the coder ``small`` and with folded norms as the others, of results/small.json. Writes
+docs/front.svg.
 """
 
 from collections.abc import Callable
@@ -39,8 +40,8 @@ Point = tuple[float, float]  # bytes of the file, accuracy in per cent
 
 
 def retrained() -> list[Point]:
-    sizes = load("small")["rows"]
-    return [(sizes[run]["small"]["file_bytes"], load(run)["score"]) for run in RETRAINED]
+    folded = [load("small")["rows"][run]["folded"] for run in RETRAINED]
+    return [(row["file_bytes"], row["score"]) for row in folded]
 
 
 def of_rates(wanted: Callable[[str], bool]) -> list[Point]:

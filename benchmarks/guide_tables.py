@@ -113,7 +113,7 @@ def peers(network: str) -> tuple[str, Rows]:
 
 
 def small() -> tuple[str, Rows]:
-    """The published retrained networks in both codings, and nncodec's stream of the same codes."""
+    """The published retrained networks in fewer bytes, and nncodec's stream of the same codes."""
     names = {
         "resnet20-inq-5bit": "5 bits",
         "resnet20-inq-4bit": "4 bits",
@@ -126,14 +126,18 @@ def small() -> tuple[str, Rows]:
     for run, words in names.items():
         row = load("small")["rows"][run]
         rival = load("cabac")["rows"][run]
-        files = [f"{row[coding]['file_bytes']:,}" for coding in ("fast", "small")]
+        files = [f"{row[form]['file_bytes']:,}" for form in ("fast", "small", "folded")]
+        files += [f"{load(run)['score']:.2f}", f"{row['folded']['score']:.2f}"]
         own = row["small"]["code_bytes"]
         stream = rival["stream_bytes"]
         alone = stream - rival["header_bytes"]
         difference = f"{100 * (own / stream - 1):+.1f} % / {100 * (own / alone - 1):+.1f} %"
         cells = [f"{own:,}", f"{stream:,} / {alone:,}", difference]
         rows.append([words, *files, *cells])
-    head = "network, file `fast`, file `small`, its codes, by nncodec, difference"
+    head = (
+        "network, file `fast`, file `small`, and folded, accuracy, folded, its codes, by nncodec,"
+        " difference"
+    )
     return head, rows
 
 

@@ -1,4 +1,7 @@
-"""ResNet-8, the image classifier of MLPerf Tiny: 78,186 weights, CIFAR-10."""
+"""ResNet-8, the image classifier of MLPerf Tiny: 78,186 weights, CIFAR-10.
+
+Incremental quantization of it is the recipe resnet8-inq-3bit.yaml.
+"""
 
 from pathlib import Path
 
@@ -6,7 +9,9 @@ import safetensors.torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["resnet8"]
+from octavo.runs.tasks.cifar10 import MEAN, STD, Cifar10
+
+__all__ = ["ResNet8OnCifar10", "resnet8"]
 
 WEIGHTS = Path("~/.cache/octavo/resnet8-cifar10.safetensors").expanduser()
 # Channels before and after each convolution, its kernel and its stride.
@@ -59,3 +64,11 @@ def resnet8(mean: Tensor, std: Tensor) -> nn.Module:
     network = ResNet8(mean, std)
     network.load_state_dict(safetensors.torch.load_file(WEIGHTS))
     return network.eval()
+
+
+class ResNet8OnCifar10(Cifar10):
+    """The task ``cifar10`` with ResNet-8 as the network of depth 8."""
+
+    def model(self) -> nn.Module:
+        """Return ResNet-8, or the ResNet of another depth."""
+        return resnet8(MEAN, STD) if self.depth == 8 else super().model()

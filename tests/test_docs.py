@@ -284,7 +284,7 @@ def test_the_tables_are_those_of_the_committed_results(monkeypatch: pytest.Monke
 
 def test_what_the_code_of_the_readme_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    calibrate, inq, search, export = blocks(README, "python")
+    calibrate, inq, within, search, export = blocks(README, "python")
     namespace = prepared()
     namespace["images"] = torch.cat(namespace["inputs"])
     model = namespace["model"]
@@ -299,6 +299,9 @@ def test_what_the_code_of_the_readme_does(tmp_path: Path, monkeypatch: pytest.Mo
     assert calls == [model] * 4
 
     namespace = namespace | {"model": namespace["fresh_model"]}
+    execute(README, within, namespace)
+    assert set(map(str, namespace["packed"].plan.values())) == {"apot5"}
+    assert namespace["packed"].file_bytes <= 100_000
     execute(README, search, namespace)
     assert namespace["packed"].file_bytes <= 100_000
     execute(README, export, namespace)

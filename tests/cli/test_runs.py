@@ -113,8 +113,18 @@ def test_quantize_writes_a_file_that_verifies_and_scores_as_it_said(
 
 def test_quantize_within_a_budget_in_the_small_coding(octavo: Callable[..., Any]) -> None:
     pytest.importorskip("constriction")
-    words = ("quantize", "tiny.py:Tiny", "--bits", "apot5", "--method", "ptq", "--json")
-    plain = octavo(*words, "-o", "plain.safetensors", "--coding", "small", "--floats", "folded")
+    words = ("quantize", "tiny.py:Tiny", "--method", "ptq", "--json")
+    plain = octavo(
+        *words,
+        "--bits",
+        "apot5",
+        "-o",
+        "plain.safetensors",
+        "--coding",
+        "small",
+        "--floats",
+        "folded",
+    )
     limit = json.loads(plain.out)["file_bytes"] - 4
     said = octavo(
         *words, "-o", "net.safetensors", "--coding", "small", "--budget", f"bytes={limit}"
@@ -122,6 +132,7 @@ def test_quantize_within_a_budget_in_the_small_coding(octavo: Callable[..., Any]
     result = json.loads(said.out)
     assert Path("net.safetensors").stat().st_size == result["file_bytes"] <= limit
     assert result["rate"] > 0
+    assert result["recipe"]["bits"] == "apot5"  # the default, since there is a limit
     assert result["recipe"]["ptq"]["budget"] == {
         "ratio": None, "average_bits": None, "bytes": limit, "bit_ops": None,
     }  # fmt: skip

@@ -11,7 +11,8 @@ import pytest
 from octavo._yaml import MOST_BYTES, read_yaml, read_yaml_file
 from octavo.errors import PlanError, RecipeError
 from octavo.plan import Plan
-from octavo.runs.recipe import key_value, load_recipe, make_recipe
+from octavo.runs.overrides import key_value
+from octavo.runs.recipe import load_recipe, make_recipe
 
 
 def bomb(item: str, first: str) -> str:

@@ -11,7 +11,7 @@ from octavo.formats.width import Width
 from octavo.plan import Budget
 from octavo.ptq.file_form import FileForm
 from octavo.runs.orders import OrderFunction
-from octavo.runs.recipe import load_recipe, make_recipe, yaml_value
+from octavo.runs.recipe import load_recipe, make_recipe
 from octavo.runs.recipes import RECIPES
 from octavo.runs.sections import Activations, Prune, Ptq, Search
 from octavo.runs.training import Retraining
@@ -172,6 +172,25 @@ def test_norms_may_be_folded_where_a_small_file_is_asked_for(
 ) -> None:
     recipe = make_recipe({"task": "digits", **keys}, "r")
     assert recipe.file_form == FileForm(floats=floats)
+    assert make_recipe(recipe.model_dump(mode="json"), "again") == recipe
+
+
+@pytest.mark.parametrize(
+    ("keys", "rate"),
+    [
+        ({}, 0.0),
+        ({"ptq": {"rate": 2}}, 2.0),
+        ({"ptq": {"rate": 2}, "rate": 0}, 0.0),
+        ({"ptq": {"rate": 2}, "method": "ptq"}, 0.0),
+        ({"ptq": {"budget": {"bytes": 9000}}}, None),  # calibration has yet to find it
+        ({"ptq": {"budget": {"bytes": 9000}}, "rate": 3}, 3.0),
+    ],
+)
+def test_inq_has_the_rate_of_calibration_unless_it_has_its_own(
+    keys: dict[str, Any], rate: float | None
+) -> None:
+    recipe = make_recipe({"task": "digits", "bits": 3, **keys}, "r")
+    assert recipe.rate == rate
     assert make_recipe(recipe.model_dump(mode="json"), "again") == recipe
 
 
@@ -576,17 +595,6 @@ def test_a_recipe_cannot_be_changed() -> None:
     recipe = make_recipe({"task": "digits", "bits": 3}, "here")
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 1
-
-
-def test_yaml_values() -> None:
-    assert [yaml_value(text, "") for text in ("3", "0.5", "a", "[1, x]", "", "true")] == [
-        3,
-        0.5,
-        "a",
-        [1, "x"],
-        None,
-        True,
-    ]
 
 
 def test_pruning_has_finer_portions_of_its_own(folder: Path) -> None:

@@ -22,6 +22,7 @@ from tests.runs.tiny import (
 from torch import nn
 
 from octavo.errors import ExportError, FormatError, OctavoError, PlanError, RecipeError
+from octavo.inq.incremental import Incremental
 from octavo.runs.recipe import make_recipe
 from octavo.runs.run import publish, run
 from octavo.runs.run_folder import digest_of
@@ -316,9 +317,16 @@ def test_norms_can_be_folded(folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["inq", "ptq"])
 def test_a_budget_of_calibration_finds_the_rate_and_folds_norms_last(
-    folder: Path, method: str
+    folder: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With INQ, the budget is one of the calibration, and the norms train on as they were."""
+    """INQ goes on with the rate that was found, and its norms train on as they were."""
+    rates = []
+
+    def incremental(*arguments: Any, rate: float, **settings: Any) -> Incremental:
+        rates.append(rate)
+        return Incremental(*arguments, rate=rate, **settings)
+
+    monkeypatch.setattr("octavo.runs.quantize.Incremental", incremental)
     wanted: dict[str, Any] = {
         "task": "tests.runs.tiny:Normed",
         "start": "ptq",
@@ -328,8 +336,10 @@ def test_a_budget_of_calibration_finds_the_rate_and_folds_norms_last(
         "bits": "apot5",
     }
     limit = run(recipe(**wanted, floats="folded"), folder.with_name("plain"))["file_bytes"] - 5
+    rates.clear()
     result = run(recipe(**wanted, ptq={"budget": {"bytes": limit}}), folder)
     assert result["rate"] > 0
+    assert rates == ([result["rate"]] if method == "inq" else [])
     assert result["file_bytes"] <= limit
     assert [layer["name"] for layer in result["layers"]] == ["0", "3"]
     stored = dict(Packed.load(folder / "packed.safetensors").floats)

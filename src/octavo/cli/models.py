@@ -256,14 +256,14 @@ def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None"
 
 def _pins(pairs: list[str] | None) -> dict[str, Any]:
     """Read the pairs ``name=bits`` of ``--pin``."""
-    from octavo.runs.recipe import key_value
+    from octavo.runs.overrides import key_value
 
     return dict(key_value(pair, "--pin") for pair in pairs or ())
 
 
 def _values(text: str | None, name: str) -> Any:
     """Read a list such as ``4,8``."""
-    from octavo.runs.recipe import yaml_value
+    from octavo.runs.overrides import yaml_value
 
     return None if text is None else yaml_value(f"[{text}]", name)
 

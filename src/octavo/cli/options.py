@@ -165,7 +165,7 @@ def watched(as_json: bool, quiet: bool) -> "Iterator[Progress]":
 
 def task_options(pairs: list[str] | None) -> dict[str, Any]:
     """Read the pairs ``key=value`` of ``--option``."""
-    from octavo.runs.recipe import key_value
+    from octavo.runs.overrides import key_value
 
     return dict(key_value(pair, "--option") for pair in pairs or ())
 
@@ -184,7 +184,7 @@ def task_network(
 def read_budget(pair: str | None) -> "Budget | None":
     """Read a budget such as ``average_bits=3``."""
     from octavo.plan import Budget
-    from octavo.runs.recipe import key_value
+    from octavo.runs.overrides import key_value
 
     if pair is None:
         return None

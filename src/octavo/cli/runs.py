@@ -46,7 +46,7 @@ EveryWidth = Annotated[
     str | None,
     typer.Option(
         help="The width of every layer: 2 to 8 bits, apot5 to apot8, fp4, fp6, fp8 or int8. "
-        "Default: 3.",
+        "Default: 3, or apot5 with a limit on the file.",
     ),
 ]
 Method = Annotated[
@@ -57,10 +57,11 @@ FileBudget = Annotated[
     str | None,
     typer.Option(
         help="A limit on the file, bytes=60000 or ratio=10: calibration finds the rate that meets "
-        "it. Retraining after it may change the file by some per cent.",
+        "it. Retraining keeps to that rate, and may end a per cent above or below.",
     ),
 ]
 BITS = "3"  # of every layer, where neither bits nor a plan are given
+BITS_WITHIN = "apot5"  # the same within a budget: a rate wants levels to spare
 SAVE_EVERY = 10.0  # minutes between two savings inside a stage
 
 NEXT = """
@@ -161,11 +162,14 @@ def quantize(
 
     check_output(output)
     with watched(as_json, quiet):
-        from octavo.runs.recipe import make_recipe, override
+        from octavo.runs.overrides import override
+        from octavo.runs.recipe import make_recipe
         from octavo.storage.packed import Packed
 
         content: dict[str, Any] = {"task": task, "options": task_options(option)}
-        content |= {"method": method, "control": False, "device": device} | _widths(bits, plan)
+        default = BITS if budget is None else BITS_WITHIN
+        content |= _widths(bits, plan, default)
+        content |= {"method": method, "control": False, "device": device}
         content |= {"floats": floats, "coding": coding, "ptq": {"budget": read_budget(budget)}}
         recipe = make_recipe(override(content, overrides or ()), "quantize")
     digest = hashlib.sha256(recipe.model_dump_json(exclude={"device"}).encode()).hexdigest()[:8]
@@ -177,13 +181,13 @@ def quantize(
         print_written(output)
 
 
-def _widths(bits: str | None, plan: Path | None) -> dict[str, Any]:
+def _widths(bits: str | None, plan: Path | None, default: str) -> dict[str, Any]:
     """Return the keys of a recipe that say the bits, from the options of the command line."""
+    from octavo.runs.overrides import yaml_value
     from octavo.runs.plan_files import plan_keys
-    from octavo.runs.recipe import yaml_value
 
     if plan is None:
-        return {"bits": yaml_value(bits or BITS, "--bits")}
+        return {"bits": yaml_value(bits or default, "--bits")}
     if bits is not None:
         raise RecipeError(f"expected one of --bits and --plan, got both: {bits} and {plan}")
     return plan_keys(plan)

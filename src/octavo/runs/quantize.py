@@ -237,7 +237,7 @@ def quantize_by_inq(job: Job, model: nn.Module, plan: Plan, retrained: list[Json
         per=recipe.per,
         seed=recipe.seed,
         straight_through=recipe.straight_through,
-        rate=recipe.rate,
+        rate=figures["rate"] if recipe.rate is None else recipe.rate,
         inputs=job.task.calibration() if recipe.start == "refit" else None,
         masks=masks,
     )

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
-from octavo._yaml import MOST_LEVELS, read_yaml, read_yaml_file
+from octavo._yaml import read_yaml_file
 from octavo.deploy.exporting import Form
 from octavo.errors import OctavoError, RecipeError, brief
 from octavo.formats.fitting import Fit
@@ -36,6 +36,7 @@ from octavo.ptq.file_form import FileForm
 from octavo.ptq.settings import PtqSettings
 from octavo.runs.old_words import with_new_words
 from octavo.runs.orders import RecipeOrder, check_orders, read_orders, write_orders
+from octavo.runs.overrides import override
 from octavo.runs.plan_files import with_plan_file
 from octavo.runs.sections import Activations, Epochs, Prune, Ptq, RecipePer, RecipeWidth, Search
 from octavo.runs.training import Retraining
@@ -43,15 +44,7 @@ from octavo.runs.unknown_keys import explain
 from octavo.storage.layer_strings import Coding
 from octavo.storage.packed import FloatForm
 
-__all__ = [
-    "Recipe",
-    "key_value",
-    "load_recipe",
-    "make_recipe",
-    "override",
-    "recorded_recipe",
-    "yaml_value",
-]
+__all__ = ["Recipe", "load_recipe", "make_recipe", "recorded_recipe"]
 
 MOST_BASES = 16  # recipes of which each is the base of the one before
 
@@ -114,8 +107,8 @@ class Recipe(BaseModel):
             folder and then from the working directory.
         straight_through: the portion from which on the network sees free weights at their levels:
             see ``octavo.Incremental``.
-        rate: how much a smaller file is worth to INQ, see ``octavo.Incremental``; calibration has
-            one of its own in ``ptq``.
+        rate: how much a smaller file is worth to INQ, see ``octavo.Incremental``. None, the
+            default, is the rate of ``ptq``; with ``ptq.budget``, the rate that calibration finds.
         fit: the choice of the largest exponent.
         per: one largest exponent per ``tensor``, per ``channel``, or for every 32 inputs of a
             channel, ``[group, 32]``.
@@ -154,7 +147,7 @@ class Recipe(BaseModel):
     portions: tuple[float, ...] = PORTIONS
     order: Orders = ORDER
     straight_through: Annotated[float, Field(gt=0, le=1)] = STRAIGHT_THROUGH
-    rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = PtqSettings.rate
+    rate: Annotated[float | None, Field(ge=0, allow_inf_nan=False, validate_default=True)] = None
     fit: Fit = PtqSettings.fit
     per: RecipePer = PtqSettings.per
     epochs: Epochs | tuple[Epochs, ...] = 1.0
@@ -173,6 +166,17 @@ class Recipe(BaseModel):
         """Give a recipe that prunes the finer portions, unless it has portions of its own."""
         sparse = isinstance(content, Mapping) and content.get("prune") is not None
         return {"portions": SPARSE_PORTIONS, **content} if sparse else content
+
+    @field_validator("rate")
+    @classmethod
+    def _default_rate(cls, rate: float | None, info: ValidationInfo) -> float | None:
+        """Say the rate of calibration where INQ has none of its own; with a budget, calibration
+        has yet to find it.
+        """
+        ptq = info.data.get("ptq", Ptq())
+        if rate is not None or ptq.budget is not None:
+            return rate
+        return ptq.rate if info.data.get("method") == "inq" else PtqSettings.rate
 
     @field_validator("floats")
     @classmethod
@@ -296,72 +300,6 @@ def _validated(content: Mapping[str, Any], where: str, folder: Path | None) -> R
         known = {name: tuple(section.__dataclass_fields__) for name, section in SECTIONS.items()}
         message = explain(error, {"": tuple(Recipe.model_fields), **known})
         raise RecipeError(f"{where}: {message}") from error
-
-
-def override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Put ``key=value`` pairs into ``content``, in place; a dotted key reaches inside.
-
-    Returns:
-        ``content``.
-
-    Raises:
-        RecipeError: not a pair, not YAML, or a key inside of something that is not a mapping.
-
-    """
-    for pair in overrides:
-        path, value = key_value(pair, "--set")
-        keys = path.split(".")
-        if len(keys) > MOST_LEVELS:
-            raise RecipeError(f"--set: expected a key of at most {MOST_LEVELS} parts, got {path}")
-        for key in reversed(keys):  # a.b=1 becomes {"a": {"b": 1}}
-            value = {key: value}
-        _put(content, with_new_words(value, "--set"), len(keys), pair)
-    return content
-
-
-def _put(content: dict[str, Any], value: Mapping[str, Any], depth: int, pair: str) -> None:
-    """Lay ``value``, nested to ``depth``, over ``content``; replace what lies deeper."""
-    for key, inner in value.items():
-        if depth == 1:
-            content[key] = inner
-            continue
-        section = content.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise RecipeError(f"--set {pair}: {key} is not a mapping")
-        _put(section, inner, depth - 1, pair)
-
-
-def key_value(pair: str, flag: str) -> tuple[str, Any]:
-    """Split ``key=value`` in two and read the value as YAML.
-
-    Args:
-        pair: the text.
-        flag: the option of the command line that it comes from, for errors.
-
-    Raises:
-        RecipeError: it is not a pair, or the value is not YAML.
-
-    """
-    key, equals, text = pair.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"{flag} {pair}: expected key=value")
-    if not key.isprintable():
-        raise RecipeError(f"{flag} {pair}: expected a key of printable text")
-    return key, yaml_value(text, f"{flag} {pair}")
-
-
-def yaml_value(text: str, where: str) -> Any:
-    """Return the value that ``text`` has in YAML; ``where`` is the option that it comes from, for
-    errors.
-
-    Raises:
-        RecipeError: it is not YAML.
-
-    """
-    try:
-        return read_yaml(text)
-    except ValueError as error:
-        raise RecipeError(f"{where}: not a YAML value: {error}") from error
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ FileBudget = Annotated[
     str | None,
     typer.Option(
         help="A limit on the file, bytes=60000 or ratio=10: calibration finds the rate that meets "
-        "it. Retraining keeps to that rate, and may end a per cent above or below.",
+        "it. Retraining keeps to that rate, and may end some per cent above or below.",
     ),
 ]
 BITS = "3"  # of every layer, where neither bits nor a plan are given

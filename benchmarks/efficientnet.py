@@ -55,6 +55,7 @@ BATCH = 8
 # not include
 DAMP = 0.1
 CALIBRATION: dict[str, Any] = {"damp": DAMP, "absorb": True}
+RATE = 12  # as in the example of docs/calibration.md
 TRIALS = 400
 OPTIONS = (3, 4, 5)
 SEARCH = "4 bits' bytes, searched, absorbed"
@@ -66,8 +67,10 @@ def rows() -> dict[str, tuple[Any, dict[str, Any] | None]]:
     of calibrate; None stands for plain rounding.
     """
     named: dict[str, tuple[Any, dict[str, Any] | None]] = {}
-    for bits in (5, Apot(5), 4, 3):
+    for bits in (5, Apot(5), 4, 3, "fp4"):
         named[f"{bits}, absorbed"] = (bits, CALIBRATION)
+    with_rate = CALIBRATION | {"rate": RATE, "coding": "small"}
+    named[f"apot5, absorbed, rate {RATE}"] = ("apot5", with_rate)
     named[SEARCH] = (None, CALIBRATION)
     return named | {"5, closed form": (5, {"damp": DAMP}), "5, nearest": (5, None)}
 

@@ -24,6 +24,7 @@ RETRAINED = {  # a committed run: its name in the picture, and the side of its p
     "resnet20-sparse-4bit": ("85 % pruned", "below"),
     "resnet20-inq-2bit": ("2 bits", "right"),
     "resnet20-dnq-70kb": ("2.4 bits (DNQ)", "left"),
+    "resnet20-rate": ("rate 64", "left"),
     "resnet20-inq-3bit": ("3 bits", "above"),
     "resnet20-inq-4bit": ("4 bits", "left"),
     "resnet20-inq-5bit": ("5 bits", "right"),

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from octavo.runs.recipe import recorded_recipe
+
 RESULTS = Path(__file__).parent / "results"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -61,7 +63,8 @@ def control(run: Any) -> str:
 def training(run: Any) -> list[Any]:
     """What the control of a run depends on, see ``octavo.runs.steps``."""
     keys = ("task", "options", "teacher", "retraining", "seed", "warmup", "epochs", "prune")
-    return [run["recipe"].get(key) for key in keys]
+    recipe = recorded_recipe(run["recipe"], "a result")  # with the keys that are newer than it
+    return [getattr(recipe, key) for key in keys]
 
 
 def size(row: Any) -> list[str]:

@@ -4,9 +4,11 @@
 
 The networks are those of benchmarks/results/*.safetensors. Both codings decode to the same codes.
 Norms that are folded to float16 change outputs by their rounding, so that each network of CIFAR-10
-is scored on the test images once more. Writes benchmarks/results/small.json.
+is scored on the test images once more. Rows are written as they come, and skipped if they are
+there. Writes benchmarks/results/small.json.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from octavo.storage.container import pack, to_file, unpack
 from octavo.storage.layer_strings import Coding
 
 RESULTS = Path(__file__).parent / "results"
+RESULT = RESULTS / "small.json"
 CODINGS: tuple[Coding, ...] = ("fast", "small")
 OF_CIFAR10 = "resnet20-"
 
@@ -48,9 +51,12 @@ def folded(packed: Packed, task: Cifar10) -> dict[str, float]:
 
 
 def main() -> None:
-    rows: dict[str, Any] = {}
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
+    rows = result["rows"]
     task = Cifar10(depth=20)
     for path in sorted(RESULTS.glob("*.safetensors")):
+        if path.stem in rows:
+            continue
         packed = Packed.load(path)
         row = {coding: measured(packed, coding) for coding in CODINGS}
         saved = 1 - row["small"]["code_bytes"] / row["fast"]["code_bytes"]
@@ -58,7 +64,7 @@ def main() -> None:
         if path.stem.startswith(OF_CIFAR10):
             rows[path.stem]["folded"] = folded(packed, task)
         print(path.stem, rows[path.stem], flush=True)
-    write_json(RESULTS / "small.json", {"environment": environment(), "rows": rows})
+        write_json(RESULT, result | {"environment": environment()})
 
 
 if __name__ == "__main__":

@@ -341,6 +341,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": partial(retrained, "resnet20-inq-*"),
     "dnq": partial(retrained, "resnet20-dnq-*"),
     "sparse": partial(retrained, "resnet20-sparse-*"),
+    "retrained rate": partial(retrained, "resnet20-rate"),
     "activations": activations,
     "orders": orders,
     "start": starts,

@@ -58,12 +58,13 @@ def main() -> None:
         if path.stem in rows:
             continue
         packed = Packed.load(path)
-        row = {coding: measured(packed, coding) for coding in CODINGS}
+        row: dict[str, Any] = {coding: measured(packed, coding) for coding in CODINGS}
         saved = 1 - row["small"]["code_bytes"] / row["fast"]["code_bytes"]
-        rows[path.stem] = {**row, "saved_pct_of_codes": round(100 * saved, 2)}
+        row["saved_pct_of_codes"] = round(100 * saved, 2)
         if path.stem.startswith(OF_CIFAR10):
-            rows[path.stem]["folded"] = folded(packed, task)
-        print(path.stem, rows[path.stem], flush=True)
+            row["folded"] = folded(packed, task)
+        rows[path.stem] = row
+        print(path.stem, row, flush=True)
         write_json(RESULT, result | {"environment": environment()})
 
 

@@ -342,6 +342,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "dnq": partial(retrained, "resnet20-dnq-*"),
     "sparse": partial(retrained, "resnet20-sparse-*"),
     "retrained rate": partial(retrained, "resnet20-rate"),
+    "resnet8": partial(retrained, "resnet8-*"),
     "activations": activations,
     "orders": orders,
     "start": starts,

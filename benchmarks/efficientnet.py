@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from octavo import Apot, Budget, Plan, calibrate
+from octavo import Budget, Plan, calibrate
 from octavo.dnq.agent import dnq
 from octavo.dnq.environment import Environment
 from octavo.dnq.evaluator import Evaluator
@@ -67,7 +67,7 @@ def rows() -> dict[str, tuple[Any, dict[str, Any] | None]]:
     of calibrate; None stands for plain rounding.
     """
     named: dict[str, tuple[Any, dict[str, Any] | None]] = {}
-    for bits in (5, Apot(5), 4, 3, "fp4"):
+    for bits in (5, "apot5", 4, 3, "fp4"):
         named[f"{bits}, absorbed"] = (bits, CALIBRATION)
     with_rate = CALIBRATION | {"rate": RATE, "coding": "small"}
     named[f"apot5, absorbed, rate {RATE}"] = ("apot5", with_rate)

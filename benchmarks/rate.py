@@ -167,6 +167,14 @@ def solved(name: str, cifar: Cifar10, images: Sequence[Tensor]) -> tuple[nn.Modu
     return network, packed
 
 
+@torch.no_grad()
+def divergence(model: nn.Module, network: nn.Module, images: Tensor) -> float:
+    """Return the mean KL divergence of a network from the model in full precision, in nats."""
+    full = model(images).log_softmax(1)
+    now = network(images).log_softmax(1)
+    return float(F.kl_div(now, full, log_target=True, reduction="batchmean"))
+
+
 def row(name: str, cifar: Cifar10, images: Sequence[Tensor], index: int) -> dict[str, Any]:
     """Return the bytes of a candidate, its divergence on training images that calibrate nothing,
     and its accuracy on the test images.
@@ -180,15 +188,11 @@ def row(name: str, cifar: Cifar10, images: Sequence[Tensor], index: int) -> dict
     kept = torch.load(path, weights_only=False)
     network = cifar.model()
     network.load_state_dict(kept["state"])
-    with torch.no_grad():
-        full = cifar.model()(images[-1]).log_softmax(1)
-        now = network(images[-1]).log_softmax(1)
-    divergence = F.kl_div(now, full, log_target=True, reduction="batchmean")
     packed = kept["packed"]
     return {
         "file_bytes": replace(packed, coding="small").file_bytes,
         "fast_bytes": replace(packed, coding="fast").file_bytes,
-        "divergence": round(float(divergence), 5),
+        "divergence": round(divergence(cifar.model(), network, images[-1]), 5),
         "accuracy": cifar.score(network),
     }
 

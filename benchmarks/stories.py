@@ -53,28 +53,25 @@ def written(model: nn.Module, first: int) -> Tensor:
     return tokens
 
 
-@torch.no_grad()
 def expected(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the logarithms of the probabilities that a network expects: (stories, tokens, 512)."""
-    parts = [model(input_ids=part).logits.log_softmax(-1).half() for part in tokens.split(64)]
-    return torch.cat(parts)
+    logits: Tensor = model(input_ids=tokens).logits
+    return logits.log_softmax(-1)
 
 
-def divergence(model: nn.Module, tokens: Tensor, of_teacher: Tensor) -> Tensor:
+def divergence(found: Tensor, of_teacher: Tensor) -> Tensor:
     """Return the mean KL divergence of a token from what the teacher expects, in nats."""
-    found = model(input_ids=tokens).logits.log_softmax(-1)
     return F.kl_div(found, of_teacher.float(), reduction="none", log_target=True).sum(-1).mean()
 
 
 @torch.no_grad()
 def figures(model: nn.Module, teacher: nn.Module, tokens: Tensor) -> dict[str, float]:
     """Return the perplexity of stories, and the divergence on them."""
-    logits = model(input_ids=tokens).logits[:, :-1].flatten(0, 1)
-    of_teacher = teacher(input_ids=tokens).logits.log_softmax(-1)
-    perplexity = math.exp(float(F.cross_entropy(logits, tokens[:, 1:].flatten())))
+    found = expected(model, tokens)
+    perplexity = math.exp(F.nll_loss(found[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()))
     return {
         "perplexity": round(perplexity, 3),
-        "divergence": round(float(divergence(model, tokens, of_teacher)), 5),
+        "divergence": round(float(divergence(found, expected(teacher, tokens))), 5),
     }
 
 
@@ -87,7 +84,7 @@ def retrain(
     for _ in range(STEPS):
         picked = torch.randint(len(stories), (BATCH,), generator=generator)
         optimizer.zero_grad()
-        divergence(model, stories[picked], of_teacher[picked]).backward()
+        divergence(expected(model, stories[picked]), of_teacher[picked]).backward()
         optimizer.step()
         schedule.step()
 
@@ -101,7 +98,8 @@ def plan_of(model: nn.Module) -> Plan:
 
 def quantized(model: nn.Module, stories: Tensor) -> Packed:
     """Freeze and retrain a copy of the network."""
-    of_teacher = expected(model, stories)
+    with torch.no_grad():  # in halves, since they take the most memory
+        of_teacher = torch.cat([expected(model, part).half() for part in stories.split(64)])
     student = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     inputs = [{"input_ids": part} for part in stories[:HELD_OUT].split(BATCH)]

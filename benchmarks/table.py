@@ -54,12 +54,12 @@ def headline() -> str:
     return (
         f"**ResNet-20 on CIFAR-10: {run['float_bytes'] / folded['file_bytes']:.1f} times smaller, "
         f"{folded['score']:.2f} % accuracy** in a file of {folded['file_bytes']:,} bytes, the bits "
-        "of each layer learned.\n"
+        "of each layer\nlearned. "
         f"In full precision it has {run['float_score']:.2f} %, and {trained:.2f} % "
         "after training equally long.\n\n"
         f"**EfficientNet-Lite0, without training: {calibrated['ratio']:.1f} times smaller, "
         f"{calibrated['accuracy']:.2f} %** in a file of {calibrated['file_bytes']:,} bytes, on "
-        "photographs of 43 classes.\n"
+        "photographs of\n43 classes. "
         f"In full precision it has {efficient['float']:.2f} %; the standard error is 0.9 points."
     )
 

@@ -113,22 +113,10 @@ def test_quantize_writes_a_file_that_verifies_and_scores_as_it_said(
 
 def test_quantize_within_a_budget_in_the_small_coding(octavo: Callable[..., Any]) -> None:
     pytest.importorskip("constriction")
-    words = ("quantize", "tiny.py:Tiny", "--method", "ptq", "--json")
-    plain = octavo(
-        *words,
-        "--bits",
-        "apot5",
-        "-o",
-        "plain.safetensors",
-        "--coding",
-        "small",
-        "--floats",
-        "folded",
-    )
+    words = ("quantize", "tiny.py:Tiny", "--method", "ptq", "--coding", "small", "--json")
+    plain = octavo(*words, "--bits", "apot5", "--floats", "folded", "-o", "plain.safetensors")
     limit = json.loads(plain.out)["file_bytes"] - 4
-    said = octavo(
-        *words, "-o", "net.safetensors", "--coding", "small", "--budget", f"bytes={limit}"
-    )
+    said = octavo(*words, "--budget", f"bytes={limit}", "-o", "net.safetensors")
     result = json.loads(said.out)
     assert Path("net.safetensors").stat().st_size == result["file_bytes"] <= limit
     assert result["rate"] > 0

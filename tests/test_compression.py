@@ -20,7 +20,11 @@ from octavo import (
     compression,
     search,
 )
-from octavo.progress import Event
+from octavo.progress import Event, silent
+from octavo.ptq import calibration
+from octavo.ptq.calibration import Calibrated
+from octavo.ptq.file_form import FileForm
+from octavo.ptq.settings import PtqSettings
 
 TENSOR: Any = "tensor"
 BUDGET = Budget(average_bits=3.2)
@@ -85,10 +89,10 @@ def test_with_retraining_it_is_incremental_from_ptq_with_the_same_settings() -> 
 
 @pytest.fixture
 def received(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """The keyword arguments that search, calibrate and Incremental receive in place of the real
-    ones."""
+    """The settings that search, calibration and Incremental receive in place of the real ones."""
     found = search(net(), batches(), budget=BUDGET, method="exact")
     packed = calibrate(net(), found.plan, batches())
+    solved = Calibrated(packed, packed, 0.0, ())
     received: dict[str, dict[str, Any]] = {}
 
     class Finished:
@@ -105,8 +109,14 @@ def received(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
 
         return call
 
-    for name, result in (("search", found), ("calibrate", packed), ("Incremental", Finished())):
+    def calibrated(*args: Any) -> Calibrated:
+        _, _, _, settings, form, progress = args
+        received["calibrated"] = {"settings": settings, "form": form, "progress": progress}
+        return solved
+
+    for name, result in (("search", found), ("Incremental", Finished())):
         monkeypatch.setattr(compression, name, spy(name, result))
+    monkeypatch.setattr(compression, "calibrated", calibrated)
     return received
 
 
@@ -114,26 +124,36 @@ SEARCH = {
     "options", "method", "trials", "refine", "objective", "seed", "journal", "workers", "pins",
     "activations", "retrain_steps", "absorb", "rate", "floats", "coding", "progress",
 }  # fmt: skip
-START = {"fit", "per", "damp", "absorb", "rate", "masks", "progress"}
+START = {"fit", "per", "damp", "absorb", "rate", "masks"}
 PTQ = START | {"order", "sequential"}
 INQ = {"portions", "order", "fit", "per", "seed", "straight_through", "rate", "masks"}
 
 
+# Where a value is checked, one that is not the default.
+CHECKED: dict[str, Any] = {
+    "floats": "float16", "coding": "fast", "order": "magnitude", "fit": "max", "damp": 0.5,
+    "per": ("group", 32), "sequential": False, "absorb": True, "rate": 3.0, "masks": {},
+    "progress": print,
+}  # fmt: skip
+
+
 def values(names: set[str]) -> dict[str, Any]:
-    """A value for each name that no other has, but for those of the file, which are checked."""
-    file = {"floats": "float16", "coding": "fast"}
-    return {name: file.get(name, f"the {name}") for name in names}
+    """A value for each name that no other has, but for those that are checked."""
+    return {name: CHECKED.get(name, f"the {name}") for name in names}
 
 
-# With a rate, calibrate leaves norms as they are; compress folds them last.
-AS_THEY_ARE = {"floats": "float32"}
+def solving(names: set[str]) -> dict[str, Any]:
+    """What the calibration receives with these options."""
+    form = FileForm(floats="float16", coding="fast")
+    settings = PtqSettings(**values(names))
+    return {"settings": settings, "form": form, "progress": print}
 
 
 def test_without_retraining_each_option_arrives(received: dict[str, dict[str, Any]]) -> None:
     compress(net(), batches(), budget=BUDGET, **values(SEARCH | PTQ))
     assert received == {
         "search": {"budget": BUDGET} | values(SEARCH),
-        "calibrate": values(PTQ) | AS_THEY_ARE,
+        "calibrated": solving(PTQ),
     }
 
 
@@ -142,7 +162,7 @@ def test_with_retraining_each_option_arrives(received: dict[str, dict[str, Any]]
     compress(net(), batches(), budget=BUDGET, retrain=nudge, **options)
     assert received == {
         "search": {"budget": BUDGET} | values(SEARCH),
-        "calibrate": values(START) | AS_THEY_ARE,
+        "calibrated": solving(START),
         "Incremental": values(INQ),
     }
 
@@ -151,9 +171,10 @@ def test_an_option_that_is_left_out_has_the_default_of_its_function(
     received: dict[str, dict[str, Any]],
 ) -> None:
     compress(net(), batches(), budget=BUDGET)
-    assert received == {"search": {"budget": BUDGET}, "calibrate": {}}
+    default = {"settings": PtqSettings(), "form": FileForm(), "progress": silent}
+    assert received == {"search": {"budget": BUDGET}, "calibrated": default}
     compress(net(), batches(), budget=BUDGET, retrain=nudge, absorb=False)
-    assert received["calibrate"] == {"absorb": False}  # which is a value like any other
+    assert received["search"]["absorb"] is False  # which is a value like any other
     assert set(received["Incremental"]) == {"masks"}
 
 
@@ -184,10 +205,9 @@ def test_old_names_are_read_with_a_warning(received: dict[str, dict[str, Any]]) 
     with pytest.warns(DeprecationWarning, match="deprecated") as warned:
         compress(net(), batches(), budget=BUDGET, **old)
     assert received["search"]["objective"] is old["score"]
-    assert set(received["calibrate"]) == {"progress"}  # and nothing that was called correct
-    for function in ("search", "calibrate"):
+    for function in ("search", "calibrated"):
         received[function]["progress"](Event(function, detail=f"of {function}"))
-    assert seen == ["of search", "of calibrate"]
+    assert seen == ["of search", "of calibrated"]
     messages = [str(warning.message) for warning in warned]
     assert len(messages) == 3
     for expected in ("compress(objective=)", "compress(progress=)", "no effect"):
@@ -264,15 +284,14 @@ def test_the_budget_holds_for_the_file_whatever_the_options_of_ptq(options: Any)
 
 def test_with_retraining_the_budget_holds_for_the_calibration() -> None:
     seen: list[int] = []
-    solve = calibrate
 
-    def calibrated(*args: Any, **options: Any) -> Packed:
-        packed = solve(*args, **options)
-        seen.append(packed.file_bytes)
-        return packed
+    def calibrated(*args: Any) -> Calibrated:
+        solved = calibration.calibrated(*args)
+        seen.append(solved.file_bytes)
+        return solved
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compression, "calibrate", calibrated)
+        patch.setattr(compression, "calibrated", calibrated)
         budget = Budget(bytes=3400)
         compress(
             wide_net(), wide_batches(), budget=budget, retrain=nudge, method="exact", fit="max"

@@ -1,7 +1,6 @@
 """The whole way in one call: a search for bits, then PTQ, or INQ over the user's training loop."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from octavo.network.copies import copied
 from octavo.network.forward import Inputs, batches_of
 from octavo.network.warned import warning_once
 from octavo.plan import Budget, Plan
-from octavo.progress import ProgressLike
+from octavo.progress import ProgressLike, showing
 from octavo.pruning.masks import find_kept
-from octavo.ptq.calibration import calibrate
+from octavo.ptq.calibration import Calibrated, calibrated
 from octavo.ptq.file_form import FileForm
 from octavo.ptq.settings import PtqOrder, PtqSettings
 from octavo.storage.layer_strings import Coding
@@ -38,7 +37,7 @@ SEARCH = (
     "budget", "options", "method", "trials", "refine", "objective", "seed", "journal", "workers",
     "pins", "activations", "retrain_steps", "absorb", "rate", "floats", "coding", "progress",
 )  # fmt: skip
-START = ("fit", "per", "damp", "absorb", "rate", "masks", "progress")  # calibrate ahead of INQ
+START = ("fit", "per", "damp", "absorb", "rate", "masks")  # calibrate ahead of INQ
 PTQ = (*START, "order", "sequential")  # calibrate alone
 INQ = ("portions", "order", "fit", "per", "seed", "straight_through", "rate", "masks")
 
@@ -143,13 +142,11 @@ def _compressed(model: nn.Module, batches: list[Inputs], arguments: dict[str, An
     if result.plan.activations:
         model = copied(model)
         quantize_activations(model, batches, result.plan.activations)
-    of_ptq = _picked(arguments, PTQ if retrain is None else START)
-    if "rate" in of_ptq:
-        of_ptq["floats"] = FileForm.floats  # norms may train on as they are; they are folded last
+    settings = PtqSettings(**_picked(arguments, PTQ if retrain is None else START))
 
-    def solve(plan: Plan) -> _Solved:
-        packed = calibrate(model, plan, batches, **of_ptq)
-        return _Solved(plan, packed, form.of(packed, model, batches))
+    def solve(plan: Plan) -> Calibrated:
+        with showing(arguments.get("progress")) as callback:
+            return calibrated(model, plan, batches, settings, form, callback)
 
     solved = _fitted(result, solve)
     if retrain is None:
@@ -168,36 +165,20 @@ def _form(arguments: Mapping[str, Any]) -> FileForm:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Solved:
-    """A calibrated network.
-
-    Attributes:
-        plan: its plan.
-        packed: the network as it was solved.
-        as_filed: the same in the form of the file.
-
-    """
-
-    plan: Plan
-    packed: Packed
-    as_filed: Packed
-
-
-def _fitted(result: SearchResult, solve: Callable[[Plan], _Solved]) -> _Solved:
+def _fitted(result: SearchResult, solve: Callable[[Plan], Calibrated]) -> Calibrated:
     """Return the network of a search's plan. If the options of ``calibrate`` make its file too
     large for the budget, the plan is changed until the file fits.
     """
     first = solve(result.plan)
-    most = file_limit(result.space.budget, first.as_filed.float_bytes)
-    if most is None or first.as_filed.file_bytes <= most or result.losses is None:
+    most = file_limit(result.space.budget, first.float_bytes)
+    if most is None or first.file_bytes <= most or result.losses is None:
         return first
 
-    solved: dict[Choice, _Solved] = {}
+    solved: dict[Choice, Calibrated] = {}
 
     def file_bytes(choice: Choice) -> int:
         solved[choice] = solve(result.space.plan(choice))
-        return solved[choice].as_filed.file_bytes
+        return solved[choice].file_bytes
 
     fit = FileFit(result.space, result.losses, file_bytes, most)
     return solved[fit(result.finalists[0].choice)]
@@ -205,14 +186,15 @@ def _fitted(result: SearchResult, solve: Callable[[Plan], _Solved]) -> _Solved:
 
 def _retrained(
     network: nn.Module,
-    solved: _Solved,
+    solved: Calibrated,
     retrain: Callable[[nn.Module], object],
     arguments: Mapping[str, Any],
 ) -> Packed:
     """Run INQ over ``retrain`` on a network, in place, that starts from its PTQ."""
-    settings = {"masks": find_kept(network, solved.plan)} | _picked(arguments, INQ)
+    plan = solved.packed.plan
+    settings = {"masks": find_kept(network, plan)} | _picked(arguments, INQ)
     solved.packed.apply(network)
-    return freeze_and_retrain(Incremental(network, solved.plan, **settings), retrain)
+    return freeze_and_retrain(Incremental(network, plan, **settings), retrain)
 
 
 def _check_effect(arguments: Mapping[str, Any]) -> None:

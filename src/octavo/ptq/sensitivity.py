@@ -9,7 +9,7 @@ Without the root, a bit would be worth the same divergence everywhere, if errors
 added up and none made up for another. They do not quite: layers behind are solved for what layers
 ahead have lost. With the root, half of the difference counts. The root is our choice, made on
 training images of CIFAR-10, with ResNet-20. ``benchmarks/rate_shares.py`` compares it with other
-powers at equal bytes: there a power of 0.25 is better still.
+powers at equal bytes: of two sizes, it is best at one and a power of 0.25 at the other.
 """
 
 import math

@@ -6,9 +6,9 @@
 divergence that it causes alone, for each of its weights, beside that of the network. Here are other
 powers, and 0, the same rate in all layers. ResNet-20, ``apot5`` in every layer, calibrated with
 ``absorb=True`` from 1,024 unlabelled training images. The rate is the one at which the file just
-fits a number of bytes, norms folded and in the coder ``small``. Each row has the divergence on 2,048
-training images that calibrate nothing; the test images are not looked at. Rows are written as they
-come, and skipped if they are there. Writes benchmarks/results/rate-shares.json.
+fits a number of bytes, norms folded and in the coder ``small``. Each row has the divergence on
+2,048 training images that calibrate nothing; the test images are not looked at. Rows are written as
+they come, and skipped if they are there. Writes benchmarks/results/rate-shares.json.
 """
 
 import json
@@ -41,9 +41,7 @@ OWN = 0.5  # the power that octavo has
 FORM = FileForm(floats="folded", coding="small")
 
 
-def row(
-    model: nn.Module, seen: Tensor, unseen: Tensor, limit: int, power: float
-) -> dict[str, Any]:
+def row(model: nn.Module, seen: Tensor, unseen: Tensor, limit: int, power: float) -> dict[str, Any]:
     started = time.monotonic()
     inputs = list(seen.split(64))
     plan = Plan.uniform(model, "apot5")

@@ -64,10 +64,22 @@ def test_what_stays_in_float_has_its_reason() -> None:
 
 def test_the_bytes_of_layers_add_up_to_the_streams_of_the_file() -> None:
     _, packed = packed_net()
-    stored = stored_bytes(packed.layers)
+    stored = stored_bytes(packed)
     assert list(stored) == ["0", "3"]
     weights = 6 * INPUTS + 6 * CLASSES
     assert 0 < sum(stored.values()) <= packed.stored_bits * weights / 8
+
+
+def test_the_bytes_of_layers_are_those_of_the_coding() -> None:
+    """Of a large layer, what is coded around it hardly counts."""
+    pytest.importorskip("constriction")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 200), nn.Linear(200, 100))
+    packed = calibrate(model, Plan.uniform(model, 4), [torch.randn(64, 200)], coding="small")
+    weights = sum(packed.plan.weights.values())
+    assert sum(stored_bytes(packed).values()) * 8 / weights == pytest.approx(
+        packed.stored_bits, rel=0.002
+    )
 
 
 def test_a_run_writes_its_curves_there_and_not_into_its_result(folder: Path) -> None:

@@ -149,7 +149,7 @@ class Shipping:
         return self._form.of(packed, self._model, self._batches)
 
     def _retrain(self, network: nn.Module, plan: Plan, retrain_steps: RetrainSteps) -> None:
-        """Run INQ on a network that starts from its PTQ, as ``compress`` does."""
+        """Run INQ on a network that starts from its PTQ, in the default portions and order."""
         masks = find_kept(self._model, plan)
         rate = self._settings.rate
         incremental = Incremental(network, plan, masks=masks, rate=rate, distributed=False)

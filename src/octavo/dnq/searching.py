@@ -128,9 +128,9 @@ def search(
             result's plan has them as ``activations``, for ``quantize_activations``; inputs that
             cannot be quantized stay in float and count 32 bits. None: all stay as they are.
         retrain_steps: a function that trains the network that it is given for a few steps. With it
-            the finalists go through ``Incremental`` from their calibration, and are compared after
-            that; it is called after each portion but the last. None: they are compared as
-            ``calibrate`` solves them.
+            the finalists go through ``Incremental`` from their calibration, in its default portions
+            and order, and are compared after that; it is called after each portion but the last.
+            None: they are compared as ``calibrate`` solves them.
 
     Raises:
         BudgetError: no plan can meet the budget; the message has the feasible range. Or

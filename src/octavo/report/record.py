@@ -197,7 +197,7 @@ def _layers_of_file(path: Path) -> list[Json]:
     if not path.is_file():
         return []
     packed = Packed.load(path)
-    stored = stored_bytes(packed.layers)
+    stored = stored_bytes(packed)
     return [
         {
             "name": name,

@@ -10,7 +10,7 @@ from octavo.deploy.exporting import Exported
 from octavo.errors import printable
 from octavo.inspection import Inspection
 from octavo.report.record import RunRecord
-from octavo.storage.packed import Packed
+from octavo.storage.packed import Packed, sizes_of
 
 __all__ = [
     "bits_range",
@@ -155,15 +155,16 @@ def titled_table(title: str, caption: str | None = None) -> Table:
 
 def packed_rows(packed: Packed) -> dict[str, Any]:
     """Return the figures of a packed file."""
+    sizes = sizes_of(packed)
     rows: dict[str, Any] = {
         "layers": len(packed.layers),
         "weights": sum(packed.plan.weights.values()),
         "nominal_bits": round(packed.nominal_bits, 3),
-        "stored_bits": round(packed.stored_bits, 3),
+        "stored_bits": round(sizes.stored_bits or 0, 3),
     }
     if packed.activations:
         rows["activation_bits"] = bits_range(form.bits for form in packed.activations.values())
-    return rows | {"file_bytes": packed.file_bytes, "ratio": round(packed.ratio, 2)}
+    return rows | {"file_bytes": sizes.file_bytes, "ratio": round(sizes.ratio, 2)}
 
 
 def exported_rows(exported: Exported) -> dict[str, Any]:

@@ -4,7 +4,7 @@ It has the layers with their bytes and their weights before and after, what stay
 the loss curves of retraining, and the time that each part took.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from octavo.inspection import inspect
 from octavo.network.layers import Layer, channels_first, find_layers
 from octavo.runs.run_folder import Json
 from octavo.storage.coding import grouped as coding
+from octavo.storage.coding.small import encode_runs
 from octavo.storage.packed import Packed
 from octavo.storage.quantized import Quantized
 
@@ -37,7 +38,7 @@ def network_details(float_model: nn.Module, packed: Packed, *, absorbed: bool) -
 
     """
     inspection = inspect(float_model)
-    stored = stored_bytes(packed.layers)
+    stored = stored_bytes(packed)
     float_layers = {layer.name: layer for layer in find_layers(float_model)[0]}
     rows = []
     for row in inspection.rows:
@@ -58,11 +59,18 @@ def network_details(float_model: nn.Module, packed: Packed, *, absorbed: bool) -
     return {"layers": rows, "skipped": skipped}
 
 
-def stored_bytes(layers: Mapping[str, Quantized]) -> dict[str, float]:
+def stored_bytes(packed: Packed) -> dict[str, float]:
     """Return the bytes that each layer's codes take in the file.
 
-    Layers of one width share one stream of codes; each has its share of it by entropy.
+    With the coding ``fast``, layers of one width share one stream of codes; each has its share of
+    it by entropy. With ``small``, each layer is coded by itself.
     """
+    layers = packed.layers
+    if packed.coding == "small":
+        return {
+            name: len(encode_runs([(layer.codes, layer.codebook.width.level_count)]))
+            for name, layer in layers.items()
+        }
     streams: dict[Width, list[str]] = {}
     for name, layer in layers.items():
         streams.setdefault(layer.codebook.width, []).append(name)

@@ -54,7 +54,7 @@ from octavo.runs.steps import control_score, control_stages, prune, warm_up
 from octavo.runs.task import Task, load_task, metric_of, model_of
 from octavo.runs.watching import Stopwatch
 from octavo.storage.coding import grouped as coding
-from octavo.storage.packed import Packed
+from octavo.storage.packed import Packed, sizes_of
 
 __all__ = ["environment", "exported_scores", "publish", "run"]
 
@@ -381,14 +381,15 @@ def _sizes(packed: Packed, float_bytes: int) -> Json:
         entropy += coding.entropy_bytes(layer.codes, layer.codebook.width)
         zeros += int((layer.codes == layer.codebook.zero).sum())
     weights = sum(packed.plan.weights.values())
+    sizes = sizes_of(packed)
     return {
         "weights": weights,
         "nominal_bits": packed.nominal_bits,
-        "stored_bits": packed.stored_bits,
+        "stored_bits": sizes.stored_bits,
         "sparsity": zeros / weights,
         "entropy_bytes": round(entropy),
-        "other_bytes": packed.float_bytes - 4 * weights,
-        "file_bytes": packed.file_bytes,
+        "other_bytes": sizes.float_bytes - 4 * weights,
+        "file_bytes": sizes.file_bytes,
         "float_bytes": float_bytes,
-        "ratio": float_bytes / packed.file_bytes,
+        "ratio": float_bytes / sizes.file_bytes,
     }

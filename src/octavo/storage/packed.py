@@ -34,7 +34,7 @@ from octavo.storage.limits import default_limit
 from octavo.storage.manifest import DTYPES
 from octavo.storage.quantized import Quantized
 
-__all__ = ["FloatForm", "Packed", "check_state", "pack", "verify"]
+__all__ = ["FloatForm", "Packed", "Sizes", "check_state", "pack", "sizes_of", "verify"]
 
 FloatForm = Literal["float32", "float16", "folded"]
 Stored: TypeAlias = Quantized | Tensor  # what a file has of a parameter
@@ -90,12 +90,13 @@ class Packed:
         )
 
     def __repr__(self) -> str:
-        weights = sum(layer.codes.numel() for layer in self.layers.values())
-        size = f"{self.file_bytes:,} bytes, {self.ratio:.2f} times smaller"
-        if not weights:
+        sizes = sizes_of(self)
+        size = f"{sizes.file_bytes:,} bytes, {sizes.ratio:.2f} times smaller"
+        if sizes.stored_bits is None:
             return f"Packed(no quantized layer, {size})"
+        weights = sum(layer.codes.numel() for layer in self.layers.values())
         count = f"{len(self.layers)} layer{'s' if len(self.layers) > 1 else ''}"
-        bits = f"{self.nominal_bits:.2f} bits a weight, {self.stored_bits:.2f} stored"
+        bits = f"{self.nominal_bits:.2f} bits a weight, {sizes.stored_bits:.2f} stored"
         measured = "" if self.held_out is None else f", {self.held_out}"
         return f"Packed({count}, {weights:,} weights, {bits}, {size}{measured})"
 
@@ -116,12 +117,10 @@ class Packed:
         """Bits that codes and exponents take in the file, per quantized weight; PlanError if no
         layer is quantized.
         """
-        if not self.layers:
+        stored = sizes_of(self).stored_bits
+        if stored is None:
             raise PlanError("stored_bits: expected a network with quantized layers, got none")
-        blobs, _ = _encoded(self)
-        parts = ("codes.", "exponents")
-        stored = sum(len(blob) for name, blob in blobs.items() if name.startswith(parts))
-        return 8 * stored / sum(layer.codes.numel() for layer in self.layers.values())
+        return stored
 
     @property
     def float_bytes(self) -> int:
@@ -132,12 +131,12 @@ class Packed:
     @property
     def file_bytes(self) -> int:
         """Bytes of the file that ``save`` writes."""
-        return len(_file(self))
+        return sizes_of(self).file_bytes
 
     @property
     def ratio(self) -> float:
         """The network's bytes in float32, divided by the bytes of the file."""
-        return self.float_bytes / self.file_bytes
+        return sizes_of(self).ratio
 
     def apply(self, model: nn.Module) -> None:
         """Write the network into ``model``: afterwards every weight equals what was saved, bit for
@@ -197,7 +196,7 @@ class Packed:
 
         """
         check_output(path)
-        content = _file(self)
+        content = container.to_file(*_encoded(self))
         write_atomically(path, lambda file: file.write(content))
 
     @classmethod
@@ -228,15 +227,45 @@ class Packed:
             raise FormatError(f"{path}: {cause}") from error
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a packed network.
+
+    Attributes:
+        file_bytes: as ``Packed.file_bytes``.
+        float_bytes: as ``Packed.float_bytes``.
+        stored_bits: as ``Packed.stored_bits``; None if no layer is quantized.
+
+    """
+
+    file_bytes: int
+    float_bytes: int
+    stored_bits: float | None
+
+    @property
+    def ratio(self) -> float:
+        """The network's bytes in float32, divided by the bytes of the file."""
+        return self.float_bytes / self.file_bytes
+
+
+def sizes_of(packed: Packed) -> Sizes:
+    """Measure all sizes of a network; it is encoded once for them."""
+    blobs, version = _encoded(packed)
+    parts = ("codes.", "exponents")
+    stored = sum(len(blob) for name, blob in blobs.items() if name.startswith(parts))
+    weights = sum(layer.codes.numel() for layer in packed.layers.values())
+    return Sizes(
+        file_bytes=len(container.to_file(blobs, version)),
+        float_bytes=packed.float_bytes,
+        stored_bits=8 * stored / weights if packed.layers else None,
+    )
+
+
 def _encoded(packed: Packed) -> tuple[dict[str, bytes], int]:
     """Return the byte strings of the file, and its version. Nothing keeps them: a tensor may be
     changed in place until the next call.
     """
     return container.pack(packed.layers, packed.floats, packed.activations, packed.coding)
-
-
-def _file(packed: Packed) -> bytes:
-    return container.to_file(*_encoded(packed))
 
 
 def _stored(packed: Packed) -> dict[str, Stored]:

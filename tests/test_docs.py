@@ -101,6 +101,7 @@ def prepared() -> dict[str, Any]:
         "perplexity": lambda network, batch: float(network(batch).exp().mean()),
         "retrain": lambda network: None,
         "train_step": lambda network: None,
+        "MyNetwork": Network,
     }
 
 
@@ -288,11 +289,15 @@ def test_what_the_code_of_the_readme_does(tmp_path: Path, monkeypatch: pytest.Mo
     namespace = prepared()
     namespace["images"] = torch.cat(namespace["inputs"])
     model = namespace["model"]
+    before = copy.deepcopy(model.state_dict())
     execute(README, calibrate, namespace)
     assert namespace["packed"].nominal_bits == 4
     assert (tmp_path / "model.safetensors").is_file()
-    levels = torch.cat([layer.weight.flatten() for layer in (model.conv1, model.conv2, model.fc)])
+    net = namespace["deployed"]
+    levels = torch.cat([layer.weight.flatten() for layer in (net.conv1, net.conv2, net.fc)])
     assert set(torch.frexp(levels[levels != 0].abs()).mantissa.tolist()) == {0.5}
+
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
     calls: list[nn.Module] = []
     execute(README, inq, namespace | {"retrain": calls.append})

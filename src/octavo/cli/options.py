@@ -135,7 +135,7 @@ Floats = Annotated[
 FileCoding = Annotated[
     str,
     typer.Option(
-        "--coding", help="How the file codes weights: fast, or small for 4 to 7 % fewer bytes."
+        "--coding", help="How the file codes weights: fast, or small for 2 to 7 % fewer bytes."
     ),
 ]
 PackedFile = Annotated[

@@ -1,6 +1,6 @@
 """Codes to bytes and back in as few bytes as possible: an ANS coder with tables for each layer.
 
-``octavo.storage.coding.grouped`` decodes faster. This coder takes 4 to 7 % fewer bytes on
+``octavo.storage.coding.grouped`` decodes faster. This coder takes 2 to 7 % fewer bytes on
 convolutional networks: it has no whole bits to round to, layers have tables of their own, and so
 have the contexts of ``octavo.storage.coding.kernels``. Coding itself is done by the library
 ``constriction`` (asymmetric numeral systems, arXiv 1311.2540).

@@ -76,6 +76,7 @@ CANDIDATES = (
     "integers/1/0/equal",
     "octavo/fp4/2",
     "octavo/apot5/3",
+    "octavo/apot6/4",
     "integers/0.35/0.35/weighted",
     "octavo/4/0",
     "octavo/3/0",

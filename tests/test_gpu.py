@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import Incremental, Plan, calibrate
+from octavo.formats.fitting import Fit
 from octavo.storage.packed import Packed
 
 pytestmark = [
@@ -37,6 +38,15 @@ def differing(packed: Packed, other: Packed) -> float:
     return changed / sum(one.numel() for one, _ in weights)
 
 
+@pytest.mark.parametrize("fit", ["mse", "max"])
+def test_calibration_at_a_rate_finds_the_codes_of_a_cpu(fit: Fit) -> None:
+    there = net().cuda()
+    plan = Plan.uniform(there, 4)
+    on_cpu = calibrate(net(), plan, [images()], rate=1.0, fit=fit)
+    on_gpu = calibrate(there, plan, [images()], rate=1.0, fit=fit)
+    assert differing(on_cpu, on_gpu) <= TIES
+
+
 @pytest.mark.parametrize("sequential", [True, False])
 def test_calibration_finds_the_codes_of_a_cpu(sequential: bool) -> None:
     there = copy.deepcopy(net()).cuda()
@@ -46,14 +56,24 @@ def test_calibration_finds_the_codes_of_a_cpu(sequential: bool) -> None:
     assert differing(on_cpu, on_gpu) <= TIES
 
 
-def test_freezing_takes_the_levels_of_a_cpu() -> None:
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_freezing_takes_the_levels_of_a_cpu(rate: float) -> None:
     packed = []
     for model in (net(), net().cuda()):
-        incremental = Incremental(model, Plan.uniform(model, 4), portions=(1.0,))
+        incremental = Incremental(model, Plan.uniform(model, 4), portions=(1.0,), rate=rate)
         for _ in incremental:
             pass
         packed.append(incremental.finish())
-    assert differing(*packed) == 0
+    assert differing(*packed) <= (TIES if rate else 0)
+
+
+def test_freezing_at_a_rate_refits_on_the_gpu() -> None:
+    model = net().cuda()
+    incremental = Incremental(model, Plan.uniform(model, 4), inputs=[images()], rate=1.0)
+    for _ in incremental:
+        pass
+    assert model(images().cuda()).isfinite().all()
+    assert incremental.finish().plan == Plan.uniform(net(), 4)
 
 
 @pytest.mark.parametrize("straight_through", [1, 0.5])

@@ -8,12 +8,14 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
 import octavo
+from octavo import _locks
 from octavo._io import check_output, json_text, remove_leftovers, write_atomically
+from octavo._locks import locked
 
 
 @pytest.fixture
@@ -311,6 +313,27 @@ def test_a_file_system_that_cannot_sync_folders_is_good_enough(
 
     monkeypatch.setattr(os, "fsync", refuse)
     save(tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+
+
+def test_a_system_without_modes_and_open_folders_is_good_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows before Python 3.13: it has no ``fchmod``, and opens no folder."""
+    opened = os.open
+
+    def refuse(path: str | Path, *rest: Any) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *rest)
+
+    monkeypatch.delattr(os, "fchmod")
+    monkeypatch.delattr(os, "fchown")
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(_locks, "fcntl", None)
+    with locked(tmp_path, "this run"):
+        for _ in range(2):  # a new file, and one that is there
+            save(tmp_path / "a.bin")
     assert (tmp_path / "a.bin").read_bytes() == b"new"
 
 

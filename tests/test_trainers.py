@@ -1,5 +1,6 @@
 """INQ inside of other trainers' loops: portions freeze when they are due, and all of them."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import Incremental, Plan
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, PlanError
 from octavo.trainers import Portions, for_lightning, for_transformers
 
 
@@ -68,6 +69,17 @@ def test_a_training_that_ends_early_freezes_the_rest() -> None:
     spread.after(7)
     spread.end()
     assert frozen(incremental) == 1
+
+
+@pytest.mark.parametrize("steps", [math.inf, math.nan, -1, 0])
+def test_a_training_of_unknown_length_is_refused_before_anything_freezes(steps: float) -> None:
+    incremental = begun()
+    spread = Portions(incremental)
+    with pytest.raises(PlanError, match=rf"got {steps}; give the trainer max_steps$"):
+        spread.begin(steps)
+    assert frozen(incremental) == 0
+    spread.begin(4)  # the same callback serves the trainer that has a length
+    assert frozen(incremental) == 0.5
 
 
 @pytest.mark.parametrize(

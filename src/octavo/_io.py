@@ -105,8 +105,10 @@ def _replaceable(path: Path) -> os.stat_result | None:
 
 def _like(there: os.stat_result | None, handle: int) -> None:
     """Give a new file the owner and the mode of the one that it will replace, or else the usual
-    mode.
+    mode. Windows has no modes before Python 3.13, and there the folder decides who may read.
     """
+    if not hasattr(os, "fchmod"):
+        return
     if there is None:
         os.fchmod(handle, 0o666 & ~_umask())
         return

@@ -6,10 +6,11 @@ of the learning rate over all of it: INQ's paper (arXiv 1702.03044, section 2.2)
 each portion, which takes a training for each, as in ``examples/``.
 """
 
+import math
 from importlib import import_module
 from typing import Any
 
-from octavo.errors import OctavoError, brief
+from octavo.errors import OctavoError, PlanError, brief
 from octavo.inq.incremental import Incremental
 
 __all__ = ["Portions", "for_lightning", "for_transformers"]
@@ -84,7 +85,17 @@ class Portions:
         self._steps = 1.0
 
     def begin(self, steps: float) -> None:
-        """Begin a training of so many steps: the first portion freezes."""
+        """Begin a training of so many steps: the first portion freezes.
+
+        Raises:
+            PlanError: the number of steps is not known; nothing is frozen.
+
+        """
+        if not 1 <= steps < math.inf:  # Lightning says inf, and -1 for data without a length
+            raise PlanError(
+                "the steps of the training, over which the portions are spread: expected a number "
+                f"from 1 on that is known ahead, got {steps}; give the trainer max_steps"
+            )
         self._steps = steps
         self.after(0)
 

@@ -11,14 +11,12 @@ from octavo.network.devices import available_devices, device_named
 def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
 
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -26,7 +24,7 @@ def test_without_a_gpu_the_network_stays_where_its_task_puts_it() -> None:
     assert available_devices() == ["cpu"]
     assert device_named("auto") is None
     assert device_named("cpu") == torch.device("cpu")
-    for name in ("cuda", "cuda:0", "mps", "gpu"):
+    for name in ("cuda", "cuda:0", "gpu"):
         with pytest.raises(
             RecipeError, match=rf"^device: expected auto or one .* has, cpu, got '{name}'; torch is"
         ):
@@ -64,11 +62,16 @@ def test_more_processes_than_gpus_and_unknown_gpus_are_refused(
         device_named("auto")
 
 
-def test_apples_gpu_is_taken_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mps", "mps:0"])
+def test_apples_gpu_is_refused_because_it_has_no_float64(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert available_devices() == ["cpu"]
     assert device_named("auto") is None
-    assert device_named("mps") == torch.device("mps")
+    with pytest.raises(RecipeError, match=rf"got '{name}'; .* float64, .* does not have: use cpu$"):
+        device_named(name)
 
 
 @pytest.mark.cuda

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from octavo.network.samples import alike, joined, rows_of, sample_count
+from octavo.network.samples import alike, in_fewer, joined, rows_of, sample_count
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,18 @@ def test_batches_that_are_alike_become_one() -> None:
     assert torch.equal(together["x"], batch["x"])  # type: ignore[arg-type]
     assert together["more"][0].tolist() == [0, 1, 2, 3, 4]
     assert together["flag"] is True
+
+
+def test_neighbours_that_are_alike_are_joined_until_so_many_are_left() -> None:
+    short, long = torch.arange(10).view(10, 1), torch.zeros(2, 3)
+    batches: Any = [*short.split(1), *long.split(1)]
+    fewer: Any = in_fewer(batches, 4)
+    assert [one.shape for one in fewer] == [(3, 1), (3, 1), (3, 1), (1, 1), (2, 3)]
+    assert torch.equal(torch.cat(fewer[:4]), short)
+    same = in_fewer(batches, 12)
+    assert all(one is other for one, other in zip(same, batches, strict=True))
+    packed: Any = [pack_sequence([torch.zeros(2, 1)])] * 3  # has no samples
+    assert in_fewer(packed, 1) == packed
 
 
 @pytest.mark.parametrize(

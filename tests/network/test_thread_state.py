@@ -1,18 +1,26 @@
 """A stepped forward pass has the settings that torch keeps for the caller's thread."""
 
+import ast
 import copy
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo import Budget, Plan, calibrate, quantize_activations, search
+import octavo
+from octavo import Budget, Incremental, Plan, calibrate, quantize_activations, search
+from octavo.formats.codebook import _pairs
+from octavo.inq.cells import _relative_error
+from octavo.network.divergence import Divergence
 from octavo.network.forward import observing
 from octavo.network.stepping import stepwise_forward, stopping
 from octavo.network.thread_state import ThreadState, without_autocast
+from octavo.pruning.surgery import Surgery
 from octavo.ptq import layer_solver
+from octavo.storage.packed import Packed
 
 
 class Reading(nn.Module):
@@ -153,3 +161,52 @@ def test_another_default_device_changes_no_result() -> None:
     expected = results()
     with torch.device("meta"):
         assert results() == expected
+
+
+def test_another_default_device_changes_no_retraining(tmp_path: Path) -> None:
+    words, x = torch.arange(6), torch.randn(6, 5)
+
+    def results() -> tuple[object, ...]:
+        for cache in (_pairs, _relative_error):  # as in a new process
+            cache.cache_clear()
+        model = copy.deepcopy(net)
+        surgery = Surgery(model, {"1": 0.5}, steps=20)
+        for _ in range(20):
+            surgery.step()
+        surgery.finish()
+        incremental = Incremental(
+            model, {"0": 3, "1": 3}, portions=(0.5, 1.0), straight_through=0.5, rate=1.0
+        )
+        for _ in incremental:
+            model(words).square().sum().backward()  # the gradient of the embedding is sparse
+        incremental.finish().save(tmp_path / "x")
+        packed = Packed.load(tmp_path / "x")
+        priced = calibrate(net[1:], {"1": 4}, [x], rate=1.0)
+        divergence = Divergence(net[1:], [x]).of_constant
+        layers = [*packed.layers.values(), *priced.layers.values()]
+        return [layer.codes.tolist() for layer in layers], divergence
+
+    net = nn.Sequential(nn.Embedding(6, 5, sparse=True), nn.Linear(5, 3))
+    expected = results()
+    with torch.device("meta"):
+        assert results() == expected
+
+
+ROOMS = ("formats", "network", "activations", "storage", "ptq", "pruning", "inq")  # not dnq
+MAKERS = ("tensor", "zeros", "ones", "full", "empty", "eye", "arange", "linspace", "rand", "randn")
+MAKERS += ("randint", "randperm", "as_tensor", "asarray", "sparse_coo_tensor", "scalar_tensor")
+
+
+def test_every_new_tensor_says_on_which_device_it_is() -> None:
+    """Without a device it follows the caller's default, but the model and the files do not."""
+    makers = {f"torch.{name}" for name in MAKERS}
+    package = Path(octavo.__file__).parent
+    silent = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for room in ROOMS
+        for path in (package / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in makers
+        if "device" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert not silent

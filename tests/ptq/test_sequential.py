@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import octavo.network.layer_inputs
+import octavo.ptq.sequential
 from octavo.errors import PlanError
 from octavo.network.forward import hooked, observing
 from octavo.network.layers import Layer, calling_modules, find_layers
@@ -348,6 +349,56 @@ def test_layers_without_one_place_in_the_order_come_first_from_float_inputs() ->
     assert torch.allclose(seen["last"].hessian[0], now.T @ now, atol=1e-4)
     with pytest.raises(PlanError, match="inputs: expected at least one batch"):
         freeze_sequentially(model, quantized, layers, [], freeze)
+
+
+# Many batches.
+
+
+class OfOne(nn.Module):
+    """It takes one sample at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(72, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.view(1, 72))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("kind", "most", "passes"), [(Net, 4, 3), (Net, 9, 9), (OfOne, 4, 9)])
+def test_beyond_a_bound_passes_take_several_batches_if_the_model_does(
+    kind: Any, most: int, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(octavo.ptq.sequential, "MOST_PASSES", most)
+    model, batches = make(kind), list(torch.cat(images())[:9].split(1))
+    quantized, before, threads = copy.deepcopy(model), threading.active_count(), set()
+
+    def count(layer: Layer, moments: Moments, site: Site | None) -> Moments:
+        threads.add(threading.active_count() - before)
+        return freeze(layer, moments, site)
+
+    with observing(model), observing(quantized):
+        seen = freeze_sequentially(model, quantized, find_layers(quantized)[0], batches, count)
+    assert threads == {2 * passes}
+    with_all = frozen(model, batches)[1]
+    for name, moments in seen.items():
+        assert torch.allclose(moments.hessian, with_all[name].hessian, rtol=1e-4, atol=1e-3)
+
+
+def test_a_system_without_more_threads_asks_for_larger_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if threading.active_count() > before + 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    before = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(PlanError, match=r"can't start new thread; give the same inputs in fewer"):
+        frozen(make(Net), images())
 
 
 # Errors, and counting.

@@ -95,8 +95,8 @@ Device = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Where the network runs: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU that CUDA "
-        "sees.",
+        help="Where the network runs: auto, cpu, cuda or cuda:1; auto takes a GPU that CUDA sees. "
+        "Apple's GPUs have no float64, which octavo needs.",
     ),
 ]
 RecipeDevice = Annotated[

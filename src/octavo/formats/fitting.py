@@ -79,7 +79,8 @@ def fitted(
     if per != "tensor" and not weight.dim():
         raise PlanError(f"{name}: expected a tensor with output channels, got a scalar")
     rows = _rows(values, per)
-    exponent = _largest_exponent(rows, make(torch.zeros((), dtype=torch.int32), 0))
+    any_exponent = torch.zeros((), dtype=torch.int32, device="cpu")
+    exponent = _largest_exponent(rows, make(any_exponent, 0))
     if fit == "mse" and rows.numel():
         share = None if importance is None else _rows(importance.expand_as(weight), per)
         exponent = _least_error_exponent(rows, make, exponent, share)

@@ -56,8 +56,8 @@ def _relative_error(width: Width) -> float:
     """Return the mean squared error of normally distributed numbers at their nearest levels, in
     units of their mean square. Scales are powers of two, so it is an average over an octave.
     """
-    normal = torch.special.ndtri((torch.arange(SAMPLES) + 0.5) / SAMPLES)
-    octave = 2 ** (torch.arange(STEPS) / STEPS).unsqueeze(1)
+    normal = torch.special.ndtri((torch.arange(SAMPLES, device="cpu") + 0.5) / SAMPLES)
+    octave = 2 ** (torch.arange(STEPS, device="cpu") / STEPS).unsqueeze(1)
     numbers = octave * normal  # (steps, samples)
     codebook = fitted_codebook(numbers, width, fit="mse", per="channel")
     error = (numbers - codebook.project(numbers)).square().mean(1)

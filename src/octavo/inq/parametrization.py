@@ -171,17 +171,17 @@ def _memory_order(weight: Tensor) -> tuple[int, ...]:
 
 def _bits_of_levels(unit: Tensor) -> Tensor:
     """Return the unit levels between two NaN: float32, as the integers of their bits."""
-    nan = torch.tensor([math.nan])
-    return torch.cat([nan, unit, nan]).view(torch.int32)
+    return nn.functional.pad(unit, (1, 1), value=math.nan).view(torch.int32)
 
 
 def _bits_of_edges(between: Tensor) -> Tensor:
     """Return the edges between cells, for ``torch.bucketize(..., right=True)``, and those between
     the outer cells and NaN: float32, as the integers of their bits.
     """
-    lowest = torch.tensor([torch.finfo(torch.float32).min])  # below it, there is only -infinity
-    infinite = torch.tensor([math.inf])  # NaN lies beyond it
-    return torch.cat([lowest, between.cpu(), infinite]).view(torch.int32)
+    between = between.cpu()
+    lowest = between.new_tensor([torch.finfo(torch.float32).min])  # below it: only -infinity
+    infinite = between.new_tensor([math.inf])  # NaN lies beyond it
+    return torch.cat([lowest, between, infinite]).view(torch.int32)
 
 
 def _broadcastable_scale(weight: Tensor, codebook: Codebook, groups: int) -> Tensor:
@@ -228,7 +228,12 @@ def _zero_frozen_rows(gradient: Tensor, frozen: Tensor, zero: Tensor) -> Tensor:
     rows = gradient.indices()
     values = torch.where(frozen[rows[0]], zero, gradient.values())
     return torch.sparse_coo_tensor(
-        rows, values, gradient.shape, is_coalesced=True, check_invariants=False
+        rows,
+        values,
+        gradient.shape,
+        device=gradient.device,
+        is_coalesced=True,
+        check_invariants=False,
     )
 
 

@@ -12,12 +12,10 @@ AUTO = "auto"  # the default: a GPU that CUDA sees, or else where the task puts 
 
 
 def available_devices() -> list[str]:
-    """Return the names of the devices that this machine has, the CPU first."""
+    """Return the names of the devices of this machine that octavo runs on, the CPU first."""
     names = ["cpu"]
     if torch.cuda.is_available():
         names += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        names.append("mps")
     return names
 
 
@@ -27,13 +25,18 @@ def device_named(name: str) -> torch.device | None:
     ``cuda`` is the GPU whose number torchrun has given to this process, or else the first.
 
     Args:
-        name: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto`` is ``cuda`` if there is
-            one.
+        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is ``cuda`` if there is one.
 
     Raises:
-        RecipeError: this machine has no such device; the message names those that it has.
+        RecipeError: this machine has no such device; the message names those that it has. Or it is
+            Apple's ``mps``, which has no float64.
 
     """
+    if name.startswith("mps"):
+        raise RecipeError(
+            f"device: expected {AUTO}, cpu or cuda, got {name!r}; octavo computes in float64, "
+            "which Apple's MPS does not have: use cpu"
+        )
     there = available_devices()
     cuda = [one for one in there if one.startswith("cuda:")]
     if name == AUTO and not cuda:

@@ -167,7 +167,8 @@ def _means(parts: Sequence[Part]) -> list[Part]:
 
 def _mean_row(parts: Sequence[Part]) -> Tensor:
     count = max(1, sum(len(part.rows) for part in parts))
+    nothing = parts[0].rows.new_zeros((), dtype=torch.double)
     if parts[0].classes:
-        total = sum((part.rows.exp().sum(0) for part in parts), torch.zeros((), dtype=torch.double))
+        total = sum((part.rows.exp().sum(0) for part in parts), nothing)
         return (total / count).log()
-    return sum((part.rows.sum(0) for part in parts), torch.zeros((), dtype=torch.double)) / count
+    return sum((part.rows.sum(0) for part in parts), nothing) / count

@@ -84,7 +84,7 @@ class Ranks:
         """Return the largest of each number over the ranks."""
         if self.count == 1:
             return list(numbers)
-        tensor = _carried(torch.tensor(numbers, dtype=torch.float64))
+        tensor = _carried(torch.tensor(numbers, dtype=torch.float64, device="cpu"))
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return cast("list[float]", tensor.tolist())
 

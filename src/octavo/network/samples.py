@@ -9,7 +9,7 @@ from torch import Tensor
 from octavo.network.forward import Inputs
 from octavo.network.nested import leaves, mapped, named_tensors
 
-__all__ = ["LEAST_SAMPLES", "alike", "joined", "rows_of", "sample_count"]
+__all__ = ["LEAST_SAMPLES", "alike", "in_fewer", "joined", "rows_of", "sample_count"]
 
 LEAST_SAMPLES = 64  # with fewer inputs, nothing is set aside
 
@@ -43,15 +43,31 @@ def alike(batch: Inputs, other: Inputs) -> bool:
     return _form(batch) == _form(other)
 
 
-def joined(batch: Inputs, other: Inputs) -> Inputs:
-    """Return the samples of two batches that are alike, as one batch."""
-    others = iter([tensor for _, tensor in named_tensors(other)])
+def joined(*batches: Inputs) -> Inputs:
+    """Return the samples of batches that are alike, as one batch."""
+    tensors = ([tensor for _, tensor in named_tensors(batch)] for batch in batches)
+    columns = zip(*tensors, strict=True)
 
-    def both(leaf: Any) -> Any:
-        return torch.cat([leaf, next(others)]) if isinstance(leaf, Tensor) else leaf
+    def of_all(leaf: Any) -> Any:
+        return torch.cat(next(columns)) if isinstance(leaf, Tensor) else leaf
 
-    together: Inputs = mapped(batch, both)
+    together: Inputs = mapped(batches[0], of_all)
     return together
+
+
+def in_fewer(batches: Sequence[Inputs], most: int) -> list[Inputs]:
+    """Join neighbouring batches that are alike, so many at a time that ``most`` would be left if
+    all were alike. Up to ``most``, all stay as they are.
+    """
+    share = -(-len(batches) // most)
+    groups: list[list[Inputs]] = []
+    for batch in batches:
+        last = groups[-1] if groups else []
+        if 0 < len(last) < share and sample_count(batch) and alike(last[0], batch):
+            last.append(batch)
+        else:
+            groups.append([batch])
+    return [joined(*group) if len(group) > 1 else group[0] for group in groups]
 
 
 def _form(batch: Inputs) -> list[Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from octavo.errors import PlanError, brief
 from octavo.network.forward import Inputs, call, hooked
 from octavo.network.thread_state import ThreadState
 
@@ -69,6 +70,9 @@ def stepwise_forward(
         world: entered whenever the pass moves: see ``octavo.network.world``.
         watch: entered in the thread of the pass, for as long as it lasts.
 
+    Raises:
+        PlanError: the system gives no more threads.
+
     """
     world = world or contextlib.nullcontext()
     passing = _Pass()
@@ -80,7 +84,13 @@ def stepwise_forward(
 
     target = contextvars.copy_context().run
     thread = threading.Thread(target=target, args=(passing.run, run), daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise PlanError(
+            "calibration inputs: expected as many batches as the system has threads for, got "
+            f"{brief(error)}; give the same inputs in fewer and larger batches"
+        ) from error
     answer = None
     try:
         while (stop := _in_world(world, passing, answer)) is not None:

@@ -125,7 +125,7 @@ class Surgery:
         self._done += 1
         generator = torch.Generator().manual_seed(seed_of(self._seed, self._done))
         probability = 1 / (1 + RATE * self._done / self._steps)
-        drawn = float(torch.rand((), generator=generator)) < probability
+        drawn = float(torch.rand((), generator=generator, device="cpu")) < probability
         if self._done == self._ramp or (drawn and self._done <= self._steps):
             risen = min(1.0, self._done / self._ramp)
             self._change_masks(1 - (1 - risen) ** 3)

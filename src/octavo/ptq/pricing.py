@@ -91,7 +91,7 @@ def codebook_at_rate(codebook: Codebook, rows: Tensor, rate: float) -> Codebook:
 def _best(every: "_Rows", rate: float, fit: Fit, *, shared: bool) -> tuple["_Choice", Tensor]:
     """Return the best choice of exponents and the price of a bit in each row."""
     some = every.sampled()
-    steps = some.steps() if fit == "mse" else torch.zeros(1, dtype=torch.int32)
+    steps = some.steps() if fit == "mse" else some.steps()[:1]  # which is 0
     nearest = [some.rounded(step, None) for step in steps]
     price = rate * some.error(nearest[0], steps[0]).mean(2, keepdim=True)
     price = price.clamp(min=LEAST * float(price.mean()) + torch.finfo(price.dtype).tiny)
@@ -149,7 +149,7 @@ class _Rows:
     def sampled(self) -> "_Rows":
         """Return some of the columns, evenly."""
         columns = self.weight.shape[2]
-        some = torch.linspace(0, columns - 1, min(columns, SAMPLED)).long()
+        some = torch.linspace(0, columns - 1, min(columns, SAMPLED), device="cpu").long()
         return replace(self, weight=self.weight[:, :, some], curvature=self.curvature[:, :, some])
 
     def rounded(self, step: Tensor, prices: Prices | None) -> Tensor:

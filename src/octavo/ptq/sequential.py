@@ -37,9 +37,12 @@ from octavo.network.warned import warn
 from octavo.network.world import World
 from octavo.ptq.float_inputs import Freeze, freeze_from_float
 from octavo.ptq.meeting import Meeting, add_moments
+from octavo.ptq.setting_aside import in_larger_batches
 from octavo.ptq.site import Site
 
 __all__ = ["Batches", "count_calls", "freeze_in_forward_order", "freeze_sequentially"]
+
+MOST_PASSES = 256  # that wait at a time, each in two threads, where batches can be joined
 
 Outcome = TypeVar("Outcome")
 
@@ -86,6 +89,9 @@ def freeze_sequentially(
     batches = [on_device(batch, device_of(model)) for batch in batches_of(inputs)]
     check_batches(len(batches))
     conduct = conduct_of(quantized, batches)
+    if len(batches) > MOST_PASSES and not conduct.carries:
+        batches = in_larger_batches(quantized, batches, MOST_PASSES)
+        conduct = conduct_of(quantized, batches)
     if not conduct.repeats:
         _warn_of_noise(quantized)
     by_module = _called_once(quantized, layers, batches[0])

@@ -16,9 +16,9 @@ from octavo.network.calls import call_alone, undisturbed
 from octavo.network.conduct import close
 from octavo.network.forward import Inputs
 from octavo.network.nested import named_tensors
-from octavo.network.samples import LEAST_SAMPLES, alike, joined, rows_of, sample_count
+from octavo.network.samples import LEAST_SAMPLES, alike, in_fewer, joined, rows_of, sample_count
 
-__all__ = ["deal", "handed_over", "is_divisible", "leading", "put_aside"]
+__all__ = ["deal", "handed_over", "in_larger_batches", "is_divisible", "leading", "put_aside"]
 
 EVERY = 8  # one sample in eight is set aside, so it does not matter if they are ordered by class
 MOST_SAMPLES = 64  # that are set aside
@@ -133,6 +133,15 @@ def is_divisible(model: nn.Module, batch: Inputs) -> bool:
         and (is_noisy or _same_rows(tensor[::2], of_half[name]))
         for name, tensor in of_all.items()
     )
+
+
+def in_larger_batches(model: nn.Module, batches: list[Inputs], most: int) -> list[Inputs]:
+    """Join neighbouring batches, so that about ``most`` are left, if the model treats the samples
+    of larger ones apart.
+    """
+    joined_ones = in_fewer(batches, most)
+    largest = max(joined_ones, key=lambda batch: sample_count(batch) or 0)
+    return joined_ones if is_divisible(model, largest) else batches
 
 
 def _has_rows(tensor: Tensor, half: Tensor, count: int) -> bool:

@@ -123,8 +123,8 @@ class Recipe(BaseModel):
             budget of ``bytes`` or ``ratio``, it is ``folded``, unless that changes outputs: see
             ``octavo.calibrate``.
         coding: the coding of the file, ``fast`` or ``small``: see ``octavo.Packed``.
-        device: the device of the networks: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-            ``auto`` is a GPU that CUDA sees, or else where the task puts its network.
+        device: the device of the networks: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. ``auto`` is
+            a GPU that CUDA sees, or else where the task puts its network.
         seed: the seed of everything that is drawn.
         publish: the path without an ending for copies of the result (``.json``) and of the network
             (``.safetensors``), relative to the recipe's folder.

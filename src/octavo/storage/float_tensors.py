@@ -94,7 +94,7 @@ def _folded(
     error = (new_scale.half().double() - new_scale).abs()
     if not bool((error <= NEAR * new_scale.abs()).all()):
         return ()
-    zeros = torch.zeros(mean.shape, dtype=torch.uint8)
+    zeros = torch.zeros_like(mean, dtype=torch.uint8)
     return new_scale, new_shift, zeros, zeros + 1
 
 

@@ -137,7 +137,7 @@ def _drop_stream(rows: Sequence[LayerRow], blobs: Strings) -> Stream:
     """Return how far the exponents of all groups lie below the largest of their channel."""
     count = sum(row.exponent_count for row in rows if row.group_size)
     if not any(row.group_size for row in rows):
-        return Stream(GROUPS, torch.empty(0, dtype=torch.uint8))
+        return Stream(GROUPS, torch.empty(0, dtype=torch.uint8, device="cpu"))
     return _decoded_stream(GROUPS, blobs, count, DROPS)
 
 
@@ -151,7 +151,7 @@ def _small_strings(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
     """
     largest = []
     of_channels = []
-    of_groups = [torch.empty(0, dtype=torch.uint8)]
+    of_groups = [torch.empty(0, dtype=torch.uint8, device="cpu")]
     for name, layer in layers.items():
         exponent = layer.codebook.max_exponent
         if layer.codebook.group_size:

@@ -48,7 +48,9 @@ def string(blobs: Mapping[str, bytes], name: str) -> bytes:
 
 def as_tensor(data: bytes, dtype: torch.dtype) -> Tensor:
     """Return bytes as a vector of a type."""
-    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    if not data:  # which frombuffer refuses
+        return torch.empty(0, dtype=dtype, device="cpu")
+    return torch.frombuffer(bytearray(data), dtype=dtype)
 
 
 def squeeze(data: bytes, level: int = 19) -> bytes:

@@ -358,6 +358,20 @@ def test_a_budget_knows_whether_it_bounds_the_file() -> None:
     assert not Budget(bit_ops=77).of_file
 
 
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [
+        ({"bytes": 1_234_567}, "bytes=1234567"),
+        ({"bit_ops": 3 * 10**16 + 1}, "bit_ops=30000000000000001"),
+        ({"bytes": 0.1 * 12_345_678}, "bytes=1234567.8"),
+        ({"average_bits": 3.0}, "average_bits=3"),
+        ({"ratio": 10.123456}, "ratio=10.123456"),
+    ],
+)
+def test_a_budget_is_written_with_all_of_its_digits(limit: Any, text: str) -> None:
+    assert str(Budget(**limit)) == text
+
+
 # Patterns to bits, and the layers behind the names.
 
 

@@ -247,8 +247,9 @@ class Budget:
             raise BudgetError(f"{name}: expected a positive number, got {value!r}")
 
     def __str__(self) -> str:
-        """Return the limit as text: ``average_bits=3``."""
-        return next(f"{name}={value:g}" for name, value in vars(self).items() if value is not None)
+        """Return the limit as text, in full: ``average_bits=3``."""
+        name, value = next(pair for pair in vars(self).items() if pair[1] is not None)
+        return f"{name}={value if isinstance(value, int) else format(value, '.15g')}"
 
     @property
     def of_file(self) -> bool:

@@ -321,6 +321,18 @@ def test_counts_that_are_none(count: str, tmp_path: Path) -> None:
         Plan.load(path).cost()
 
 
+def test_plans_are_equal_if_the_bits_of_inputs_are_too() -> None:
+    widths = {"a": 3, "b": Apot(6)}
+    plan = Plan(widths, activations={"a": 4})
+    assert plan == Plan(widths, activations={"a": 4}, weights={"a": 7})  # counts say no bits
+    assert plan != Plan(widths, activations={"a": 8})
+    assert plan != Plan(widths)
+    assert Plan(widths) != plan
+    assert plan == widths == plan  # a dict knows nothing of inputs
+    assert plan != {"a": 3}
+    assert plan != 3
+
+
 # Budgets.
 
 

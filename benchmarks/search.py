@@ -44,12 +44,12 @@ from octavo.dnq.reinforce import Reinforce
 from octavo.dnq.space import Choice, Partial
 from octavo.dnq.splitting import split
 from octavo.dnq.survey import survey
+from octavo.network.digest import digest, weights_digest
 from octavo.network.divergence import TEMPERATURE, Divergence
 from octavo.network.outputs import Part
 from octavo.runs.run import environment
 from octavo.runs.run_folder import write_json
 from octavo.runs.tasks.cifar10 import Cifar10
-from octavo.storage.digest import digest
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES = {20: 1024, 56: 512}
@@ -156,7 +156,7 @@ class Setting:
         with torch.no_grad():
             self._statistics = norm_statistics(self.model.eval(), self._unseen.batches)
         about = {
-            "weights": digest(self.model.state_dict()),
+            "weights": weights_digest(self.model.state_dict()),
             "inputs": digest(list(self.batches)),
             "temperature": TEMPERATURE,
             "matched": True,

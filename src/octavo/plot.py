@@ -44,7 +44,7 @@ def front(result: SearchResult, ax: Any = None) -> Any:
     plans = (result.uniform, result.exact, result.plan)
     for (name, marker, colour), wanted in zip(marks, plans, strict=True):
         for trial in result.trials:
-            if trial.plan == wanted and trial.plan.activations == wanted.activations:
+            if trial.plan == wanted:
                 at = (estimated_bytes(result, trial), trial.objective)
                 ax.plot(*at, marker, color=LIGHT[colour], markersize=10, label=name)
                 break

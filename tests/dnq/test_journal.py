@@ -65,7 +65,7 @@ def test_a_setting_that_differs_is_named_with_both_values(tmp_path: Path) -> Non
     Journal(path, ACTIONS, SETTINGS)
     with pytest.raises(
         RecipeError,
-        match=r"journal of a search with own_score False, this one has True: name another$",
+        match=r"a search with own_score False, this one has True: name another, or delete it$",
     ):
         Journal(path, ACTIONS, SETTINGS | {"own_score": True})
 

@@ -356,11 +356,13 @@ def test_the_journal_of_another_search_is_refused(
     assert path.read_bytes() == before
 
 
-def test_the_journal_of_other_layers_is_refused(tmp_path: Path) -> None:
+def test_the_journal_of_other_layers_or_batches_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     found(journal=path, trials=14, method="random")
     with pytest.raises(RecipeError, match="layers"):
         search(nn.Sequential(nn.Linear(6, 4)), batches(), budget=BUDGET, journal=path)
+    with pytest.raises(RecipeError, match="inputs"):  # the same samples in other batches
+        search(net(), [torch.cat(batches())], budget=BUDGET, journal=path)
 
 
 def test_a_journal_that_is_damaged_is_refused_by_the_line(tmp_path: Path) -> None:
@@ -419,6 +421,20 @@ def test_inputs_and_layers_are_wanted() -> None:
         search(net(), [], budget=BUDGET)
     with pytest.raises(PlanError, match=r"ReLU.*layers that can be quantized"):
         search(nn.ReLU(), [torch.ones(2, 3)], budget=BUDGET)
+
+
+def test_a_model_that_no_file_can_hold_is_refused_before_the_inputs_are_read() -> None:
+    class Stateful(nn.Linear):
+        def get_extra_state(self) -> object:
+            return {"a": 1}
+
+    model = net()
+    model.unused = Stateful(3, 3)
+    inputs = (pytest.fail("an input was read") for _ in range(1))
+    with pytest.raises(
+        PlanError, match=r"^unused\._extra_state: expected a tensor of a plain type"
+    ):
+        search(model, inputs, budget=BUDGET)
 
 
 def test_inputs_may_come_from_a_generator() -> None:

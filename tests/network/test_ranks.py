@@ -7,7 +7,7 @@ import torch
 from tests.ranks import Ranks as Processes
 
 from octavo.errors import OctavoError, PlanError, TrainingError
-from octavo.network.ranks import ALONE, Ranks, fingerprint
+from octavo.network.ranks import ALONE, Ranks
 
 
 def test_a_process_without_a_group_is_alone() -> None:
@@ -86,13 +86,3 @@ def test_a_rank_that_differs_is_named_on_every_rank(on_two_ranks: Processes) -> 
     for error in on_two_ranks(compare):
         assert isinstance(error, TrainingError)
         assert str(error).startswith("stage 2: rank 1 differs from rank 0 in fc1; give every rank")
-
-
-def test_a_fingerprint_tells_values_apart() -> None:
-    tensor = torch.randn(3, 4)
-    same = tensor.t().contiguous().t()
-    assert fingerprint([tensor]) == fingerprint([same])
-    other = tensor.clone()
-    other[2, 3] = other[2, 3].nextafter(torch.tensor(9.0))
-    assert fingerprint([tensor]) != fingerprint([other])
-    assert fingerprint([torch.tensor(0.0)]) != fingerprint([torch.tensor(-0.0)])

@@ -564,6 +564,7 @@ def test_a_plain_model_gets_the_quantizers_and_their_steps(tmp_path: Path) -> No
     found.apply(model)
     assert found.activations == {"conv": InputFormat(4, True), "fc": InputFormat(8, False, True)}
     assert input_formats(model) == found.activations
+    assert found.plan.activations == {"conv": 4, "fc": 8}
     assert [step.item() for step in scales(model)] == [
         torch.tensor(0.3).item(),
         0.25,

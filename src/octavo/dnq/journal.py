@@ -130,7 +130,7 @@ class Journal:
             if there.get(key) != value:
                 raise RecipeError(
                     f"{path}: the journal of a search with {key} {there.get(key)!r}, "
-                    f"this one has {value!r}: name another"
+                    f"this one has {value!r}: name another, or delete it"
                 )
         return KEY not in content
 

@@ -30,6 +30,7 @@ from octavo.dnq.splitting import Parts, reaching, split, undivided
 from octavo.dnq.survey import survey
 from octavo.errors import BudgetError, PlanError
 from octavo.formats.width import WidthLike
+from octavo.network.digest import digest, weights_digest
 from octavo.network.divergence import TEMPERATURE
 from octavo.network.faithful import faithful_copy
 from octavo.network.float_share import warn_if_mostly_float
@@ -43,15 +44,14 @@ from octavo.network.forward import (
 )
 from octavo.network.layers import find_layers
 from octavo.network.thread_state import cpu_by_default
-from octavo.network.values import check_range, check_values
+from octavo.network.values import check_range
 from octavo.network.warned import warning_once
 from octavo.plan import Budget
 from octavo.progress import Event, Progress, ProgressLike, showing
 from octavo.ptq.file_form import FileForm
 from octavo.ptq.settings import PtqSettings
-from octavo.storage.digest import digest
 from octavo.storage.layer_strings import Coding
-from octavo.storage.packed import FloatForm
+from octavo.storage.packed import FloatForm, check_state
 
 __all__ = ["search"]
 
@@ -289,7 +289,7 @@ def _journal(
         "layers": dict(zip(space.names, space.weights, strict=True)),
         "options": [[action.written() for action in actions] for actions in space.actions],
         "own_score": request.objective is not None,
-        "weights": digest(model.state_dict()),
+        "weights": weights_digest(model.state_dict()),
         "inputs": digest(batches),
         "held_out": parts.held_out,
         "temperature": TEMPERATURE,
@@ -303,8 +303,8 @@ def _journal(
 
 
 def _check_request(model: nn.Module, request: _Request) -> None:
-    """Raise unless the model has values that can be quantized and the settings fit together, before
-    the inputs are read.
+    """Raise unless the model has values that can be quantized and stored, and the settings fit
+    together, before the inputs are read.
     """
     budget = request.budget
     trade_off = request.trade_off
@@ -322,7 +322,7 @@ def _check_request(model: nn.Module, request: _Request) -> None:
         )
     check_share(request.refine)
     method_of(request.method)  # raises where there is none
-    check_values(model)
+    check_state(model)
     check_range(model)
 
 

@@ -7,9 +7,10 @@ from torch import nn
 
 from octavo.errors import PlanError
 from octavo.inq.planned_layer import PlannedLayer, tensors_of
+from octavo.network.digest import digest
 from octavo.network.distributed import do_not_broadcast, is_sharded
 from octavo.network.parametrizations import original
-from octavo.network.ranks import Ranks, fingerprint
+from octavo.network.ranks import Ranks
 
 __all__ = ["agreed", "check_alike", "keep_from_broadcasts", "refit_on_one", "start_alike"]
 
@@ -38,7 +39,7 @@ def check_alike(ranks: Ranks, layers: Sequence[PlannedLayer], doing: str) -> Non
     same free weights. ``doing`` is what they did, for the message.
     """
     if ranks.count > 1:
-        prints = {layer.name: fingerprint(tensors_of(layer)) for layer in layers}
+        prints = {layer.name: digest(tensors_of(layer)) for layer in layers}
         ranks.check_equal(prints, doing)
 
 

@@ -2,7 +2,6 @@
 network must be the same on all of them.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor, distributed
 
 from octavo.errors import OctavoError, TrainingError, brief
 
-__all__ = ["ALONE", "Ranks", "fingerprint"]
+__all__ = ["ALONE", "Ranks"]
 
 Value = TypeVar("Value")
 
@@ -92,7 +91,7 @@ class Ranks:
         """Raise TrainingError, on every rank, unless all ranks have the same values.
 
         Args:
-            values: texts, such as :func:`fingerprint` returns, by the name of what they stand for.
+            values: texts, such as digests, by the name of what they stand for.
             doing: what the ranks were doing, for the message.
 
         """
@@ -123,14 +122,6 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return None, error
     except Exception as error:  # noqa: BLE001 - other errors may not travel: their texts do
         return None, OctavoError(f"rank 0: {brief(error)}")
-
-
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """Return 16 hexadecimal digits that tell the values of these tensors from all others."""
-    hashed = hashlib.sha256()
-    for tensor in tensors:
-        hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return hashed.hexdigest()[:16]
 
 
 def _carried(tensor: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def finalists_table(result: SearchResult, objective: str) -> Table:
             f"{finalist.plan.cost().average_bits:.3f}",
             f"{finalist.file_bytes:,}",
             f"{finalist.objective:.5g}",
-            f"[bold]{final}[/]" if _same(finalist.plan, result.plan) else final,
+            f"[bold]{final}[/]" if finalist.plan == result.plan else final,
         )
     return table
 
@@ -78,11 +78,7 @@ def _titles(result: SearchResult, finalist: Finalist) -> list[str]:
     named = {"the plan": result.plan, "uniform": result.uniform, "exact": result.exact}
     if result.refinement is not None:
         named["the method alone"] = result.refinement.before.plan
-    return [title for title, plan in named.items() if _same(plan, finalist.plan)]
-
-
-def _same(plan: Plan, other: Plan) -> bool:
-    return plan == other and plan.activations == other.activations
+    return [title for title, plan in named.items() if plan == finalist.plan]
 
 
 def front_table(result: SearchResult, objective: str) -> Table:

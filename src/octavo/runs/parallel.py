@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from octavo._seeds import seed_of
 from octavo.errors import TrainingError
+from octavo.network.digest import digest
 from octavo.network.distributed import do_not_broadcast
 from octavo.network.random_state import RandomState
-from octavo.network.ranks import ALONE, Ranks, fingerprint
+from octavo.network.ranks import ALONE, Ranks
 from octavo.network.samples import rows_of, sample_count
 from octavo.runs.task import Batch, Task
 
@@ -193,4 +194,4 @@ def check_same(model: nn.Module, ranks: Ranks, doing: str) -> None:
     """Raise TrainingError, which names a rank, unless all ranks have the same network."""
     if ranks.count > 1:
         state = model.state_dict().items()
-        ranks.check_equal({name: fingerprint([tensor]) for name, tensor in state}, doing)
+        ranks.check_equal({name: digest(tensor) for name, tensor in state}, doing)

@@ -12,9 +12,9 @@ from torch import nn
 from octavo._io import remove_leftovers, write_atomically
 from octavo._locks import locked
 from octavo.errors import FormatError, RecipeError
+from octavo.network.digest import weights_digest
 from octavo.runs.recipe import Recipe, recorded_recipe
 from octavo.storage.checksum import check, sealed
-from octavo.storage.digest import digest
 from octavo.storage.packed import Packed, check_state
 
 __all__ = [
@@ -215,4 +215,4 @@ def digest_of(model: nn.Module) -> str:
 
     """
     check_state(model)
-    return digest(model.state_dict())
+    return weights_digest(model.state_dict())

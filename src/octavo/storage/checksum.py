@@ -5,14 +5,10 @@ the key ``checksum``, which is compared before any of it is used. The checksum t
 what was written; it is no protection against someone who computes it anew.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from octavo.storage.manifest import raw_bytes
+from octavo.network.digest import digest
 
 __all__ = ["KEY", "check", "sealed"]
 
@@ -25,7 +21,6 @@ WORDS: Mapping[type, str] = {
     dict: "a mapping",
     Mapping: "a mapping",
 }
-DIGITS = 16  # hexadecimal digits of a SHA-256: one damaged file in 2^64 would pass
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,29 +64,4 @@ def _shown(value: object) -> str:
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
-    hashed = hashlib.sha256()
-    for piece in _pieces({key: value for key, value in content.items() if key != KEY}):
-        hashed.update(piece)
-    return hashed.hexdigest()[:DIGITS]
-
-
-def _pieces(value: Any) -> Iterator[bytes]:
-    """Yield bytes that tell a value from all others; they are the same once JSON was written and
-    read, which turns tuples into lists and keys into texts, in any order.
-    """
-    if isinstance(value, Tensor):
-        yield f"{value.dtype} {tuple(value.shape)} ".encode()
-        yield raw_bytes(value)
-    elif isinstance(value, Mapping):
-        yield b"{"
-        for key in sorted(value, key=str):
-            yield json.dumps(str(key)).encode()
-            yield from _pieces(value[key])
-        yield b"}"
-    elif isinstance(value, list | tuple):
-        yield b"["
-        for item in value:
-            yield from _pieces(item)
-        yield b"]"
-    else:
-        yield json.dumps(value, default=repr).encode() + b","
+    return digest({key: value for key, value in content.items() if key != KEY})

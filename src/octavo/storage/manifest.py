@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 from torch import Tensor
 
@@ -17,6 +15,7 @@ from octavo.activations.quantizer import scale_key
 from octavo.errors import FormatError
 from octavo.formats.rows import group_count
 from octavo.formats.width import BITS, Width
+from octavo.network.digest import bytes_of
 from octavo.storage.limits import DIMENSIONS, ROWS, VALUES
 
 __all__ = [
@@ -278,17 +277,10 @@ def checksum(*tensors: Tensor) -> int:
     """Return the CRC-32 of the tensors' bytes, one after the other."""
     crc = 0
     for tensor in tensors:
-        crc = zlib.crc32(_bytes_of(tensor).data, crc)
+        crc = zlib.crc32(bytes_of(tensor).data, crc)
     return crc
 
 
 def raw_bytes(tensor: Tensor) -> bytes:
     """Return a tensor's values as little-endian bytes."""
-    return _bytes_of(tensor).tobytes()
-
-
-def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
-    """Return a tensor's values as little-endian bytes, in its own memory where it is dense."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    values: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
-    return values
+    return bytes_of(tensor).tobytes()

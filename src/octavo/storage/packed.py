@@ -102,10 +102,11 @@ class Packed:
 
     @property
     def plan(self) -> Plan:
-        """The width of each quantized layer."""
+        """The width of each quantized layer, and the bits of quantized inputs."""
         weights = {name: layer.codes.numel() for name, layer in self.layers.items()}
         widths = {name: layer.codebook.width for name, layer in self.layers.items()}
-        return Plan(widths, weights=weights)
+        inputs = {name: form.bits for name, form in self.activations.items()}
+        return Plan(widths, weights=weights, activations=inputs)
 
     @property
     def nominal_bits(self) -> float:

@@ -20,7 +20,7 @@ def summary() -> tuple[str, Rows]:
     for name, how in {
         "resnet20-inq-4bit": "4 bits, INQ",
         "resnet20-inq-2bit": "2 bits, INQ",
-        "resnet20-dnq-70kb": "2.4 bits on average by DNQ, INQ",
+        "resnet20-dnq-70kb": "2.4 bits, by layer, INQ",
         "resnet20-sparse-4bit": "85 % pruned, 4 bits, INQ",
     }.items():
         run = load(name)

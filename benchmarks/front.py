@@ -175,7 +175,7 @@ def key(panel: Any) -> None:
 
 
 def main() -> None:
-    figure, ((panel,),) = new(1, 4.6)
+    figure, (panel,) = new(4.6)
     add_octavo(panel)
     add_peers(panel)
     add_full_precision(panel)

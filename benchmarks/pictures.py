@@ -44,11 +44,15 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def new(rows: int, height: float) -> tuple[Any, Any]:
-    """Return a figure of so many inches in height, and its axes, one below the other."""
+def new(height: float, columns: int = 1) -> tuple[Any, list[Any]]:
+    """Return a figure of so many inches in height, and its axes, side by side, of one scale."""
     mpl.use("svg")
     mpl.rcParams.update(SETTINGS)  # type: ignore[arg-type]
-    return plt.subplots(rows, 1, figsize=(INCHES, height), layout="constrained", squeeze=False)
+    size = (INCHES, height)
+    figure, axes = plt.subplots(
+        1, columns, figsize=size, layout="constrained", squeeze=False, sharey=True
+    )
+    return figure, list(axes[0])
 
 
 def save(figure: Any, path: Path, description: str) -> None:

@@ -6,7 +6,8 @@
 
 The error is relative to the squares of the weights, for nearest levels at the best power of two as
 scale: for Gaussian and Laplace weights, with one exponent for a row of 8,192 and with one for each
-32 weights, as the mean over 16 standard deviations within one octave.
+32 weights, as the mean over 16 standard deviations within one octave. Beside it is the error of
+powers of two by INQ's rule (``fit="max"``) on Gaussian weights, with one exponent for a row.
 
 The networks are quantized by ``calibrate``. ResNet-20 sees 1,024 unlabelled training images of
 CIFAR-10, and its score is the accuracy on the test images in per cent. ``llama`` is stories260K
@@ -32,6 +33,7 @@ from llama import LLAMA, load  # type: ignore[import-not-found]  # its neighbour
 from torch import nn
 
 from octavo import Plan, calibrate
+from octavo.formats.fitting import Fit
 from octavo.formats.registry import codebook_at, fitted_codebook
 from octavo.formats.width import Width, read_width, write_width
 from octavo.runs.run import environment
@@ -66,7 +68,7 @@ class Network(Protocol):
 Measure: TypeAlias = Callable[[Network], dict[str, Any]]
 
 
-def errors(width: Width) -> dict[str, float]:
+def errors(width: Width, fit: Fit = "mse") -> dict[str, float]:
     """Return the relative squared error by distribution and by what shares an exponent."""
     share = (torch.arange(WEIGHTS, dtype=torch.float64) + 0.5) / WEIGHTS
     kinds = {
@@ -79,7 +81,7 @@ def errors(width: Width) -> dict[str, float]:
         deviations = 2 ** (torch.arange(DEVIATIONS, dtype=torch.float64) / DEVIATIONS)
         weight = (values[order] * deviations.unsqueeze(1)).float()
         for name in ("channel", "group 32"):
-            book = fitted_codebook(weight, width, fit="mse", per=PERS[name])
+            book = fitted_codebook(weight, width, fit=fit, per=PERS[name])
             lost = (weight - book.project(weight)).double().square().sum(1)
             error = (lost / weight.double().square().sum(1)).mean()
             found[f"{kind}, per {name}"] = float(f"{float(error):.3g}")
@@ -193,6 +195,9 @@ def main() -> None:
             "relative_squared_error": errors(width),
         }
         for width in WIDTHS
+    }
+    result["inq_rule"] = {
+        str(bits): errors(Width(bits), "max")["gaussian, per channel"] for bits in (2, 3)
     }
     for name, row in result["weights"].items():
         print(name, row)

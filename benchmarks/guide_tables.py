@@ -8,6 +8,7 @@ from pages import (  # type: ignore[import-not-found]  # its neighbour
     epochs,
     load,
     size,
+    three_digits,
 )
 
 Rows = list[list[str]]
@@ -20,7 +21,7 @@ def summary() -> tuple[str, Rows]:
     for name, how in {
         "resnet20-inq-4bit": "4 bits, INQ",
         "resnet20-inq-2bit": "2 bits, INQ",
-        "resnet20-dnq-70kb": "2.4 bits on average by DNQ, INQ",
+        "resnet20-dnq-70kb": "2.4 bits, by layer, INQ",
         "resnet20-sparse-4bit": "85 % pruned, 4 bits, INQ",
     }.items():
         run = load(name)
@@ -139,6 +140,16 @@ def small() -> tuple[str, Rows]:
         " difference"
     )
     return head, rows
+
+
+def fits() -> str:
+    """The errors of powers of two by INQ's rule and by the least squared error, in a sentence."""
+    codebooks = load("codebooks")
+    falls = []
+    for bits, before in codebooks["inq_rule"].items():
+        after = codebooks["weights"][bits]["relative_squared_error"]["gaussian, per channel"]
+        falls.append(f"from {three_digits(before)} to {three_digits(after)} at {bits} bits")
+    return f"For Gaussian weights, the relative squared error falls {' and '.join(falls)}."
 
 
 def theory() -> tuple[str, Rows]:

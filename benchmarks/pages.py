@@ -3,6 +3,7 @@
 import ast
 import difflib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ def training(run: Any) -> list[Any]:
     keys = ("task", "options", "teacher", "retraining", "seed", "warmup", "epochs", "prune")
     recipe = recorded_recipe(run["recipe"], "a result")  # with the keys that are newer than it
     return [getattr(recipe, key) for key in keys]
+
+
+def three_digits(value: float) -> str:
+    """A positive number with three digits that count: 0.0414, 0.0000619."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def size(row: Any) -> list[str]:

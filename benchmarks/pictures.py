@@ -1,7 +1,8 @@
 """What the pictures of the pages share: their size, their colours, and files that are reproducible.
 
-They have a paper of their own, so that they are readable on light and on dark pages, and text that
-stays text. Series differ in marker and line, never in colour alone.
+Their colours follow the theme of the reader: a style sheet inside the file replaces each colour on
+a dark page, and what ignores style sheets shows the light ones on a paper of their own. Text stays
+text. Series differ in marker, line or label, never in colour alone.
 """
 
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from octavo.report.colours import LIGHT
+from octavo.report.colours import DARK, LIGHT
 
 INCHES = 7.2  # the width of every picture
 MEASURED = "DejaVu Sans"  # the font that matplotlib brings, and lays text out with
@@ -43,17 +44,32 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def new(rows: int, height: float) -> tuple[Any, Any]:
-    """Return a figure of so many inches in height, and its axes, one below the other."""
+def new(height: float, columns: int = 1) -> tuple[Any, list[Any]]:
+    """Return a figure of so many inches in height, and its axes, side by side, of one scale."""
     mpl.use("svg")
     mpl.rcParams.update(SETTINGS)  # type: ignore[arg-type]
-    return plt.subplots(rows, 1, figsize=(INCHES, height), layout="constrained", squeeze=False)
+    size = (INCHES, height)
+    figure, axes = plt.subplots(
+        1, columns, figsize=size, layout="constrained", squeeze=False, sharey=True
+    )
+    return figure, list(axes[0])
 
 
 def save(figure: Any, path: Path, description: str) -> None:
     """Write a figure as SVG: the same bytes from the same results."""
     figure.savefig(path, metadata={"Date": None, "Creator": None, "Description": description})
-    lines = (
-        path.read_text(encoding="utf-8").replace(f"'{MEASURED}', sans-serif", FONTS).splitlines()
-    )
-    path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace(f"'{MEASURED}', sans-serif", FONTS)
+    text = text.replace("</style>", f"\n{dark_colours(text)}\n  </style>", 1)
+    lines = [line.rstrip() for line in text.splitlines()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def dark_colours(svg: str) -> str:
+    """The style sheet that gives the shapes and the text of a picture their colours in the dark."""
+    rules = [
+        f'    [style*="{use}: {light}"] {{ {use}: {DARK[name]} !important }}'
+        for name, light in LIGHT.items()
+        for use in ("fill", "stroke")
+        if f"{use}: {light}" in svg
+    ]
+    return "\n".join(["  @media (prefers-color-scheme: dark) {", *rules, "  }"])

@@ -23,6 +23,7 @@ from pages import (  # type: ignore[import-not-found]  # its neighbour
     load,
     results,
     size,
+    three_digits,
 )
 
 Rows = list[list[str]]
@@ -171,7 +172,7 @@ def sums() -> str:
     rows = []
     for name, errors in load("apot")["relative_squared_error"].items():
         levels, bits = name.split("/")
-        rows.append([bits, levels, *(f"{error:.5f}" for error in errors.values())])
+        rows.append([bits, levels, *map(three_digits, errors.values())])
     return markdown("bits, levels, Gaussian, Laplace, ResNet-20", rows)
 
 
@@ -181,7 +182,9 @@ def codebooks() -> str:
     for name, book in load("codebooks")["weights"].items():
         errors = book["relative_squared_error"]
         both = [
-            f"{errors[f'{kind}, per channel']:.5f} / {errors[f'{kind}, per group 32']:.5f}"
+            " / ".join(
+                three_digits(errors[f"{kind}, per {per}"]) for per in ("channel", "group 32")
+            )
             for kind in ("gaussian", "laplace")
         ]
         width = f"{name} bits" if name.isdecimal() else f"`{name}`"
@@ -360,6 +363,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration cost": calibration_cost,
     "sums": sums,
     "codebooks": codebooks,
+    "fits": guide_tables.fits,
     "groups": groups,
     "searches, ResNet-20": partial(rendered, search_tables.searches, 20),
     "searches, ResNet-56": partial(rendered, search_tables.searches, 56),

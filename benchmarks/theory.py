@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from pictures import new, save  # type: ignore[import-not-found]  # its neighbour
 from torch import Tensor
@@ -51,14 +50,14 @@ FEWER = 0.02  # bits between two points
 LEAST_BITS = 0.25  # with fewer bits hardly anything but zeros is left
 SLOPES = 2.0 ** np.arange(-0.5, 5.1, 0.5)  # of the rate-distortion function, nats for an error
 GRID = np.arange(-12, 12.01, 0.03)  # of Blahut and Arimoto, in standard deviations
-MOST_BITS = 5.0  # in the picture
 ENTROPY_POWER = {"Gaussian": 1.0, "Laplace": math.e / math.pi}  # relative to the variance
 
-STYLES: dict[str, tuple[str, str, Any]] = {  # marker, colour and line of each kind of codebook
-    "": ("o", LIGHT["first"], "-"),
-    "apot": ("s", LIGHT["second"], "--"),
-    "fp": ("^", LIGHT["fourth"], "-."),
-    "int": ("D", LIGHT["third"], ":"),
+RANGE = (1.0, 4.0)  # bits, in the picture
+DRAWN: dict[str, tuple[str, dict[str, Any]]] = {  # a codebook: its name there, and its line
+    "int8": ("integers", {"color": LIGHT["third"], "linewidth": 4, "alpha": 0.45}),
+    "fp4": ("fp4", {"color": LIGHT["fourth"], "linestyle": "-."}),
+    "apot5": ("apot5", {"color": LIGHT["second"], "linestyle": "--"}),
+    "5": ("powers of two", {"color": LIGHT["first"]}),
 }
 
 Vector = NDArray[np.float64]
@@ -203,64 +202,34 @@ def computed() -> Json:
 
 
 def draw(result: Json) -> None:
-    """Write the picture: how far each codebook is above the bound."""
-    figure, axes = new(2, 8.6)
-    for kind, panel in zip(result["bound"], axes[:, 0], strict=True):
+    """Write the picture: how far four codebooks are above the bound, where bits have a price."""
+    figure, panels = new(3.6, columns=2)
+    for kind, panel in zip(result["bound"], panels, strict=True):
         panel.set_title(f"{kind} weights")
         panel.axhline(0, color=LIGHT["ink"], linewidth=2)
-        panel.annotate("no coder gets below this line", (MOST_BITS - 0.05, 0.12), ha="right")
-        places = {
-            name: add(panel, name, curves[kind]) for name, curves in result["codebooks"].items()
-        }
-        put_names(panel, places)
-        panel.set_xlim(0.4, MOST_BITS)
-        panel.set_ylim(-0.2, 9)
-        panel.set_ylabel("squared error above the bound, dB")
-    panel.set_xlabel("bits for each weight, entropy-coded")
-    figure.legend(handles=key(), loc="outside upper left", ncols=3)
+        panel.annotate("no coder gets below this line", (RANGE[0] + 0.1, 0.15))
+        for name, (words, line) in DRAWN.items():
+            curve = result["codebooks"][name][kind]["rate-aware"]
+            bits, _, decibels = zip(*curve, strict=True)
+            panel.plot(bits, decibels, **line)
+            put_name(panel, words, curve, color=line["color"])
+        panel.set_xlim(*RANGE)
+        panel.set_xticks([1, 2, 3, 4])
+        panel.set_ylim(-0.3, 9)
+        panel.set_xlabel("bits for each weight, entropy-coded")
+    panels[0].set_ylabel("squared error above the bound, dB")
     save(figure, PICTURE, "Squared error of codebooks above the rate-distortion function")
 
 
-def add(panel: Any, name: str, curves: dict[str, list[list[float]]]) -> tuple[float, float]:
-    """Add a codebook to a panel; return where it begins, on the right."""
-    marker, colour, line = style(name)
-    for way, width in (("nearest", 0.6), ("rate-aware", 1.5)):
-        bits, _, decibels = zip(*curves[way], strict=True)
-        panel.plot(bits, decibels, line, color=colour, linewidth=width)
-    panel.plot(bits[0], decibels[0], marker, color=colour)
-    if bits[0] < MOST_BITS:
-        return bits[0], decibels[0]
-    return MOST_BITS, float(np.interp(MOST_BITS, bits[::-1], decibels[::-1]))
-
-
-def put_names(panel: Any, places: dict[str, tuple[float, float]]) -> None:
-    """Write the names of codebooks beside their points, and those of lines that go on at the edge,
-    one below the other.
-    """
-    lowest = math.inf
-    for name, (bits, decibels) in sorted(places.items(), key=lambda one: -one[1][1]):
-        height = decibels
-        if bits == MOST_BITS:
-            lowest = height = min(decibels, lowest - 0.32)
-        label = f"{name} bits" if name.isdigit() else name
-        paper = {"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 0.6}
-        at = {"xytext": (7, -3), "textcoords": "offset points", "annotation_clip": False}
-        panel.annotate(label, (bits, height), color=style(name)[1], bbox=paper, **at)
-
-
-def style(name: str) -> tuple[str, str, Any]:
-    return STYLES[name.rstrip("0123456789")]
-
-
-def key() -> list[Any]:
-    kinds = {"powers of two": "", "sums of two (apot)": "apot", "floats": "fp", "integers": "int"}
-    handles = []
-    for label, kind in kinds.items():
-        marker, colour, line = STYLES[kind]
-        handles.append(Line2D([], [], marker=marker, color=colour, linestyle=line, label=label))
-    for label, width in (("nearest levels", 0.6), ("rate-aware", 1.5)):
-        handles.append(Line2D([], [], color=LIGHT["ink"], linewidth=width, label=label))
-    return handles
+def put_name(panel: Any, words: str, curve: list[list[float]], **style: Any) -> None:
+    """Write the name of a codebook where its line ends, or where it leaves the picture."""
+    bits, _, decibels = zip(*curve, strict=True)
+    if bits[0] < RANGE[1]:
+        place, offset = (bits[0], decibels[0]), (-8, -3)
+    else:
+        height = float(np.interp(RANGE[1], bits[::-1], decibels[::-1]))
+        place, offset = (RANGE[1], height), (-2, -14 if words == "integers" else 5)
+    panel.annotate(words, place, offset, textcoords="offset points", ha="right", **style)
 
 
 def main() -> None:

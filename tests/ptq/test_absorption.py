@@ -2,6 +2,7 @@
 outputs with them."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def test_norms_right_behind_a_layer_are_found() -> None:
 
 def test_a_layer_whose_output_goes_elsewhere_too_is_left_out() -> None:
     model = block(peek=True)
+    assert set(absorbing_norms(model, find_layers(model)[0], images())) == {"stem", "depth"}
+
+
+def test_an_infinite_output_hides_no_change_of_the_others() -> None:
+    class RuledOut(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.pad(super().forward(x), (0, 1), value=-math.inf)
+
+    model = RuledOut(peek=True).eval()
     assert set(absorbing_norms(model, find_layers(model)[0], images())) == {"stem", "depth"}
 
 

@@ -64,7 +64,7 @@ def absorb_factor(layer: Layer, norm: Any, factor: Tensor) -> None:
     The running mean becomes ``mean / factor``; the running variance becomes ``variance'`` with
     ``variance' + eps = (variance + eps) / factor^2``.
     """
-    bias = layer.module.bias
+    bias = getattr(layer.module, "bias", None)
     if isinstance(bias, Tensor):
         bias.div_(factor.to(bias))
     if norm.running_mean is not None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.overrides import TorchFunctionMode
 
 from octavo import Budget, Incremental, PlanError, calibrate, compress, quantize_activations, search
-from octavo.network.forward import arguments, batches_of, call, evaluating, observing
+from octavo.network.forward import arguments, batches_of, call, evaluating, observing, on_device
 
 
 class Sum(nn.Module):
@@ -28,6 +29,24 @@ def test_call_hands_over_tensors_tuples_and_dicts() -> None:
         12,
         1,
     ]
+
+
+@pytest.mark.parametrize(("device", "at_once"), [("cpu", True), ("meta", False)])
+def test_a_copy_to_the_cpu_is_complete_before_anyone_reads_it(device: str, at_once: bool) -> None:
+    """An accelerator orders its copies and its kernels; the CPU would read too early."""
+    waits = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            if func is Tensor.to:
+                waits.append(not kwargs["non_blocking"])
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        on_device((torch.ones(2), {"x": torch.ones(1)}), torch.device(device))
+    assert waits == [at_once, at_once]
 
 
 def test_arguments_by_position_and_by_name() -> None:

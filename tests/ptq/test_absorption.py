@@ -2,6 +2,7 @@
 outputs with them."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo import Budget, Packed, Plan, calibrate, search
+from octavo import Budget, Packed, Plan, calibrate, register_layer, search
 from octavo.dnq.environment import Environment
 from octavo.dnq.space import Action
 from octavo.formats.width import Width
+from octavo.network import kinds
 from octavo.network.layers import Layer, find_layers
 from octavo.ptq.absorption import absorb_factor, absorbing_norms, rescaled
 from octavo.ptq.settings import PtqSettings
@@ -76,6 +78,15 @@ def test_a_layer_whose_output_goes_elsewhere_too_is_left_out() -> None:
     assert set(absorbing_norms(model, find_layers(model)[0], images())) == {"stem", "depth"}
 
 
+def test_an_infinite_output_hides_no_change_of_the_others() -> None:
+    class RuledOut(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.pad(super().forward(x), (0, 1), value=-math.inf)
+
+    model = RuledOut(peek=True).eval()
+    assert set(absorbing_norms(model, find_layers(model)[0], images())) == {"stem", "depth"}
+
+
 def test_norms_in_training_mode_or_called_twice_are_left_out() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -89,6 +100,22 @@ def test_norms_in_training_mode_or_called_twice_are_left_out() -> None:
     training.stem_norm.train()
     assert not absorbing_norms(twice, find_layers(twice)[0], torch.randn(5, 4))
     assert set(absorbing_norms(training, find_layers(training)[0], images())) == {"depth", "up"}
+
+
+def test_a_layer_type_of_the_user_need_have_no_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.T
+
+    monkeypatch.setattr(kinds, "_KINDS", dict(kinds._KINDS))
+    register_layer(Own)
+    model = nn.Sequential(Own(), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
+    assert absorbing_norms(model, find_layers(model)[0], torch.randn(5, 4)) == {"0": model[1]}
+    calibrate(model, {"0": "apot6"}, [torch.randn(64, 4)], absorb=True).apply(model)
 
 
 @pytest.mark.parametrize("training", [False, True])

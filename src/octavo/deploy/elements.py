@@ -22,6 +22,7 @@ __all__ = [
     "INT8",
     "Format",
     "elements",
+    "fit_int8",
     "integers",
 ]
 
@@ -109,10 +110,9 @@ def elements(codebook: Codebook, codes: Tensor, form: Format, name: str) -> tupl
 def integers(codebook: Codebook, codes: Tensor, name: str) -> tuple[Tensor, Tensor, bool]:
     """Split weights into int8 numbers and a float32 scale for each output channel.
 
-    Where the largest number of a channel does not fit int8, all its numbers are halved, as often as
-    it takes, and rounded; a half becomes 1. So this is exact except for powers of two at 5 bits,
-    where +128 is one too many, and for groups of inputs whose exponents differ a lot. (127 instead
-    of 128 is worse: the largest weights would all err to one side.)
+    This is exact where all numbers fit int8, and where :func:`fit_int8` rounds none of them: all
+    widths but powers of two at 5 bits, where +128 is one too many, and groups of inputs whose
+    exponents differ a lot.
 
     Returns:
         The numbers, the scales, and True if number * scale equals every weight.
@@ -128,11 +128,29 @@ def integers(codebook: Codebook, codes: Tensor, name: str) -> tuple[Tensor, Tens
         multiple = scale.double() / smallest.unsqueeze(1)
         element = element * spread(multiple, codes.shape, codebook.group_size)
         scale = smallest
-    rows = element.flatten(1)
+    numbers, divisor, exact = fit_int8(element)
+    return numbers, (scale * divisor).float(), exact
+
+
+def fit_int8(wanted: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Bring integers into the range of int8, from -128 to 127.
+
+    Where the largest number of a channel does not fit int8, all its numbers are halved, as often as
+    it takes, and rounded; a half becomes 1. (127 instead of 128 is worse: the largest weights would
+    all err to one side.)
+
+    Args:
+        wanted: the integers as float64 numbers, output channels first.
+
+    Returns:
+        The int8 numbers; the power of two that each channel was divided by, float64 (channels,);
+        and True if no number was rounded.
+
+    """
+    rows = wanted.flatten(1)
     share_of_room = torch.maximum(rows.amax(1) / 127, rows.amin(1) / -128)  # (channels,)
     halvings = share_of_room.clamp(min=1).log2().ceil()
     divisor = 2**halvings
-    exact_numbers = element / divisor.view(-1, *[1] * (element.dim() - 1))
-    numbers = element.sign() * (exact_numbers.abs() + 0.5).floor()
-    exact = bool((numbers == exact_numbers).all())
-    return numbers.to(torch.int8), (scale * divisor).float(), exact
+    exact_numbers = wanted / divisor.view(-1, *[1] * (wanted.dim() - 1))
+    numbers = wanted.sign() * (exact_numbers.abs() + 0.5).floor()
+    return numbers.to(torch.int8), divisor, bool((numbers == exact_numbers).all())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 from onnx_ir.convenience import replace_all_uses_with
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -15,7 +16,7 @@ from torch import nn
 
 from octavo.deploy.builder import Builder, parameter_layout
 from octavo.deploy.checks import checked
-from octavo.deploy.elements import integers
+from octavo.deploy.elements import fit_int8, integers
 from octavo.deploy.forms import FormFile, Job
 from octavo.deploy.graph import CompleteGraph, close, trace
 from octavo.deploy.int8_activations import constant, only_user, quantize_activations
@@ -31,24 +32,28 @@ def make(job: Job) -> FormFile:
     """
     layers = job.packed.layers
     batch = job.first_batch()
-    graph = int8_graph(job.model, layers, job.batches)
+    graph, inexact = int8_graph(job.model, layers, job.batches)
     data, comparison = checked(graph, job.model, {}, batch)
-    inexact = tuple(name for name, layer in layers.items() if not is_exact(name, layer))
     return FormFile(data, comparison, inexact)
 
 
 def int8_graph(
     model: nn.Module, layers: Mapping[str, Quantized], batches: Sequence[Inputs]
-) -> CompleteGraph:
+) -> tuple[CompleteGraph, tuple[str, ...]]:
     """Return a graph with quantized weights and, around the layers that multiply, quantized
-    activations, whose ranges come from ``batches``.
+    activations, whose ranges come from ``batches``; and the layers whose weights are not exact.
     """
     graph = close(trace(model, layers, batches[0]), layers, decode)
-    fold_norms(graph.model)
+    rounded = fold_norms(graph.model)
     _turn_weights(graph.model)
     quantize_activations(graph.model, batches)
     RemoveUnusedNodesPass()(graph.model)
-    return graph
+    inexact = tuple(
+        name
+        for name, layer in layers.items()
+        if graph.weights.get(name) in rounded or not is_exact(name, layer)
+    )
+    return graph, inexact
 
 
 def is_exact(name: str, layer: Quantized) -> bool:
@@ -93,30 +98,39 @@ class _Weight:
         return builder.node("DequantizeLinear", [codes, scale, zero], name, axis=self.axis)
 
 
-def fold_norms(model: ir.Model) -> None:
+def fold_norms(model: ir.Model) -> set[ir.Value | None]:
     """Fold the batch norms behind convolutions into the scales of their weights and into their
     biases. The codes stay powers of two.
+
+    Returns:
+        The weights that had to be rounded: where a norm's factor is negative, -128 becomes +128,
+        which is no int8 number.
+
     """
     graph = model.graph
     builder = Builder(graph)
+    rounded: set[ir.Value | None] = set()
     for node in tuple(graph):
         if node.op_type != "Conv":
             continue
-        weight = _Weight.of(node.inputs[1])
+        value = node.inputs[1]
+        weight = _Weight.of(value)
         norm = only_user(node.outputs[0])
         if weight is not None and norm is not None and norm.op_type == "BatchNormalization":
-            _fold(builder, node, weight, norm)
+            if not _fold(builder, node, weight, norm):
+                rounded.add(value)
             replace_all_uses_with(norm.outputs[0], node.outputs[0], replace_graph_outputs=True)
             graph.remove(norm, safe=True)
     builder.insert()
     RemoveUnusedNodesPass()(model)
+    return rounded
 
 
-def _fold(builder: Builder, node: ir.Node, weight: _Weight, norm: ir.Node) -> None:
+def _fold(builder: Builder, node: ir.Node, weight: _Weight, norm: ir.Node) -> bool:
     """Give a convolution the weight and the bias that have a batch norm in them.
 
     With factor = gamma / sqrt(variance + epsilon), the norm of a convolution w * x + b is
-    (factor w) * x + (b - mean) factor + beta.
+    (factor w) * x + (b - mean) factor + beta. Returns True if no number of the weight was rounded.
     """
     gamma, beta, mean, variance = (constant(v).astype(np.float64) for v in norm.inputs[1:5])
     epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
@@ -124,17 +138,19 @@ def _fold(builder: Builder, node: ir.Node, weight: _Weight, norm: ir.Node) -> No
     # The factor's sign goes into the codes, its size into the scale. Where it is zero, all codes
     # become zero, and the scale stays positive.
     size = np.where(factor == 0, 1, np.abs(factor))
-    sign = np.sign(factor).astype(np.int8).reshape(-1, *[1] * (weight.codes.ndim - 1))
-    scale = (weight.scale * size).astype(np.float32)
+    sign = np.sign(factor).reshape(-1, *[1] * (weight.codes.ndim - 1))
+    codes, divisor, exact = fit_int8(torch.from_numpy(weight.codes * sign))
+    scale = (weight.scale * size * divisor.numpy()).astype(np.float32)
     has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
     bias = constant(node.inputs[2]) if has_bias else 0.0
     shift = ((bias - mean) * factor + beta).astype(np.float32)
     name = f"{node.outputs[0].name}.folded"
-    folded_weight = _Weight(weight.codes * sign, scale, 0).put(builder, name)
+    folded_weight = _Weight(codes.numpy(), scale, 0).put(builder, name)
     folded_bias = builder.initializer(f"{name}.bias", shift)
     node.resize_inputs(3)
     node.replace_input_with(1, folded_weight)
     node.replace_input_with(2, folded_bias)
+    return exact
 
 
 def _turn_weights(model: ir.Model) -> None:

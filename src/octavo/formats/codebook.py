@@ -53,6 +53,9 @@ class Codebook(Protocol):
     """The levels of one quantized tensor: ``unit_levels`` times the scale ``2^max_exponent``.
 
     A code is the index of a level in ascending order. Levels are symmetric; the middle one is zero.
+
+    No level stands for NaN. ``project`` and ``encode`` run in inner loops and do not look for it:
+    it gets a level of the largest magnitude. Their callers check the weights first.
     """
 
     # The lowest value of ``max_exponent`` at which every level is exact in float32.

@@ -119,8 +119,9 @@ class PowerOfTwo:
     def project(self, weight: Tensor) -> Tensor:
         """Round each weight to the nearest level (INQ, eq. 4): float32, shape of ``weight``.
 
-        Weights from ``1.5 * 2^max_exponent`` on saturate. It takes six operations; on a CPU, six
-        for each block of weights, which stays in the cache meanwhile.
+        Weights from ``1.5 * 2^max_exponent`` on saturate, and so does NaN, which is not looked for.
+        It takes six operations; on a CPU, six for each block of weights, which stays in the cache
+        meanwhile.
         """
         source = rows_by_exponent(weight, self.max_exponent, self.group_size)
         result = torch.empty_like(source)
@@ -133,7 +134,9 @@ class PowerOfTwo:
         return from_rows(result, weight.shape, self.group_size)
 
     def encode(self, weight: Tensor) -> Tensor:
-        """Return uint8 codes, the index of each weight's level, shape of ``weight``."""
+        """Return uint8 codes, the index of each weight's level, shape of ``weight``; NaN saturates,
+        as in :meth:`project`.
+        """
         source = rows_by_exponent(weight, self.max_exponent, self.group_size)
         result = torch.empty_like(source, dtype=torch.uint8)
         factor = self._smallest_and_factor[1].to(weight.device)

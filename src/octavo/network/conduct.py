@@ -81,12 +81,14 @@ def conduct_of(model: nn.Module, batches: Sequence[Inputs]) -> Conduct:
     )
 
 
-def close(outputs: Any, others: Any) -> bool:
-    """Tell if outputs have the same tensors, but for rounding."""
+def close(outputs: Any, others: Any, tolerance: float = TOLERANCE) -> bool:
+    """Tell if outputs have the same tensors, but for rounding: for changes up to ``tolerance``, as
+    a share of the largest finite number of each tensor.
+    """
     tensors = dict(named_tensors(outputs))
     other_tensors = dict(named_tensors(others))
     return tensors.keys() == other_tensors.keys() and all(
-        _close(tensor, other_tensors[name]) for name, tensor in tensors.items()
+        _close(tensor, other_tensors[name], tolerance) for name, tensor in tensors.items()
     )
 
 
@@ -192,11 +194,11 @@ def _size(batch: Inputs) -> int:
     return sum(tensor.numel() for _, tensor in named_tensors(batch))
 
 
-def _close(tensor: Tensor, other: Tensor) -> bool:
+def _close(tensor: Tensor, other: Tensor, tolerance: float) -> bool:
     if tensor.shape != other.shape or tensor.dtype != other.dtype or not tensor.numel():
         return tensor.shape == other.shape and tensor.dtype == other.dtype
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return torch.equal(tensor, other)
     finite = tensor[tensor.isfinite()].abs()
-    atol = TOLERANCE * float(finite.max()) if finite.numel() else 0.0
+    atol = tolerance * float(finite.max()) if finite.numel() else 0.0
     return torch.allclose(tensor, other, rtol=0, atol=atol, equal_nan=True)

@@ -197,11 +197,12 @@ def device_of(model: nn.Module) -> torch.device:
 
 def on_device(value: Any, device: torch.device) -> Any:
     """Return ``value`` with every tensor in its tuples, lists and mappings on ``device``."""
+    ordered = device.type != "cpu"  # the CPU would read a copy that is not complete
 
     def moved(leaf: Any) -> Any:
         if isinstance(leaf, PackedSequence):
             return leaf.to(device)  # type: ignore[arg-type]
-        return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+        return leaf.to(device, non_blocking=ordered) if isinstance(leaf, Tensor) else leaf
 
     return mapped(value, moved)
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from octavo.network.calls import call_alone, undisturbed
+from octavo.network.conduct import close
 from octavo.network.copies import copied
 from octavo.network.forward import Inputs, hooked
 from octavo.network.kinds import NORMS, ONE_WEIGHT
 from octavo.network.layers import Layer, channels_back, channels_first
-from octavo.network.nested import named_tensors
 
 __all__ = ["absorb_factor", "absorbing_norms", "rescaled"]
 
@@ -64,7 +64,7 @@ def absorb_factor(layer: Layer, norm: Any, factor: Tensor) -> None:
     The running mean becomes ``mean / factor``; the running variance becomes ``variance'`` with
     ``variance' + eps = (variance + eps) / factor^2``.
     """
-    bias = layer.module.bias
+    bias = getattr(layer.module, "bias", None)
     if isinstance(bias, Tensor):
         bias.div_(factor.to(bias))
     if norm.running_mean is not None:
@@ -138,14 +138,4 @@ def _outputs_stay(model: nn.Module, batch: Inputs, pairs: Sequence[Pair]) -> boo
         half = torch.full((norm.num_features,), 0.5, dtype=torch.float64, device="cpu")
         absorb_factor(twin, copies[id(norm)], half)
     with torch.no_grad(), undisturbed(model):
-        before = dict(named_tensors(call_alone(model, batch)))
-        after = dict(named_tensors(call_alone(doubled, batch)))
-    same_names = before.keys() == after.keys()
-    return same_names and all(_close(before[name], after[name]) for name in before)
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or not one.numel():
-        return one.shape == other.shape
-    atol = TOLERANCE * float(one.abs().max())
-    return torch.allclose(one.double(), other.double(), rtol=0, atol=atol, equal_nan=True)
+        return close(call_alone(model, batch), call_alone(doubled, batch), TOLERANCE)

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from octavo.errors import RecipeError
 from octavo.runs.task import load_task
-from octavo.runs.tasks.text_classification import TextClassification
+from octavo.runs.tasks.text_classification import Text, TextClassification
 
 LABELS = ["good" if row % 3 else "bad" for row in range(40)]
 LINES = [f"{label}\tthe ant ran {'and sat ' * (row % 4)}" for row, label in enumerate(LABELS)]
@@ -58,6 +58,15 @@ def test_batches_have_the_labels_of_their_texts(folder: Path) -> None:
     first: Any = next(iter(made.calibration()))
     assert first["input_ids"].shape[0] == 8
     made.loss(made.model(), next(iter(made.train_batches()))).backward()
+
+
+def test_only_a_line_feed_ends_a_text_and_a_byte_order_mark_begins_none(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "texts.tsv"
+    path.write_text("\ufeffgood\ta\u2028fine\r\nbad\ta\x85bad\x0cfilm\n", "utf-8")
+    texts = task(folder, train=str(path))._texts(str(path), "train")
+    assert texts == (Text("a\u2028fine", 1), Text("a\x85bad\x0cfilm", 0))
 
 
 def test_a_line_that_is_not_a_class_and_a_text(folder: Path, tmp_path: Path) -> None:

@@ -38,14 +38,15 @@ def load_tokenizer(name: str) -> Any:
 
 
 def read_text(path: str, option: str) -> str:
-    """Return the content of a text file that an option of a task names.
+    """Return the content of a text file that an option of a task names, without the byte order mark
+    that some editors write ahead of it.
 
     Raises:
         RecipeError: it cannot be read, or is not UTF-8.
 
     """
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"{option}: expected a text file in UTF-8, got {path}: {error}"

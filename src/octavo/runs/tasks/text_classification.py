@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from typing import Any
 
 import torch
@@ -131,7 +132,8 @@ class TextClassification:
         numbers = {name: number for number, name in names.items()}
         numbers |= {str(number): number for number in names}
         texts = []
-        for row, line in enumerate(read_text(path, option).splitlines(), 1):
+        lines = StringIO(read_text(path, option))  # str.splitlines would split inside of texts too
+        for row, line in enumerate((line.removesuffix("\n") for line in lines), 1):
             label, tab, content = line.partition("\t")
             if not tab or label not in numbers:
                 raise RecipeError(

@@ -56,8 +56,8 @@ def headline() -> str:
     calibrated = efficient["rows"]["apot5, absorbed, rate 12"]
     return (
         f"**ResNet-20 on CIFAR-10: {run['float_bytes'] / folded['file_bytes']:.1f} times smaller, "
-        f"{folded['score']:.2f} % accuracy** in a file of {folded['file_bytes']:,} bytes, with bits "
-        "that differ by\nlayer; a second seed "
+        f"{folded['score']:.2f} % accuracy** in a file of {folded['file_bytes']:,} bytes, with "
+        "bits that differ by\nlayer; a second seed "
         f"has {second['score']:.2f} % in {second['file_bytes']:,} bytes. "
         f"In full precision it has {run['float_score']:.2f} %,\nand {trained:.2f} % "
         "after training equally long.\n\n"

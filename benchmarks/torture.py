@@ -95,7 +95,7 @@ def _recipe(content: dict[str, Any]) -> Recipe:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Start a work in a process of its own, which torch need not be imported for again."""
+    """Start a job in a process of its own, which torch need not be imported for again."""
     pid = os.fork()
     if pid:
         return pid
@@ -146,7 +146,7 @@ def _timeless(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def kills(name: str, work: Callable[[Path], None], count: int, folder: Path) -> dict[str, Any]:
-    """Kill a work so many times, and compare what comes of it."""
+    """Kill a job so many times, and compare what comes of it."""
     generator = random.Random(name)
     whole = folder / "whole"
     whole.mkdir()
@@ -317,13 +317,13 @@ def faults(name: str, saving: Saving, folder: Path) -> dict[str, Any]:
 
 
 def threaded(work: Callable[[Path], None], place: Path, number: int) -> None:
-    """Do a work with so many threads."""
+    """Do a job with so many threads."""
     torch.set_num_threads(number)
     work(place)
 
 
 def threads(folder: Path) -> dict[str, Any]:
-    """Do the same work with one thread and with two, and compare."""
+    """Do the same job with one thread and with two, and compare."""
     row: dict[str, Any] = {}
     for name, work in WORKS.items():
         found = []
@@ -343,14 +343,14 @@ def table(result: dict[str, Any]) -> str:
     threads = [[name, "yes" if same else "no"] for name, same in result["threads"].items()]
     tables: list[tuple[str, list[list[Any]]]] = [
         (
-            "work, kills, completed, identical to an unbroken one",
+            "job, kills, completed, identical to an unbroken one",
             [list(row.values()) for row in result["kills"]],
         ),
         (
             "file, calls that failed, old one kept, new one there, lost, errors without its name",
             [list(row.values()) for row in result["faults"]],
         ),
-        ("work, the same files with 1 thread and with 2", threads),
+        ("job, the same files with 1 thread and with 2", threads),
     ]
     return "\n\n".join(
         markdown(head, [list(map(str, row)) for row in rows]) for head, rows in tables
@@ -359,7 +359,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=KILLS, help="of each work")
+    parser.add_argument("--kills", type=int, default=KILLS, help="of each job")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     train_once()

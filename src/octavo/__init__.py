@@ -1,5 +1,5 @@
-"""octavo folds neural networks into powers of two: same accuracy, a file that really shrinks, exact
-on reload.
+"""octavo quantizes trained PyTorch networks into small files, which load back bit for bit. Weights
+become powers of two, or sums of two of them, with or without retraining.
 
 A public name is imported when it is first used, so that ``import octavo`` and ``octavo --help`` do
 not wait for torch (PEP 562).

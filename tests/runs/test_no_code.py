@@ -1,4 +1,4 @@
-"""Recipes from strangers: with ``--no-code``, none runs its own code or writes where it likes."""
+"""Untrusted recipes: with ``--no-code``, none runs its own code or writes where it likes."""
 
 from pathlib import Path
 from typing import Any

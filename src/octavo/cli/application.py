@@ -43,7 +43,7 @@ def root(
         bool, typer.Option("--version", help="Show the version.", callback=_show_version)
     ] = False,
 ) -> None:
-    """Fold trained neural networks into powers of two."""
+    """Quantize trained PyTorch networks into small files."""
 
 
 def main() -> None:

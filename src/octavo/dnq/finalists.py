@@ -1,4 +1,4 @@
-"""Finalists: the best trials, solved as they ship and measured on inputs that none of them saw.
+"""Finalists: the best trials, calibrated as in use and measured on inputs that none of them saw.
 
 A trial puts candidates together that were quantized one by one, each from full-precision inputs.
 The network that ships is solved sequentially, and it may be retrained. So the search ends with a
@@ -43,7 +43,7 @@ RetrainSteps: TypeAlias = Callable[[nn.Module], object]
 
 @dataclass(frozen=True)
 class Finalist:
-    """A plan that was solved as it ships.
+    """A plan that was calibrated as in use.
 
     Attributes:
         plan: the plan.
@@ -244,7 +244,7 @@ class _FinalChoice:
             plan = self._space.plan(choice)
             number = len(self._finalists) + 1
             self._evaluator.progress(
-                Event("finalist", message=f"finalist {number}: solving it as it ships")
+                Event("finalist", message=f"finalist {number}: calibrating it")
             )
             final, file_bytes = self._shipping.measured(plan)
             self._finalists[choice] = Finalist(

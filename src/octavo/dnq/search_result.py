@@ -48,7 +48,7 @@ class SearchResult:
             where nothing was refined.
         estimates: the choices that the trained policy proposes for budgets over the whole range,
             with the objectives that its world model estimates; empty for other methods.
-        shipping: solves a plan as it ships, and measures it.
+        shipping: calibrates a plan as in use, and measures it.
         enumerated: True if there were so few plans within the budget that all of them were
             measured, whatever the method.
 

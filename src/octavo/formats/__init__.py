@@ -1,4 +1,4 @@
 """Number formats: the values that a weight may take, as codebooks, and the widths that name them.
 
-This room knows tensors only: no module, no file and no screen.
+This folder knows tensors only: no module, no file and no screen.
 """

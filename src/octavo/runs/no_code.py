@@ -1,4 +1,4 @@
-"""Recipes from strangers: a recipe names code, so that to run it is to run a program.
+"""Untrusted recipes: a recipe names code, so that to run it is to run a program.
 
 ``octavo run --no-code`` refuses whatever a recipe can name that is not octavo's own. SECURITY.md
 says what that leaves.

@@ -23,7 +23,7 @@ def test_all_are_listed_here() -> None:
         if isinstance(value, type) and issubclass(value, Exception)
     }
     assert found == {"OctavoError", *BUILT_IN}
-    assert set(errors.__all__) == {*found, "brief", "nearest", "printable"}
+    assert set(errors.__all__) == {*found, "brief", "either", "nearest", "printable"}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -74,3 +74,10 @@ def test_no_message_steers_the_terminal() -> None:
     assert str(errors.FormatError("x\x07: damaged")) == r"x\x07: damaged"
     long = str(errors.PlanError("a" * 5_000 + "b" * 5_000))
     assert (len(long), long[:3], long[-3:]) == (2_005, "aaa", "bbb")
+
+
+@pytest.mark.parametrize(
+    ("words", "choice"), [(["a"], "a"), (["a", "b"], "a or b"), (["a", "b", "c"], "a, b or c")]
+)
+def test_words_as_a_choice(words: list[str], choice: str) -> None:
+    assert errors.either(words) == choice

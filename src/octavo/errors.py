@@ -1,7 +1,7 @@
 """The exceptions that a user may catch; each is also the built-in exception that it refines."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "BudgetError",
@@ -12,6 +12,7 @@ __all__ = [
     "RecipeError",
     "TrainingError",
     "brief",
+    "either",
     "nearest",
     "printable",
 ]
@@ -67,6 +68,12 @@ def nearest(word: str, known: Iterable[str], *, at_least: float = 0.0) -> str:
     """
     near = difflib.get_close_matches(word, list(known), 1, at_least)
     return f" (the nearest is {near[0]!r})" if near else ""
+
+
+def either(words: Sequence[str]) -> str:
+    """Return words as a choice: ``a, b or c``."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def brief(error: BaseException) -> str:

@@ -252,7 +252,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "bytes=99", "--pin", "0=9"],
-            "pin 0: expected an integer from 2 to 8",
+            "pin 0: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8",
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "ratio=9", "--method", "tpf"],

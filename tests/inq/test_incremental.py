@@ -234,7 +234,10 @@ def test_a_deep_copy_of_a_run_goes_its_own_way() -> None:
         ({"plan": {"frist": 3}}, r"^frist is no layer \(the nearest is 'first'\)"),
         ({"plan": {"norm": 3}}, "^norm is skipped"),
         ({"plan": {}}, "^the plan is empty"),
-        ({"plan": {"first": 9}}, "^first: expected an integer from 2 to 8, got 9"),
+        (
+            {"plan": {"first": 9}},
+            "^first: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 9",
+        ),
         (
             {"portions": (0.5, 0.9)},
             "^portions: expected shares that rise strictly from above 0 to exactly 1",

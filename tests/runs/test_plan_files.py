@@ -66,7 +66,10 @@ def test_a_name_with_brackets_is_no_pattern(plans: Path) -> None:
     ("text", "message"),
     [
         (None, "test: bits: there is no file plan.yaml; expected the bits of every layer"),
-        ("bits: {a: 9}", "plan.yaml: a: expected an integer from 2 to 8, got 9"),
+        (
+            "bits: {a: 9}",
+            "plan.yaml: a: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 9",
+        ),
         ("task: digits", "plan.yaml: expected a mapping with the key 'bits'"),
     ],
 )

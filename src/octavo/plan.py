@@ -1,7 +1,6 @@
 """The plan, which says how many bits each layer gets; its cost; and the budget for the cost."""
 
 import fnmatch
-import glob
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -22,8 +21,6 @@ from octavo.network.layers import MASKED, Layer, Skipped, find_layers
 __all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
 
 T = TypeVar("T")
-
-ESCAPED = re.compile(r"\[([*?[])\]")  # one of the characters that ``glob.escape`` escapes
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,9 @@ class Plan(MutableMapping[str, Width]):
     A value may be given as plain bits, 2 to 8, as a ``Width``, or as a text: ``Apot(6)`` or
     ``"apot6"`` gives a layer sums of two powers of two at 6 bits, ``"fp4"``, ``"fp6"`` or ``"fp8"``
     floating-point numbers, and ``"int8"`` integers. Functions that take a plan take a
-    plain dict too.
+    plain dict too. In both, a shell pattern such as ``"layer1.*"`` stands for every layer that it
+    matches. A layer's own name counts before patterns; of several patterns that match it, the last
+    counts.
 
     Args:
         bits: layer name to width.
@@ -104,7 +103,7 @@ class Plan(MutableMapping[str, Width]):
         if not layers:
             raise _no_layers(model)
         warn_if_mostly_float(model)
-        title = type(model).__name__
+        title = _title(model)
         included = _matched(include, weights, title)
         excluded = {name for pattern in exclude for name in _matched(pattern, weights, title)}
         chosen = [name for name in included if name not in excluded]
@@ -247,8 +246,9 @@ class Budget:
             raise BudgetError(f"{name}: expected a positive number, got {value!r}")
 
     def __str__(self) -> str:
-        """Return the limit as text: ``average_bits=3``."""
-        return next(f"{name}={value:g}" for name, value in vars(self).items() if value is not None)
+        """Return the limit as text, in full: ``average_bits=3``."""
+        name, value = next(pair for pair in vars(self).items() if pair[1] is not None)
+        return f"{name}={value if isinstance(value, int) else format(value, '.15g')}"
 
     @property
     def of_file(self) -> bool:
@@ -257,59 +257,60 @@ class Budget:
 
 
 def matching_plan(model: nn.Module, bits: WidthLike | Mapping[str, WidthLike]) -> Plan:
-    """Make a plan from one width for every layer, or from widths by shell pattern: see
-    :func:`matching`.
-    """
-    known = Plan.uniform(model, 8)
-    return Plan(matching(known, bits, type(model).__name__), weights=known.weights)
+    """Make a plan from one width for every layer, or from widths by layer name or shell pattern."""
+    planned = planned_layers(model, bits if isinstance(bits, Mapping) else {"*": bits})
+    weights = {layer.name: layer.weight.numel() for layer in find_layers(model)[0]}
+    return Plan({layer.name: width for layer, width in planned}, weights=weights)
 
 
-def matching(names: Iterable[str], values: T | Mapping[str, T], model: str) -> dict[str, T]:
+def matching(names: Iterable[str], values: T | Mapping[str, T], title: str) -> dict[str, T]:
     """Return values by layer name, in the order of the names; a layer without a match is left out.
 
     Args:
         names: the names of the layers.
-        values: one value for all layers, or values by layer name or shell pattern; of several that
-            match a layer, the last counts.
-        model: the name of the model, for errors.
+        values: one value for all layers, or values by layer name or shell pattern. A layer's own
+            name counts before patterns; of several patterns that match it, the last counts.
+        title: one of the names in words, for errors: ``"layer of Net"``.
 
     Raises:
-        PlanError: a pattern matches no layer of the model.
+        PlanError: a name or pattern matches no layer.
 
     """
     known = dict.fromkeys(names)
     patterns = values if isinstance(values, Mapping) else {"*": values}
     chosen: dict[str, T] = {}
-    for pattern, value in patterns.items():
-        chosen |= dict.fromkeys(_matched(pattern, known, model), value)
+    for pattern in sorted(patterns, key=known.__contains__):  # names after patterns
+        chosen |= dict.fromkeys(_matched(pattern, known, title), patterns[pattern])
     return {name: chosen[name] for name in known if name in chosen}
 
 
-def _matched(pattern: str, names: Mapping[str, object], model: str) -> list[str]:
-    """Return the names that a shell pattern matches. If it is one of the names itself, or one whose
-    brackets and stars were escaped, it stands for this one only: ``a[1]`` may be the name of a
-    layer. A plan has one such key for each layer, so these are looked up.
+def _matched(pattern: str, names: Mapping[str, object], title: str) -> list[str]:
+    """Return the names that a shell pattern matches. If it is one of the names itself, it stands
+    for this one only: ``a[1]`` may be the name of a layer. A plan has one such key for each layer,
+    so these are looked up.
 
     Raises:
         PlanError: it matches none.
 
     """
-    for name in (pattern, ESCAPED.sub(r"\1", pattern)):
-        if name in names and pattern in (name, glob.escape(name)):
-            return [name]
+    if pattern in names:
+        return [pattern]
+    if not isinstance(pattern, str):
+        raise PlanError(f"expected the name of a {title} or a shell pattern, got {pattern!r}")
     matches = re.compile(fnmatch.translate(pattern)).match
     matched = [name for name in names if matches(name)]
     if not matched:
-        raise PlanError(f"{pattern!r} matches no layer of {model}{nearest(pattern, names)}")
+        raise PlanError(f"{pattern!r} matches no {title}{nearest(pattern, names)}")
     return matched
 
 
 def planned_layers(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tuple[Layer, Width]]:
-    """Return the model's layers that ``plan`` names, with their widths, in registration order.
+    """Return the layers of the model that ``plan`` has, with their widths, in registration order.
+    The plan names them, or has shell patterns: see :func:`matching`.
 
     Raises:
-        PlanError: no mapping, a name that the model does not have (with the nearest known), or
-            one that is skipped (with the reason).
+        PlanError: no mapping, a name or pattern that matches no layer (with the nearest known), or
+            a name that is skipped (with the reason).
 
     """
     if not isinstance(plan, Mapping):
@@ -321,16 +322,15 @@ def planned_layers(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tupl
     _check_plain(skipped)
     if not layers:
         raise _no_layers(model)
-    known = {layer.name for layer in layers}
-    widths = {name: read_width(bits, name) for name, bits in plan.items()}
-    for name in plan:
-        if name not in known:
-            raise PlanError(
-                f"{name} {_why_unknown(name, layers, skipped)} of {type(model).__name__}"
-            )
     if not plan:
         raise PlanError("the plan is empty: it names no layer to quantize")
-    return [(layer, widths[layer.name]) for layer in layers if layer.name in widths]
+    known = {layer.name: layer for layer in layers}
+    widths = {name: read_width(bits, name) for name, bits in plan.items()}
+    for name in widths:
+        if name not in known:
+            _check_no_other(name, model, layers, skipped)
+    chosen: dict[str, Width] = matching(known, widths, _title(model))
+    return [(known[name], width) for name, width in chosen.items()]
 
 
 def _check_plain(skipped: Sequence[Skipped]) -> None:
@@ -373,14 +373,21 @@ def _checked_counts(counts: Mapping[str, int] | None) -> dict[str, int]:
     return {str(name): count for name, count in (counts or {}).items()}
 
 
-def _why_unknown(name: str, layers: Sequence[Layer], skipped: Sequence[Skipped]) -> str:
-    """Return the reason why a key of a plan is the name of no layer."""
+def _check_no_other(
+    name: str, model: nn.Module, layers: Sequence[Layer], skipped: Sequence[Skipped]
+) -> None:
+    """Raise PlanError if a key of a plan is the name of something that is no layer by itself."""
     names = (name, f"{name}.weight")
     for skip in skipped:
         if skip.name in names:
-            return f"is skipped ({skip.reason}): it is no layer"
+            raise PlanError(f"{name} is skipped ({skip.reason}): it is no {_title(model)}")
     for layer in layers:
         if any(full in names for full, *_ in layer.tied):
-            return f"is tied to {layer.name}, plan that one: it is no layer by itself"
-    closest = nearest(name, (layer.name for layer in layers))
-    return f"is no layer{closest}, and no tensor that can be quantized"
+            raise PlanError(
+                f"{name} is tied to {layer.name}, plan that one: "
+                f"it is no layer by itself of {type(model).__name__}"
+            )
+
+
+def _title(model: nn.Module) -> str:
+    return f"layer of {type(model).__name__}"

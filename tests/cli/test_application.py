@@ -248,7 +248,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "bytes=99", "--pin", "1=3"],
-            "pin 1: no layer that is searched",
+            "'1' matches no layer that is searched",
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "bytes=99", "--pin", "0=9"],

@@ -209,6 +209,8 @@ def test_a_plan_has_the_bits_of_inputs_that_are_quantized() -> None:
 def test_options_are_ascending_and_pins_have_one() -> None:
     three = (Width(2), Width(3), Width(5))
     assert layer_widths(("a", "b"), (5, 2, 3, 2), {"b": 8}) == (three, (Width(8),))
+    of_all = layer_widths(("a", "b"), (5, 2), {"b": 8, "*": "fp4"})
+    assert of_all == ((read_width("fp4"),), (Width(8),))
     mixed = layer_widths(("a", "b"), [Apot(5), 4, 5, 3, "apot5", 6], {})
     assert mixed == ((Width(3), Width(4), Width(5), Apot(5), Width(6)),) * 2
 
@@ -222,7 +224,8 @@ def test_options_are_ascending_and_pins_have_one() -> None:
         ((2, 3.0), {}, r"got 3\.0"),
         ((2, True), {}, "got True"),
         ((2,), {"a": 1}, "got 1"),
-        ((2,), {"frist": 3}, "pin frist: no layer that is searched.*'first'"),
+        ((2,), {"frist": 3}, "^'frist' matches no layer that is searched .*'first'"),
+        ((2,), {"b*": 3}, r"^'b\*' matches no layer that is searched"),
     ],
 )
 def test_options_that_are_none_are_refused(options: Any, pins: Any, message: str) -> None:

@@ -231,7 +231,7 @@ def test_a_deep_copy_of_a_run_goes_its_own_way() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"plan": {"frist": 3}}, r"^frist is no layer \(the nearest is 'first'\)"),
+        ({"plan": {"frist": 3}}, r"^'frist' matches no layer of Net \(the nearest is 'first'\)"),
         ({"plan": {"norm": 3}}, "^norm is skipped"),
         ({"plan": {}}, "^the plan is empty"),
         (

@@ -447,7 +447,7 @@ def test_plans_inputs_and_settings_that_are_none() -> None:
         model,
         {"layer1.con": 3},
         batches,
-        r"layer1.con is no layer \(the nearest is 'layer1.conv'\)",
+        r"'layer1.con' matches no layer of .* \(the nearest is 'layer1.conv'\)",
     )
     refused(
         model,

@@ -7,7 +7,7 @@ import pytest
 
 from octavo.errors import RecipeError
 from octavo.formats.width import Apot, Width
-from octavo.plan import Plan
+from octavo.plan import Plan, matching
 from octavo.runs.plan_files import with_plan_file
 from octavo.runs.recipe import load_recipe, make_recipe, recorded_recipe
 from octavo.runs.run import run
@@ -59,7 +59,17 @@ def test_the_bits_of_inputs_come_too(plans: Path) -> None:
 def test_a_name_with_brackets_is_no_pattern(plans: Path) -> None:
     Plan({"blocks.[0]": 3, "blocks.0": 2}).save(plans / "plan.yaml")
     recipe = make_recipe({"task": "digits", "bits": "plan.yaml"}, "test", folder=plans)
-    assert recipe.bits == {"blocks.[[]0]": 3, "blocks.0": 2}
+    assert recipe.bits == {"blocks.[0]": 3, "blocks.0": 2}
+    names = ("blocks.0", "blocks.[0]")
+    assert matching(names, recipe.bits, "layer") == {"blocks.0": 2, "blocks.[0]": 3}
+
+
+def test_a_pattern_in_the_file_of_a_plan_is_one_in_the_recipe(plans: Path) -> None:
+    Plan({"*": 3, "fc": 8}, activations={"*": 4}).save(plans / "plan.yaml")
+    recipe = make_recipe({"task": "digits", "bits": "plan.yaml"}, "test", folder=plans)
+    assert recipe.bits == {"*": 3, "fc": 8}
+    assert recipe.activations is not None
+    assert recipe.activations.bits == {"*": 4}
 
 
 @pytest.mark.parametrize(

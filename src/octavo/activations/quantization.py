@@ -75,8 +75,7 @@ def quantize_activations(
         inputs: unlabelled batches that the model is called with. They are read once, in constant
             memory.
         bits: 2 to 8 for all inputs that can be quantized, or a mapping from layer names and shell
-            patterns to bits: the last pattern that matches a layer counts, and layers that none
-            matches keep their inputs in float.
+            patterns to bits, as in a ``Plan``; layers that none matches keep their inputs in float.
         fit: the choice of the scale: ``"mse"`` takes the scale of the least squared error; a number
             is the percentile of the magnitudes at which the highest level lies.
         power_of_two: True keeps scales at powers of two, in training too, for integer hardware.
@@ -152,7 +151,7 @@ def _chosen_bits(
             if layer.name in bits:
                 raise PlanError(f"{layer.name}: its inputs stay in float: {layer.reason}")
     present = input_quantizers(model)
-    chosen = matching(modules, bits, kind)
+    chosen = matching(modules, bits, f"layer of {kind}")
     for name, value in chosen.items():
         check_bits(value, module_title(name))
         if name in present:

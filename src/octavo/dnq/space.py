@@ -12,9 +12,9 @@ from typing import NamedTuple, Self, TypeAlias
 
 import numpy as np
 
-from octavo.errors import PlanError, nearest
+from octavo.errors import PlanError
 from octavo.formats.width import BITS, FLOAT, Width, WidthLike, check_bits, read_width, write_width
-from octavo.plan import Budget, Plan
+from octavo.plan import Budget, Plan, matching
 
 __all__ = [
     "DOWN",
@@ -187,16 +187,14 @@ def layer_widths(
     """Return the widths that each layer may get, ascending; a pinned layer has a single one.
 
     Raises:
-        PlanError: no options, bits out of range, or a pin for a layer that is not there.
+        PlanError: no options, bits out of range, or a pin that matches no layer.
 
     """
     if not options:
         raise PlanError("options: expected at least one number of bits, got none")
     ascending = tuple(sorted({read_width(option, "options") for option in options}))
-    for name in pins:
-        if name not in names:
-            raise PlanError(f"pin {name}: no layer that is searched{nearest(name, names)}")
-    pinned = {name: read_width(width, f"pin {name}") for name, width in pins.items()}
+    widths = {name: read_width(width, f"pin {name}") for name, width in pins.items()}
+    pinned: dict[str, Width] = matching(names, widths, "layer that is searched")
     return tuple((pinned[name],) if name in pinned else ascending for name in names)
 
 

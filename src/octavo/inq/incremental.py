@@ -146,7 +146,7 @@ class Incremental:
         self._inputs = None if inputs is None else list(batches_of(inputs))
         self._progress = progress
         self._done = 0  # portions that are frozen
-        self._settings = agreed(self._ranks, _described(self, plan, portions, of_ptq))
+        self._settings = agreed(self._ranks, _described(self, planned, portions, of_ptq))
         set_to_zero(layers, pruned)
         choose = partial(choose_starts, model, planned, self._inputs, of_ptq, progress)
         self._layers = started(layers, self._ranks.once(choose), pruned)
@@ -334,7 +334,7 @@ def _check_saved(
 
 def _described(
     incremental: Incremental,
-    plan: Mapping[str, WidthLike],
+    planned: Iterable[tuple[Layer, Width]],
     portions: tuple[float, ...] | None,
     of_ptq: PtqSettings,
 ) -> dict[str, Any]:
@@ -349,7 +349,7 @@ def _described(
     else:
         names = tuple(order_name(one) for one in order)
     return {
-        "plan": write_widths(plan),
+        "plan": write_widths({layer.name: width for layer, width in planned}),
         "portions": tuple(PORTIONS if portions is None else portions),
         "order": names,
         "inputs": incremental._inputs is not None,

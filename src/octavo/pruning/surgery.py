@@ -81,8 +81,8 @@ class Surgery:
         model: the trained network; it is changed in place. The parameters stay the same objects.
         sparsity: share of the weights that are pruned, at least 0, below 1. A number is the
             sparsity of all layers together, to which each contributes as much as it bears. A
-            mapping of layer names or shell patterns gives each layer that matches its own sparsity;
-            the last match counts, and layers without a match stay whole.
+            mapping of layer names or shell patterns, as in a ``Plan``, gives each layer that
+            matches its own sparsity; layers without a match stay whole.
         steps: how many calls of ``step`` there will be; after so many the masks stand still.
         seed: seed of the draw that decides after each step whether the masks change.
 
@@ -226,7 +226,7 @@ def sparsity_groups(
         )
     if not isinstance(sparsity, Mapping):
         return [(list(layers.values()), sparsity)]
-    shares: dict[str, float] = matching(layers, sparsity, type(model).__name__)
+    shares: dict[str, float] = matching(layers, sparsity, f"layer of {type(model).__name__}")
     return [([layers[name]], share) for name, share in shares.items()]
 
 

@@ -1,12 +1,11 @@
 """Recipes that take their bits from the file of a plan, as ``octavo search`` writes it."""
 
-import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from octavo.errors import RecipeError
-from octavo.formats.width import write_width
+from octavo.formats.width import write_widths
 from octavo.plan import Plan
 
 __all__ = ["ENDINGS", "plan_keys", "with_plan_file"]
@@ -52,13 +51,9 @@ def plan_keys(path: Path) -> dict[str, Any]:
 
     """
     plan = Plan.load(path)
-    # A name is not a pattern: its brackets and stars stand for themselves.
-    keys: dict[str, Any] = {
-        "bits": {glob.escape(layer): write_width(width) for layer, width in plan.items()}
-    }
+    keys: dict[str, Any] = {"bits": write_widths(plan)}
     if plan.activations:
-        inputs = {glob.escape(layer): bits for layer, bits in plan.activations.items()}
-        keys["activations"] = {"bits": inputs}
+        keys["activations"] = {"bits": dict(plan.activations)}
     return keys
 
 

@@ -85,11 +85,11 @@ class Recipe(BaseModel):
         options: the options of the task.
         teacher: the options of the task that differ for the teacher, whose outputs retraining
             imitates. Without any, the teacher is the task's own network in full precision.
-        bits: the width of every layer, or the widths by layer name and shell pattern; the last
-            pattern that matches counts, and a layer that none matches stays in float. ``apot6``
-            instead of a number stands for sums of two powers of two, ``fp4`` and ``int8`` for the
-            numbers of these formats. ``plan.yaml`` is the file of
-            a plan. A recipe has either ``bits`` or ``search``.
+        bits: the width of every layer, or the widths by layer name and shell pattern, see
+            ``octavo.Plan``; a layer that none matches stays in float. ``apot6`` instead of a number
+            stands for sums of two powers of two, ``fp4`` and ``int8`` for the numbers of these
+            formats. ``plan.yaml`` is the file of a plan. A recipe has one of ``bits`` and
+            ``search``.
         search: the settings of the search for the width of each layer.
         activations: the settings of the quantizers of layer inputs; None quantizes no input.
         method: ``inq`` freezes portion by portion and retrains in between; ``ptq`` is

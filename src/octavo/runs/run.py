@@ -22,7 +22,7 @@ from octavo.errors import RecipeError
 from octavo.network.devices import device_named
 from octavo.network.forward import batches_of
 from octavo.network.ranks import Ranks
-from octavo.plan import Plan, matching_plan, planned_layers
+from octavo.plan import Plan, matching_plan
 from octavo.progress import Event, Progress, silent
 from octavo.pruning.surgery import sparsity_groups
 from octavo.ptq.file_form import FileForm
@@ -292,7 +292,7 @@ def _load(
     shared(model, ranks)
     shared(float_model, ranks)
     if recipe.bits is not None:
-        planned_layers(model, matching_plan(model, recipe.bits))
+        matching_plan(model, recipe.bits)  # raises where a name or pattern matches no layer
     if recipe.prune is not None:
         sparsity_groups(model, recipe.prune.sparsity)  # raises where a name matches no layer
     job = Job(recipe, task, folder, digest_of(float_model), progress, device=device, ranks=ranks)

@@ -50,16 +50,30 @@ def test_they_cross_processes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "at_least", "end"),
+    ("word", "known", "only_alike", "end"),
     [
-        ("epoch", 0.0, " (the nearest is 'epochs')"),
-        ("epoch", 0.6, " (the nearest is 'epochs')"),
-        ("xyz", 0.6, ""),
+        ("epoch", "bits epochs portions", False, " (the nearest is 'epochs')"),
+        ("epoch", "bits epochs portions", True, " (the nearest is 'epochs')"),
+        ("xyz", "bits epochs portions", True, ""),
+        ("xyz", "bits epochs portions", False, "; expected bits, epochs or portions"),
+        ("conv1", "0 5", False, "; expected 0 or 5"),
+        ("bayes", "dnq tpe cmaes", True, ""),  # as many letters in a row are the same by chance
+        ("dqn", "dnq tpe cmaes", True, " (the nearest is 'dnq')"),
+        ("x", "", False, ""),
+        ("x", "a b c d e f g h i", False, "; expected a, b, c, d, e, f, g, h or i"),
+        ("x", "a b c d e f g h i j", False, "; expected a, b, c, d, e, f, g, h or one of 2 others"),
     ],
 )
-def test_the_nearest_word(word: str, at_least: float, end: str) -> None:
-    assert errors.nearest(word, iter(["bits", "epochs", "portions"]), at_least=at_least) == end
-    assert errors.nearest(word, [], at_least=at_least) == ""
+def test_the_nearest_word(word: str, known: str, only_alike: bool, end: str) -> None:
+    assert errors.nearest(word, iter(known.split()), only_alike=only_alike) == end
+
+
+@pytest.mark.parametrize("word", ["0", "conv*"])
+def test_names_before_compilation(word: str) -> None:
+    said = errors.nearest(word, ["_orig_mod.0", "_orig_mod.conv1"], only_alike=True)
+    assert said.startswith("; pass the model before torch.compile, ")
+    near = errors.nearest("_orig_mod.1", ["_orig_mod.0"])
+    assert near == " (the nearest is '_orig_mod.0')"
 
 
 def test_brief_is_one_line_that_is_not_too_long() -> None:

@@ -170,7 +170,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["run", "r.yaml", "--set", "bits={conv9: 3}"],
-            "'conv9' matches no layer of Sequential (the nearest is ",
+            "'conv9' matches no layer of Sequential; expected 0 or 2",
         ),
         (
             ["run", "r.yaml", "--set", "task=digit"],

@@ -192,7 +192,8 @@ def read_budget(pair: str | None) -> "Budget | None":
     known = [field.name for field in fields(Budget)]
     if key not in known:
         raise BudgetError(
-            f"--budget {pair}: expected one of {', '.join(known)}{nearest(key, known)}"
+            f"--budget {pair}: expected one of {', '.join(known)}"
+            f"{nearest(key, known, only_alike=True)}"
         )
     return Budget(**{key: value})
 

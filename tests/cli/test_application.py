@@ -236,6 +236,10 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
             "expected one of budget and trade_off, got both: ratio=9 and 1.0",
         ),
         (
+            ["search", "tiny.py:Tiny", "-o", "x", "--budget", "60000"],
+            "--budget 60000: expected what is limited too; write bytes=60000 or ratio=10 for a ",
+        ),
+        (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "bits=3"],
             "--budget bits=3: expected one of ratio, average_bits, bytes, bit_ops (the nearest is ",
         ),

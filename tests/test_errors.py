@@ -23,7 +23,7 @@ def test_all_are_listed_here() -> None:
         if isinstance(value, type) and issubclass(value, Exception)
     }
     assert found == {"OctavoError", *BUILT_IN}
-    assert set(errors.__all__) == {*found, "brief", "nearest", "printable"}
+    assert set(errors.__all__) == {*found, "brief", "either", "nearest", "printable"}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -50,16 +50,30 @@ def test_they_cross_processes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "at_least", "end"),
+    ("word", "known", "only_alike", "end"),
     [
-        ("epoch", 0.0, " (the nearest is 'epochs')"),
-        ("epoch", 0.6, " (the nearest is 'epochs')"),
-        ("xyz", 0.6, ""),
+        ("epoch", "bits epochs portions", False, " (the nearest is 'epochs')"),
+        ("epoch", "bits epochs portions", True, " (the nearest is 'epochs')"),
+        ("xyz", "bits epochs portions", True, ""),
+        ("xyz", "bits epochs portions", False, "; expected bits, epochs or portions"),
+        ("conv1", "0 5", False, "; expected 0 or 5"),
+        ("bayes", "dnq tpe cmaes", True, ""),  # as many letters in a row are the same by chance
+        ("dqn", "dnq tpe cmaes", True, " (the nearest is 'dnq')"),
+        ("x", "", False, ""),
+        ("x", "a b c d e f g h i", False, "; expected a, b, c, d, e, f, g, h or i"),
+        ("x", "a b c d e f g h i j", False, "; expected a, b, c, d, e, f, g, h or one of 2 others"),
     ],
 )
-def test_the_nearest_word(word: str, at_least: float, end: str) -> None:
-    assert errors.nearest(word, iter(["bits", "epochs", "portions"]), at_least=at_least) == end
-    assert errors.nearest(word, [], at_least=at_least) == ""
+def test_the_nearest_word(word: str, known: str, only_alike: bool, end: str) -> None:
+    assert errors.nearest(word, iter(known.split()), only_alike=only_alike) == end
+
+
+@pytest.mark.parametrize("word", ["0", "conv*"])
+def test_names_before_compilation(word: str) -> None:
+    said = errors.nearest(word, ["_orig_mod.0", "_orig_mod.conv1"], only_alike=True)
+    assert said.startswith("; pass the model before torch.compile, ")
+    near = errors.nearest("_orig_mod.1", ["_orig_mod.0"])
+    assert near == " (the nearest is '_orig_mod.0')"
 
 
 def test_brief_is_one_line_that_is_not_too_long() -> None:
@@ -74,3 +88,10 @@ def test_no_message_steers_the_terminal() -> None:
     assert str(errors.FormatError("x\x07: damaged")) == r"x\x07: damaged"
     long = str(errors.PlanError("a" * 5_000 + "b" * 5_000))
     assert (len(long), long[:3], long[-3:]) == (2_005, "aaa", "bbb")
+
+
+@pytest.mark.parametrize(
+    ("words", "choice"), [(["a"], "a"), (["a", "b"], "a or b"), (["a", "b", "c"], "a, b or c")]
+)
+def test_words_as_a_choice(words: list[str], choice: str) -> None:
+    assert errors.either(words) == choice

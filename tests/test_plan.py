@@ -91,7 +91,9 @@ def test_bits_that_no_plan_takes(bits: Any) -> None:
         lambda: plan.__setitem__("conv1", bits),
         lambda: plan.update(conv1=bits),
     ):
-        with pytest.raises(PlanError, match=r"^conv1: expected an integer from 2 to 8, got "):
+        with pytest.raises(
+            PlanError, match=r"^conv1: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got "
+        ):
             attempt()
     assert plan == {"conv1": 3}
 
@@ -270,10 +272,16 @@ def test_counts_of_layers_that_are_not_planned_are_not_saved(tmp_path: Path) -> 
             "expected mappings named bits, weights, macs and activations",
         ),
         ("bits: {a: 3}\nmacs: 7", "expected mappings named bits, weights, macs and activations"),
-        ("bits: {a: 3, b: 12}", "b: expected an integer from 2 to 8, got 12"),
-        ("bits: {a: three}", "a: expected an integer from 2 to 8, got 'three'"),
-        ("bits: {a: }", "a: expected an integer from 2 to 8, got None"),
-        ("bits: {a: yes}", "a: expected an integer from 2 to 8, got True"),
+        (
+            "bits: {a: 3, b: 12}",
+            "b: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 12",
+        ),
+        (
+            "bits: {a: three}",
+            "a: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 'three'",
+        ),
+        ("bits: {a: }", "a: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got None"),
+        ("bits: {a: yes}", "a: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got True"),
         ("bits: {a: 3", "not a readable plan"),
         ("a: b: c", "not a readable plan"),
         ("bits: !!python/object/apply:os.getcwd []", "not a readable plan"),
@@ -281,7 +289,7 @@ def test_counts_of_layers_that_are_not_planned_are_not_saved(tmp_path: Path) -> 
         ("bits: &x {a: *x}", "not a readable plan: line 1, column 14: expected the anchor"),
         ("bits: {[1]: 3}", "not a readable plan"),
         ("bits: {a: 3}\x00", "not a readable plan"),
-        ("bits: {a: 2001-99-99}", "a: expected an integer from 2 to 8"),
+        ("bits: {a: 2001-99-99}", "a: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8"),
         (
             "bits:\n  a: 3\n  a: 4",
             "not a readable plan: line 3, column 3: the key 'a' comes twice; keep one of the two",
@@ -443,8 +451,8 @@ def test_a_state_belongs_to_the_plan_and_not_to_its_wording() -> None:
     [
         ({"tail": 3}, "^'tail' matches no layer"),
         ({"norm": 3}, r"^norm is skipped \(norms stay in float\)"),
-        ({"*": 9}, "from 2 to 8, got 9"),
-        (1, "from 2 to 8, got 1"),
+        ({"*": 9}, "or int8, got 9"),
+        (1, "or int8, got 1"),
     ],
 )
 def test_patterns_that_make_no_plan(bits: Any, message: str) -> None:
@@ -483,8 +491,11 @@ def test_planned_layers_are_the_models_own_in_its_order() -> None:
         ({0: 3}, "^expected the name of a layer of Net or a shell pattern, got 0$"),
         ({}, "^the plan is empty: it names no layer to quantize$"),
         (4, r"^plan: expected a Plan or a dict .* got 4; write Plan\.uniform\(model, 4\)"),
-        ({"head": 33}, "^head: expected an integer from 2 to 8, got 33$"),
-        ({"head": 3, "stem": 2.5}, "^stem: expected an integer from 2 to 8, got 2.5$"),
+        ({"head": 33}, "^head: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 33$"),
+        (
+            {"head": 3, "stem": 2.5},
+            "^stem: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 2.5$",
+        ),
     ],
 )
 def test_names_that_are_no_layers(plan: Any, message: str) -> None:

@@ -1,7 +1,7 @@
 """The exceptions that a user may catch; each is also the built-in exception that it refines."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "BudgetError",
@@ -12,11 +12,15 @@ __all__ = [
     "RecipeError",
     "TrainingError",
     "brief",
+    "either",
     "nearest",
     "printable",
 ]
 
 LONGEST = 2000  # characters of a message
+ALIKE = 0.65  # how alike two words must be, from 0 to 1, for the one to be meant by the other
+FEW = 8  # known words that a message lists
+COMPILED = "_orig_mod."  # torch.compile puts it before the names of layers
 
 
 class OctavoError(Exception):
@@ -56,17 +60,35 @@ class ExportError(OctavoError, RuntimeError):
     """
 
 
-def nearest(word: str, known: Iterable[str], *, at_least: float = 0.0) -> str:
-    """Return the end of a message about an unknown word: `` (the nearest is 'x')``.
+def nearest(word: str, known: Iterable[str], *, only_alike: bool = False) -> str:
+    """Return the end of a message about an unknown word: `` (the nearest is 'x')``, or the known
+    words where none is spelt alike.
 
     Args:
-        word: the unknown word.
+        word: the unknown word, often the name of a layer.
         known: the words that are known.
-        at_least: how alike the two must be, from 0 to 1; the end is empty where no word is.
+        only_alike: True leaves the end empty where none is spelt alike: the message lists the known
+            words itself, or they are too many to help.
 
     """
-    near = difflib.get_close_matches(word, list(known), 1, at_least)
-    return f" (the nearest is {near[0]!r})" if near else ""
+    words = list(known)
+    near = difflib.get_close_matches(word, words, 1, ALIKE)
+    if any(each.startswith(COMPILED) for each in words) and not word.startswith(COMPILED):
+        return f"; pass the model before torch.compile, which puts {COMPILED!r} before names"
+    if near:
+        return f" (the nearest is {near[0]!r})"
+    if only_alike or not words:
+        return ""
+    others = len(words) - FEW
+    return (
+        f"; expected {either(words if others < 2 else [*words[:FEW], f'one of {others} others'])}"
+    )
+
+
+def either(words: Sequence[str]) -> str:
+    """Return words as a choice: ``a, b or c``."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def brief(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from octavo._yaml import read_yaml_file
 from octavo.errors import BudgetError, PlanError, nearest, printable
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_widths
 from octavo.network.float_share import warn_if_mostly_float
-from octavo.network.layers import MASKED, Layer, Skipped, find_layers
+from octavo.network.layers import ATTACHED, MASKED, Layer, Skipped, find_layers
 
 __all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
 
@@ -94,7 +94,8 @@ class Plan(MutableMapping[str, Width]):  # noqa: PLW1641 - it can change, so it 
 
         Raises:
             PlanError: no layer of the model can be quantized, ``torch.nn.utils.prune`` masks one,
-                or a pattern matches none.
+                an ``Incremental`` or ``Surgery`` that is not finished has one, or a pattern matches
+                none.
 
         """
         layers, skipped = find_layers(model)
@@ -341,10 +342,10 @@ def planned_layers(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tupl
 
 def _check_plain(skipped: Sequence[Skipped]) -> None:
     """Raise PlanError where a weight that could be quantized would be skipped, only because it is
-    masked.
+    masked, or in a run that is not finished.
     """
     for skip in skipped:
-        if skip.reason == MASKED:
+        if skip.reason in (MASKED, ATTACHED):
             raise PlanError(f"{skip.name}: {skip.reason}")
 
 

@@ -170,7 +170,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["run", "r.yaml", "--set", "bits={conv9: 3}"],
-            "'conv9' matches no layer of Sequential (the nearest is ",
+            "'conv9' matches no layer of Sequential; expected 0 or 2",
         ),
         (
             ["run", "r.yaml", "--set", "task=digit"],
@@ -236,6 +236,10 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
             "expected one of budget and trade_off, got both: ratio=9 and 1.0",
         ),
         (
+            ["search", "tiny.py:Tiny", "-o", "x", "--budget", "60000"],
+            "--budget 60000: expected what is limited too; write bytes=60000 or ratio=10 for a ",
+        ),
+        (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "bits=3"],
             "--budget bits=3: expected one of ratio, average_bits, bytes, bit_ops (the nearest is ",
         ),
@@ -252,7 +256,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "bytes=99", "--pin", "0=9"],
-            "pin 0: expected an integer from 2 to 8",
+            "pin 0: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8",
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "ratio=9", "--method", "tpf"],

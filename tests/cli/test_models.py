@@ -175,7 +175,9 @@ def test_search_and_quantize_take_widths_of_both_codebooks(octavo: Callable[...,
         "search", "tiny.py:Tiny", "--options", "4,apot3", "--budget", "average_bits=6", "-o", "y"
     )
     assert said.status == 2
-    assert "options: expected one of apot5, apot6, apot7, apot8, got 'apot3'" in said.err
+    assert (
+        "options: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 'apot3'" in said.err
+    )
 
 
 def test_inspect_prints_what_can_be_quantized(octavo: Callable[..., Any]) -> None:

@@ -116,6 +116,12 @@ def test_arguments_by_name(tmp_path: Path) -> None:
             ExportError,
             r"^form: expected one .* float, mx, hf, gguf, got 'lutt' \(the nearest is 'lut'\)$",
         ),
+        (
+            {"form": "onnx"},
+            ExportError,
+            r"^form: expected one .* gguf, got 'onnx'; for onnx write lut, fp8, int8 or float$",
+        ),
+        ({"form": "safetensors"}, ExportError, r"got 'safetensors'; for safetensors write mx$"),
         ({"example": []}, PlanError, r"^example: expected at least one batch of inputs, got none$"),
         ({"model": nn.Linear(2, 2)}, PlanError, r"missing in the (model|packed network)"),
         ({"example": torch.randn(4, 7)}, ExportError, r"^0: torch cannot trace it: "),

@@ -400,8 +400,9 @@ def test_a_trade_off_that_is_not_positive_is_refused(trade_off: float) -> None:
     ("changes", "message"),
     [
         ({"method": "gready"}, "method: expected one of dnq, .*'gready'.*nearest is 'greedy'"),
-        ({"pins": {"lats": 3}}, "pin lats.*nearest is 'last'"),
-        ({"pins": {"unused": 3}}, "pin unused"),
+        ({"method": "bayes"}, "method: expected one of dnq, .*, got 'bayes'$"),
+        ({"pins": {"lats": 3}}, "'lats' matches no layer that is searched .*nearest is 'last'"),
+        ({"pins": {"unused": 3}}, "'unused' matches no layer that is searched"),
         ({"pins": {"last": 9}}, "got 9"),
         ({"options": ()}, "options"),
         ({"options": (1, 2)}, "options.*got 1"),

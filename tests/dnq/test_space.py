@@ -91,7 +91,7 @@ def test_a_plan_takes_no_action_for_bits() -> None:
     from octavo.plan import Plan
 
     for wrong in (Action(Width(2), 4), "3x4"):
-        with pytest.raises(PlanError, match=r"^a: expected an integer from 2 to 8"):
+        with pytest.raises(PlanError, match=r"^a: expected 2 to 8, apot5 to"):
             Plan({"a": wrong})  # type: ignore[dict-item]
 
 
@@ -219,7 +219,7 @@ def test_options_are_ascending_and_pins_have_one() -> None:
     ("options", "pins", "message"),
     [
         ((), {}, "options: expected at least one"),
-        ((1, 2), {}, "options: expected an integer from 2 to 8, got 1"),
+        ((1, 2), {}, "options: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 1"),
         ((2, 9), {}, "got 9"),
         ((2, 3.0), {}, r"got 3\.0"),
         ((2, True), {}, "got True"),

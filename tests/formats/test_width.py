@@ -26,6 +26,7 @@ from octavo.formats.width import (
 )
 
 FP4, FP6, FP8, INT8 = Width(4, "fp"), Width(6, "fp"), Width(8, "fp"), Width(8, "int")
+CHOICES = "expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8"
 ALL = [*map(Width, range(2, 9)), *map(Apot, range(5, 9)), FP4, FP6, FP8, INT8]
 
 
@@ -115,7 +116,7 @@ def test_a_text_that_is_no_width(text: str) -> None:
         return
     with pytest.raises(PlanError) as caught:
         read_width(text, "conv1")
-    assert str(caught.value) == (f"conv1: expected one of apot5, apot6, apot7, apot8, got {text!r}")
+    assert str(caught.value).startswith(f"conv1: {CHOICES}, got {text!r}")
 
 
 JUNK = (
@@ -132,10 +133,31 @@ JUNK = (
 
 @given(JUNK)
 def test_what_is_no_width(value: Any) -> None:
-    for read in (read_width, check_bits):
-        with pytest.raises(PlanError) as caught:
-            read(value)
-        assert str(caught.value) == f"bits: expected an integer from 2 to 8, got {value!r}"
+    with pytest.raises(PlanError) as caught:
+        read_width(value)
+    assert str(caught.value).startswith(f"bits: {CHOICES}, got {value!r}")
+    with pytest.raises(PlanError) as caught:
+        check_bits(value)
+    assert str(caught.value) == f"bits: expected an integer from 2 to 8, got {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("value", "end"),
+    [
+        ("int4", "'int4'; for 4 bits write 4 or fp4"),
+        ("4bit", "'4bit'; for 4 bits write 4 or fp4"),
+        ("3", "'3'; for 3 bits write 3"),
+        ("fp8e4m3", "'fp8e4m3'"),  # whose first number are its bits, whose others are not
+        ("four", "'four'"),
+        ("apot12", "'apot12'"),
+        (1, "1"),
+        (True, "True"),
+    ],
+)
+def test_the_widths_of_as_many_bits_are_said(value: object, end: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        read_width(value, "fc")
+    assert str(caught.value) == f"fc: {CHOICES}, got {end}"
 
 
 @given(JUNK | st.integers(2, 4) | st.just(Width(6)))
@@ -150,10 +172,10 @@ def test_bits_that_the_codebook_does_not_have(bits: Any) -> None:
 
 def test_texts_of_floating_point_and_integers() -> None:
     assert [read_width(text) for text in ("fp4", "fp6", "fp8", "int8")] == [FP4, FP6, FP8, INT8]
-    with pytest.raises(PlanError, match=r"^fc: expected one of fp4, fp6, fp8, got 'fp5'$"):
+    with pytest.raises(
+        PlanError, match=rf"^fc: {CHOICES}, got 'fp5'; for 5 bits write 5 or apot5$"
+    ):
         read_width("fp5", "fc")
-    with pytest.raises(PlanError, match=r"^fc: expected one of int8, got 'int4'$"):
-        read_width("int4", "fc")
     with pytest.raises(PlanError, match=r"^bits: expected an integer among 4, 6, 8, got 5$"):
         Width(5, "fp")
 

@@ -263,14 +263,14 @@ def test_a_chain_of_bases(tmp_path: Path) -> None:
 
 
 PLANS = [
-    ("bits: {a: 9}", "a: expected an integer from 2 to 8"),
+    ("bits: {a: 9}", "a: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8"),
     ("bits: {a: .nan}", "a: expected"),
     ("bits: {a: 3}\nweights: {a: -1}", "a: expected a count, got -1"),
     ("bits: {a: 3}\nweights: {a: true}", "a: expected a count, got True"),
     ("bits: {a: 3}\nweights: [1]", "expected mappings named bits, weights"),
     ("bits: {a: 3}\nmacs: {a: 0x" + "f" * 17 + "}", "line 2, column 11: expected a value of the"),
     ("bits: {a: 3}\nactivations: {a: 1}", "activations, a: expected"),
-    ('bits: {"\\e[31m": 1}', r"\x1b[31m: expected an integer from 2 to 8"),
+    ('bits: {"\\e[31m": 1}', r"\x1b[31m: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8"),
     ('bits: {a: 3}\n"\\u202e": 1', r"got bits, \u202e"),
     ("bits: {a: [" + "1, " * 1_000 + "]}", "a: expected"),
 ]

@@ -234,7 +234,10 @@ def test_a_deep_copy_of_a_run_goes_its_own_way() -> None:
         ({"plan": {"frist": 3}}, r"^'frist' matches no layer of Net \(the nearest is 'first'\)"),
         ({"plan": {"norm": 3}}, "^norm is skipped"),
         ({"plan": {}}, "^the plan is empty"),
-        ({"plan": {"first": 9}}, "^first: expected an integer from 2 to 8, got 9"),
+        (
+            {"plan": {"first": 9}},
+            "^first: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 9",
+        ),
         (
             {"portions": (0.5, 0.9)},
             "^portions: expected shares that rise strictly from above 0 to exactly 1",
@@ -288,11 +291,21 @@ def test_weights_that_are_not_finite_are_named_at_the_start(bad: float) -> None:
 
 def test_a_model_that_is_in_a_run_already() -> None:
     model = net()
-    Incremental(model, {"first": 3})
-    with pytest.raises(
-        PlanError, match=r"^first is skipped \(its module is parametrized already\)"
+    incremental = Incremental(model, {"first": 3})
+    for again in (
+        lambda: Incremental(model, {"first": 3}),
+        lambda: Incremental(model, {"*": 3}),  # and not the other layers alone
+        lambda: Plan.uniform(model, 3, exclude=["first"]),
+        lambda: Plan.uniform(copy.deepcopy(model), 3),
     ):
-        Incremental(model, {"first": 3})
+        with pytest.raises(
+            PlanError, match=r"^first\.weight: this model is in an unfinished Incre"
+        ):
+            again()
+    for _ in incremental:
+        pass
+    incremental.finish()
+    assert Incremental(model, {"*": 3}).portions
 
 
 def test_finishing_too_early_names_the_layer_and_changes_nothing() -> None:

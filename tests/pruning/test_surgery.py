@@ -298,5 +298,5 @@ def test_a_network_under_surgery_cannot_be_quantized_yet() -> None:
     model = net()
     plan = Plan.uniform(model, 3)
     Surgery(model, 0.5, steps=5)
-    with pytest.raises(PlanError, match="found none"):
+    with pytest.raises(PlanError, match="unfinished Incremental or Surgery already"):
         Incremental(model, plan)

@@ -450,7 +450,10 @@ def test_plans_inputs_and_settings_that_are_none() -> None:
         r"'layer1.con' matches no layer of .* \(the nearest is 'layer1.conv'\)",
     )
     refused(
-        model, {"layer1.conv": 9}, batches, "layer1.conv: expected an integer from 2 to 8, got 9"
+        model,
+        {"layer1.conv": 9},
+        batches,
+        "layer1.conv: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 9",
     )
     refused(model, {}, batches, "the plan is empty")
     refused(model, {"fc": 3}, batches, "order: expected one of", order="far")

@@ -67,9 +67,20 @@ def test_a_ratio_is_a_limit_too() -> None:
     assert 0.99 * 50_000 <= packed.file_bytes <= 50_000
 
 
-def test_what_no_rate_meets_is_refused_with_the_least_bytes() -> None:
-    with pytest.raises(BudgetError, match=r"at least 40000 bytes, .* got 30000; give layers"):
-        within(Budget(bytes=30_000), solver(lambda rate: max(40_000, 90_000 - 100 * rate), []))
+@pytest.mark.parametrize(
+    ("of_rate", "least", "rate"),
+    [
+        (lambda rate: max(40_000, 90_000 - 100 * rate), 40_000, "1024"),
+        (lambda rate: 42_000 + rate, 42_000, "0"),
+        (lambda rate: 50_000 - 9_000 * (rate == 4) + rate, 41_004, "4"),
+    ],
+)
+def test_what_no_rate_meets_is_refused_with_the_least_bytes_of_all_that_were_made(
+    of_rate: Callable[[float], float], least: int, rate: str
+) -> None:
+    message = rf"at least {least} bytes, .* \(rate {rate} does\), got 30000; give layers"
+    with pytest.raises(BudgetError, match=message):
+        within(Budget(bytes=30_000), solver(of_rate, []))
 
 
 def test_steps_in_the_file_leave_the_largest_that_fits() -> None:

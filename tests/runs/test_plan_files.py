@@ -76,7 +76,10 @@ def test_a_pattern_in_the_file_of_a_plan_is_one_in_the_recipe(plans: Path) -> No
     ("text", "message"),
     [
         (None, "test: bits: there is no file plan.yaml; expected the bits of every layer"),
-        ("bits: {a: 9}", "plan.yaml: a: expected an integer from 2 to 8, got 9"),
+        (
+            "bits: {a: 9}",
+            "plan.yaml: a: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 9",
+        ),
         ("task: digits", "plan.yaml: expected a mapping with the key 'bits'"),
     ],
 )

@@ -344,16 +344,19 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
             "task: 3\nretraining: {clip: x, momentun: 1}",
             "unknown key 'retraining.momentun' (the nearest is 'momentum')",
         ),
-        ("bits: 9", "bits: expected an integer from 2 to 8, got 9"),
-        ("bits: 1", "bits: expected an integer from 2 to 8, got 1"),
-        ("bits: 3.5", "bits: expected an integer from 2 to 8, got 3.5"),
-        ("bits: '3'", "bits: expected an integer from 2 to 8, got '3'"),
-        ("bits: yes", "bits: expected an integer from 2 to 8, got True"),
+        ("bits: 9", "bits: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 9"),
+        ("bits: 1", "bits: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 1"),
+        ("bits: 3.5", "bits: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 3.5"),
+        ("bits: '3'", "bits: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got '3'"),
+        ("bits: yes", "bits: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got True"),
         (
             "bits: {conv1: 3, layer1.0.conv1: 9}",
-            "bits.layer1.0.conv1: expected an integer from 2 to 8, got 9",
+            "bits.layer1.0.conv1: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 9",
         ),
-        ("bits: {conv1: x}", "bits.conv1: expected an integer from 2 to 8, got 'x'"),
+        (
+            "bits: {conv1: x}",
+            "bits.conv1: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 'x'",
+        ),
         ("task: 3", "task: Input should be a valid string, got 3"),
         ("options: 3", "options: Input should be a valid dictionary, got 3"),
         (
@@ -452,11 +455,11 @@ def refusal(path: str, pairs: tuple[str, ...] = ()) -> str:
         ),
         (
             "search: {budget: {bytes: 9}, options: [2, 9]}",
-            "search.options.1: expected an integer from 2 to 8, got 9",
+            "search.options.1: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 9",
         ),
         (
             "search: {budget: {bytes: 9}, pins: {a.b: 1}}",
-            "search.pins.a.b: expected an integer from 2 to 8, got 1",
+            "search.pins.a.b: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 1",
         ),
         (
             "retraining: 3",

@@ -170,15 +170,18 @@ def test_options_that_json_writes_otherwise_are_still_the_same_recipe(folder: Pa
     [
         ({"bits": {"conv9": 3}}, PlanError),
         ({"bits": {}}, PlanError),
+        ({"prune": {"sparsity": {"conv9": 0.5}}, "warmup": 1}, PlanError),
         ({"task": "nothing"}, RecipeError),
     ],
 )
 def test_a_recipe_that_does_not_fit_leaves_nothing_and_can_be_mended(
     changes: dict[str, Any], error: type[OctavoError], folder: Path
 ) -> None:
+    Tiny.losses = 0
     with pytest.raises(error):
         run(recipe(**changes), folder)
     assert not folder.exists()
+    assert Tiny.losses == 0
     assert run(recipe(control=False), folder)["score"]
 
 

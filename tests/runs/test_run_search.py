@@ -93,15 +93,22 @@ def test_the_network_that_is_searched_is_the_one_that_is_quantized_after_its_war
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"budget": {"average_bits": 1}}, {"budget": {"average_bits": 3}, "pins": {"nope": 3}}]
+    "wrong",
+    [
+        {"budget": {"average_bits": 1}},
+        {"budget": {"average_bits": 3}, "pins": {"nope": 3}},
+        {"budget": {"average_bits": 3}, "trials": 3},
+    ],
 )
-def test_a_search_that_does_not_fit_is_refused_before_the_warm_up(
+def test_a_search_that_does_not_fit_is_refused_before_scoring_and_the_warm_up(
     wrong: dict[str, Any], folder: Path
 ) -> None:
     Tiny.losses = 0
+    watcher = Watcher()
     with pytest.raises((BudgetError, PlanError)):
-        run(searching(search=wrong, warmup=2), folder)
+        run(searching(search=wrong, warmup=2), folder, watcher)
     assert Tiny.losses == 0
+    assert watcher.notes == []
     assert files(folder.parent) == {}
 
 

@@ -249,7 +249,7 @@ def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None"
     if name not in OBJECTIVES:
         raise PlanError(
             f"--objective: expected one of {', '.join(OBJECTIVES)}, got {name!r}"
-            f"{nearest(name, OBJECTIVES)}"
+            f"{nearest(name, OBJECTIVES, only_alike=True)}"
         )
     return task.score if name == "task" else None
 

@@ -188,11 +188,17 @@ def read_budget(pair: str | None) -> "Budget | None":
 
     if pair is None:
         return None
+    if "=" not in pair:
+        raise BudgetError(
+            f"--budget {pair}: expected what is limited too; write bytes=60000 or ratio=10 for a "
+            "limit on the file, average_bits=3 or bit_ops=1e9"
+        )
     key, value = key_value(pair, "--budget")
     known = [field.name for field in fields(Budget)]
     if key not in known:
         raise BudgetError(
-            f"--budget {pair}: expected one of {', '.join(known)}{nearest(key, known)}"
+            f"--budget {pair}: expected one of {', '.join(known)}"
+            f"{nearest(key, known, only_alike=True)}"
         )
     return Budget(**{key: value})
 

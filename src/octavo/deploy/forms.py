@@ -13,7 +13,7 @@ from typing import TypeAlias, cast
 from torch import nn
 
 from octavo.deploy.comparison import Comparison
-from octavo.errors import ExportError, PlanError, nearest
+from octavo.errors import ExportError, PlanError, either, nearest
 from octavo.network.forward import Inputs
 from octavo.storage.packed import Packed
 
@@ -147,7 +147,7 @@ def maker(name: str) -> Make:
     """
     if name not in _makers:
         raise ExportError(
-            f"form: expected one of {', '.join(_makers)}, got {name!r}{nearest(name, _makers)}"
+            f"form: expected one of {', '.join(_makers)}, got {name!r}{_instead(name)}"
         )
     make = _makers[name]
     if not isinstance(make, str):
@@ -157,6 +157,14 @@ def maker(name: str) -> Make:
         return cast("Make", getattr(import_module(module), function))
     except ImportError as error:
         raise ExportError(missing_library(error, f"form {name}")) from error
+
+
+def _instead(name: str) -> str:
+    """Return the end of the message about an unknown form, which may be the ending of a file."""
+    forms = [form for form in _makers if file_name(form) == f"{form}.{name}"]
+    if forms:
+        return f"; for {name} write {either(forms)}"
+    return nearest(name, _makers, only_alike=True)
 
 
 def missing_library(error: ImportError, user: str) -> str:

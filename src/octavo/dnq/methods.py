@@ -73,7 +73,8 @@ def method_of(name: str) -> SearchMethod:
     """
     if name not in _METHODS:
         known = ", ".join(_METHODS)
-        raise PlanError(f"method: expected one of {known}, got {name!r}{nearest(name, _METHODS)}")
+        near = nearest(name, _METHODS, only_alike=True)
+        raise PlanError(f"method: expected one of {known}, got {name!r}{near}")
     for package in PACKAGES.get(name, ()):
         _require(package, name)
     return _METHODS[name]

@@ -53,7 +53,7 @@ from octavo.ptq.settings import PtqSettings
 from octavo.storage.layer_strings import Coding
 from octavo.storage.packed import FloatForm, check_state
 
-__all__ = ["search"]
+__all__ = ["check_trials", "search"]
 
 
 @renamed_arguments(score="objective", observe="progress")
@@ -153,7 +153,7 @@ def search(
         callback(Event("survey", message="surveying the layers"))
         space = survey(model, batches[0], options, pins or {}, activations, others=batches[1:])
         check_budget(space, budget)
-        _check_trials(space, method, trials, refine)
+        check_trials(space, method, trials, refine)
         warn_if_mostly_float(model)
         _warn_of_left_out(model, space)
         twin = faithful_copy(model, batches[0])
@@ -339,7 +339,7 @@ def _warn_of_left_out(model: nn.Module, space: Space) -> None:
         )
 
 
-def _check_trials(space: Space, method: str, trials: int, refine: float) -> None:
+def check_trials(space: Space, method: str, trials: int, refine: float) -> None:
     """Raise PlanError if the trials are too few for a method that measures each layer alone."""
     if math.prod(map(len, space.actions)) <= trials or not (refine or measures_layers(method)):
         return

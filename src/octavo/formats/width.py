@@ -1,11 +1,12 @@
 """Width: how many bits a layer gets, and which codebook these bits are of."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from octavo.errors import PlanError
+from octavo.errors import PlanError, either
 
 __all__ = [
     "BITS",
@@ -125,21 +126,34 @@ def read_width(value: object, name: str = "bits") -> Width:
     """
     if isinstance(value, Width):
         return value
-    if isinstance(value, str):
-        return _read_text(value, name)
-    return Width(check_bits(value, name))
+    known = _widths().get(value) if type(value) is int or type(value) is str else None
+    if known is not None:
+        return known
+    raise PlanError(f"{name}: expected {_choices()}, got {value!r}{_widths_like(value)}")
 
 
-def _read_text(text: str, name: str) -> Width:
-    """Return the width that a text such as ``apot6`` stands for; plain bits have no text."""
+@functools.cache
+def _widths() -> Mapping[int | str, Width]:
+    """Return all widths, by the values that stand for them."""
+    widths = [Width(bits, codebook) for codebook, possible in BITS.items() for bits in possible]
+    return {write_width(width): width for width in widths}
+
+
+def _choices() -> str:
+    """Return the values that stand for a width, in words: ``2 to 8, apot5 to apot8, fp4 ...``."""
+    parts: list[str] = []
     for codebook, possible in BITS.items():
-        if codebook == "power_of_two" or not text.startswith(codebook):
-            continue
-        texts = [f"{codebook}{bits}" for bits in possible]
-        if text not in texts:
-            raise PlanError(f"{name}: expected one of {', '.join(texts)}, got {text!r}")
-        return Width(possible[texts.index(text)], codebook)
-    raise PlanError(f"{name}: expected an integer from 2 to 8, got {text!r}")
+        texts = [str(write_width(Width(bits, codebook))) for bits in possible]
+        in_a_row = len(texts) > 1 and len(texts) == possible[-1] - possible[0] + 1
+        parts += [f"{texts[0]} to {texts[-1]}"] if in_a_row else texts
+    return either(parts)
+
+
+def _widths_like(value: object) -> str:
+    """Return the end of the message about a text such as ``int4``: the widths of as many bits."""
+    numbers = re.findall(r"\d+", value) if isinstance(value, str) else []
+    same = [str(text) for text, width in _widths().items() if numbers == [str(width.bits)]]
+    return f"; for {numbers[0]} bits write {either(same)}" if same else ""
 
 
 def bits_of(value: object, codebook: str, name: str = "bits") -> int:

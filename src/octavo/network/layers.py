@@ -14,6 +14,7 @@ from octavo.network.memory import memory_of, overlapping
 
 __all__ = [
     "ALWAYS_FLOAT",
+    "ATTACHED",
     "MASKED",
     "Layer",
     "Skipped",
@@ -24,6 +25,10 @@ __all__ = [
     "find_layers",
 ]
 
+ATTACHED = (
+    "this model is in an unfinished Incremental or Surgery already; call its finish(), or make the "
+    "model anew"
+)
 MASKED = "torch.nn.utils.prune masks it: call octavo.fold_masks(model) first"
 BIAS = "biases stay in float"
 NORM = "norms stay in float"
@@ -178,10 +183,17 @@ def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]
     lists: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
     for attribute, parametrizations in lists.items():
         for parameter in parametrizations.parameters():
-            yield attribute, parameter, "its module is parametrized already"
+            yield attribute, parameter, _parametrized(module, attribute)
     for attribute, parameter in module._parameters.items():
         if parameter is not None:
             yield attribute, parameter, _obstacle(module, parameter)
+
+
+def _parametrized(module: nn.Module, attribute: str) -> str:
+    """Return the reason why a parametrized parameter cannot be quantized."""
+    before = getattr(module, "_before_attach", None)  # of octavo.network.parametrizations
+    own = before is not None and attribute in before.attached
+    return ATTACHED if own else "its module is parametrized already"
 
 
 def _obstacle(module: nn.Module, parameter: nn.Parameter) -> str:

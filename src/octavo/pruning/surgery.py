@@ -27,7 +27,7 @@ from octavo.network.layers import Layer, find_layers
 from octavo.network.parametrizations import attach, release
 from octavo.plan import matching
 
-__all__ = ["Surgery", "check_sparsity"]
+__all__ = ["Surgery", "check_sparsity", "sparsity_groups"]
 
 # Thresholds in units of the number that divides kept weights from pruned ones (the authors' code).
 PRUNE = 0.9
@@ -107,7 +107,7 @@ class Surgery:
         self._seed = seed
         as_given = dict(sparsity) if isinstance(sparsity, Mapping) else sparsity
         self._settings: dict[str, Any] = {"sparsity": as_given, "steps": steps, "seed": seed}
-        self._groups = _groups(model, sparsity)
+        self._groups = sparsity_groups(model, sparsity)
         self._layers = {layer.name: layer for layers, _ in self._groups for layer in layers}
         self._masks = {name: _Mask(layer.weight) for name, layer in self._layers.items()}
         for name, layer in self._layers.items():
@@ -210,10 +210,15 @@ def check_sparsity(sparsity: float | Mapping[str, float]) -> None:
             raise PlanError(f"{name}: expected a sparsity of at least 0, below 1, got {share!r}")
 
 
-def _groups(
+def sparsity_groups(
     model: nn.Module, sparsity: float | Mapping[str, float]
 ) -> list[tuple[list[Layer], float]]:
-    """Return the groups of layers that reach a sparsity together, each with that sparsity."""
+    """Return the groups of layers that reach a sparsity together, each with that sparsity.
+
+    Raises:
+        PlanError: no layer at all, or a name or pattern that matches none.
+
+    """
     layers = {layer.name: layer for layer in find_layers(model)[0]}
     if not layers:
         raise PlanError(

@@ -65,7 +65,8 @@ def within(budget: Budget, solve: Callable[[float], Network]) -> Network:
         solve: makes the network at a rate.
 
     Raises:
-        BudgetError: no rate makes the file that small; the message has the least bytes found.
+        BudgetError: no rate makes the file that small; the message has the least bytes found, and
+            the rate of this file.
 
     """
 
@@ -77,12 +78,15 @@ def within(budget: Budget, solve: Callable[[float], Network]) -> Network:
     limit = budget.bytes or over.network.float_bytes / (budget.ratio or 1)
     if over.file_bytes <= limit:
         return over.network
+    least = over
     under = at(FIRST)
     while under.file_bytes > limit:
+        least = min(least, under, key=lambda point: point.file_bytes)
         if under.rate >= LARGEST:
             raise BudgetError(
-                f"budget: expected at least {under.file_bytes} bytes, the least that any rate "
-                f"makes of this plan, got {int(limit)}; give layers fewer bits"
+                f"budget: expected at least {least.file_bytes} bytes, the least that any rate "
+                f"makes of this plan (rate {least.rate:g} does), got {int(limit)}; give layers "
+                "fewer bits"
             )
         over = under
         under = at(under.rate * STEP)

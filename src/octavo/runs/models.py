@@ -63,7 +63,8 @@ def _torchvision(name: str, options: Mapping[str, Any]) -> Named:
     models = _library("torchvision.models", "vision")
     known = models.list_models()
     if name not in known:
-        raise RecipeError(f"torchvision:{name}: there is no such network{nearest(name, known)}")
+        near = nearest(name, known, only_alike=True)
+        raise RecipeError(f"torchvision:{name}: there is no such network{near}")
     builder = models.get_model_builder(name)
     parameters = signature(builder).parameters
     # Without a word about them, torchvision downloads the weights of a detector's backbone.
@@ -80,7 +81,8 @@ def _timm(name: str, options: Mapping[str, Any]) -> Named:
     timm = _library("timm", "vision")
     known = timm.list_models()
     if name.partition(".")[0] not in known:
-        raise RecipeError(f"timm:{name}: there is no such network{nearest(name, known)}")
+        near = nearest(name, known, only_alike=True)
+        raise RecipeError(f"timm:{name}: there is no such network{near}")
     model = timm.create_model(name, pretrained=False, **options)
     return model, torch.zeros(1, *model.default_cfg["input_size"])
 

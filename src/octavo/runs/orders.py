@@ -87,7 +87,7 @@ def check_orders(value: Any, portions: int) -> None:
             known = ", ".join(NAMES)
             raise RecipeError(
                 f"{key}: expected one of {known}, or path/to/file.py:function, got {order!r}"
-                f"{nearest(str(order), NAMES, at_least=0.6)}"
+                f"{nearest(str(order), NAMES, only_alike=True)}"
             )
     if len(orders) != portions:
         raise RecipeError(f"order: expected one, or {portions}, one a portion; got {len(orders)}")

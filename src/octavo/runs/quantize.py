@@ -12,7 +12,7 @@ from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
 from octavo.dnq.belief import Belief
 from octavo.dnq.prices import check_budget
-from octavo.dnq.searching import search
+from octavo.dnq.searching import check_trials, search
 from octavo.dnq.survey import survey
 from octavo.formats.width import write_width
 from octavo.inq.incremental import Incremental
@@ -90,6 +90,7 @@ def check_search(job: Job, model: nn.Module) -> None:
         model, batch, settings.options, settings.pins, settings.activations, others=batches
     )
     check_budget(space, settings.budget)
+    check_trials(space, settings.method, settings.trials, settings.refine)
 
 
 def find_plan(job: Job, settings: Search, model: nn.Module) -> tuple[Plan, Json]:

@@ -24,6 +24,7 @@ from octavo.network.forward import batches_of
 from octavo.network.ranks import Ranks
 from octavo.plan import Plan, matching_plan
 from octavo.progress import Event, Progress, silent
+from octavo.pruning.surgery import sparsity_groups
 from octavo.ptq.file_form import FileForm
 from octavo.runs.details import DETAILS, network_details, without_curves
 from octavo.runs.job import SAVE_EVERY, Job, shared
@@ -128,8 +129,8 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
     """Do what is left to do, and return the result."""
     recipe = job.recipe
     ranks = job.ranks
+    ranks.once(lambda: check_search(job, model))  # before scoring and warm-up, which take time
     float_score = ranks.once(lambda: _float_score(job, float_model))
-    ranks.once(lambda: check_search(job, model))  # before the warm-up, which takes its time
     activation_bits = quantize_inputs(job, model, recipe.activations)
     retrained = _retrain_in_full_precision(job, model)
     plan, search_figures = _plan(job, model)
@@ -292,6 +293,8 @@ def _load(
     shared(float_model, ranks)
     if recipe.bits is not None:
         matching_plan(model, recipe.bits)  # raises where a name or pattern matches no layer
+    if recipe.prune is not None:
+        sparsity_groups(model, recipe.prune.sparsity)  # raises where a name matches no layer
     job = Job(recipe, task, folder, digest_of(float_model), progress, device=device, ranks=ranks)
     return job, model, float_model
 

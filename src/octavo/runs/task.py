@@ -192,7 +192,7 @@ def load_callable(source: str, attribute: str, what: str) -> Callable[..., objec
     if callable(maker):
         return maker
     near = nearest(
-        attribute, [key for key, value in vars(module).items() if callable(value)], at_least=0.6
+        attribute, [key for key, value in vars(module).items() if callable(value)], only_alike=True
     )
     raise RecipeError(f"{what}: {source} has no class or function {attribute!r}{near}")
 
@@ -204,7 +204,7 @@ def _split(name: str) -> tuple[str, str]:
         return source, attribute
     raise RecipeError(
         f"task: expected one of {', '.join(BUILT_IN)}, package.module:Class or "
-        f"path/to/file.py:Class, got {name!r}{nearest(name, BUILT_IN, at_least=0.6)}"
+        f"path/to/file.py:Class, got {name!r}{nearest(name, BUILT_IN, only_alike=True)}"
     )
 
 
@@ -251,7 +251,7 @@ def _check_options(name: str, maker: Callable[..., object], options: Mapping[str
             known = f"the options {', '.join(named)}" if named else "no options"
             raise RecipeError(
                 f"task {name!r}: expected {known}, got {key!r}"
-                f"{nearest(str(key), named, at_least=0.6)}"
+                f"{nearest(str(key), named, only_alike=True)}"
             )
     missing = [key for key, p in named.items() if p.default is p.empty and key not in options]
     if missing:

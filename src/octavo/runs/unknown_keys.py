@@ -11,7 +11,6 @@ __all__ = ["explain"]
 # Keys with a value of several forms: after such a key, pydantic's errors have the form's name.
 UNIONS = ("bits", "epochs")
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of the error
-ALIKE = 0.6  # how alike two keys must be for the one to be taken for the other
 
 # The words of other tools for a key.
 ALIASES = {
@@ -61,4 +60,4 @@ def _instead(section: str, key: str, sections: Mapping[str, Collection[str]]) ->
     if places:
         return ": write " + " or ".join(f"{place}.{word}" if place else word for place in places)
     known = sections[section]
-    return nearest(key, known, at_least=ALIKE) or f"; expected one of {', '.join(known)}"
+    return nearest(key, known, only_alike=True) or f"; expected one of {', '.join(known)}"

@@ -119,7 +119,8 @@ def _from_library(name: str, classes: int, source: str, pretrained: str | None) 
             return make(name, classes, pretrained)
     if known:
         raise RecipeError(
-            f"network: expected one that {_either(source)} has, got {name!r}{nearest(name, known)}"
+            f"network: expected one that {_either(source)} has, got {name!r}"
+            f"{nearest(name, known, only_alike=True)}"
         )
     raise OctavoError(
         f'network {name!r} needs {_either(source)}: pip install "octavo[vision]" '

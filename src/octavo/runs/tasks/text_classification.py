@@ -139,7 +139,7 @@ class TextClassification:
                 raise RecipeError(
                     f"{option}: {path}, line {row}: expected one of the classes "
                     f"{', '.join(names.values())}, a tab and a text, got {line[:40]!r}"
-                    f"{nearest(label, numbers, at_least=0.6)}"
+                    f"{nearest(label, numbers, only_alike=True)}"
                 )
             texts.append(Text(content, numbers[label]))
         return tuple(texts)

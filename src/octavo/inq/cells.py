@@ -73,7 +73,7 @@ def priced_edges(codebook: Codebook, codes: Tensor, worth: float) -> Tensor:
         worth: the squared error, in units of the scale, that a bit is worth.
 
     """
-    levels = codebook.unit_levels().double()
+    levels = codebook.unit_levels().double().cpu()
     bits = bits_of_codes(codes, len(levels)).cpu()
     # The parabolas of a level k and a lower level j cross at (q_k + q_j) / 2 + slope / 2.
     slope = worth * (bits[:, None] - bits) / (levels[:, None] - levels)

@@ -9,7 +9,7 @@ each portion, which takes a training for each, as in ``examples/``.
 from importlib import import_module
 from typing import Any
 
-from octavo.errors import OctavoError, brief
+from octavo.errors import OctavoError, brief, install
 from octavo.inq.incremental import Incremental
 
 __all__ = ["Portions", "for_lightning", "for_transformers"]
@@ -109,5 +109,5 @@ def _callback(library: str, name: str, *, extra: str) -> Any:
         return getattr(import_module(library), name)
     except ImportError as error:
         raise OctavoError(
-            f"{library}: importing it failed ({brief(error)}): pip install 'octavo[{extra}]'"
+            f"{library}: importing it failed ({brief(error)}): {install(extra)}"
         ) from error

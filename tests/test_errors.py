@@ -23,7 +23,7 @@ def test_all_are_listed_here() -> None:
         if isinstance(value, type) and issubclass(value, Exception)
     }
     assert found == {"OctavoError", *BUILT_IN}
-    assert set(errors.__all__) == {*found, "brief", "either", "nearest", "printable"}
+    assert set(errors.__all__) == {*found, "brief", "either", "install", "nearest", "printable"}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -13,6 +13,7 @@ __all__ = [
     "TrainingError",
     "brief",
     "either",
+    "install",
     "nearest",
     "printable",
 ]
@@ -89,6 +90,11 @@ def either(words: Sequence[str]) -> str:
     """Return words as a choice: ``a, b or c``."""
     *others, last = words
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def install(extra: str) -> str:
+    """Return the advice to install one of octavo's extras, true in a clone and from an index."""
+    return f"install octavo with its extra {extra}"
 
 
 def brief(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """Packed networks as folders of ``transformers``: the config, the tokenizer and octavo's own file.
 
-Needs ``pip install 'octavo[hf]'``. ``octavo.export(..., form="hf")`` makes a folder that
+Needs the extra ``hf``. ``octavo.export(..., form="hf")`` makes a folder that
 ``transformers`` and vLLM read by themselves.
 """
 

@@ -1,7 +1,7 @@
 """Figures with matplotlib, for notebooks and papers: the front, a plan, the training curves.
 
-Each function draws into ``ax``, or into a new figure, and returns the axes. Needs
-``pip install 'octavo[plot]'``.
+Each function draws into ``ax``, or into a new figure, and returns the axes. They need the
+extra ``plot``.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.dnq.search_result import SearchResult
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, install
 from octavo.formats.width import WidthLike, read_width
 from octavo.plan import Plan
 from octavo.report.colours import LIGHT
@@ -152,7 +152,5 @@ def _axes(ax: Any, height: float = 4.0) -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise OctavoError(
-            "octavo.plot: matplotlib is not installed: pip install 'octavo[plot]'"
-        ) from error
+        raise OctavoError(f"octavo.plot: matplotlib is not installed: {install('plot')}") from error
     return plt.subplots(figsize=(7, height), layout="constrained")[1]

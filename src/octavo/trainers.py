@@ -10,7 +10,7 @@ import math
 from importlib import import_module
 from typing import Any
 
-from octavo.errors import OctavoError, PlanError, brief
+from octavo.errors import OctavoError, PlanError, brief, install
 from octavo.inq.incremental import Incremental
 
 __all__ = ["Portions", "for_lightning", "for_transformers"]
@@ -120,5 +120,5 @@ def _callback(library: str, name: str, *, extra: str) -> Any:
         return getattr(import_module(library), name)
     except ImportError as error:
         raise OctavoError(
-            f"{library}: importing it failed ({brief(error)}): pip install 'octavo[{extra}]'"
+            f"{library}: importing it failed ({brief(error)}): {install(extra)}"
         ) from error

@@ -54,7 +54,7 @@ FIRST_LINES = {
     ),
     "inspect": (
         "Show which layers of a network can be quantized, which cannot and why, and which budgets "
-        "are feasible. The file of a plan is shown as a table."
+        "are feasible. The file of a plan, and the layers of a packed file, are shown as a table."
     ),
     "search": "Learn how many bits each layer of a task's network gets, and write the plan.",
     "quantize": (
@@ -210,6 +210,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
             ["inspect", "tiny.py:NoFile"],
             "task 'tiny.py:NoFile': its model() failed: FileNotFoundError: ",
         ),
+        (["inspect", "none.safetensors"], "none.safetensors: No such file or directory"),
         (["inspect", "tiny.py:Lacking"], "task 'tiny.py:Lacking': expected the methods"),
         (["inspect", "nothing.py:Tiny"], "task 'nothing.py:Tiny': there is no file nothing.py"),
         (["inspect", "tiny.py:Tiny", "-O", "width"], "--option width: expected key=value"),

@@ -71,6 +71,21 @@ def test_a_plan_with_bits_of_inputs_is_quantized_as_it_says(octavo: Callable[...
     assert {name: form.bits for name, form in packed.activations.items()} == {"2": 8}
 
 
+def test_inspect_shows_the_layers_of_a_packed_file(
+    octavo: Callable[..., Any], packed: Path
+) -> None:
+    said = octavo("inspect", str(packed))
+    assert (said.status, said.err) == (0, "")
+    assert "quantized layers" in said.out
+    shown = json.loads(octavo("inspect", str(packed), "--json").out)
+    verified = json.loads(octavo("verify", str(packed), "--json").out)
+    layers = shown.pop("layers")
+    assert [(row["name"], row["bits"]) for row in layers] == [("0", 3), ("2", 3)]
+    assert sum(row["weights"] for row in layers) == 48
+    assert shown == {key: value for key, value in verified.items() if key in shown}
+    assert f"    file bytes  {packed.stat().st_size:,}" in said.out
+
+
 WIDE = ["--options", "2,3,4,5,6,7,8", "--trials", "24", "--budget", "average_bits=6"]
 
 

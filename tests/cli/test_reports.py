@@ -66,7 +66,7 @@ def test_without_the_extra_figures_are_refused_and_the_page_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(drawing, "LIBRARIES", ("nobody_has_it",))
-    extra = "needs nobody_has_it, which is not installed: pip install 'octavo[report]'"
+    extra = "needs nobody_has_it, which is not installed: install octavo with its extra report"
     assert refused("report", "runs/b3", "--figures", "f") == f"octavo report --figures {extra}"
     assert octavo("report", "runs/b3").status == 0
 

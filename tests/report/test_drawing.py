@@ -12,7 +12,7 @@ from octavo.report.record import RunRecord
 
 def test_a_missing_library_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "LIBRARIES", ("json", "nobody_has_it"))
-    message = r"^the figure needs nobody_has_it, .* pip install 'octavo\[report\]'$"
+    message = r"^the figure needs nobody_has_it, .* install octavo with its extra report$"
     with pytest.raises(OctavoError, match=message):
         drawing.require_charts("the figure")
 

@@ -19,6 +19,8 @@ from octavo.report.tables import (
     bits_range,
     exported_rows,
     inspection_table,
+    packed_layers,
+    packed_layers_table,
     packed_rows,
     result_table,
     skipped_table,
@@ -171,6 +173,35 @@ def test_the_figures_of_a_packed_file(tmp_path: Any) -> None:
     }
     rounded = Packed(network.layers, [*network.floats, STEP], {"0": InputFormat(8, signed=True)})
     assert packed_rows(rounded)["activation_bits"] == "8"
+
+
+def test_the_layers_of_a_packed_file() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(6, 4, 3), nn.Linear(30, 20, bias=False))
+    with torch.no_grad():
+        model[1].weight[:, :12] = 0
+    incremental = Incremental(model, {"0": 4, "1": "apot5"}, portions=(1.0,), masks={})
+    list(incremental)
+    network = incremental.finish()
+    zeros = [int((module.weight == 0).sum()) / module.weight.numel() for module in model]
+    assert zeros[1] >= 0.4
+    first, second = packed_layers(network)
+    bytes_of = [row.pop("stored_bytes") for row in (first, second)]
+    assert first == {
+        "name": "0", "shape": [6, 4, 3, 3], "weights": 216, "bits": 4, "zeros": round(zeros[0], 4)
+    }  # fmt: skip
+    assert second == {
+        "name": "1", "shape": [20, 30], "weights": 600, "bits": "apot5",
+        "zeros": round(zeros[1], 4),
+    }  # fmt: skip
+    assert cells(packed_layers_table(network)) == [
+        ["layer", "shape", "weights", "bits", "bytes", "zeros"],
+        ["0", "6x4x3x3", "216", "4", f"{bytes_of[0]:.0f}", f"{zeros[0]:.1%}"],
+        ["1", "20x30", "600", "apot5", f"{bytes_of[1]:.0f}", f"{zeros[1]:.1%}"],
+    ]
+    rounded = Packed(network.layers, [*network.floats, STEP], {"0": InputFormat(8, signed=True)})
+    assert [row["activation_bits"] for row in packed_layers(rounded)] == [8, None]
+    assert [row[-1] for row in cells(packed_layers_table(rounded))[1:]] == ["8", "float"]
 
 
 def test_the_figures_of_an_exported_file() -> None:

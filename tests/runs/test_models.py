@@ -64,7 +64,9 @@ def test_a_library_that_is_missing_names_its_extra(
 ) -> None:
     for module in ("torchvision", "torchvision.models", "timm", "transformers"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(OctavoError, match=rf"not installed: pip install 'octavo\[{extra}\]'$"):
+    with pytest.raises(
+        OctavoError, match=rf"not installed: install octavo with its extra {extra}$"
+    ):
         load_model(name, {})
 
 

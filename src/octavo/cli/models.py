@@ -18,6 +18,7 @@ from octavo.cli.options import (
     Quiet,
     TaskName,
     out,
+    print_figures,
     print_next,
     print_written,
     read_budget,
@@ -46,12 +47,14 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect", "search"]
 
+PACKED_ENDING = ".safetensors"
+
 
 def inspect(
     network: NetworkName, option: Options = None, device: Device = "auto", as_json: AsJson = False
 ) -> None:
     """Show which layers of a network can be quantized, which cannot and why, and which budgets are
-    feasible. The file of a plan is shown as a table.
+    feasible. The file of a plan, and the layers of a packed file, are shown as a table.
 
     Example: `octavo inspect digits`
     """
@@ -68,12 +71,30 @@ def inspect(
         figures = {"bits": write_widths(plan), "activations": plan.activations}
         typer.echo(json_text(figures, indent=2) if as_json else str(plan))
         return
+    if network.endswith(PACKED_ENDING):
+        _print_packed(network, as_json)
+        return
     model, example = load_model(network, task_options(option), device_named(device))
     inspection = inspect_model(model, example)
     if as_json:
         typer.echo(json_text(asdict(inspection), indent=2))
     else:
         _print_inspection(inspection)
+
+
+def _print_packed(path: str, as_json: bool) -> None:
+    """Print the layers of a packed file and its figures."""
+    from octavo._io import json_text
+    from octavo.report.tables import packed_layers, packed_layers_table, packed_rows
+    from octavo.storage.packed import Packed
+
+    packed = Packed.load(path)
+    if as_json:
+        figures = packed_rows(packed) | {"layers": packed_layers(packed)}
+        typer.echo(json_text(figures, indent=2))
+        return
+    out.print(packed_layers_table(packed))
+    print_figures(packed_rows(packed), as_json=False)
 
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The plan to write, YAML.")]

@@ -68,7 +68,8 @@ NetworkName = Annotated[
         metavar="NETWORK",
         help="A task, ready-made (such as digits) or yours (path/to/file.py:Class); "
         "a network of a library (torchvision:resnet18, timm:NAME, hf:NAME), or what a function "
-        "returns (path/to/file.py:function); or the file of a plan (plan.yaml).",
+        "returns (path/to/file.py:function); or the file of a plan (plan.yaml) or of a packed "
+        "network (packed.safetensors).",
     ),
 ]
 TaskOption = Annotated[

@@ -41,7 +41,7 @@ def report(
 ) -> None:
     """Write the page of a finished run: one HTML file that opens offline, with charts and tables.
 
-    Every run writes it at its end. The charts need `pip install 'octavo[report]'`.
+    Every run writes it at its end. The charts need octavo's extra `report`.
 
     Example: `octavo report runs/demo --figures runs/demo/figures`
     """

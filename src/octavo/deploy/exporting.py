@@ -61,9 +61,9 @@ def export(
     network.
 
     ``lut``, ``fp8``, ``int8`` and ``float`` are ONNX files of opset 21 with standard operators only
-    and a free batch size; they need ``octavo[onnx]``. ``mx`` is a safetensors file of MXFP4 and
-    MXFP8 tensors. ``hf`` is a folder for ``transformers`` and vLLM, and needs ``octavo[hf]``;
-    ``gguf`` is a file for llama.cpp, and needs ``octavo[gguf]``. docs/export.md describes each.
+    and a free batch size; they need the extra ``onnx``. ``mx`` is a safetensors file of MXFP4 and
+    MXFP8 tensors. ``hf`` is a folder for ``transformers`` and vLLM, and needs the extra ``hf``;
+    ``gguf`` is a file for llama.cpp, and needs the extra ``gguf``. docs/export.md describes each.
     ``octavo.deploy.forms.register_form`` adds others.
 
     Args:

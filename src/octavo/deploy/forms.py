@@ -13,7 +13,7 @@ from typing import TypeAlias, cast
 from torch import nn
 
 from octavo.deploy.comparison import Comparison
-from octavo.errors import ExportError, PlanError, either, nearest
+from octavo.errors import ExportError, PlanError, either, install, nearest
 from octavo.network.forward import Inputs
 from octavo.storage.packed import Packed
 
@@ -171,9 +171,9 @@ def missing_library(error: ImportError, user: str) -> str:
     """Return the message about a library that ``user`` needs and that could not be imported."""
     library = (error.name or "").partition(".")[0]
     if library in ONNX_LIBRARIES:
-        return f"ONNX needs {library}: pip install 'octavo[onnx]'"
+        return f"ONNX needs {library}: {install('onnx')}"
     if library in HF_LIBRARIES:
-        return f"{user} needs {library}: pip install 'octavo[{HF_LIBRARIES[library]}]'"
+        return f"{user} needs {library}: {install(HF_LIBRARIES[library])}"
     return f"{user} needs {error.name}, which is not installed"
 
 

@@ -9,7 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from octavo.errors import ExportError, FormatError, PlanError, brief
+from octavo.errors import ExportError, FormatError, PlanError, brief, install
 from octavo.network.nested import named_tensors
 
 __all__ = ["OnnxModel"]
@@ -36,7 +36,7 @@ class OnnxModel(nn.Module):
         except Exception as error:  # onnxruntime's own have no common ancestor
             raise FormatError(
                 f"{name}: ONNX Runtime {onnxruntime.__version__} does not take it, "
-                f"pip install -U 'octavo[onnx]': {brief(error)}"
+                f"{install('onnx')}, upgraded: {brief(error)}"
             ) from error
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

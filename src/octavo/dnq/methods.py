@@ -14,7 +14,7 @@ from octavo.dnq.rivals.optuna_methods import cmaes, tpe
 from octavo.dnq.rivals.random_search import random_search
 from octavo.dnq.rivals.uniform import uniform
 from octavo.dnq.settings import METHODS
-from octavo.errors import OctavoError, PlanError, nearest
+from octavo.errors import OctavoError, PlanError, install, nearest
 
 __all__ = ["SearchMethod", "measures_layers", "method_of", "register_method"]
 
@@ -85,7 +85,7 @@ def _require(package: str, name: str) -> None:
     try:
         import_module(package)
     except ImportError as error:
-        message = f"method {name}: needs {package}: pip install 'octavo[search]'"
+        message = f"method {name}: needs {package}: {install('search')}"
         raise OctavoError(message) from error
 
 

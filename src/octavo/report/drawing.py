@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo._io import write_atomically
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, install
 from octavo.report.colours import LIGHT, variables
 from octavo.report.course import Course
 from octavo.report.record import RunRecord
@@ -49,7 +49,7 @@ def require_charts(user: str) -> None:
             import_module(library)
     except ImportError as error:
         raise OctavoError(
-            f"{user} needs {error.name}, which is not installed: pip install 'octavo[report]'"
+            f"{user} needs {error.name}, which is not installed: {install('report')}"
         ) from error
 
 

@@ -8,8 +8,10 @@ from rich.table import Table
 
 from octavo.deploy.exporting import Exported
 from octavo.errors import printable
+from octavo.formats.width import write_width
 from octavo.inspection import Inspection
 from octavo.report.record import RunRecord
+from octavo.runs.details import stored_bytes
 from octavo.storage.packed import Packed, sizes_of
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "cell",
     "exported_rows",
     "inspection_table",
+    "packed_layers",
+    "packed_layers_table",
     "packed_rows",
     "result_table",
     "runs_table",
@@ -165,6 +169,52 @@ def packed_rows(packed: Packed) -> dict[str, Any]:
     if packed.activations:
         rows["activation_bits"] = bits_range(form.bits for form in packed.activations.values())
     return rows | {"file_bytes": sizes.file_bytes, "ratio": round(sizes.ratio, 2)}
+
+
+def packed_layers(packed: Packed) -> list[dict[str, Any]]:
+    """Return the figures of each layer of a packed file; its bytes are those of its codes."""
+    stored = stored_bytes(packed)
+    rows: list[dict[str, Any]] = []
+    for name, layer in packed.layers.items():
+        zeros = int((layer.codes == layer.codebook.zero).sum())
+        rows.append(
+            {
+                "name": name,
+                "shape": list(layer.shape),
+                "weights": layer.codes.numel(),
+                "bits": write_width(layer.codebook.width),
+                "stored_bytes": stored[name],
+                "zeros": round(zeros / layer.codes.numel(), 4),
+            }
+        )
+        if packed.activations:
+            form = packed.activations.get(name)
+            rows[-1]["activation_bits"] = None if form is None else form.bits
+    return rows
+
+
+def packed_layers_table(packed: Packed) -> Table:
+    """Return the layers of a packed file."""
+    table = titled_table("quantized layers", "bytes: of the layer's codes in the file")
+    table.add_column("layer", overflow="fold")
+    table.add_column("shape")
+    for column in ("weights", "bits", "bytes", "zeros"):
+        table.add_column(column, justify="right")
+    if packed.activations:
+        table.add_column("bits of its inputs")
+    for row in packed_layers(packed):
+        cells = [
+            cell(row["name"]),
+            "x".join(map(str, row["shape"])),
+            f"{row['weights']:,}",
+            str(row["bits"]),
+            f"{row['stored_bytes']:,.0f}",
+            f"{row['zeros']:.1%}",
+        ]
+        if packed.activations:
+            cells.append(str(row["activation_bits"] or "float"))
+        table.add_row(*cells)
+    return table
 
 
 def exported_rows(exported: Exported) -> dict[str, Any]:

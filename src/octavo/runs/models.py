@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from octavo.errors import OctavoError, RecipeError, brief, nearest
+from octavo.errors import OctavoError, RecipeError, brief, install, nearest
 from octavo.network.forward import Inputs, device_of, on_device
 from octavo.runs.task import as_task, make, model_of
 
@@ -109,11 +109,11 @@ def _library(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise OctavoError(f"{name}: not installed: pip install 'octavo[{extra}]'") from error
+        raise OctavoError(f"{name}: not installed: {install(extra)}") from error
     except Exception as error:
         raise OctavoError(
             f"{name}: importing it failed ({brief(error)}); expected the {name} that was made for "
-            f"torch {torch.__version__}: pip install 'octavo[{extra}]' into a new environment"
+            f"torch {torch.__version__}: {install(extra)} into a new environment"
         ) from error
 
 

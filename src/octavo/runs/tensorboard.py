@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import OctavoError, brief
+from octavo.errors import OctavoError, brief, install
 from octavo.progress import Event, Progress
 
 __all__ = ["scalars_to"]
@@ -43,8 +43,7 @@ def _writer(folder: Path) -> Any:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError as error:
         raise OctavoError(
-            f"--tensorboard: importing it failed ({brief(error)}): "
-            "pip install 'octavo[tensorboard]'"
+            f"--tensorboard: importing it failed ({brief(error)}): {install('tensorboard')}"
         ) from error
     make: Callable[[str], Any] = SummaryWriter
     return make(str(folder))

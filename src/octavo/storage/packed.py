@@ -59,7 +59,7 @@ class Packed:
             function made the network, or if it was loaded: no file has it.
         coding: how the file has the codes. ``"fast"`` is decoded by zstandard. ``"small"`` takes 2
             to 7 % fewer bytes for the codes of convolutional networks; to write and to read it, the
-            library constriction is needed: ``pip install "octavo[small]"``. To change it:
+            library constriction is needed: the extra ``small``. To change it:
             ``dataclasses.replace(packed, coding="small")``.
 
     Raises:

@@ -115,6 +115,6 @@ def test_it_is_found_by_its_name() -> None:
 def test_a_missing_scikit_learn_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(
-        OctavoError, match=r'^task .digits. needs scikit-learn: pip install "octavo\[demo\]"$'
+        OctavoError, match=r"^task .digits. needs scikit-learn: install octavo with its extra demo$"
     ):
         Digits().train_batches()

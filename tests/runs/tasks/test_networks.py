@@ -177,12 +177,14 @@ def test_without_the_libraries_it_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "timm", None)
     cause = (
-        r"needs torchvision or timm: pip install \"octavo\[vision\]\" "
+        r"needs torchvision or timm: install octavo with its extra vision "
         r"\(torchvision: ModuleNotFoundError.*; timm: "
     )
     with pytest.raises(OctavoError, match=cause):
         build("resnet18", 7)
-    with pytest.raises(OctavoError, match=r"needs timm: pip install \"octavo\[vision\]\" \(timm: "):
+    with pytest.raises(
+        OctavoError, match=r"needs timm: install octavo with its extra vision \(timm: "
+    ):
         build("resnet18", 7, source="timm")
 
 

@@ -11,7 +11,7 @@ from octavo.runs.tasks.pretrained import load_network, load_tokenizer, read_text
 
 def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(RecipeError, match=r"pip install 'octavo\[hf\]'"):
+    with pytest.raises(RecipeError, match=r"install octavo with its extra hf$"):
         load_network("AutoModel", "hf:gpt2")
 
 

@@ -1,1 +1,1 @@
-"""The charts of a report, in Vega-Lite by Altair; needs the extra ``octavo[report]``."""
+"""The charts of a report, in Vega-Lite by Altair; it needs the extra ``report``."""

@@ -22,7 +22,7 @@ __all__ = ["CausalLm", "next_token_loss"]
 
 @dataclass(frozen=True)
 class CausalLm:
-    """A language model that continues texts; needs ``octavo[hf]``.
+    """A language model that continues texts; needs the extra ``hf``.
 
     Args:
         network: ``hf:NAME`` on the hub, or a folder with a network and its tokenizer.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo._seeds import seeded
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, install
 from octavo.network.forward import call
 from octavo.progress import Event, Progress, silent
 from octavo.runs.task import Batch
@@ -122,9 +122,7 @@ def _load() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise OctavoError(
-            "task 'digits' needs scikit-learn: pip install \"octavo[demo]\""
-        ) from error
+        raise OctavoError(f"task 'digits' needs scikit-learn: {install('demo')}") from error
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.uint8)[..., None]
     labels = torch.tensor(data.target, dtype=torch.int64)

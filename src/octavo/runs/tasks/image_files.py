@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from octavo.errors import FormatError, OctavoError, RecipeError, brief
+from octavo.errors import FormatError, OctavoError, RecipeError, brief, install
 from octavo.runs.tasks.images import normalise
 
 if TYPE_CHECKING:
@@ -299,9 +299,7 @@ def _decoded(path: str) -> "Image":
     try:
         from PIL import Image
     except ImportError as error:
-        raise OctavoError(
-            "task 'image_folder' needs Pillow: pip install \"octavo[vision]\""
-        ) from error
+        raise OctavoError(f"task 'image_folder' needs Pillow: {install('vision')}") from error
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

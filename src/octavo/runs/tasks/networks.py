@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from octavo.errors import FormatError, OctavoError, RecipeError, brief, nearest
+from octavo.errors import FormatError, OctavoError, RecipeError, brief, install, nearest
 from octavo.runs.task import load_callable
 
 __all__ = ["SOURCES", "build", "load_weights"]
@@ -123,8 +123,7 @@ def _from_library(name: str, classes: int, source: str, pretrained: str | None) 
             f"{nearest(name, known, only_alike=True)}"
         )
     raise OctavoError(
-        f'network {name!r} needs {_either(source)}: pip install "octavo[vision]" '
-        f"({'; '.join(causes)})"
+        f"network {name!r} needs {_either(source)}: {install('vision')} ({'; '.join(causes)})"
     )
 
 

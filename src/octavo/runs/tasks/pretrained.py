@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.errors import RecipeError, brief
+from octavo.errors import RecipeError, brief, install
 
 __all__ = ["load_network", "load_tokenizer", "read_text"]
 
@@ -57,7 +57,7 @@ def _load(kind: str, option: str, name: str, **options: Any) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise RecipeError(f"{option}: needs transformers: pip install 'octavo[hf]'") from error
+        raise RecipeError(f"{option}: needs transformers: {install('hf')}") from error
     from_hub = name.startswith(HUB)
     source = name.removeprefix(HUB) if from_hub else str(Path(name).expanduser())
     if not from_hub and not Path(source).is_dir():

@@ -30,7 +30,7 @@ class Text:
 
 @dataclass(frozen=True)
 class TextClassification:
-    """A network that puts texts into classes; needs ``octavo[hf]``.
+    """A network that puts texts into classes; needs the extra ``hf``.
 
     Args:
         network: ``hf:NAME`` on the hub, or a folder with a network and its tokenizer.

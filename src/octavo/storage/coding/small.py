@@ -30,7 +30,7 @@ import zstandard
 from numpy.typing import NDArray
 from torch import Tensor
 
-from octavo.errors import FormatError
+from octavo.errors import FormatError, install
 from octavo.storage.coding.kernels import CONTEXTS, Contexts, Signed, in_kernels, visited
 
 __all__ = ["Run", "check_library", "decode_runs", "encode_runs", "frequencies"]
@@ -246,7 +246,7 @@ def _library() -> Any:
         import constriction
     except ImportError as error:
         raise FormatError(
-            'the coder "small" needs the library constriction: pip install "octavo[small]"'
+            f'the coder "small" needs the library constriction: {install("small")}'
         ) from error
     return constriction
 

@@ -238,7 +238,7 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "60000"],
-            "--budget 60000: expected what is limited too; write bytes=60000 or ratio=10 for a ",
+            "--budget 60000: expected the name of the limit too; write bytes=60000 or ratio=10",
         ),
         (
             ["search", "tiny.py:Tiny", "-o", "x", "--budget", "bits=3"],

@@ -191,8 +191,8 @@ def read_budget(pair: str | None) -> "Budget | None":
         return None
     if "=" not in pair:
         raise BudgetError(
-            f"--budget {pair}: expected what is limited too; write bytes=60000 or ratio=10 for a "
-            "limit on the file, average_bits=3 or bit_ops=1e9"
+            f"--budget {pair}: expected the name of the limit too; write bytes=60000 or "
+            "ratio=10 for a limit on the file, average_bits=3 or bit_ops=1e9"
         )
     key, value = key_value(pair, "--budget")
     known = [field.name for field in fields(Budget)]

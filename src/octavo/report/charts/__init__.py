@@ -1,1 +1,1 @@
-"""The charts of a report, in Vega-Lite by Altair; it needs the extra ``report``."""
+"""The charts of a report, in Vega-Lite by Altair; this room needs the extra ``octavo[report]``."""

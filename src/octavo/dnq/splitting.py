@@ -8,16 +8,13 @@ its own.
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.network.forward import Inputs
 from octavo.network.layers import Layer
-from octavo.network.nested import leaves, mapped
 from octavo.network.reach import batches_for
-from octavo.network.samples import LEAST_SAMPLES, rows_of, sample_count
+from octavo.network.samples import LEAST_SAMPLES, alike, joined, rows_of, sample_count
 
 __all__ = ["Parts", "reaching", "split", "undivided"]
 
@@ -115,32 +112,13 @@ def _dealt(
 
 def _regrouped(pieces: Iterable[Inputs], most: int) -> list[Inputs]:
     """Join neighbouring pieces that are alike, and divide them into batches of at most ``most``."""
-    alike: list[list[Inputs]] = []
+    groups: list[list[Inputs]] = []
     for piece in pieces:
-        if alike and _form(alike[-1][0]) == _form(piece):
-            alike[-1].append(piece)
+        if groups and alike(groups[-1][0], piece):
+            groups[-1].append(piece)
         else:
-            alike.append([piece])
-    return [batch for group in alike for batch in _divided(_joined(group), most)]
-
-
-def _form(batch: Inputs) -> Any:
-    """Return all that batches have to share to be joined: containers, types, trailing shapes."""
-
-    def form(leaf: Any) -> Any:
-        return (leaf.dtype, leaf.device, leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf
-
-    return mapped(batch, form)
-
-
-def _joined(group: Sequence[Inputs]) -> Inputs:
-    """Return one batch of all samples of batches of the same form."""
-    columns = zip(*(leaves(batch) for batch in group), strict=True)
-    joined = iter(
-        [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
-    )
-    batch: Inputs = mapped(group[0], lambda _: next(joined))
-    return batch
+            groups.append([piece])
+    return [batch for group in groups for batch in _divided(joined(*group), most)]
 
 
 def _divided(batch: Inputs, most: int) -> list[Inputs]:

@@ -224,7 +224,7 @@ def test_other_bits_are_noticed(bits):
 
 @pytest.mark.parametrize("bits", [1, 9, 3.0])
 def test_bits_of_no_width_are_refused(bits):
-    with pytest.raises(PlanError, match=f"expected an integer from 2 to 8, got {bits}"):
+    with pytest.raises(PlanError, match=f"expected 2 to 8, .*got {bits}"):
         decode_codes(encode_codes(sparse(600, 4, 0.9), 4), 600, bits)
 
 
@@ -325,9 +325,9 @@ def test_forged_content_is_refused_or_is_codes(data, bits, count, dropped):
         (torch.tensor([5], dtype=torch.uint8), 3, "at most 4 at 3 bits, got 5"),
         (torch.tensor([0, 200], dtype=torch.uint8), 8, "at most 128 at 8 bits, got 200"),
         (torch.tensor([31], dtype=torch.uint8), Apot(5), "at most 30 at apot5 bits, got 31"),
-        (torch.tensor([0], dtype=torch.uint8), 1, "from 2 to 8, got 1"),
-        (torch.tensor([0], dtype=torch.uint8), 9, "from 2 to 8, got 9"),
-        (torch.tensor([0], dtype=torch.uint8), 3.0, "from 2 to 8, got 3.0"),
+        (torch.tensor([0], dtype=torch.uint8), 1, "expected 2 to 8, .* got 1"),
+        (torch.tensor([0], dtype=torch.uint8), 9, "expected 2 to 8, .* got 9"),
+        (torch.tensor([0], dtype=torch.uint8), 3.0, "expected 2 to 8, .* got 3.0"),
     ],
 )
 def test_bad_input_is_refused(function, codes, bits, message):

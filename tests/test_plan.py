@@ -20,7 +20,7 @@ from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import input_formats
 from octavo.dnq.space import layer_widths
 from octavo.errors import BudgetError, PlanError
-from octavo.formats.width import Apot, Width
+from octavo.formats.width import Apot, Width, WidthLike
 from octavo.inq.incremental import Incremental
 from octavo.plan import Budget, Cost, Plan, matching, matching_plan, planned_layers
 from octavo.pruning.masks import find_kept
@@ -330,7 +330,7 @@ def test_counts_that_are_none(count: str, tmp_path: Path) -> None:
 
 
 def test_plans_are_equal_if_the_bits_of_inputs_are_too() -> None:
-    widths = {"a": 3, "b": Apot(6)}
+    widths: dict[str, WidthLike] = {"a": 3, "b": Apot(6)}
     plan = Plan(widths, activations={"a": 4})
     assert plan == Plan(widths, activations={"a": 4}, weights={"a": 7})  # counts say no bits
     assert plan != Plan(widths, activations={"a": 8})

@@ -25,7 +25,7 @@ test: $(VENV)/.dev  ## every check: format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(CODE)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 test-vision: $(VISION)/.installed  ## the recipes of INQ's paper on torchvision's networks, into .venv-vision: several gigabytes
 	$(VISION)/bin/python -m pytest tests_vision

@@ -19,12 +19,12 @@ from octavo.report.tables import (
     bits_range,
     exported_rows,
     inspection_table,
-    packed_layers,
     packed_layers_table,
     packed_rows,
     result_table,
     skipped_table,
 )
+from octavo.runs.details import packed_layers
 from octavo.storage.packed import Packed, pack
 
 

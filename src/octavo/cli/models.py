@@ -85,7 +85,8 @@ def inspect(
 def _print_packed(path: str, as_json: bool) -> None:
     """Print the layers of a packed file and its figures."""
     from octavo._io import json_text
-    from octavo.report.tables import packed_layers, packed_layers_table, packed_rows
+    from octavo.report.tables import packed_layers_table, packed_rows
+    from octavo.runs.details import packed_layers
     from octavo.storage.packed import Packed
 
     packed = Packed.load(path)

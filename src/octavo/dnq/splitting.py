@@ -14,7 +14,7 @@ from torch import nn
 from octavo.network.forward import Inputs
 from octavo.network.layers import Layer
 from octavo.network.reach import batches_for
-from octavo.network.samples import LEAST_SAMPLES, alike, joined, rows_of, sample_count
+from octavo.network.samples import LEAST_SAMPLES, joined, neighbours, rows_of, sample_count
 
 __all__ = ["Parts", "reaching", "split", "undivided"]
 
@@ -112,13 +112,7 @@ def _dealt(
 
 def _regrouped(pieces: Iterable[Inputs], most: int) -> list[Inputs]:
     """Join neighbouring pieces that are alike, and divide them into batches of at most ``most``."""
-    groups: list[list[Inputs]] = []
-    for piece in pieces:
-        if groups and alike(groups[-1][0], piece):
-            groups[-1].append(piece)
-        else:
-            groups.append([piece])
-    return [batch for group in groups for batch in _divided(joined(*group), most)]
+    return [batch for group in neighbours(pieces) for batch in _divided(joined(*group), most)]
 
 
 def _divided(batch: Inputs, most: int) -> list[Inputs]:

@@ -1,6 +1,7 @@
 """The samples of a batch: how many there are, and a batch of some of them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from octavo.network.forward import Inputs
 from octavo.network.nested import leaves, mapped, named_tensors
 
-__all__ = ["LEAST_SAMPLES", "alike", "in_fewer", "joined", "rows_of", "sample_count"]
+__all__ = ["LEAST_SAMPLES", "alike", "in_fewer", "joined", "neighbours", "rows_of", "sample_count"]
 
 LEAST_SAMPLES = 64  # with fewer inputs, nothing is set aside
 
@@ -59,15 +60,22 @@ def in_fewer(batches: Sequence[Inputs], most: int) -> list[Inputs]:
     """Join neighbouring batches that are alike, so many at a time that ``most`` would be left if
     all were alike. Up to ``most``, all stay as they are.
     """
-    share = -(-len(batches) // most)
+    groups = neighbours(batches, -(-len(batches) // most))
+    return [joined(*group) if len(group) > 1 else group[0] for group in groups]
+
+
+def neighbours(batches: Iterable[Inputs], most: float = math.inf) -> list[list[Inputs]]:
+    """Group neighbouring batches that are alike, up to ``most`` in a group. A batch that has no
+    samples of its own is a group by itself.
+    """
     groups: list[list[Inputs]] = []
     for batch in batches:
         last = groups[-1] if groups else []
-        if 0 < len(last) < share and sample_count(batch) and alike(last[0], batch):
+        if 0 < len(last) < most and sample_count(batch) and alike(last[0], batch):
             last.append(batch)
         else:
             groups.append([batch])
-    return [joined(*group) if len(group) > 1 else group[0] for group in groups]
+    return groups
 
 
 def _form(batch: Inputs) -> list[Any]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from octavo.errors import FormatError
-from octavo.formats.width import write_width
-from octavo.runs.details import DETAILS, stored_bytes
+from octavo.runs.details import DETAILS, packed_layers
 from octavo.runs.recipe import recorded_recipe
 from octavo.runs.run_folder import Json, read_json
 from octavo.storage.packed import Packed
@@ -196,19 +195,7 @@ def _layers_of_file(path: Path) -> list[Json]:
     """Return the layers of a packed file, where a run of an older version wrote no details."""
     if not path.is_file():
         return []
-    packed = Packed.load(path)
-    stored = stored_bytes(packed)
-    return [
-        {
-            "name": name,
-            "shape": list(layer.codes.shape),
-            "weights": layer.codes.numel(),
-            "bits": write_width(layer.codebook.width),
-            "stored_bytes": stored[name],
-            "zeros": float((layer.codes == layer.codebook.zero).float().mean()),
-        }
-        for name, layer in packed.layers.items()
-    ]
+    return packed_layers(Packed.load(path))
 
 
 def _losses_alone(journal: Path) -> dict[str, dict[str, float]]:

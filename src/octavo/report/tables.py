@@ -8,10 +8,9 @@ from rich.table import Table
 
 from octavo.deploy.exporting import Exported
 from octavo.errors import printable
-from octavo.formats.width import write_width
 from octavo.inspection import Inspection
 from octavo.report.record import RunRecord
-from octavo.runs.details import stored_bytes
+from octavo.runs.details import packed_layers
 from octavo.storage.packed import Packed, sizes_of
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "cell",
     "exported_rows",
     "inspection_table",
-    "packed_layers",
     "packed_layers_table",
     "packed_rows",
     "result_table",
@@ -169,28 +167,6 @@ def packed_rows(packed: Packed) -> dict[str, Any]:
     if packed.activations:
         rows["activation_bits"] = bits_range(form.bits for form in packed.activations.values())
     return rows | {"file_bytes": sizes.file_bytes, "ratio": round(sizes.ratio, 2)}
-
-
-def packed_layers(packed: Packed) -> list[dict[str, Any]]:
-    """Return the figures of each layer of a packed file; its bytes are those of its codes."""
-    stored = stored_bytes(packed)
-    rows: list[dict[str, Any]] = []
-    for name, layer in packed.layers.items():
-        zeros = int((layer.codes == layer.codebook.zero).sum())
-        rows.append(
-            {
-                "name": name,
-                "shape": list(layer.shape),
-                "weights": layer.codes.numel(),
-                "bits": write_width(layer.codebook.width),
-                "stored_bytes": stored[name],
-                "zeros": round(zeros / layer.codes.numel(), 4),
-            }
-        )
-        if packed.activations:
-            form = packed.activations.get(name)
-            rows[-1]["activation_bits"] = None if form is None else form.bits
-    return rows
 
 
 def packed_layers_table(packed: Packed) -> Table:

@@ -20,7 +20,7 @@ from octavo.storage.coding.small import encode_runs
 from octavo.storage.packed import Packed
 from octavo.storage.quantized import Quantized
 
-__all__ = ["DETAILS", "network_details", "without_curves"]
+__all__ = ["DETAILS", "network_details", "packed_layers", "without_curves"]
 
 DETAILS = "details.json"
 BINS = 60  # bins of a histogram of weights
@@ -82,6 +82,28 @@ def stored_bytes(packed: Packed) -> dict[str, float]:
         total = sum(entropy.values())
         stored |= {name: round(stream * entropy[name] / total, 1) for name in names}
     return {name: stored[name] for name in layers}
+
+
+def packed_layers(packed: Packed) -> list[Json]:
+    """Return the figures of each layer of a packed file; its bytes are those of its codes."""
+    stored = stored_bytes(packed)
+    rows: list[Json] = []
+    for name, layer in packed.layers.items():
+        zeros = int((layer.codes == layer.codebook.zero).sum())
+        rows.append(
+            {
+                "name": name,
+                "shape": list(layer.shape),
+                "weights": layer.codes.numel(),
+                "bits": write_width(layer.codebook.width),
+                "stored_bytes": stored[name],
+                "zeros": round(zeros / layer.codes.numel(), 4),
+            }
+        )
+        if packed.activations:
+            form = packed.activations.get(name)
+            rows[-1]["activation_bits"] = None if form is None else form.bits
+    return rows
 
 
 def _histograms(layer: Layer, quantized: Quantized, *, absorbed: bool) -> Json:

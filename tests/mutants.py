@@ -8,7 +8,7 @@ mutant that no test kills is a missing test or a line to delete.
 
 The result, benchmarks/results/mutants.json, is written after each mutant. What it says of a line
 that still stands is not tried again: delete it to begin anew. ``python tests/mutants.py survivors``
-tries the survivors once more.
+tries the survivors once more, and imports the package again for each.
 """
 
 import ast
@@ -169,11 +169,13 @@ class Tests:
             for path in sorted((copy / "octavo" / folder).rglob("*.py")):
                 importlib.import_module(_module(path.relative_to(copy)))
 
-    def killer(self, mutant: Mutant, occurrence: int, tests: Sequence[str]) -> str | None:
+    def killer(
+        self, mutant: Mutant, occurrence: int, tests: Sequence[str], *, anew: bool
+    ) -> str | None:
         """Return the test that a mutant fails first, or None; INVALID if the mutant is none.
 
-        Where possible, only the code of functions is replaced at first, which is fast, but misses
-        what was done as the package was imported. What survives this is imported again.
+        Where possible, only the code of functions is replaced, which is fast, but misses what was
+        done as the package was imported; ``anew`` imports it again in any case.
         """
         path = self._copy / "octavo" / mutant.file
         source = path.read_text(encoding="utf-8")
@@ -185,7 +187,7 @@ class Tests:
             return INVALID
         path.write_text(changed, encoding="utf-8")
         try:
-            failed = self.failures(change, "-x", *tests) or self.failures(None, "-x", *tests)
+            failed = self.failures(None if anew else change, "-x", *tests)
         finally:
             path.write_text(source, encoding="utf-8")
         return failed[0] if failed else None
@@ -424,7 +426,8 @@ def main() -> None:
                 calls = tests.calls(room)
             for mutant in left:
                 line, place = places[mutant]
-                record.add(mutant, tests.killer(mutant, place, calls.of(mutant, line)) or SURVIVED)
+                killer = tests.killer(mutant, place, calls.of(mutant, line), anew=again)
+                record.add(mutant, killer or SURVIVED)
         check_killers(tests, record)
 
 

@@ -160,6 +160,17 @@ def test_the_model_is_left_as_it_was() -> None:
     )
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_the_policy_learns_where_the_caller_has_gradients_off(off: Any) -> None:
+    expected = found(method="dnq", trials=40)
+    with off():
+        result = found(method="dnq", trials=40)
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() is (off is torch.inference_mode)
+    assert [trial.choice for trial in result.trials] == [t.choice for t in expected.trials]
+    assert result.objective == expected.objective
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_search_draws_nothing_from_the_global_generator(method: str) -> None:
     model = net()

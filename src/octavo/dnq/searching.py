@@ -43,7 +43,7 @@ from octavo.network.forward import (
     on_device,
 )
 from octavo.network.layers import find_layers
-from octavo.network.thread_state import cpu_by_default
+from octavo.network.thread_state import cpu_by_default, with_gradients
 from octavo.network.values import check_range
 from octavo.network.warned import warning_once
 from octavo.plan import Budget
@@ -195,7 +195,7 @@ def _searched(
     known = {layer.name: layer for layer in find_layers(model)[0]}
     parts = reaching(parts, model, [known[name] for name in surveyed.names])
     evaluator, sizes = _evaluator(model, batches, surveyed, parts, request)
-    with cpu_by_default():  # the policy's tensors, but not those of the trials
+    with cpu_by_default(), with_gradients():  # for the policy; trials run as the caller would
         outcome = _measure(evaluator, method_of(request.method), request.refine)
         chosen = _at_knee(evaluator)
         exact = _exact(chosen, outcome)

@@ -39,7 +39,7 @@ from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.forward import Inputs, batches_of
 from octavo.network.layers import Layer
 from octavo.network.parametrizations import release
-from octavo.network.pruned import find_pruned, set_to_zero
+from octavo.network.pruned import find_pruned, zeroed
 from octavo.network.ranks import ALONE, Ranks
 from octavo.plan import planned_layers
 from octavo.progress import Event, Progress, ProgressLike, showing
@@ -147,9 +147,10 @@ class Incremental:
         self._progress = progress
         self._done = 0  # portions that are frozen
         self._settings = agreed(self._ranks, _described(self, planned, portions, of_ptq))
-        set_to_zero(layers, pruned)
         choose = partial(choose_starts, model, planned, self._inputs, of_ptq, progress)
-        self._layers = started(layers, self._ranks.once(choose), pruned)
+        with zeroed(layers, pruned):
+            starts = self._ranks.once(choose)
+        self._layers = started(layers, starts, pruned)
         keep_from_broadcasts(self._ranks, model, self._layers)
 
     def __iter__(self) -> Iterator[Stage]:

@@ -125,7 +125,8 @@ class Surgery:
         self._done += 1
         generator = torch.Generator().manual_seed(seed_of(self._seed, self._done))
         probability = 1 / (1 + RATE * self._done / self._steps)
-        drawn = float(torch.rand((), generator=generator, device="cpu")) < probability
+        number = torch.rand((), generator=generator, dtype=torch.float32, device="cpu")
+        drawn = float(number) < probability
         if self._done == self._ramp or (drawn and self._done <= self._steps):
             risen = min(1.0, self._done / self._ramp)
             self._change_masks(1 - (1 - risen) ** 3)
@@ -232,8 +233,9 @@ def sparsity_groups(
 
 def _in_thresholds(weight: Tensor, kept: Tensor) -> Tensor:
     """Return the size of each weight in units of the threshold that applies to it, flat float32."""
-    thresholds = torch.where(kept, PRUNE, SPLICE)
-    return (weight.detach().float().abs() / thresholds).flatten()
+    size = weight.detach().float().abs()
+    thresholds = torch.full_like(size, SPLICE).masked_fill_(kept, PRUNE)
+    return (size / thresholds).flatten()
 
 
 def _lamp(size: Tensor) -> Tensor:

@@ -42,7 +42,9 @@ class Quantized:
     @property
     def shape(self) -> torch.Size:
         """The shape of the parameter."""
-        return channels_back(torch.empty(self.codes.shape, device="meta"), self.groups).shape
+        return channels_back(
+            torch.empty(self.codes.shape, dtype=torch.uint8, device="meta"), self.groups
+        ).shape
 
     def weight(self) -> Tensor:
         """Return the weights, float32, in the parameter's own layout."""

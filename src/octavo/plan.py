@@ -16,7 +16,7 @@ from octavo._yaml import read_yaml_file
 from octavo.errors import BudgetError, PlanError, nearest, printable
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_widths
 from octavo.network.float_share import warn_if_mostly_float
-from octavo.network.layers import ATTACHED, MASKED, Layer, Skipped, find_layers
+from octavo.network.layers import Layer, Skipped, find_layers, free_layers
 
 __all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
 
@@ -98,7 +98,7 @@ class Plan(MutableMapping[str, Width]):  # noqa: PLW1641 - it can change, so it 
                 none.
 
         """
-        weights = {layer.name: layer.weight.numel() for layer in _layers_to_plan(model)[0]}
+        weights = {layer.name: layer.weight.numel() for layer in free_layers(model)[0]}
         warn_if_mostly_float(model)
         title = _title(model)
         included = _matched(include, weights, title)
@@ -322,7 +322,7 @@ def planned_layers(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tupl
             "plan: expected a Plan or a dict from layer name to bits, "
             f"got {plan!r}; write Plan.uniform(model, 4) for 4 bits in every layer"
         )
-    layers, skipped = _layers_to_plan(model)
+    layers, skipped = free_layers(model)
     if not plan:
         raise PlanError("the plan is empty: it names no layer to quantize")
     known = {layer.name: layer for layer in layers}
@@ -332,26 +332,6 @@ def planned_layers(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tupl
             _check_no_other(name, model, layers, skipped)
     chosen: dict[str, Width] = matching(known, widths, _title(model))
     return [(known[name], width) for name, width in chosen.items()]
-
-
-def _layers_to_plan(model: nn.Module) -> tuple[list[Layer], list[Skipped]]:
-    """Return what ``find_layers`` does.
-
-    Raises:
-        PlanError: there is no layer, or a weight that could be quantized would be skipped, only
-            because it is masked, or in a run that is not finished.
-
-    """
-    layers, skipped = find_layers(model)
-    for skip in skipped:
-        if skip.reason in (MASKED, ATTACHED):
-            raise PlanError(f"{skip.name}: {skip.reason}")
-    if not layers:
-        raise PlanError(
-            f"{type(model).__name__}: expected a model with layers that can be quantized, "
-            "found none"
-        )
-    return layers, skipped
 
 
 def _table(plan: Plan) -> str:

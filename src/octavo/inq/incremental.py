@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.errors import PlanError
+from octavo.errors import PlanError, brief
 from octavo.formats.fitting import Fit, Per, read_per
 from octavo.formats.registry import with_exponents
 from octavo.formats.width import Width, WidthLike, write_widths
@@ -255,7 +255,10 @@ class Incremental:
         portions = tuple(state.get("portions", self.portions))
         check_schedule(portions, self._straight_through)
         _check_saved(state, portions, self._layers)
-        self.model.load_state_dict(state["model"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:  # torch's, whose first line has the names
+            raise PlanError(f"model: {brief(error)}") from error
         self._done = state["done"]
         self.portions = portions
         pruned = state.get("pruned", {})

@@ -9,13 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from octavo.errors import PlanError
 from octavo.network.kinds import ONE_WEIGHT, Form, form_of, kind_of
 from octavo.network.memory import memory_of, overlapping
 
 __all__ = [
     "ALWAYS_FLOAT",
-    "ATTACHED",
-    "MASKED",
     "Layer",
     "Skipped",
     "calling_modules",
@@ -23,6 +22,7 @@ __all__ = [
     "channels_first",
     "find_inputs",
     "find_layers",
+    "free_layers",
 ]
 
 ATTACHED = (
@@ -142,6 +142,26 @@ def find_layers(model: nn.Module) -> tuple[list[Layer], list[Skipped]]:
         else:
             worst = max(places, key=lambda place: (place.forbidden, bool(place.reason)))
             skipped.append(Skipped(places[0].full, _size(worst.parameter), worst.reason))
+    return layers, skipped
+
+
+def free_layers(model: nn.Module, shall_be: str = "quantized") -> tuple[list[Layer], list[Skipped]]:
+    """Return what :func:`find_layers` does, for a function that needs layers to change.
+
+    Raises:
+        PlanError: there is no layer, or one would be skipped only because it is masked, or because
+            an ``Incremental`` or ``Surgery`` that is not finished has it.
+
+    """
+    layers, skipped = find_layers(model)
+    for skip in skipped:
+        if skip.reason in (MASKED, ATTACHED):
+            raise PlanError(f"{skip.name}: {skip.reason}")
+    if not layers:
+        raise PlanError(
+            f"{type(model).__name__}: expected a model with layers that can be {shall_be}, "
+            "found none"
+        )
     return layers, skipped
 
 

@@ -91,8 +91,8 @@ class Incremental:
             the largest exponents are those of ``calibrate``, and as each portion freezes, the free
             weights are refitted, layer by layer.
         masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. None, the
-            default, takes every weight that is exactly zero as pruned, except in a layer that is on
-            powers of two already. Pruned weights are zero and never move.
+            default, takes weights that are exactly zero as pruned, as ``calibrate`` does. Pruned
+            weights are zero and never move.
         rate: how much a smaller file is worth, as for ``calibrate``: weights freeze at the levels
             of least error and bits, and the network sees these with ``straight_through``. The bits
             are those that the codes of the layer take, estimated anew after each portion: see

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from octavo.errors import PlanError
+from octavo.network.attachment import is_attached
 from octavo.network.kinds import ONE_WEIGHT, Form, form_of, kind_of
 from octavo.network.memory import memory_of, overlapping
 
@@ -29,6 +30,7 @@ ATTACHED = (
     "this model is in an unfinished Incremental or Surgery already; call its finish(), or make the "
     "model anew"
 )
+PARAMETRIZED = "its module is parametrized already"
 MASKED = "torch.nn.utils.prune masks it: call octavo.fold_masks(model) first"
 BIAS = "biases stay in float"
 NORM = "norms stay in float"
@@ -202,18 +204,12 @@ def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]
     """Yield (attribute, parameter, obstacle) of the module's parameters: see :func:`_obstacle`."""
     lists: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
     for attribute, parametrizations in lists.items():
+        obstacle = ATTACHED if is_attached(module, attribute) else PARAMETRIZED
         for parameter in parametrizations.parameters():
-            yield attribute, parameter, _parametrized(module, attribute)
+            yield attribute, parameter, obstacle
     for attribute, parameter in module._parameters.items():
         if parameter is not None:
             yield attribute, parameter, _obstacle(module, parameter)
-
-
-def _parametrized(module: nn.Module, attribute: str) -> str:
-    """Return the reason why a parametrized parameter cannot be quantized."""
-    before = getattr(module, "_before_attach", None)  # of octavo.network.parametrizations
-    own = before is not None and attribute in before.attached
-    return ATTACHED if own else "its module is parametrized already"
 
 
 def _obstacle(module: nn.Module, parameter: nn.Parameter) -> str:

@@ -123,11 +123,11 @@ def _in_forward_order(
     reached: dict[str, Layer] = {}  # by name
     macs = dict.fromkeys((layer.name for layer in layers), 0)
     beyond = itertools.chain([batch] if isinstance(batch, Tensor) else [], others)
-    for number, inputs in enumerate(itertools.chain([example], beyond)):
+    for inputs in itertools.chain([example], beyond):
         if len(reached) == len(layers):
             break
         new, spent = _reached(model, layers, on_device(inputs, device_of(model)))
-        samples = sample_count(inputs) or 1 if number else 1
+        samples = sample_count(inputs) or 1
         for name in new.keys() - reached.keys():
             macs[name] = -(-spent[name] // samples)
         reached |= {name: layer for name, layer in new.items() if name not in reached}

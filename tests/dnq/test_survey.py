@@ -41,6 +41,12 @@ def test_multiply_accumulates_are_those_of_one_input_however_a_batch_is_passed(i
     assert survey(Net(), inputs, (2, 3), {}).macs == expected.macs
 
 
+def test_an_image_that_comes_without_a_batch_is_one_input() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
+    alone = survey(model, torch.zeros(3, 8, 8), (2, 3), {})
+    assert alone.macs == survey(model, torch.zeros(7, 3, 8, 8), (2, 3), {}).macs
+
+
 def test_a_model_that_inputs_reach_no_layer_of_is_refused() -> None:
     class Idle(Net):
         def forward(self, x: Tensor) -> Tensor:

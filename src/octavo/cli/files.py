@@ -114,7 +114,8 @@ def evaluate(
     """
     from octavo.deploy.exporting import load_onnx
     from octavo.report.tables import packed_rows
-    from octavo.runs.task import load_task, metric_of
+    from octavo.runs.metric import metric_of
+    from octavo.runs.task import load_task
     from octavo.storage.packed import Packed
 
     loaded = load_task(task, task_options(option))

@@ -11,6 +11,7 @@ from octavo.errors import printable
 from octavo.inspection import Inspection
 from octavo.report.record import RunRecord
 from octavo.runs.details import packed_layers
+from octavo.runs.metric import metric_text
 from octavo.storage.packed import Packed, sizes_of
 
 __all__ = [
@@ -51,13 +52,15 @@ def result_table(result: Mapping[str, Any]) -> Table:
 
 def _result_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return the rows: a name, and the figures of full precision, control and quantized network."""
-    control = f"{result['control_score']:.2f}" if "control_score" in result else "not run"
+    control = metric_text(result["control_score"]) if "control_score" in result else "not run"
+    before = metric_text(result["float_score"])
+    after = metric_text(result["score"])
     whole = f"{result['float_bytes']:,}"
     nominal = f"{result['nominal_bits']:.2f}"
     stored = f"{result['stored_bits']:.2f}"
     packed = f"{result['file_bytes']:,}"
     rows = [
-        ("metric", f"{result['float_score']:.2f}", control, f"[bold]{result['score']:.2f}[/]"),
+        ("metric", before, control, f"[bold]{after}[/]"),
         ("nominal bits per weight", "32", "32", nominal),
         ("stored bits per weight", "32", "32", stored),
         ("bytes", whole, whole, packed),
@@ -89,9 +92,9 @@ def runs_table(records: Iterable[RunRecord]) -> Table:
         table.add_row(
             cell(record.name),
             cell(record.method),
-            f"{result['float_score']:.2f}",
-            "not run" if record.control is None else f"{record.control:.2f}",
-            f"{result['score']:.2f}",
+            metric_text(result["float_score"]),
+            "not run" if record.control is None else metric_text(record.control),
+            metric_text(result["score"]),
             f"{result['file_bytes']:,}",
             f"{result['ratio']:.1f}",
         )

@@ -28,6 +28,7 @@ from octavo.pruning.surgery import sparsity_groups
 from octavo.ptq.file_form import FileForm
 from octavo.runs.details import DETAILS, network_details, without_curves
 from octavo.runs.job import SAVE_EVERY, Job, shared
+from octavo.runs.metric import metric_of, metric_text
 from octavo.runs.orders import load_orders
 from octavo.runs.quantize import (
     Quantization,
@@ -52,7 +53,7 @@ from octavo.runs.run_folder import (
     write_json,
 )
 from octavo.runs.steps import control_score, control_stages, prune, warm_up
-from octavo.runs.task import Task, load_task, metric_of, model_of
+from octavo.runs.task import Task, load_task, model_of
 from octavo.runs.watching import Stopwatch
 from octavo.storage.coding import grouped as coding
 from octavo.storage.packed import Packed, sizes_of
@@ -317,7 +318,7 @@ def _float_score(job: Job, model: nn.Module) -> float:
     """Return the metric of the full-precision network."""
     job.progress(Event("score", message="measuring the metric in full precision"))
     score = job.metric(model, "the full-precision network")
-    job.note(f"full precision: {score:.2f}")
+    job.note(f"full precision: {metric_text(score)}")
     return score
 
 
@@ -350,7 +351,7 @@ def _reloaded_score(job: Job) -> float:
     model = job.new_model()
     Packed.load(job.folder / PACKED, model=model).apply(model)
     score = job.metric(model, f"the quantized network, which is kept in {job.folder / PACKED}")
-    job.note(f"quantized, packed and loaded again: {score:.2f}")
+    job.note(f"quantized, packed and loaded again: {metric_text(score)}")
     return score
 
 
@@ -364,7 +365,7 @@ def _exports(job: Job, packed: Packed) -> Json:
         exported = export_checked(model, packed, path, form=form, example=example)
         scores = exported_scores(exported, packed, job.task, job.recipe.task)
         figures[form] = asdict(exported) | {"path": path.name} | scores
-        said = f", score {scores['score']:.2f}" if scores else ""
+        said = f", score {metric_text(scores['score'])}" if scores else ""
         job.note(f"exported: {path}, {exported.bytes:,} bytes{said}")
     return {"exports": figures} if figures else {}
 

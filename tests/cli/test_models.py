@@ -229,3 +229,31 @@ def test_inspect_says_why_nothing_can_be_quantized(octavo: Callable[..., Any]) -
     assert "multiply-accumulates" not in said.out
     assert "norms stay in float" in said.out
     assert "feasible" not in said.out
+
+
+def test_inspect_tells_files_by_what_they_hold(octavo: Callable[..., Any], packed: Path) -> None:
+    Plan({"0": 3, "2": 4}).save("a plan.txt")
+    packed.rename("net.bin")
+    assert json.loads(octavo("inspect", "a plan.txt", "--json").out)["bits"] == {"0": 3, "2": 4}
+    assert "quantized layers" in octavo("inspect", "net.bin").out
+    for missing in ("net.safetensors", "plan.yaml"):
+        said = octavo("inspect", missing)
+        assert (said.status, "No such file" in said.err) == (2, True)
+    assert "task: expected one of" in octavo("inspect", "tiny.py").err
+
+
+def test_names_are_whole_on_a_narrow_terminal(
+    octavo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers whose names are cut look alike."""
+    monkeypatch.setenv("COLUMNS", "40")
+    Path("deep.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.ModuleDict({'a_name_of_24_characters_1': nn.Linear(300, 400)})\n"
+    )
+    said = octavo("inspect", "deep.py:net")
+    assert "…" not in said.out
+    assert "120,000" in said.out
+    column = [line.split("│")[1].strip() for line in said.out.splitlines() if "│" in line]
+    assert "".join(column).startswith("a_name_of_24_characters_1")

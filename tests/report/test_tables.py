@@ -110,7 +110,7 @@ class Net(nn.Module):
 def test_layers_that_can_be_quantized(example: torch.Tensor | None, macs: list[str]) -> None:
     found = inspect(Net(), example)
     assert cells(inspection_table(found)) == [
-        ["layer", "kind", "shape", "weights", "multiply-accumulates", "tied to"],
+        ["layer", "kind", "shape", "weights", "MACs", "tied to"],
         ["[bold]", "conv2d", "4x2x3x3", "72", macs[0], ""],
         ["lift", "linear", "1250x4", "5,000", macs[1], "head.weight"],
     ]

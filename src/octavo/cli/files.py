@@ -116,10 +116,11 @@ def evaluate(
     from octavo.report.tables import packed_rows
     from octavo.runs.metric import metric_of
     from octavo.runs.task import load_task
+    from octavo.storage.file_kind import kind_of_file
     from octavo.storage.packed import Packed
 
     loaded = load_task(task, task_options(option))
-    if file.suffix == ".onnx":
+    if file.suffix == ".onnx" or kind_of_file(file) == "onnx":
         score = metric_of(loaded, task, load_onnx(file), f"the network in {file}")
         print_figures({"score": score, "file_bytes": file.stat().st_size}, as_json)
         return

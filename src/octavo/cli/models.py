@@ -20,6 +20,7 @@ from octavo.cli.options import (
     out,
     print_figures,
     print_next,
+    print_tables,
     print_written,
     read_budget,
     task_network,
@@ -59,20 +60,12 @@ def inspect(
     Example: `octavo inspect digits`
     """
     from octavo._io import json_text
-    from octavo.formats.width import write_widths
     from octavo.inspection import inspect as inspect_model
     from octavo.network.devices import device_named
-    from octavo.plan import Plan
     from octavo.runs.models import load_model
-    from octavo.runs.plan_files import ENDINGS
 
-    if network.endswith(ENDINGS):
-        plan = Plan.load(network)
-        figures = {"bits": write_widths(plan), "activations": plan.activations}
-        typer.echo(json_text(figures, indent=2) if as_json else str(plan))
-        return
-    if network.endswith(PACKED_ENDING):
-        _print_packed(network, as_json)
+    if print_file := _printer_of(network):
+        print_file(network, as_json)
         return
     model, example = load_model(network, task_options(option), device_named(device))
     inspection = inspect_model(model, example)
@@ -80,6 +73,32 @@ def inspect(
         typer.echo(json_text(asdict(inspection), indent=2))
     else:
         _print_inspection(inspection)
+
+
+def _printer_of(name: str) -> Callable[[str, bool], None] | None:
+    """Return the function that prints a file, told by its first bytes, or by its ending where there
+    is no such file: then the function says so. None if the name is that of a network.
+    """
+    from octavo.runs.plan_files import ENDINGS
+    from octavo.storage.file_kind import kind_of_file
+
+    kind = None if name.endswith(".py") else kind_of_file(name)
+    if kind == "other" or (kind is None and name.endswith(ENDINGS)):
+        return _print_plan
+    if kind is not None or name.endswith(PACKED_ENDING):
+        return _print_packed
+    return None
+
+
+def _print_plan(path: str, as_json: bool) -> None:
+    """Print the file of a plan."""
+    from octavo._io import json_text
+    from octavo.formats.width import write_widths
+    from octavo.plan import Plan
+
+    plan = Plan.load(path)
+    figures = {"bits": write_widths(plan), "activations": plan.activations}
+    typer.echo(json_text(figures, indent=2) if as_json else str(plan))
 
 
 def _print_packed(path: str, as_json: bool) -> None:
@@ -94,7 +113,7 @@ def _print_packed(path: str, as_json: bool) -> None:
         figures = packed_rows(packed) | {"layers": packed_layers(packed)}
         typer.echo(json_text(figures, indent=2))
         return
-    out.print(packed_layers_table(packed))
+    print_tables(packed_layers_table(packed))
     print_figures(packed_rows(packed), as_json=False)
 
 
@@ -211,8 +230,10 @@ def _print_inspection(inspection: "Inspection") -> None:
     """Print the layers, what stays in float, and the feasible budgets."""
     from octavo.report.tables import inspection_table, skipped_table
 
-    layers = inspection_table(inspection) if inspection.rows else "no layer can be quantized"
-    out.print(layers, skipped_table(inspection))
+    layers = [inspection_table(inspection)] if inspection.rows else []
+    if not layers:
+        out.print("no layer can be quantized")
+    print_tables(*layers, skipped_table(inspection))
     if inspection.cheapest and inspection.dearest:
         low = inspection.cheapest
         high = inspection.dearest
@@ -251,8 +272,8 @@ def _print_search(
     )
 
     if settings["budget"] is None and settings["trade_off"] is None:
-        out.print(front_table(result, objective))
-    out.print(plan_table(result), finalists_table(result, objective))
+        print_tables(front_table(result, objective))
+    print_tables(plan_table(result), finalists_table(result, objective))
     if result.refinement is not None:
         out.print(refinement_line(result.refinement), soft_wrap=True, markup=False)
     print_written(plan)

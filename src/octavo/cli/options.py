@@ -15,6 +15,7 @@ from rich.console import Console
 from octavo.errors import BudgetError, nearest, printable
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import nn
 
     from octavo.plan import Budget
@@ -42,6 +43,7 @@ __all__ = [
     "out",
     "print_figures",
     "print_next",
+    "print_tables",
     "print_written",
     "read_budget",
     "task_network",
@@ -215,6 +217,14 @@ def print_figures(figures: dict[str, Any], as_json: bool) -> None:
     for key, value in figures.items():
         name = key.replace("_", " ")
         out.print(f"{name:>{width}}  {printable(_shown(value))}", soft_wrap=True, markup=False)
+
+
+def print_tables(*tables: "Table") -> None:
+    """Print tables; where the terminal is too narrow for one, its lines run over."""
+    from octavo.report.tables import uncut
+
+    for table in tables:
+        out.print(uncut(table), crop=False)
 
 
 def print_next(command: str) -> None:

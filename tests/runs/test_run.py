@@ -126,6 +126,19 @@ def test_the_recipes_forms_are_exported_into_the_folder(folder: Path) -> None:
     assert "exports" not in run(recipe(method="ptq"), folder.parent / "other")
 
 
+def test_an_export_can_be_added_to_a_complete_run(folder: Path) -> None:
+    """Nothing is trained for it, and nothing else changes."""
+    whole = run(recipe(control=False), folder)
+    packed = (folder / "packed.safetensors").read_bytes()
+    watcher = Watcher()
+    result = run(recipe(control=False, export=["mx"]), folder, watcher)
+    assert watcher.steps == []
+    assert result["score"] == whole["score"]
+    assert (folder / result["exports"]["mx"]["path"]).is_file()
+    assert (folder / "packed.safetensors").read_bytes() == packed
+    assert run(recipe(control=False, export=["mx"]), folder) == result
+
+
 def test_what_cannot_be_exported_for_want_of_a_library_is_known_at_the_start(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -279,7 +279,7 @@ def test_another_search_is_another_run(folder: Path) -> None:
     for other in (searching("exact"), searching(budget=2.5), recipe(control=False)):
         with pytest.raises(
             RecipeError,
-            match=rf"^{folder} holds a run with (search|bits) .*: choose another --folder$",
+            match=rf"^{folder} holds a run with (search\.method|search\.budget\.average_bits|bits) .*: choose another --folder$",
         ):
             run(other, folder)
     assert files(folder) == before

@@ -61,7 +61,7 @@ def export(
     from octavo._io import check_output
     from octavo.deploy.exporting import export_checked
     from octavo.report.tables import exported_rows
-    from octavo.runs.run import exported_scores
+    from octavo.runs.exports import exported_scores
     from octavo.runs.task import load_task, model_of
     from octavo.storage.packed import Packed
 

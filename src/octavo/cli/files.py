@@ -58,14 +58,14 @@ def export(
 
     Example: `octavo export runs/demo/packed.safetensors --task digits --form lut -o model.onnx`
     """
-    from octavo._io import check_output
+    from octavo._io import check_folder_of
     from octavo.deploy.exporting import export_checked
     from octavo.report.tables import exported_rows
     from octavo.runs.exports import exported_scores
     from octavo.runs.task import load_task, model_of
     from octavo.storage.packed import Packed
 
-    check_output(output)
+    check_folder_of(output)
     if (file is None) == (plan is None):
         raise ExportError("expected either a packed network or --plan, got both or neither")
     loaded = load_task(task, task_options(option))

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -227,9 +228,9 @@ def print_tables(*tables: "Table") -> None:
         out.print(uncut(table), crop=False)
 
 
-def print_next(command: str) -> None:
-    """Say which command may come next."""
-    out.print(f"next: {printable(command)}", soft_wrap=True, markup=False)
+def print_next(words: Sequence[str]) -> None:
+    """Say which command may come next, so that it can be pasted."""
+    out.print(f"next: {printable(shlex.join(words))}", soft_wrap=True, markup=False)
 
 
 def print_written(path: Path) -> None:

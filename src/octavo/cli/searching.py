@@ -1,4 +1,4 @@
-"""The commands that look at a task's network: ``inspect`` and ``search``."""
+"""The command that learns the bits of layers: ``search``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -12,13 +12,10 @@ from octavo.cli.options import (
     AsJson,
     Device,
     FileCoding,
-    Floats,
-    NetworkName,
     Options,
     Quiet,
     TaskName,
     out,
-    print_figures,
     print_next,
     print_tables,
     print_written,
@@ -42,80 +39,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from octavo.dnq.search_result import SearchResult
-    from octavo.inspection import Inspection
     from octavo.progress import Progress
     from octavo.runs.task import Task
 
-__all__ = ["inspect", "search"]
-
-PACKED_ENDING = ".safetensors"
-
-
-def inspect(
-    network: NetworkName, option: Options = None, device: Device = "auto", as_json: AsJson = False
-) -> None:
-    """Show which layers of a network can be quantized, which cannot and why, and which budgets are
-    feasible. The file of a plan, and the layers of a packed file, are shown as a table.
-
-    Example: `octavo inspect digits`
-    """
-    from octavo._io import json_text
-    from octavo.inspection import inspect as inspect_model
-    from octavo.network.devices import device_named
-    from octavo.runs.models import load_model
-
-    if print_file := _printer_of(network):
-        print_file(network, as_json)
-        return
-    model, example = load_model(network, task_options(option), device_named(device))
-    inspection = inspect_model(model, example)
-    if as_json:
-        typer.echo(json_text(asdict(inspection), indent=2))
-    else:
-        _print_inspection(inspection)
-
-
-def _printer_of(name: str) -> Callable[[str, bool], None] | None:
-    """Return the function that prints a file, told by its first bytes, or by its ending where there
-    is no such file: then the function says so. None if the name is that of a network.
-    """
-    from octavo.runs.plan_files import ENDINGS
-    from octavo.storage.file_kind import kind_of_file
-
-    kind = None if name.endswith(".py") else kind_of_file(name)
-    if kind == "other" or (kind is None and name.endswith(ENDINGS)):
-        return _print_plan
-    if kind is not None or name.endswith(PACKED_ENDING):
-        return _print_packed
-    return None
-
-
-def _print_plan(path: str, as_json: bool) -> None:
-    """Print the file of a plan."""
-    from octavo._io import json_text
-    from octavo.formats.width import write_widths
-    from octavo.plan import Plan
-
-    plan = Plan.load(path)
-    figures = {"bits": write_widths(plan), "activations": plan.activations}
-    typer.echo(json_text(figures, indent=2) if as_json else str(plan))
-
-
-def _print_packed(path: str, as_json: bool) -> None:
-    """Print the layers of a packed file and its figures."""
-    from octavo._io import json_text
-    from octavo.report.tables import packed_layers_table, packed_rows
-    from octavo.runs.details import packed_layers
-    from octavo.storage.packed import Packed
-
-    packed = Packed.load(path)
-    if as_json:
-        figures = packed_rows(packed) | {"layers": packed_layers(packed)}
-        typer.echo(json_text(figures, indent=2))
-        return
-    print_tables(packed_layers_table(packed))
-    print_figures(packed_rows(packed), as_json=False)
-
+__all__ = ["search"]
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The plan to write, YAML.")]
 Limit = Annotated[
@@ -168,6 +95,14 @@ InputBits = Annotated[
     typer.Option(help="Search for the bits of layer inputs too, among these, such as 4,8."),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="The number of plans that are scored at a time.")]
+PricedFloats = Annotated[
+    str | None,
+    typer.Option(
+        "--floats",
+        help="How the file that is priced stores biases and norms: float32, float16 or folded.",
+        show_default="float32",
+    ),
+]
 JournalFile = Annotated[
     Path | None, typer.Option(help="Append each trial to this file; continue from its trials.")
 ]
@@ -186,7 +121,7 @@ def search(
     pin: Pins = None,
     seed: Seed = 0,
     activations: InputBits = None,
-    floats: Floats = None,
+    floats: PricedFloats = None,
     coding: FileCoding = FAST,
     workers: Workers = 1,
     journal: JournalFile = None,
@@ -216,7 +151,9 @@ def search(
     if as_json:
         _print_search_figures(result, method)
         return
-    _print_search(result, objective, settings, task, output)
+    _print_search(result, objective, covered=budget is None and trade_off is None)
+    print_written(output)
+    print_next(["octavo", "quantize", task, *_as_options(option, output, floats, coding)])
 
 
 def _task(name: str, option: list[str] | None) -> "Task":
@@ -224,23 +161,6 @@ def _task(name: str, option: list[str] | None) -> "Task":
     from octavo.runs.task import load_task
 
     return load_task(name, task_options(option))
-
-
-def _print_inspection(inspection: "Inspection") -> None:
-    """Print the layers, what stays in float, and the feasible budgets."""
-    from octavo.report.tables import inspection_table, skipped_table
-
-    layers = [inspection_table(inspection)] if inspection.rows else []
-    if not layers:
-        out.print("no layer can be quantized")
-    print_tables(*layers, skipped_table(inspection))
-    if inspection.cheapest and inspection.dearest:
-        low = inspection.cheapest
-        high = inspection.dearest
-        out.print(
-            f"feasible: {low.average_bits:g} to {high.average_bits:g} bits, "
-            f"{low.bytes:,} to {high.bytes:,} nominal bytes"
-        )
 
 
 def _searched(
@@ -258,12 +178,8 @@ def _searched(
         return search_bits(network, task.calibration(), progress=progress, **settings)
 
 
-def _print_search(
-    result: "SearchResult", objective: str, settings: Mapping[str, Any], task: str, plan: Path
-) -> None:
-    """Print the plan of a search, which was written, and the command that may come next; where the
-    search covered the whole range, its front too.
-    """
+def _print_search(result: "SearchResult", objective: str, *, covered: bool) -> None:
+    """Print the plan of a search; where the search ``covered`` the whole range, its front too."""
     from octavo.report.search_tables import (
         finalists_table,
         front_table,
@@ -271,20 +187,22 @@ def _print_search(
         refinement_line,
     )
 
-    if settings["budget"] is None and settings["trade_off"] is None:
+    if covered:
         print_tables(front_table(result, objective))
     print_tables(plan_table(result), finalists_table(result, objective))
     if result.refinement is not None:
         out.print(refinement_line(result.refinement), soft_wrap=True, markup=False)
-    print_written(plan)
-    print_next(_quantizing(task, plan, settings["floats"], settings["coding"]))
 
 
-def _quantizing(task: str, plan: Path, floats: str | None, coding: str) -> str:
-    """Return the command that quantizes by a plan, in the form of file that it was searched for."""
-    form = "" if floats is None else f" --floats {floats}"
-    form += "" if coding == FAST else f" --coding {coding}"
-    return f"octavo quantize {task} --plan {plan}{form} -o {plan.stem}.safetensors"
+def _as_options(
+    task_options: list[str] | None, plan: Path, floats: str | None, coding: str
+) -> list[str]:
+    """Return the options with which ``octavo quantize`` writes the file that was searched for."""
+    words = [word for pair in task_options or () for word in ("--option", pair)]
+    words += ["--plan", str(plan)]
+    words += [] if floats is None else ["--floats", floats]
+    words += [] if coding == FAST else ["--coding", coding]
+    return [*words, "-o", f"{plan.stem}.safetensors"]
 
 
 def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None":

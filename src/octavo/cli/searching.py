@@ -99,8 +99,9 @@ PricedFloats = Annotated[
     str | None,
     typer.Option(
         "--floats",
-        help="How the file that is priced stores biases and norms: float32, float16 or folded.",
-        show_default="float32",
+        help="How the file that is priced stores biases and norms: float32, float16 or folded. "
+        "Default: float32.",
+        show_default=False,
     ),
 ]
 JournalFile = Annotated[
@@ -150,10 +151,9 @@ def search(
     result.plan.save(output)
     if as_json:
         _print_search_figures(result, method)
-        return
-    _print_search(result, objective, covered=budget is None and trade_off is None)
-    print_written(output)
-    print_next(["octavo", "quantize", task, *_as_options(option, output, floats, coding)])
+    else:
+        _print_search(result, objective, covered=budget is None and trade_off is None)
+        _print_next(task, option, output, floats, coding)
 
 
 def _task(name: str, option: list[str] | None) -> "Task":
@@ -194,15 +194,16 @@ def _print_search(result: "SearchResult", objective: str, *, covered: bool) -> N
         out.print(refinement_line(result.refinement), soft_wrap=True, markup=False)
 
 
-def _as_options(
-    task_options: list[str] | None, plan: Path, floats: str | None, coding: str
-) -> list[str]:
-    """Return the options with which ``octavo quantize`` writes the file that was searched for."""
-    words = [word for pair in task_options or () for word in ("--option", pair)]
-    words += ["--plan", str(plan)]
-    words += [] if floats is None else ["--floats", floats]
-    words += [] if coding == FAST else ["--coding", coding]
-    return [*words, "-o", f"{plan.stem}.safetensors"]
+def _print_next(
+    task: str, task_options: list[str] | None, plan: Path, floats: str | None, coding: str
+) -> None:
+    """Say where the plan is, and the command that writes the file that was searched for."""
+    options = [word for pair in task_options or () for word in ("--option", pair)]
+    form = [] if floats is None else ["--floats", floats]
+    form += [] if coding == FAST else ["--coding", coding]
+    print_written(plan)
+    files = ["--plan", str(plan), *form, "-o", f"{plan.stem}.safetensors"]
+    print_next(["octavo", "quantize", task, *options, *files])
 
 
 def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None":

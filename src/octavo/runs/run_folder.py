@@ -62,8 +62,8 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
 
 def _check_same(holds: str, there: Recipe, now: Recipe, keys: set[str]) -> None:
     """Raise RecipeError where recipes differ in one of the keys; ``holds`` begins the message."""
-    was, says = (each.model_dump(mode="json", include=keys) for each in (there, now))
-    differing = _difference(was, says)
+    was = there.model_dump(mode="json", include=keys)
+    differing = _difference(was, now.model_dump(mode="json", include=keys))
     if differing is not None:
         raise RecipeError(f"{holds} with {differing}: choose another --folder")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from octavo._io import check_output
 from octavo.cli.options import (
     FAST,
     AsJson,
@@ -135,8 +136,6 @@ def search(
 
     Example: `octavo search digits --budget average_bits=3 --pin conv1=5 -o plan.yaml`
     """
-    from octavo._io import check_output
-
     check_output(output)
     with watched(as_json, quiet) as progress:
         loaded = _task(task, option)

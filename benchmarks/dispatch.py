@@ -30,12 +30,13 @@ from octavo import Budget, Incremental, Plan, calibrate, search
 from octavo.formats.powers_of_two import PowerOfTwo
 from octavo.formats.registry import fitted_codebook
 from octavo.runs import descent, training
+from octavo.runs.retraining import Retraining
 from octavo.runs.run import environment
 from octavo.runs.run_folder import write_json
 from octavo.runs.step_log import steps_between_readings
 from octavo.runs.task import Batch
 from octavo.runs.tasks.resnet import resnet
-from octavo.runs.training import Retraining, retrain
+from octavo.runs.training import retrain
 
 SEED = 0
 IMAGES = 64

@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from octavo import Budget, Incremental, Packed, Plan, calibrate, inspect, search
 from octavo.network.forward import Inputs, call
 from octavo.network.nested import named_tensors
-from octavo.runs.training import Retraining, retrain
+from octavo.runs.retraining import Retraining
+from octavo.runs.training import retrain
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The PyTorch API of nested tensors"

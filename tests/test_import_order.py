@@ -1,6 +1,7 @@
 """Imports go one way: a folder imports only from folders below it; optional packages wait."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,33 @@ def test_imports_go_down() -> None:
         if found := upward(own, imported(ast.parse(path.read_text(encoding="utf-8")))):
             wrong[str(path.relative_to(PACKAGE))] = found
     assert wrong == {}
+
+
+def modules() -> dict[str, set[str]]:
+    """Each module of the package, and those of the package that it imports."""
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        names[".".join(parts).removesuffix(".__init__")] = path
+    return {
+        name: {
+            module
+            for full in imported(ast.parse(path.read_text(encoding="utf-8")))
+            for module in (full, full.rpartition(".")[0])
+            if module in names and module != name
+        }
+        for name, path in names.items()
+        if name != "octavo"
+    }
+
+
+def test_no_modules_import_each_other() -> None:
+    """Inside a room as well, and for the type checker as well."""
+    graph = modules()
+    assert "octavo.runs.retraining" in graph["octavo.runs.training"]
+    TopologicalSorter(graph).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph | {"octavo.errors": {"octavo.cli.failures"}}).prepare()
 
 
 def test_every_room_has_a_floor() -> None:

@@ -11,7 +11,7 @@ from octavo.activations.quantization import quantize_activations
 from octavo.activations.quantizer import scales
 from octavo.errors import TrainingError
 from octavo.runs.descent import OCTAVE, SCALE_RATE, Descent
-from octavo.runs.training import Retraining
+from octavo.runs.retraining import Retraining
 
 SETTINGS = Retraining(learning_rate=0.1, momentum=0.9, weight_decay=0.01)
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))

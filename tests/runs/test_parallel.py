@@ -15,7 +15,8 @@ from octavo.errors import TrainingError
 from octavo.network.random_state import RandomState
 from octavo.network.ranks import ALONE, Ranks
 from octavo.runs.parallel import OwnNumbers, OwnRows, PartLosses, check_same, cut, even_out
-from octavo.runs.training import Retraining, Training
+from octavo.runs.retraining import Retraining
+from octavo.runs.training import Training
 
 ROWS = 10  # of a batch: no whole number of them in four parts
 SETTINGS = Retraining(learning_rate=0.05, weight_decay=0.01, clip=1.0, labels=0.5)

@@ -13,8 +13,8 @@ from octavo.ptq.file_form import FileForm
 from octavo.runs.orders import OrderFunction
 from octavo.runs.recipe import load_recipe, make_recipe
 from octavo.runs.recipes import RECIPES
+from octavo.runs.retraining import Retraining
 from octavo.runs.sections import Activations, Prune, Ptq, Search
-from octavo.runs.training import Retraining
 from octavo.storage.packed import FloatForm
 
 GOOD = "task: digits\nbits: 3\n"

@@ -2,8 +2,8 @@
 
 from tests.runs.tiny import recipe
 
+from octavo.runs.retraining import Retraining
 from octavo.runs.stage_plan import StagePlan, stage_plans
-from octavo.runs.training import Retraining
 
 
 def test_a_stage_has_the_recipes_settings_and_a_seed_of_its_own() -> None:

@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
-from tests.runs.test_training import Toy, linear, poisoned
+from tests.runs.toy_task import Toy, linear, poisoned
 from torch import Tensor
 
 from octavo.errors import TrainingError
 from octavo.progress import Event
 from octavo.runs import training
+from octavo.runs.retraining import Retraining
 from octavo.runs.step_log import StepLog, steps_between_readings
-from octavo.runs.training import Retraining, StepFigures, retrain
+from octavo.runs.training import StepFigures, retrain
 
 
 def test_a_cpu_reads_every_step_and_a_gpu_few() -> None:

@@ -9,7 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from tests.runs.toy_task import (
+    BATCHES,
+    CLASSES,
+    INPUTS,
+    ROWS,
+    Array,
+    Returns,
+    Toy,
+    data,
+    linear,
+    poisoned,
+    softmax,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,58 +29,9 @@ from octavo.activations.quantizer import InputFormat, InputQuantizer, attach_qua
 from octavo.errors import TrainingError
 from octavo.inq.incremental import Incremental
 from octavo.progress import Event
+from octavo.runs.retraining import Retraining
 from octavo.runs.task import Batch
-from octavo.runs.training import Retraining, StepFigures, distillation, retrain
-
-Array = NDArray[np.float64]
-BATCHES, ROWS, INPUTS, CLASSES = 5, 6, 4, 3
-
-
-def data(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(BATCHES, ROWS, INPUTS, generator=generator)
-    labels = torch.randint(CLASSES, (BATCHES, ROWS), generator=generator)
-    return list(zip(inputs, labels, strict=True))
-
-
-def linear(seed: int) -> nn.Linear:
-    model = nn.Linear(INPUTS, CLASSES)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
-            )
-    return model
-
-
-class Toy:
-    """A task whose batches and loss the test chooses."""
-
-    def __init__(
-        self,
-        batches: Callable[[], Iterable[Any]] = data,
-        loss: Callable[[nn.Module, Batch], Any] | None = None,
-    ):
-        self.batches, self.own_loss = batches, loss
-
-    def model(self) -> nn.Module:
-        return linear(1)
-
-    def calibration(self) -> list[Tensor]:
-        return []
-
-    def train_batches(self) -> Iterable[Batch]:
-        return self.batches()
-
-    def loss(self, model: nn.Module, batch: Batch) -> Any:
-        return (
-            F.cross_entropy(model(batch[0]), batch[1])
-            if self.own_loss is None
-            else self.own_loss(model, batch)
-        )
-
-    def score(self, model: nn.Module) -> float:
-        raise AssertionError("retraining must not score")
+from octavo.runs.training import StepFigures, retrain
 
 
 class Student(nn.Module):
@@ -84,47 +47,6 @@ class Student(nn.Module):
         y: Tensor = self.layer(self.drop(self.norm(x)))
         self.kinds.add(y.dtype)
         return y
-
-
-def softmax(logits: Array) -> Array:
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True))
-
-
-def divergence(student: Tensor, teacher: Tensor, temperature: float) -> float:
-    """The mean over the rows of KL(teacher || student), times the squared temperature, from the
-    definition."""
-    rows = [
-        tensor.double().numpy().reshape(-1, tensor.shape[-1]) / temperature
-        for tensor in (student, teacher)
-    ]
-    q, p = softmax(rows[0]), softmax(rows[1])
-    return float((p * np.log(p / q)).sum(1).mean() * temperature**2)
-
-
-def rows(logits: Tensor) -> Tensor:
-    """Logits with the classes last; of images, a row for each pixel, picked one by one."""
-    if logits.dim() < 4:
-        return logits
-    return torch.stack(
-        [image[:, *place] for image in logits for place in np.ndindex(*image.shape[1:])]
-    )
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-@pytest.mark.parametrize("shape", [(7, 3), (2, 5, 4), (2, 3, 4, 5), (2, 3, 4, 5, 2), (2, 3, 4, 1)])
-def test_the_divergence_is_its_definition(temperature: float, shape: tuple[int, ...]) -> None:
-    student, teacher = (
-        3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
-    )
-    frozen = linear(0)
-    frozen.forward = lambda _: teacher  # type: ignore[method-assign, assignment]
-    model = linear(0)
-    model.forward = lambda _: student  # type: ignore[method-assign, assignment]
-    loss = distillation(model, Toy(), Retraining(temperature=temperature), frozen)((student, None))
-    assert loss.item() == pytest.approx(
-        divergence(rows(student), rows(teacher), temperature), rel=1e-5
-    )
 
 
 def reference(
@@ -363,12 +285,6 @@ def test_every_epoch_is_asked_for_anew() -> None:
     assert len(calls) == 4  # one for the length
 
 
-def poisoned(at: int) -> list[tuple[Tensor, Tensor]]:
-    batches = data()
-    batches[at] = (torch.full_like(batches[at][0], math.nan), batches[at][1])
-    return batches
-
-
 def test_a_loss_that_is_not_finite_stops_at_its_step_with_the_weights_of_the_step_before() -> None:
     model, seen = linear(1), list[Event]()
     with pytest.raises(
@@ -420,17 +336,6 @@ def test_batches_that_can_be_read_only_once() -> None:
     refused("gave nothing when asked again", Toy(batches), Retraining(), teacher=linear(2))
 
 
-class Returns(nn.Linear):
-    """A layer whose output is wrapped in something."""
-
-    def __init__(self, wrap: Callable[[Tensor], Any], classes: int = CLASSES) -> None:
-        super().__init__(INPUTS, classes)
-        self.wrap = wrap
-
-    def forward(self, x: Tensor) -> Any:
-        return self.wrap(super().forward(x))
-
-
 @pytest.mark.parametrize(
     ("model", "teacher", "got"),
     [
@@ -466,43 +371,6 @@ def test_outputs_that_cannot_be_compared(
     )
 
 
-def test_logits_by_name_and_all_else_by_relative_squared_error() -> None:
-    """Several outputs: the divergence of what is called logits, at the temperature, and what the
-    others lose, added up."""
-
-    def both(seed: int) -> Returns:
-        model = Returns(lambda y: {"logits": y, "boxes": [y[:, :1], y.argmax(1)], "value": y[:, 0]})
-        model.load_state_dict(linear(seed).state_dict())
-        return model
-
-    x, settings = data()[0][0], Retraining(temperature=3.0)
-    own, full = (linear(seed)(x).detach() for seed in (1, 2))
-    relative = (own - full)[:, 0].square().sum() / full[:, 0].square().sum()
-    loss = distillation(both(1), Toy(), settings, both(2))((x, None))
-    assert loss.item() == pytest.approx(divergence(own, full, 3.0) + 2 * relative.item(), rel=1e-5)
-    alone = distillation(
-        Returns(lambda y: y[:, 0]), Toy(), settings, Returns(lambda y: 0 * y[:, 0] + 2)
-    )((x, None))
-    assert alone.shape == ()
-
-
-def test_padding_teaches_nothing() -> None:
-    class Tagger(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tags = nn.Linear(INPUTS, CLASSES)
-
-        def forward(self, words: Tensor, attention_mask: Tensor) -> Any:
-            return {"logits": self.tags(words)}
-
-    x, mask = torch.randn(2, 5, INPUTS), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-    student, teacher = (Tagger() for _ in range(2))
-    loss = distillation(student, Toy(), Retraining(), teacher)
-    batch = {"words": x, "attention_mask": mask}
-    rows = [model.tags(x[mask == 1]).detach() for model in (student, teacher)]
-    assert loss((batch, None)).item() == pytest.approx(divergence(rows[0], rows[1], 1.0), rel=1e-5)
-
-
 @pytest.mark.parametrize(
     ("value", "got"), [(0.5, "float"), (None, "NoneType"), (torch.zeros(6), r"shape \(6,\)")]
 )
@@ -524,24 +392,3 @@ def test_no_teacher_or_nothing_to_train() -> None:
         model,
         teacher=linear(2),
     )
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("learning_rate", 0.0),
-        ("learning_rate", math.nan),
-        ("learning_rate", math.inf),
-        ("clip", -1.0),
-        ("temperature", 0.0),
-        ("momentum", 1.5),
-        ("momentum", math.nan),
-        ("weight_decay", -0.1),
-        ("weight_decay", math.inf),
-        ("labels", 1.1),
-        ("labels", -0.1),
-    ],
-)
-def test_settings_out_of_range(setting: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"^{setting}: expected a .*, got {value}$"):
-        Retraining(**{setting: value})  # type: ignore[arg-type]

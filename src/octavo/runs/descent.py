@@ -4,7 +4,7 @@ cosine.
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from octavo.activations.quantizer import scales as scales_of
 from octavo.errors import TrainingError
 from octavo.network.forward import device_of
+from octavo.runs.retraining import Retraining
 from octavo.runs.step_log import steps_between_readings
-
-if TYPE_CHECKING:
-    from octavo.runs.training import Retraining
 
 __all__ = ["Descent"]
 
@@ -39,7 +37,7 @@ class Descent:
 
     """
 
-    def __init__(self, model: nn.Module, settings: "Retraining", steps: int) -> None:
+    def __init__(self, model: nn.Module, settings: Retraining, steps: int) -> None:
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self._trained:
             raise TrainingError(
@@ -96,7 +94,7 @@ class Descent:
 
 
 def _parameter_groups(
-    trained: list[nn.Parameter], scales: list[Any], settings: "Retraining"
+    trained: list[nn.Parameter], scales: list[Any], settings: Retraining
 ) -> list[dict[str, Any]]:
     """Split the parameters: the scales of activations have a higher rate and no weight decay."""
     scale_ids = {id(scale) for scale in scales}

@@ -38,8 +38,8 @@ from octavo.runs.old_words import with_new_words
 from octavo.runs.orders import RecipeOrder, check_orders, read_orders, write_orders
 from octavo.runs.overrides import override
 from octavo.runs.plan_files import with_plan_file
+from octavo.runs.retraining import Retraining
 from octavo.runs.sections import Activations, Epochs, Prune, Ptq, RecipePer, RecipeWidth, Search
-from octavo.runs.training import Retraining
 from octavo.runs.unknown_keys import explain
 from octavo.storage.layer_strings import Coding
 from octavo.storage.packed import FloatForm

@@ -9,7 +9,7 @@ from torch import nn
 
 from octavo._seeds import seed_of
 from octavo.runs.recipe import Recipe
-from octavo.runs.training import Retraining
+from octavo.runs.retraining import Retraining
 
 __all__ = ["Resumable", "StagePlan", "Step", "stage_plans"]
 

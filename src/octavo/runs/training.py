@@ -4,77 +4,27 @@ It is SGD with Nesterov momentum. The learning rate falls along half a cosine in
 full-precision network is the teacher, whose outputs the network imitates.
 """
 
-import math
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.errors import TrainingError
-from octavo.network.forward import call, device_of, in_mode, on_device
-from octavo.network.outputs import Part, alike, described, parts_of
+from octavo.network.forward import device_of, in_mode, on_device
 from octavo.network.random_state import RandomState
 from octavo.network.ranks import ALONE, Ranks
 from octavo.progress import Event, Progress, silent
 from octavo.runs.batch_stream import BatchStream
 from octavo.runs.descent import Descent
+from octavo.runs.distillation import distillation
 from octavo.runs.parallel import OwnNumbers, OwnRows, PartLosses
+from octavo.runs.retraining import Retraining
 from octavo.runs.step_log import StepLog, steps_between_readings
-from octavo.runs.task import Batch, Task
+from octavo.runs.task import Task
 
-__all__ = ["Retraining", "StepFigures", "Training", "distillation", "retrain", "step_count"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retraining:
-    """The settings of retraining.
-
-    Each stage starts anew with its learning rate, momentum and schedule (INQ, section 2.2).
-
-    Attributes:
-        learning_rate: the rate at the start of each stage; it falls to 0 along half a cosine. The
-            scales of activations have ten times this rate, because they would hardly move
-            otherwise.
-        momentum: the momentum of Nesterov's method.
-        weight_decay: the decay of every parameter that trains, apart from the scales of
-            activations.
-        clip: the largest norm of the gradient.
-        temperature: softens the outputs of teacher and student before their KL divergence.
-        labels: share of the task's own, supervised loss in the total; 0 uses no labels.
-        accumulate: the number of parts that each batch is cut into. The gradient of the batch is
-            made part by part, in less memory; only batch norms see a difference.
-        bfloat16: run the forward pass in bfloat16 where torch's autocast allows it; weights and
-            updates stay in float32.
-
-    """
-
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    clip: float = 5.0
-    temperature: float = 1.0
-    labels: float = 0.0
-    accumulate: int = 1
-    bfloat16: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip", "temperature"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}: expected a positive number, got {value}")
-        for name in ("momentum", "labels"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate: expected at least 1, got {self.accumulate}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                f"weight_decay: expected a number of at least 0, got {self.weight_decay}"
-            )
+__all__ = ["StepFigures", "Training", "retrain", "step_count"]
 
 
 @dataclass(frozen=True)
@@ -229,89 +179,6 @@ class Training:
 def step_count(task: Task, epochs: float) -> int:
     """Return the number of steps that :func:`retrain` makes in so many epochs."""
     return round(epochs * _batches_per_epoch(task))
-
-
-def distillation(
-    model: nn.Module, task: Task, settings: Retraining, teacher: nn.Module | None
-) -> Callable[[Batch], Tensor]:
-    """Return the function that computes the loss of a batch.
-
-    The loss is ``labels * supervised + (1 - labels) * imitation``: the task's own loss, and the
-    distance of the outputs from the teacher's. Logits count by their KL divergence, the mean over
-    rows, times the squared temperature (Hinton et al., arXiv 1503.02531, section 2). All other
-    outputs count by their relative squared error. ``octavo.network.outputs`` tells them apart.
-    """
-    if teacher is None and settings.labels < 1:
-        raise TrainingError(
-            "expected a teacher network, or labels: 1 for the task's own loss alone; got neither"
-        )
-
-    def loss(batch: Batch) -> Tensor:
-        with _autocast(model, settings):
-            if not settings.labels:
-                outputs = call(model, batch[0])
-                return _imitation(outputs, _taught(teacher, batch), batch, settings.temperature)
-            supervised, outputs = _supervised(model, task, batch)
-            if settings.labels == 1:
-                return supervised
-            taught = _taught(teacher, batch)
-            imitation = _imitation(outputs, taught, batch, settings.temperature)
-        return settings.labels * supervised + (1 - settings.labels) * imitation
-
-    return loss
-
-
-def _taught(teacher: nn.Module | None, batch: Batch) -> Any:
-    """Return the outputs of the teacher."""
-    if teacher is None:
-        raise TrainingError("expected a teacher network, got none")
-    with torch.no_grad():
-        return call(teacher, batch[0])
-
-
-def _supervised(model: nn.Module, task: Task, batch: Batch) -> tuple[Tensor, Any]:
-    """Return the task's own loss, and the outputs that the model gave on the way.
-
-    One forward pass serves both losses.
-    """
-    seen: list[Any] = []
-    hook = model.register_forward_hook(lambda _module, _inputs, outputs: seen.append(outputs))
-    try:
-        loss = task.loss(model, batch)
-    finally:
-        hook.remove()
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise TrainingError(f"expected the task's loss to be a scalar tensor, got {got}")
-    return loss.float(), seen[-1] if seen else None
-
-
-def _imitation(outputs: Any, taught: Any, batch: Batch, temperature: float) -> Tensor:
-    """Return the distance of ``outputs`` from those of the teacher, a scalar."""
-    student = parts_of(outputs, batch[0], temperature=temperature)
-    teacher = parts_of(taught, batch[0], temperature=temperature)
-    if not alike(student, teacher):
-        raise TrainingError(
-            "expected the model and its teacher to return the same floating-point tensors, got "
-            f"{described(student)} and {described(teacher)}; "
-            "set labels: 1 to train by the task's own loss"
-        )
-    losses = [
-        part.lost(wanted) / _unit(wanted) for part, wanted in zip(student, teacher, strict=True)
-    ]
-    return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-
-
-def _unit(part: Part) -> Tensor | float:
-    """Return ``part.unit()``; a sum of squares stays on its device: nothing waits for it."""
-    if part.classes:
-        return part.unit()
-    squares = part.rows.square().sum()
-    return squares + (squares == 0)
-
-
-def _autocast(model: nn.Module, settings: Retraining) -> torch.autocast:
-    return torch.autocast(device_of(model).type, torch.bfloat16, enabled=settings.bfloat16)
 
 
 def _batches_per_epoch(task: Task) -> int:

@@ -160,6 +160,21 @@ def test_an_output_goes_into_a_folder_that_exists(
     assert names(tmp_path) == ["file"]
 
 
+def test_an_output_that_cannot_be_written_is_known_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        check_output(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"mkdir -p '.*no folder'$"):
+        check_output(tmp_path / "no folder" / "a.bin")
+    (tmp_path / "old").touch(mode=0o444)
+    with pytest.raises(PermissionError, match="it is read-only"):
+        check_output(tmp_path / "old")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # for root, every folder is open
+    with pytest.raises(PermissionError, match="its folder is read-only"):
+        check_output(tmp_path / "new")
+
+
 # JSON.
 
 

@@ -29,7 +29,8 @@ def test_a_second_holder_is_refused_and_a_later_one_is_not(kind: str, tmp_path: 
     path.mkdir() if kind == "folder" else path.write_text("content")
     with locked(path, "this run"):
         said = (
-            rf"^{path}: another process works on this run now; wait for its end, or name another$"
+            rf"^{path}: another process works on this run now; wait until it ends, or name another "
+            "path$"
         )
         with pytest.raises(RecipeError, match=said), locked(path, "this run"):
             pass

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import stat
 import tempfile
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 __all__ = [
+    "check_folder_of",
     "check_output",
     "finite",
     "json_text",
@@ -129,15 +131,33 @@ def check_output(path: str | Path) -> None:
     """Make sure that a file can be put where a user wants it; call it before the work begins.
 
     Raises:
-        FileNotFoundError: its folder does not exist. A folder that is made in silence hides a
-            misspelt one.
+        FileNotFoundError: its folder does not exist.
+        OSError: what is there cannot be replaced, as for :func:`write_atomically`.
+
+    """
+    check_folder_of(path)
+    try:
+        _replaceable(Path(path))
+    except OSError as error:
+        raise _about(path, error) from error
+
+
+def check_folder_of(path: str | Path) -> None:
+    """Make sure that the folder exists in which a user wants a file or a folder.
+
+    Raises:
+        FileNotFoundError: it does not exist. A folder that is made in silence hides a misspelt one.
+        PermissionError: nothing can be written into it.
 
     """
     folder = Path(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{path}: the folder {folder} does not exist; make it first: mkdir -p {folder}"
+            f"{path}: the folder {folder} does not exist; make it first: "
+            f"mkdir -p {shlex.quote(str(folder))}"
         )
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "its folder is read-only; name another", str(path))
 
 
 def json_text(content: Any, *, indent: int | None = None) -> str:

@@ -37,7 +37,8 @@ def locked(path: Path, whose: str) -> Iterator[None]:
     try:
         if not _lock(handle):
             raise RecipeError(
-                f"{path}: another process works on {whose} now; wait for its end, or name another"
+                f"{path}: another process works on {whose} now; wait until it ends, or name "
+                "another path"
             )
         yield
     finally:

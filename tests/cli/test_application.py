@@ -210,6 +210,10 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
             ["inspect", "tiny.py:NoFile"],
             "task 'tiny.py:NoFile': its model() failed: FileNotFoundError: ",
         ),
+        (
+            ["quantize", "tiny.py:Tiny", "-o", "."],
+            ".: expected a file to write, or nothing yet; it is a folder",
+        ),
         (["inspect", "none.safetensors"], "none.safetensors: No such file or directory"),
         (["inspect", "tiny.py:Lacking"], "task 'tiny.py:Lacking': expected the methods"),
         (["inspect", "nothing.py:Tiny"], "task 'nothing.py:Tiny': there is no file nothing.py"),

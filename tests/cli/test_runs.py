@@ -26,7 +26,7 @@ def test_run_ends_in_a_table_and_the_second_time_does_nothing(
     said = octavo("run", "r.yaml")
     assert (said.status, said.err) == (0, "")
     result = json.loads(Path("runs/r/result.json").read_text())
-    assert f"│ {result['float_score']:.2f} │" in " ".join(said.out.split())
+    assert f"│ {result['float_score']:.3f} │" in " ".join(said.out.split())
     assert "quantized, stage 1/2  step 4/4  epoch 1.00" in said.out
     assert "the network: runs/r/packed.safetensors   the figures: runs/r/result.json" in said.out
     before = files()

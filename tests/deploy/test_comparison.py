@@ -31,6 +31,14 @@ def test_agreement_counts_rows() -> None:
     assert agreement((first, second), (first, first)) == 1
 
 
+def test_a_regression_has_no_classes_that_agree() -> None:
+    """The largest value of a batch of numbers is no class, and one number has nothing to choose."""
+    numbers = torch.tensor([3.0, 1.0])
+    assert agreement(numbers, numbers) is None
+    assert agreement(numbers[:, None], numbers[:, None]) is None
+    assert compare(numbers.sum(), numbers.sum()).agreement is None
+
+
 def test_compare_has_all_three() -> None:
     compared = compare(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 1.0]]))
     assert (compared.largest, compared.mean, compared.agreement) == (0.5, 0.25, 1.0)

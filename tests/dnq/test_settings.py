@@ -3,7 +3,7 @@
 import inspect
 from typing import get_args, get_type_hints
 
-from octavo.cli.models import search as search_command
+from octavo.cli.searching import search as search_command
 from octavo.dnq import methods
 from octavo.dnq.searching import search
 from octavo.dnq.settings import METHOD, METHODS, OBJECTIVES, REFINE, TRIALS

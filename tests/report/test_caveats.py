@@ -43,3 +43,8 @@ def test_a_search_that_gained_or_learned_nothing_says_so(searched: RunRecord) ->
 
 def test_what_stays_in_float_is_counted(plain: RunRecord) -> None:
     assert "The plan leaves 1 layer in float" in said(plain)
+
+
+def test_a_metric_that_is_a_share_has_a_price_too(searched: RunRecord) -> None:
+    text = said(searched, score=0.9150, control_score=0.9173, float_score=0.9170)
+    assert "the metric fell by 0.0023: this is what quantization changed" in text

@@ -43,9 +43,9 @@ def test_the_first_screen_has_the_figures_of_the_result(searched: RunRecord) -> 
     for figure in (
         f"{result['float_bytes']:,}",
         f"{result['file_bytes']:,}",
-        f"{result['float_score']:.2f}",
-        f"{result['score']:.2f}",
-        f"{result['control_score']:.2f}",
+        f"{result['float_score']:.3f}",
+        f"{result['score']:.3f}",
+        f"{result['control_score']:.3f}",
         f"{result['ratio']:.1f}",
     ):
         assert f">{figure}" in first.replace("> ", ">")

@@ -72,6 +72,11 @@ def test_a_control_that_was_not_run_is_not_a_zero() -> None:
     assert cells(result_table(without))[1] == ["metric", "91.73", "not run", "91.50"]
 
 
+def test_a_metric_below_ten_keeps_its_digits() -> None:
+    loss = RESULT | {"float_score": -0.029754, "score": -0.037112, "control_score": 0.9173}
+    assert cells(result_table(loss))[1] == ["metric", "-0.02975", "0.9173", "-0.03711"]
+
+
 def test_what_does_not_retrain_has_no_control() -> None:
     untrained = {
         key: value for key, value in RESULT.items() if key not in ("control_score", "stages")
@@ -105,7 +110,7 @@ class Net(nn.Module):
 def test_layers_that_can_be_quantized(example: torch.Tensor | None, macs: list[str]) -> None:
     found = inspect(Net(), example)
     assert cells(inspection_table(found)) == [
-        ["layer", "kind", "shape", "weights", "multiply-accumulates", "tied to"],
+        ["layer", "kind", "shape", "weights", "MACs", "tied to"],
         ["[bold]", "conv2d", "4x2x3x3", "72", macs[0], ""],
         ["lift", "linear", "1250x4", "5,000", macs[1], "head.weight"],
     ]

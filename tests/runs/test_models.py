@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.runs.tiny import Tiny
 from torch import nn
 
 from octavo.errors import OctavoError, RecipeError
@@ -101,3 +102,16 @@ def test_networks_of_transformers_come_from_their_configuration(
     model, example = load_model("hf:a-folder", {})
     assert model.layer.in_features == 5
     assert list(example) == ["input_ids"]  # type: ignore[arg-type]
+
+
+class DictTask(Tiny):
+    """Inputs as keyword arguments, in batches of eight."""
+
+    def calibration(self) -> Any:
+        return [{"input": batch, "flag": True} for batch in super().calibration()]
+
+
+def test_costs_are_those_of_one_input_whatever_its_form() -> None:
+    example: Any
+    _, example = load_model("tests.runs.test_models:DictTask", {})
+    assert (example["input"].shape, example["flag"]) == ((1, 5), True)

@@ -153,7 +153,7 @@ def test_quantized_inputs_train_through_the_warm_up_and_every_stage(folder: Path
     assert network == Path("by-hand").read_bytes()
     assert result["activation_bits"] == {"0": 8, "3": 4}
     assert result["score"] == task.score(model)
-    assert "inputs of 2 layers quantized, 4 to 8 bits" in watcher.notes
+    assert "the inputs of 2 layers are quantized to 4 to 8 bits" in watcher.notes
     plain = run(recipe(warmup=1), folder.with_name("plain"))
     assert result["control_score"] == plain["control_score"]
     assert "activation_bits" not in plain

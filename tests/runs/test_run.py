@@ -108,24 +108,6 @@ def test_without_labels_the_result_says_so_and_the_tasks_loss_is_never_called(fo
     assert not list(folder.parent.glob("control-*"))
 
 
-def test_the_recipes_forms_are_exported_into_the_folder(folder: Path) -> None:
-    watcher = Watcher()
-    result = run(recipe(method="ptq", export=["lut", "int8", "mx"]), folder, watcher)
-    assert {path.name for path in folder.iterdir()} >= {"lut.onnx", "int8.onnx", "mx.safetensors"}
-    exports = result["exports"]
-    assert [exports[form]["path"] for form in ("lut", "int8", "mx")] == [
-        "lut.onnx",
-        "int8.onnx",
-        "mx.safetensors",
-    ]
-    assert exports["lut"]["difference"] < 1e-5
-    assert "score" not in exports["lut"]
-    assert exports["int8"]["packed_score"] == pytest.approx(result["score"])
-    assert exports["int8"]["score"] == pytest.approx(result["score"], abs=1)
-    assert any(note.startswith(f"exported: {folder / 'lut.onnx'}, ") for note in watcher.notes)
-    assert "exports" not in run(recipe(method="ptq"), folder.parent / "other")
-
-
 def test_what_cannot_be_exported_for_want_of_a_library_is_known_at_the_start(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

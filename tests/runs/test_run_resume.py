@@ -99,7 +99,8 @@ def test_a_complete_run_is_not_passed_off_as_one_with_other_retraining(whole_run
     before = files(whole_run.parent)
     with pytest.raises(
         RecipeError,
-        match=r"holds a complete run with Retraining\(learning_rate=0.05.*choose another --folder$",
+        match=r"holds a complete run with retraining.learning_rate 0.05, the recipe says 0.01: "
+        r"choose another --folder$",
     ):
         run(recipe(retraining={"learning_rate": 0.01}), whole_run)
     assert files(whole_run.parent) == before

@@ -276,10 +276,11 @@ def test_a_budget_that_cannot_be_met_leaves_nothing_and_can_be_mended(folder: Pa
 def test_another_search_is_another_run(folder: Path) -> None:
     run(searching(), folder)
     before = files(folder)
+    keys = r"(search\.method|search\.budget\.average_bits|bits)"
     for other in (searching("exact"), searching(budget=2.5), recipe(control=False)):
         with pytest.raises(
             RecipeError,
-            match=rf"^{folder} holds a run with (search|bits) .*: choose another --folder$",
+            match=rf"^{folder} holds a run with {keys} .*: choose another --folder$",
         ):
             run(other, folder)
     assert files(folder) == before

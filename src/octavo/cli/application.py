@@ -9,9 +9,10 @@ import typer
 from octavo._interruption import Interrupted
 from octavo.cli.failures import print_line, print_theirs, warnings_as_lines
 from octavo.cli.files import evaluate, export, verify
-from octavo.cli.models import inspect, search
+from octavo.cli.inspecting import inspect
 from octavo.cli.reports import compare, report
 from octavo.cli.runs import demo, quantize, run
+from octavo.cli.searching import search
 from octavo.cli.starting import init
 from octavo.errors import OctavoError
 
@@ -72,8 +73,15 @@ def main() -> None:
             sys.exit(1)
         if not isinstance(error, OSError):
             raise
-        print_line(f"octavo: {error}", "red")
+        print_line(f"octavo: {_in_words(error)}", "red")
         sys.exit(2)
     except Interrupted as stop:
         print_line(f"octavo: {stop}", "yellow")
         sys.exit(stop.status)
+
+
+def _in_words(error: OSError) -> str:
+    """Return the message of an error of the system without its number."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}"

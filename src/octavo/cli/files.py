@@ -58,14 +58,14 @@ def export(
 
     Example: `octavo export runs/demo/packed.safetensors --task digits --form lut -o model.onnx`
     """
-    from octavo._io import check_output
+    from octavo._io import check_folder_of
     from octavo.deploy.exporting import export_checked
     from octavo.report.tables import exported_rows
-    from octavo.runs.run import exported_scores
+    from octavo.runs.exports import exported_scores
     from octavo.runs.task import load_task, model_of
     from octavo.storage.packed import Packed
 
-    check_output(output)
+    check_folder_of(output)
     if (file is None) == (plan is None):
         raise ExportError("expected either a packed network or --plan, got both or neither")
     loaded = load_task(task, task_options(option))
@@ -114,11 +114,13 @@ def evaluate(
     """
     from octavo.deploy.exporting import load_onnx
     from octavo.report.tables import packed_rows
-    from octavo.runs.task import load_task, metric_of
+    from octavo.runs.metric import metric_of
+    from octavo.runs.task import load_task
+    from octavo.storage.file_kind import kind_of_file
     from octavo.storage.packed import Packed
 
     loaded = load_task(task, task_options(option))
-    if file.suffix == ".onnx":
+    if file.suffix == ".onnx" or kind_of_file(file) == "onnx":
         score = metric_of(loaded, task, load_onnx(file), f"the network in {file}")
         print_figures({"score": score, "file_bytes": file.stat().st_size}, as_json)
         return

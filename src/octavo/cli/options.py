@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 from octavo.errors import BudgetError, nearest, printable
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import nn
 
     from octavo.plan import Budget
@@ -42,6 +44,7 @@ __all__ = [
     "out",
     "print_figures",
     "print_next",
+    "print_tables",
     "print_written",
     "read_budget",
     "task_network",
@@ -217,9 +220,17 @@ def print_figures(figures: dict[str, Any], as_json: bool) -> None:
         out.print(f"{name:>{width}}  {printable(_shown(value))}", soft_wrap=True, markup=False)
 
 
-def print_next(command: str) -> None:
-    """Say which command may come next."""
-    out.print(f"next: {printable(command)}", soft_wrap=True, markup=False)
+def print_tables(*tables: "Table") -> None:
+    """Print tables; where the terminal is too narrow for one, its lines run over."""
+    from octavo.report.tables import uncut
+
+    for table in tables:
+        out.print(uncut(table), crop=False)
+
+
+def print_next(words: Sequence[str]) -> None:
+    """Say which command may come next, so that it can be pasted."""
+    out.print(f"next: {printable(shlex.join(words))}", soft_wrap=True, markup=False)
 
 
 def print_written(path: Path) -> None:

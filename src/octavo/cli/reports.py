@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from octavo.cli.options import AsJson, out, print_written
+from octavo.cli.options import AsJson, print_tables, print_written
 
 __all__ = ["compare", "report", "write_report"]
 
@@ -91,7 +91,7 @@ def compare(
         return
     require_charts("octavo compare")
     check_output(output)
-    out.print(runs_table(records))
+    print_tables(runs_table(records))
     write_page(comparison_page(records), output)
     print_written(output)
     if figures is not None:

@@ -21,6 +21,7 @@ from octavo.cli.options import (
     TaskName,
     TensorBoard,
     out,
+    print_tables,
     print_written,
     read_budget,
     task_options,
@@ -253,7 +254,7 @@ def _run(
     if as_json:
         typer.echo(json_text(result, indent=2))
         return True
-    out.print(result_table(result))
+    print_tables(result_table(result))
     _print_files(folder, page, published)
     return True
 

@@ -18,13 +18,14 @@ class Comparison:
     Attributes:
         largest: the largest difference.
         mean: the mean difference.
-        agreement: the share of predicted classes that are the same.
+        agreement: the share of predicted classes that are the same; None where the first output
+            has no classes.
 
     """
 
     largest: float
     mean: float
-    agreement: float
+    agreement: float | None
 
 
 def compare(expected: Any, got: Any) -> Comparison:
@@ -48,11 +49,15 @@ def differences(expected: Any, got: Any) -> tuple[float, float]:
     return largest, mean
 
 
-def agreement(expected: Any, got: Any) -> float:
-    """Return the share of rows of the first output whose largest values have the same index."""
+def agreement(expected: Any, got: Any) -> float | None:
+    """Return the share of rows of the first output whose largest values have the same index; None
+    where it has no rows of several values: a regression has no classes.
+    """
     first = next(_tensors(expected))
     second = next(_tensors(got))
-    return float((first.argmax(-1) == second.argmax(-1)).double().mean()) if first.dim() else 1.0
+    if first.dim() < 2 or first.shape[-1] < 2:
+        return None
+    return float((first.argmax(-1) == second.argmax(-1)).double().mean())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

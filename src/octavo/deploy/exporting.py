@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from octavo._io import check_output, write_atomically
+from octavo._io import check_folder_of, write_atomically
 from octavo.deploy.forms import Job, maker, missing_library
 from octavo.errors import ExportError, FormatError, PlanError
 from octavo.network.copies import copied
@@ -34,7 +34,8 @@ class Exported:
         difference: the largest difference between the outputs of the file, run by ONNX Runtime, and
             those of the packed network, in units of the largest output. None for a form that does
             not run, such as ``mx``.
-        agreement: the share of predicted classes that are the same; None as ``difference``.
+        agreement: the share of predicted classes that are the same; None as ``difference``, and
+            for a network whose first output has no classes, such as a regression.
         inexact: the layers whose weights the file does not store exactly.
         wider: the quantized layers that the file stores as numbers of 16 bits.
 
@@ -103,7 +104,7 @@ def export_checked(
 ) -> Exported:
     """Export as :func:`export` does, and return the result of the check."""
     make = maker(form)
-    check_output(path)
+    check_folder_of(path)
     examples = example if isinstance(example, list) else [example]
     if example is None:
         examples = []

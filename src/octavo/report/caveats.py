@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from octavo.report.record import RunRecord
+from octavo.runs.metric import metric_change
 
 __all__ = ["caveats"]
 
@@ -20,11 +21,12 @@ def caveats(record: RunRecord) -> list[str]:
 def _of_the_metric(record: RunRecord) -> Iterator[str]:
     score = record.result["score"]
     if record.control is not None:
-        difference = score - record.control
+        from_control = metric_change(record.control, score)
+        from_start = metric_change(record.result["float_score"], score)
         yield (
-            f"Against the control, which trained equally long in full precision, the metric "
-            f"{_changed(difference)}: this is what quantization changed. Against the network that "
-            f"went in, it {_changed(score - record.result['float_score'])}."
+            "Against the control, which trained equally long in full precision, the metric "
+            f"{from_control}: this is what quantization changed. Against the network that went in, "
+            f"it {from_start}."
         )
     elif record.recipe.get("method") == "inq":
         yield (
@@ -33,12 +35,6 @@ def _of_the_metric(record: RunRecord) -> Iterator[str]:
         )
     seed = record.recipe.get("seed", 0)
     yield f"These are the figures of one run with the seed {seed}; other seeds differ a little."
-
-
-def _changed(difference: float) -> str:
-    if abs(difference) < 0.005:
-        return "is the same"
-    return f"{'rose' if difference > 0 else 'fell'} by {abs(difference):.2f}"
 
 
 def _of_the_labels(record: RunRecord) -> Iterator[str]:

@@ -18,6 +18,7 @@ from octavo.report.caveats import caveats
 from octavo.report.colours import DARK, LIGHT, variables
 from octavo.report.course import plan_words
 from octavo.report.record import RunRecord
+from octavo.runs.metric import metric_text
 
 __all__ = ["PAGE", "comparison_page", "report_page", "write_page"]
 
@@ -121,7 +122,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["count"] = lambda value: f"{value:,.0f}"
-    environment.filters["metric"] = lambda value: f"{value:.2f}"
+    environment.filters["metric"] = metric_text
     environment.filters["bits"] = lambda value: f"{value:.2f}"
     environment.filters["percent"] = lambda value: f"{value:.1%}"
     environment.filters["short"] = lambda value: f"{value:.3g}"

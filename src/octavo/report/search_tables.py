@@ -6,7 +6,7 @@ from octavo.dnq.finalists import Finalist
 from octavo.dnq.refinement import Refinement
 from octavo.dnq.search_result import SearchResult
 from octavo.plan import Plan
-from octavo.report.tables import cell, titled_table
+from octavo.report.tables import add_columns, cell, titled_table
 from octavo.runs.search_figures import front_figures
 
 # What the numbers mean, by the name of the objective.
@@ -23,11 +23,10 @@ def plan_table(result: SearchResult) -> Table:
     table = titled_table(
         "the plan",
         "Uniform: the same bits everywhere. Exact: the best plan if the losses of single layers "
-        "added up. Nominal bytes: bits times weights; the file is smaller",
+        "added up. Nominal bytes: bits times weights, before the codes are compressed and without "
+        "all else that the file has",
     )
-    table.add_column("layer")
-    for column in ("weights", "bits", "uniform plan", "exact plan"):
-        table.add_column(column, justify="right")
+    add_columns(table, texts=["layer"], numbers=["weights", "bits", "uniform plan", "exact plan"])
     plans = (result.plan, result.uniform, result.exact)
     for name in result.plan:
         bits = [_bits(plan, name) for plan in plans]
@@ -47,9 +46,8 @@ def finalists_table(result: SearchResult, objective: str) -> Table:
     """
     caption = f"{MEANING[objective]}. {_caption(result)}"
     table = titled_table("the finalists, solved as they ship", caption)
-    table.add_column("")
-    for column in ("average bits", "bytes of the file", "trial", "final objective"):
-        table.add_column(column, justify="right")
+    numbers = ["average bits", "bytes of the file", "trial", "final objective"]
+    add_columns(table, texts=[""], numbers=numbers)
     for finalist in result.finalists:
         final = f"{finalist.final:.5g}"
         table.add_row(
@@ -86,8 +84,7 @@ def front_table(result: SearchResult, objective: str) -> Table:
     front = "no other plan that was measured is better and smaller; bytes are estimated"
     caption = f"{front}. {MEANING[objective]}"
     table = titled_table("the trade-off", caption)
-    for column in ("average bits", "bytes of the file", "objective"):
-        table.add_column(column, justify="right")
+    add_columns(table, numbers=["average bits", "bytes of the file", "objective"])
     for row in front_figures(result):
         table.add_row(
             f"{row['average_bits']:.3f}", f"{row['file_bytes']:,}", f"{row['trial_score']:.5g}"

@@ -1,19 +1,23 @@
 """Results as tables that a person understands."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from octavo.deploy.exporting import Exported
 from octavo.errors import printable
 from octavo.inspection import Inspection
 from octavo.report.record import RunRecord
 from octavo.runs.details import packed_layers
+from octavo.runs.metric import metric_text
 from octavo.storage.packed import Packed, sizes_of
 
 __all__ = [
+    "add_columns",
     "bits_range",
     "cell",
     "exported_rows",
@@ -24,9 +28,12 @@ __all__ = [
     "runs_table",
     "skipped_table",
     "titled_table",
+    "uncut",
 ]
 
-COSTS = "multiply-accumulates: for one input"
+NUMBERS: Final = "right"  # the alignment of a column of numbers
+FOLDED = 16  # characters of a word up to which it is not folded
+COSTS = "MACs: multiply-accumulates for one input"
 METRIC = "metric: the score of the task, higher is better"
 CONTROL = "control: the full-precision network, trained equally long and in the same way"
 
@@ -40,9 +47,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     caption = f"{METRIC}; {CONTROL}" if trained else METRIC
     table = titled_table("full precision against quantized", caption)
     columns = ["full precision", "control", "quantized"]
-    table.add_column("")
-    for column in columns if trained else [columns[0], columns[2]]:
-        table.add_column(column, justify="right")
+    add_columns(table, texts=[""], numbers=columns if trained else [columns[0], columns[2]])
     for name, full, control, quantized in _result_rows(result):
         cells = (full, control, quantized) if trained else (full, quantized)
         table.add_row(name, *cells)
@@ -51,13 +56,15 @@ def result_table(result: Mapping[str, Any]) -> Table:
 
 def _result_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return the rows: a name, and the figures of full precision, control and quantized network."""
-    control = f"{result['control_score']:.2f}" if "control_score" in result else "not run"
+    control = metric_text(result["control_score"]) if "control_score" in result else "not run"
+    before = metric_text(result["float_score"])
+    after = metric_text(result["score"])
     whole = f"{result['float_bytes']:,}"
     nominal = f"{result['nominal_bits']:.2f}"
     stored = f"{result['stored_bits']:.2f}"
     packed = f"{result['file_bytes']:,}"
     rows = [
-        ("metric", f"{result['float_score']:.2f}", control, f"[bold]{result['score']:.2f}[/]"),
+        ("metric", before, control, f"[bold]{after}[/]"),
         ("nominal bits per weight", "32", "32", nominal),
         ("stored bits per weight", "32", "32", stored),
         ("bytes", whole, whole, packed),
@@ -80,18 +87,16 @@ def bits_range(bits: Iterable[int]) -> str:
 def runs_table(records: Iterable[RunRecord]) -> Table:
     """Return the figures of several runs, a row each."""
     table = titled_table("runs", CONTROL)
-    table.add_column("run", overflow="fold")
-    table.add_column("how")
-    for column in ("before", "control", "after", "bytes", "times smaller"):
-        table.add_column(column, justify="right")
+    numbers = ["before", "control", "after", "bytes", "times smaller"]
+    add_columns(table, texts=["run", "how"], numbers=numbers)
     for record in records:
         result = record.result
         table.add_row(
             cell(record.name),
             cell(record.method),
-            f"{result['float_score']:.2f}",
-            "not run" if record.control is None else f"{record.control:.2f}",
-            f"{result['score']:.2f}",
+            metric_text(result["float_score"]),
+            "not run" if record.control is None else metric_text(record.control),
+            metric_text(result["score"]),
             f"{result['file_bytes']:,}",
             f"{result['ratio']:.1f}",
         )
@@ -101,14 +106,12 @@ def runs_table(records: Iterable[RunRecord]) -> Table:
 def inspection_table(inspection: Inspection) -> Table:
     """Return the layers that can be quantized."""
     quantized_inputs = any(row.activation_bits for row in inspection.rows)
+    tied = any(row.tied for row in inspection.rows)
     table = titled_table("can be quantized", COSTS)
-    for column in ("layer", "kind", "shape"):
-        table.add_column(column)
-    for column in ("weights", "multiply-accumulates"):
-        table.add_column(column, justify="right")
-    table.add_column("tied to")
-    if quantized_inputs:
-        table.add_column("bits of its inputs")
+    numbers = ["weights", "MACs"]
+    add_columns(table, texts=["layer", "kind", "shape"], numbers=numbers)
+    others = {"tied to": tied, "bits of its inputs": quantized_inputs}
+    add_columns(table, texts=[name for name, there in others.items() if there])
     for row in inspection.rows:
         cells = [
             cell(row.name),
@@ -116,8 +119,9 @@ def inspection_table(inspection: Inspection) -> Table:
             "x".join(map(str, row.shape)),
             f"{row.weights:,}",
             "" if row.macs is None else f"{row.macs:,}",
-            cell(", ".join(row.tied)),
         ]
+        if tied:
+            cells.append(cell(", ".join(row.tied)))
         if quantized_inputs:
             cells.append(str(row.activation_bits or "float"))
         table.add_row(*cells)
@@ -130,8 +134,7 @@ def skipped_table(inspection: Inspection) -> Table:
     Each reason has one row, with the first of its parameters as an example.
     """
     table = titled_table("stays in float")
-    for column in ("parameters", "weights", "why", "for example"):
-        table.add_column(column)
+    add_columns(table, texts=["parameters", "weights", "why", "for example"])
     reasons: dict[str, list[Any]] = {}
     for skip in inspection.skipped:
         reasons.setdefault(skip.reason, []).append(skip)
@@ -155,6 +158,29 @@ def titled_table(title: str, caption: str | None = None) -> Table:
     return Table(title=title, caption=caption, title_justify="left", caption_justify="left")
 
 
+def add_columns(table: Table, *, texts: Iterable[str] = (), numbers: Iterable[str] = ()) -> None:
+    """Add columns of texts, and then columns of numbers on the right. Nothing in them is cut on a
+    narrow terminal, because names that are cut look alike: see :func:`uncut`.
+    """
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify=NUMBERS, overflow="fold")
+
+
+def uncut(table: Table) -> Table:
+    """Return a table that is complete, with the least width of each column: numbers stay whole, and
+    a word in a column of texts is folded where it is longer than 16 characters. On a terminal that
+    is narrower still, print it without cropping: its lines run over.
+    """
+    for column in table.columns:
+        texts = [column.header, *column.cells]
+        words = [word for text in texts for word in Text.from_markup(str(text)).plain.split()]
+        longest = max(map(cell_len, words), default=0)
+        column.min_width = longest if column.justify == NUMBERS else min(longest, FOLDED)
+    return table
+
+
 def packed_rows(packed: Packed) -> dict[str, Any]:
     """Return the figures of a packed file."""
     sizes = sizes_of(packed)
@@ -172,12 +198,10 @@ def packed_rows(packed: Packed) -> dict[str, Any]:
 def packed_layers_table(packed: Packed) -> Table:
     """Return the layers of a packed file."""
     table = titled_table("quantized layers", "bytes: of the layer's codes in the file")
-    table.add_column("layer", overflow="fold")
-    table.add_column("shape")
-    for column in ("weights", "bits", "bytes", "zeros"):
-        table.add_column(column, justify="right")
+    numbers = ["weights", "bits", "bytes", "zeros"]
+    add_columns(table, texts=["layer", "shape"], numbers=numbers)
     if packed.activations:
-        table.add_column("bits of its inputs")
+        add_columns(table, texts=["bits of its inputs"])
     for row in packed_layers(packed):
         cells = [
             cell(row["name"]),

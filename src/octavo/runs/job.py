@@ -9,8 +9,9 @@ from torch import nn
 from octavo._interruption import Interruption
 from octavo.network.ranks import ALONE, Ranks
 from octavo.progress import Event, Progress
+from octavo.runs.metric import metric_of
 from octavo.runs.recipe import Recipe
-from octavo.runs.task import Task, load_task, metric_of, model_of
+from octavo.runs.task import Task, load_task, model_of
 
 __all__ = ["SAVE_EVERY", "Job", "shared", "teacher_of"]
 

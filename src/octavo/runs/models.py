@@ -10,7 +10,8 @@ from torch import nn
 
 from octavo.errors import OctavoError, RecipeError, brief, install, nearest
 from octavo.network.forward import Inputs, device_of, on_device
-from octavo.runs.task import as_task, make, model_of
+from octavo.network.samples import rows_of, sample_count
+from octavo.runs.task import Task, as_task, make, model_of
 
 __all__ = ["load_model"]
 
@@ -53,9 +54,17 @@ def _loaded(name: str, options: Mapping[str, Any]) -> Named:
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
         return made[0], made[1]
     task = as_task(made, name)
+    return model_of(task, name), _first_input(task)
+
+
+def _first_input(task: Task) -> Inputs | None:
+    """Return the first calibration input: costs are those of one. A batch that has no samples of
+    its own is an input.
+    """
     batch = next(iter(task.calibration()), None)
-    example = batch[:1] if isinstance(batch, torch.Tensor) else batch  # the cost of one input
-    return model_of(task, name), example
+    if batch is None or not sample_count(batch):
+        return batch
+    return rows_of(batch, slice(1))
 
 
 def _torchvision(name: str, options: Mapping[str, Any]) -> Named:

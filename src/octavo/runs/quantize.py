@@ -74,7 +74,9 @@ def quantize_inputs(job: Job, model: nn.Module, settings: Activations | None) ->
     widths = {name: form.bits for name, form in input_formats(model).items()}
     low = min(widths.values())
     high = max(widths.values())
-    job.note(f"inputs of {len(widths)} layers quantized, {low} to {high} bits")
+    layers = "1 layer" if len(widths) == 1 else f"{len(widths)} layers"
+    bits = f"{low}" if low == high else f"{low} to {high}"
+    job.note(f"the inputs of {layers} are quantized to {bits} bits")
     return {"activation_bits": widths}
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import platform
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +15,7 @@ from torch import nn
 
 from octavo._interruption import Interruption
 from octavo._io import finite, write_atomically
-from octavo.deploy.exporting import Exported, export_checked, load_onnx
-from octavo.deploy.forms import check_forms, file_name
+from octavo.deploy.forms import check_forms
 from octavo.dnq.methods import method_of
 from octavo.errors import RecipeError
 from octavo.network.devices import device_named
@@ -27,7 +26,9 @@ from octavo.progress import Event, Progress, silent
 from octavo.pruning.surgery import sparsity_groups
 from octavo.ptq.file_form import FileForm
 from octavo.runs.details import DETAILS, network_details, without_curves
+from octavo.runs.exports import export_forms, exported_files
 from octavo.runs.job import SAVE_EVERY, Job, shared
+from octavo.runs.metric import metric_text
 from octavo.runs.orders import load_orders
 from octavo.runs.quantize import (
     Quantization,
@@ -52,12 +53,12 @@ from octavo.runs.run_folder import (
     write_json,
 )
 from octavo.runs.steps import control_score, control_stages, prune, warm_up
-from octavo.runs.task import Task, load_task, metric_of, model_of
+from octavo.runs.task import Task, load_task, model_of
 from octavo.runs.watching import Stopwatch
 from octavo.storage.coding import grouped as coding
 from octavo.storage.packed import Packed, sizes_of
 
-__all__ = ["environment", "exported_scores", "publish", "run"]
+__all__ = ["environment", "publish", "run"]
 
 
 def run(
@@ -157,7 +158,7 @@ def _computed(job: Job, model: nn.Module, float_model: nn.Module, watch: Stopwat
         watch.count()
         seconds = quantization.seconds_before + sum(watch.seconds.values())
         _write_details(job, float_model, quantization, packed, watch)
-        result[FILES] = file_digests(job.folder, [PACKED, *_exported_files(job.folder, exports)])
+        result[FILES] = file_digests(job.folder, [PACKED, *exported_files(job.folder, exports)])
         result["seconds"] = round(seconds, 1)
         return write_json(job.folder / "result.json", finite(result))
 
@@ -176,15 +177,7 @@ def _written(job: Job, packed: Packed) -> tuple[float, Json]:
     again, and the figures of the exports.
     """
     packed.save(job.folder / PACKED)
-    return _reloaded_score(job), _exports(job, packed)
-
-
-def _exported_files(folder: Path, exports: Json) -> list[str]:
-    """Return the names of the exported files; some forms are folders of several."""
-    paths = [folder / figures["path"] for figures in exports.get("exports", {}).values()]
-    inside = [path.rglob("*") if path.is_dir() else [path] for path in paths]
-    files = [path for group in inside for path in group if path.is_file()]
-    return [path.relative_to(folder).as_posix() for path in sorted(files)]
+    return _reloaded_score(job), export_forms(job, packed)
 
 
 def _plain(figures: Json) -> Json:
@@ -234,22 +227,6 @@ def publish(recipe: Recipe, recipe_path: Path, folder: Path) -> list[Path]:
 
 def _write_bytes(content: bytes, file: IO[bytes]) -> None:
     file.write(content)
-
-
-def exported_scores(exported: Exported, packed: Packed, task: Task, name: str) -> Json:
-    """Return the metric of an exported network that rounds activations, and that of the packed one.
-
-    The other forms compute the same as the packed network: for them there is nothing to return.
-    ``name`` is the name of the task, for errors.
-    """
-    if exported.form != "int8":
-        return {}
-    model = model_of(task, name)
-    packed.apply(model)
-    return {
-        "score": metric_of(task, name, load_onnx(exported.path), f"the file {exported.path}"),
-        "packed_score": metric_of(task, name, model, "the packed network"),
-    }
 
 
 def environment() -> Json:
@@ -317,7 +294,7 @@ def _float_score(job: Job, model: nn.Module) -> float:
     """Return the metric of the full-precision network."""
     job.progress(Event("score", message="measuring the metric in full precision"))
     score = job.metric(model, "the full-precision network")
-    job.note(f"full precision: {score:.2f}")
+    job.note(f"full precision: {metric_text(score)}")
     return score
 
 
@@ -350,23 +327,8 @@ def _reloaded_score(job: Job) -> float:
     model = job.new_model()
     Packed.load(job.folder / PACKED, model=model).apply(model)
     score = job.metric(model, f"the quantized network, which is kept in {job.folder / PACKED}")
-    job.note(f"quantized, packed and loaded again: {score:.2f}")
+    job.note(f"quantized, packed and loaded again: {metric_text(score)}")
     return score
-
-
-def _exports(job: Job, packed: Packed) -> Json:
-    """Write each form that the recipe lists into the folder, and return their figures."""
-    figures: Json = {}
-    for form in job.recipe.export:
-        path = job.folder / file_name(form)
-        example = list(job.task.calibration())
-        model = model_of(job.task, job.recipe.task)
-        exported = export_checked(model, packed, path, form=form, example=example)
-        scores = exported_scores(exported, packed, job.task, job.recipe.task)
-        figures[form] = asdict(exported) | {"path": path.name} | scores
-        said = f", score {scores['score']:.2f}" if scores else ""
-        job.note(f"exported: {path}, {exported.bytes:,} bytes{said}")
-    return {"exports": figures} if figures else {}
 
 
 def _sizes(packed: Packed, float_bytes: int) -> Json:

@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 PACKED = "packed.safetensors"  # the file of the quantized network in a run's folder
+# The keys of a recipe that may differ from those of the run that is there.
+FREE = frozenset({"retraining", "publish", "control", "export", "device"})
 FILES = "files"  # the key of a result that has the digests of the files beside it
 
 Json: TypeAlias = dict[str, Any]
@@ -42,7 +44,8 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
     """Make sure that the run in the folder, if any, is this recipe's.
 
     The settings of retraining, the path to publish to and the device may differ: so a run that
-    diverged can go on with a lower learning rate.
+    diverged can go on with a lower learning rate. The control and the exports may too: what is
+    missing is made when the run is called again.
 
     Raises:
         RecipeError: it is not; the message names the first key that differs.
@@ -52,16 +55,36 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder}: expected a folder for the run, or nothing yet, got a file")
     path = folder / "recipe.json"
-    free = {"retraining", "publish", "control", "device"}  # the keys that may differ
-    if not path.exists():
-        return
-    there = recorded_recipe(read_json(path), str(path)).model_dump(mode="json")
-    for key, now in recipe.model_dump(mode="json").items():
-        if key not in free and there[key] != now:
-            raise RecipeError(
-                f"{folder} holds a run with {key} {there[key]!r}, the recipe says {now!r}: "
-                "choose another --folder"
-            )
+    if path.exists():
+        there = recorded_recipe(read_json(path), str(path))
+        _check_same(f"{folder} holds a run", there, recipe, Recipe.model_fields.keys() - FREE)
+
+
+def _check_same(holds: str, there: Recipe, now: Recipe, keys: set[str]) -> None:
+    """Raise RecipeError where recipes differ in one of the keys; ``holds`` begins the message."""
+    was = there.model_dump(mode="json", include=keys)
+    differing = _difference(was, now.model_dump(mode="json", include=keys))
+    if differing is not None:
+        raise RecipeError(f"{holds} with {differing}: choose another --folder")
+
+
+def _difference(there: Json, now: Json, inside: str = "") -> str | None:
+    """Return in words the first key in which settings differ; it is a dotted one where sections
+    with the same keys differ.
+    """
+    for key, value in there.items():
+        sections = isinstance(value, dict) and isinstance(now[key], dict)
+        if sections and value.keys() == now[key].keys():
+            deeper = _difference(value, now[key], f"{inside}{key}.")
+            if deeper is not None:
+                return deeper
+        elif value != now[key]:
+            return f"{inside}{key} {_in_words(value)}, the recipe says {_in_words(now[key])}"
+    return None
+
+
+def _in_words(value: object) -> str:
+    return "null" if value is None else repr(value)
 
 
 def record_recipe(folder: Path, recipe: Recipe) -> None:
@@ -86,19 +109,16 @@ def finished(folder: Path, recipe: Recipe, digest: str) -> Json | None:
     if not path.exists():
         return None
     result = read_json(path)
-    was = recorded_recipe(_mapping(result, "recipe", path), str(path)).retraining
-    now = recipe.retraining
-    if was != now:
-        raise RecipeError(
-            f"{folder} holds a complete run with {was}, the recipe says {now}: "
-            "choose another --folder"
-        )
+    there = recorded_recipe(_mapping(result, "recipe", path), str(path))
+    _check_same(f"{folder} holds a complete run", there, recipe, {"retraining"})
     if result.get("float_digest") != digest:
         raise RecipeError(
             f"{folder} holds a complete run, the task's weights have changed since: "
             "delete it or choose another --folder"
         )
-    return result if "control_score" in result or not recipe.controlled else None
+    controlled = "control_score" in result or not recipe.controlled
+    exported = set(recipe.export) <= result.get("exports", {}).keys()
+    return result if controlled and exported else None
 
 
 @contextlib.contextmanager

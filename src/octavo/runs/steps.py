@@ -14,6 +14,7 @@ from octavo.errors import FormatError
 from octavo.inq.incremental import Incremental
 from octavo.pruning.surgery import Surgery
 from octavo.runs.job import Job
+from octavo.runs.metric import metric_text
 from octavo.runs.run_folder import Json, read_json, write_json
 from octavo.runs.stage_plan import Step, stage_plans
 from octavo.runs.stages import History, train
@@ -109,7 +110,7 @@ def control_score(job: Job) -> float:
     score = job.ranks.once(lambda: read_json(done)).get("score")
     if not isinstance(score, float):
         raise FormatError(f"{done}: damaged, expected a number called score, got {score!r}")
-    job.note(f"control, full precision trained equally long: {score:.2f}")
+    job.note(f"control, full precision trained equally long: {metric_text(score)}")
     return score
 
 

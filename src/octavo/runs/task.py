@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import inspect
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,7 +24,6 @@ __all__ = [
     "load_callable",
     "load_task",
     "make",
-    "metric_of",
     "model_of",
 ]
 
@@ -142,32 +140,6 @@ def model_of(
         raise
     except Exception as error:
         raise RecipeError(f"task {name!r}: its model() failed: {told(error)}") from error
-
-
-def metric_of(task: Task, name: str, model: nn.Module, network: str) -> float:
-    """Return a task's metric of a model.
-
-    Args:
-        task: the task.
-        name: its name, for errors.
-        model: the model; it is left as it was.
-        network: what the model is, in words, for errors.
-
-    Raises:
-        RecipeError: the task returned no finite number.
-
-    """
-    value: Any = task.score(model)
-    try:
-        metric = float(value)
-    except (TypeError, ValueError):
-        metric = math.nan
-    if not math.isfinite(metric):
-        raise RecipeError(
-            f"task {name!r}: expected a finite number from its score(), the metric, got "
-            f"{value!r:.60} for {network}; return a float, where higher is better"
-        )
-    return metric
 
 
 def load_callable(source: str, attribute: str, what: str) -> Callable[..., object]:

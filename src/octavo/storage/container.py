@@ -30,6 +30,7 @@ from octavo.activations.quantizer import InputFormat, scale_key
 from octavo.errors import FormatError, brief
 from octavo.formats.codebook import LARGEST
 from octavo.formats.registry import codebook_at
+from octavo.storage.file_kind import kind_of
 from octavo.storage.layer_strings import (
     SMALL,
     Coding,
@@ -208,7 +209,7 @@ def _other_kind(data: bytes) -> str:
     )
     if b'{"__metadata__":{"octavo.mx":' in data[:64]:
         return f"expected a packed network, got an export in the form mx: {exported}"
-    if data[:1] == b"\x08" and data[2:3] == b"\x12":  # protobuf: ir_version, producer_name
+    if kind_of(data) == "onnx":
         return (
             f"expected a packed network, got an ONNX file: {exported}, "
             "or score it by `octavo evaluate FILE --task TASK`"

@@ -8,6 +8,7 @@ import altair as alt
 from octavo.dnq.front import undominated
 from octavo.report.charts.theme import Colours, Figure, data
 from octavo.report.record import RunRecord
+from octavo.runs.metric import metric_text
 from octavo.runs.run_folder import Json
 
 __all__ = ["front_figure"]
@@ -30,7 +31,7 @@ def front_figure(
         tooltip=[
             alt.Tooltip("run:N"),
             alt.Tooltip("method:N"),
-            alt.Tooltip("metric:Q", format=".2f"),
+            alt.Tooltip("shown:N", title="metric"),
             alt.Tooltip("bytes:Q", format=",d"),
             alt.Tooltip("ratio:Q", title="times smaller", format=".1f"),
         ],
@@ -73,14 +74,16 @@ def _row(record: RunRecord) -> Json:
         "method": record.method,
         "bytes": record.result["file_bytes"],
         "metric": record.result["score"],
+        "shown": metric_text(record.result["score"]),
         "ratio": record.result["ratio"],
     }
 
 
 def _before(records: Sequence[RunRecord], colours: Colours) -> list[alt.Chart]:
     """Return a line for each metric in full precision; runs of one network share it."""
-    scores = sorted({round(record.result["float_score"], 4) for record in records})
-    rows = [{"metric": score, "name": f"full precision {score:.2f}"} for score in scores]
+    scores = sorted({record.result["float_score"] for record in records})
+    shown = {f"full precision {metric_text(score)}": score for score in scores}
+    rows = [{"metric": score, "name": name} for name, score in shown.items()]
     rule = alt.Chart(data(rows)).mark_rule(color=colours["second"], strokeDash=[5, 3])
     text = alt.Chart(data(rows)).mark_text(align="left", dx=3, dy=-6, color=colours["second"])
     return [

@@ -6,6 +6,7 @@ import altair as alt
 
 from octavo.report.charts.theme import Colours, Figure, data
 from octavo.report.record import RunRecord
+from octavo.runs.metric import metric_text
 from octavo.runs.run_folder import Json
 
 __all__ = ["training_figures"]
@@ -102,7 +103,8 @@ def _metric_figure(record: RunRecord, colours: Colours) -> Figure:
     rows = [{"stage": 0, "share": 0.0, "metric": record.result["float_score"]}]
     for number, stage in enumerate(scored, 1):
         rows.append({"stage": number, "share": stage["portion"], "metric": stage["score"]})
-    base = alt.Chart(data(rows)).encode(
+    shown = [row | {"shown": metric_text(row["metric"])} for row in rows]
+    base = alt.Chart(data(shown)).encode(
         x=alt.X("share:Q", title="share of weights that is frozen", axis=alt.Axis(format="%")),
         y=alt.Y(
             "metric:Q", title="metric (higher is better)", scale=alt.Scale(zero=False, padding=16)
@@ -110,12 +112,12 @@ def _metric_figure(record: RunRecord, colours: Colours) -> Figure:
         tooltip=[
             alt.Tooltip("stage:Q", title="after stage"),
             alt.Tooltip("share:Q", title="share frozen", format=".1%"),
-            alt.Tooltip("metric:Q", format=".4~f"),
+            alt.Tooltip("shown:N", title="metric"),
         ],
     )
     lines = base.mark_line(color=colours["first"], strokeWidth=2)
     dots = base.mark_point(color=colours["first"], filled=True, size=70, opacity=1)
-    numbers = base.mark_text(dy=-11, align="center").encode(text=alt.Text("metric:Q", format=".2f"))
+    numbers = base.mark_text(dy=-11, align="center").encode(text="shown:N")
     layers = [lines, dots, numbers]
     if record.control is not None:
         layers += _control_rule(record.control, colours)
@@ -130,7 +132,7 @@ def _metric_figure(record: RunRecord, colours: Colours) -> Figure:
 
 
 def _control_rule(control: float, colours: Colours) -> list[alt.Chart]:
-    row = data([{"metric": control, "name": f"control {control:.2f}"}])
+    row = data([{"metric": control, "name": f"control {metric_text(control)}"}])
     rule = alt.Chart(row).mark_rule(color=colours["second"], strokeDash=[5, 3]).encode(y="metric:Q")
     text = (
         alt.Chart(row)

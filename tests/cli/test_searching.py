@@ -1,6 +1,7 @@
 """inspect and search: what they print and write."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,13 @@ def test_search_names_the_command_for_the_form_of_file_that_it_priced(
     assert "octavo quantize tiny.py:Tiny --plan p.yaml -o p.safetensors" in unwrapped(plain)
     following = "--plan p.yaml --floats folded --coding small -o p.safetensors"
     assert following in unwrapped(small)
+    words[-1] = "a plan.yaml"
+    said = octavo(*words, "--option", "width=7", "--option", "name=a b").out
+    *_, command = said.splitlines()
+    assert command.startswith("next: octavo ")
+    quantized = octavo(*shlex.split(command)[2:], "--method", "ptq", "--quiet")
+    assert quantized.status == 0
+    assert Packed.load("a plan.safetensors").layers["0"].codes.shape == (7, 5)
 
 
 def unwrapped(text: str) -> str:
@@ -69,21 +77,6 @@ def test_a_plan_with_bits_of_inputs_is_quantized_as_it_says(octavo: Callable[...
     packed = Packed.load("net.safetensors")
     assert packed.plan == {"0": 3, "2": 4}
     assert {name: form.bits for name, form in packed.activations.items()} == {"2": 8}
-
-
-def test_inspect_shows_the_layers_of_a_packed_file(
-    octavo: Callable[..., Any], packed: Path
-) -> None:
-    said = octavo("inspect", str(packed))
-    assert (said.status, said.err) == (0, "")
-    assert "quantized layers" in said.out
-    shown = json.loads(octavo("inspect", str(packed), "--json").out)
-    verified = json.loads(octavo("verify", str(packed), "--json").out)
-    layers = shown.pop("layers")
-    assert [(row["name"], row["bits"]) for row in layers] == [("0", 3), ("2", 3)]
-    assert sum(row["weights"] for row in layers) == 48
-    assert shown == {key: value for key, value in verified.items() if key in shown}
-    assert f"    file bytes  {packed.stat().st_size:,}" in said.out
 
 
 WIDE = ["--options", "2,3,4,5,6,7,8", "--trials", "24", "--budget", "average_bits=6"]
@@ -193,39 +186,3 @@ def test_search_and_quantize_take_widths_of_both_codebooks(octavo: Callable[...,
     assert (
         "options: expected 2 to 8, apot5 to apot8, fp4, fp6, fp8 or int8, got 'apot3'" in said.err
     )
-
-
-def test_inspect_prints_what_can_be_quantized(octavo: Callable[..., Any]) -> None:
-    said = octavo("inspect", "tiny.py:Tiny", "-O", "width=7")
-    assert said.status == 0
-    assert [line.split()[1:10:2] for line in said.out.splitlines() if "linear" in line] == [
-        ["0", "linear", "7x5", "35", "35"],
-        ["2", "linear", "3x7", "21", "21"],
-    ]
-    assert "biases stay in float" in said.out
-    assert "feasible: 2 to 8 bits, 14 to 56 nominal bytes" in said.out
-
-
-def test_inspect_as_json(octavo: Callable[..., Any]) -> None:
-    said = octavo("inspect", "tiny.py:Tiny", "--json")
-    found = json.loads(said.out)
-    assert [(row["name"], row["shape"], row["macs"]) for row in found["rows"]] == [
-        ("0", [6, 5], 30),
-        ("2", [3, 6], 18),
-    ]
-    assert {skip["name"] for skip in found["skipped"]} == {"0.bias", "2.bias"}
-    assert (found["cheapest"]["bytes"], found["dearest"]["bytes"]) == (12, 48)
-
-
-def test_inspect_does_without_an_example(octavo: Callable[..., Any]) -> None:
-    said = octavo("inspect", "tiny.py:Silent", "--json")
-    assert [row["macs"] for row in json.loads(said.out)["rows"]] == [None, None]
-
-
-def test_inspect_says_why_nothing_can_be_quantized(octavo: Callable[..., Any]) -> None:
-    said = octavo("inspect", "tiny.py:Normed")
-    assert said.status == 0
-    assert said.out.startswith("no layer can be quantized\n")
-    assert "multiply-accumulates" not in said.out
-    assert "norms stay in float" in said.out
-    assert "feasible" not in said.out

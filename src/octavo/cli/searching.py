@@ -1,4 +1,4 @@
-"""The commands that look at a task's network: ``inspect`` and ``search``."""
+"""The command that learns the bits of layers: ``search``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from octavo._io import check_output
 from octavo.cli.options import (
     FAST,
     AsJson,
     Device,
     FileCoding,
-    Floats,
-    NetworkName,
     Options,
     Quiet,
     TaskName,
     out,
-    print_figures,
     print_next,
+    print_tables,
     print_written,
     read_budget,
     task_network,
@@ -41,62 +40,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from octavo.dnq.search_result import SearchResult
-    from octavo.inspection import Inspection
     from octavo.progress import Progress
     from octavo.runs.task import Task
 
-__all__ = ["inspect", "search"]
-
-PACKED_ENDING = ".safetensors"
-
-
-def inspect(
-    network: NetworkName, option: Options = None, device: Device = "auto", as_json: AsJson = False
-) -> None:
-    """Show which layers of a network can be quantized, which cannot and why, and which budgets are
-    feasible. The file of a plan, and the layers of a packed file, are shown as a table.
-
-    Example: `octavo inspect digits`
-    """
-    from octavo._io import json_text
-    from octavo.formats.width import write_widths
-    from octavo.inspection import inspect as inspect_model
-    from octavo.network.devices import device_named
-    from octavo.plan import Plan
-    from octavo.runs.models import load_model
-    from octavo.runs.plan_files import ENDINGS
-
-    if network.endswith(ENDINGS):
-        plan = Plan.load(network)
-        figures = {"bits": write_widths(plan), "activations": plan.activations}
-        typer.echo(json_text(figures, indent=2) if as_json else str(plan))
-        return
-    if network.endswith(PACKED_ENDING):
-        _print_packed(network, as_json)
-        return
-    model, example = load_model(network, task_options(option), device_named(device))
-    inspection = inspect_model(model, example)
-    if as_json:
-        typer.echo(json_text(asdict(inspection), indent=2))
-    else:
-        _print_inspection(inspection)
-
-
-def _print_packed(path: str, as_json: bool) -> None:
-    """Print the layers of a packed file and its figures."""
-    from octavo._io import json_text
-    from octavo.report.tables import packed_layers_table, packed_rows
-    from octavo.runs.details import packed_layers
-    from octavo.storage.packed import Packed
-
-    packed = Packed.load(path)
-    if as_json:
-        figures = packed_rows(packed) | {"layers": packed_layers(packed)}
-        typer.echo(json_text(figures, indent=2))
-        return
-    out.print(packed_layers_table(packed))
-    print_figures(packed_rows(packed), as_json=False)
-
+__all__ = ["search"]
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The plan to write, YAML.")]
 Limit = Annotated[
@@ -149,6 +96,15 @@ InputBits = Annotated[
     typer.Option(help="Search for the bits of layer inputs too, among these, such as 4,8."),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="The number of plans that are scored at a time.")]
+PricedFloats = Annotated[
+    str | None,
+    typer.Option(
+        "--floats",
+        help="How the file that is priced stores biases and norms: float32, float16 or folded. "
+        "Default: float32.",
+        show_default=False,
+    ),
+]
 JournalFile = Annotated[
     Path | None, typer.Option(help="Append each trial to this file; continue from its trials.")
 ]
@@ -167,7 +123,7 @@ def search(
     pin: Pins = None,
     seed: Seed = 0,
     activations: InputBits = None,
-    floats: Floats = None,
+    floats: PricedFloats = None,
     coding: FileCoding = FAST,
     workers: Workers = 1,
     journal: JournalFile = None,
@@ -180,8 +136,6 @@ def search(
 
     Example: `octavo search digits --budget average_bits=3 --pin conv1=5 -o plan.yaml`
     """
-    from octavo._io import check_output
-
     check_output(output)
     with watched(as_json, quiet) as progress:
         loaded = _task(task, option)
@@ -196,8 +150,9 @@ def search(
     result.plan.save(output)
     if as_json:
         _print_search_figures(result, method)
-        return
-    _print_search(result, objective, settings, task, output)
+    else:
+        _print_search(result, objective, covered=budget is None and trade_off is None)
+        _print_next(task, option, output, floats, coding)
 
 
 def _task(name: str, option: list[str] | None) -> "Task":
@@ -205,21 +160,6 @@ def _task(name: str, option: list[str] | None) -> "Task":
     from octavo.runs.task import load_task
 
     return load_task(name, task_options(option))
-
-
-def _print_inspection(inspection: "Inspection") -> None:
-    """Print the layers, what stays in float, and the feasible budgets."""
-    from octavo.report.tables import inspection_table, skipped_table
-
-    layers = inspection_table(inspection) if inspection.rows else "no layer can be quantized"
-    out.print(layers, skipped_table(inspection))
-    if inspection.cheapest and inspection.dearest:
-        low = inspection.cheapest
-        high = inspection.dearest
-        out.print(
-            f"feasible: {low.average_bits:g} to {high.average_bits:g} bits, "
-            f"{low.bytes:,} to {high.bytes:,} nominal bytes"
-        )
 
 
 def _searched(
@@ -237,12 +177,8 @@ def _searched(
         return search_bits(network, task.calibration(), progress=progress, **settings)
 
 
-def _print_search(
-    result: "SearchResult", objective: str, settings: Mapping[str, Any], task: str, plan: Path
-) -> None:
-    """Print the plan of a search, which was written, and the command that may come next; where the
-    search covered the whole range, its front too.
-    """
+def _print_search(result: "SearchResult", objective: str, *, covered: bool) -> None:
+    """Print the plan of a search; where the search ``covered`` the whole range, its front too."""
     from octavo.report.search_tables import (
         finalists_table,
         front_table,
@@ -250,20 +186,23 @@ def _print_search(
         refinement_line,
     )
 
-    if settings["budget"] is None and settings["trade_off"] is None:
-        out.print(front_table(result, objective))
-    out.print(plan_table(result), finalists_table(result, objective))
+    if covered:
+        print_tables(front_table(result, objective))
+    print_tables(plan_table(result), finalists_table(result, objective))
     if result.refinement is not None:
         out.print(refinement_line(result.refinement), soft_wrap=True, markup=False)
+
+
+def _print_next(
+    task: str, task_options: list[str] | None, plan: Path, floats: str | None, coding: str
+) -> None:
+    """Say where the plan is, and the command that writes the file that was searched for."""
+    options = [word for pair in task_options or () for word in ("--option", pair)]
+    form = [] if floats is None else ["--floats", floats]
+    form += [] if coding == FAST else ["--coding", coding]
     print_written(plan)
-    print_next(_quantizing(task, plan, settings["floats"], settings["coding"]))
-
-
-def _quantizing(task: str, plan: Path, floats: str | None, coding: str) -> str:
-    """Return the command that quantizes by a plan, in the form of file that it was searched for."""
-    form = "" if floats is None else f" --floats {floats}"
-    form += "" if coding == FAST else f" --coding {coding}"
-    return f"octavo quantize {task} --plan {plan}{form} -o {plan.stem}.safetensors"
+    files = ["--plan", str(plan), *form, "-o", f"{plan.stem}.safetensors"]
+    print_next(["octavo", "quantize", task, *options, *files])
 
 
 def _objective(task: "Task", name: str) -> "Callable[[nn.Module], float] | None":

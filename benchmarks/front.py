@@ -37,6 +37,8 @@ PEERS = {  # a row of peers.json: the same
     "nncodec, qp -24": ("nncodec (DeepCABAC)", "right"),
     "optimum-quanto, int8": ("optimum-quanto, int8", "under"),
     "optimum-quanto, int4": ("optimum-quanto, int4", "right"),
+    "optimum-quanto, int4, HQQ": ("optimum-quanto, int4, HQQ", "right"),
+    "Brevitas, GPTQ, 4 bits": ("Brevitas, 4 bits in float32", "over"),
     "torchao, int4": ("torchao, int4", "right"),
 }
 SIDES = {  # of a point: where its name begins, in points, and how it is aligned
@@ -45,6 +47,7 @@ SIDES = {  # of a point: where its name begins, in points, and how it is aligned
     "below": {"xytext": (0, -14), "ha": "left"},
     "under": {"xytext": (0, -14), "ha": "center"},
     "above": {"xytext": (0, 7), "ha": "center"},
+    "over": {"xytext": (4, 20), "ha": "right"},
 }
 TICKS = (40_000, 60_000, 100_000, 200_000, 400_000, 1_000_000)
 
@@ -89,7 +92,7 @@ def of_peers() -> dict[str, File]:
     return {
         name: File(row["file_bytes"], (row["accuracy"],))
         for name, row in rows.items()
-        if "accuracy" in row
+        if "accuracy" in row and not name.startswith("octavo")
     }
 
 

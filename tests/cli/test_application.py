@@ -156,8 +156,8 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
                 "digits-dnq, digits"
             ),
         ),
-        (["run", "."], ".: not a readable recipe: "),
-        (["run", "tiny.py"], "tiny.py: not a readable recipe: "),
+        (["run", "."], ".: expected a recipe, got a folder; a recipe is a YAML file"),
+        (["run", "tiny.py"], "tiny.py: expected a recipe, got a file of Python; "),
         (
             ["run", "r.yaml", "--set", "epoch=3"],
             "r.yaml: unknown key 'epoch' (the nearest is 'epochs')",

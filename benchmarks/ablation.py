@@ -28,6 +28,7 @@ from search import (  # type: ignore[import-not-found]  # its neighbour
 )
 from torch import Tensor
 
+from octavo import Budget
 from octavo.dnq import reinforce
 from octavo.dnq.agent import dnq
 from octavo.dnq.evaluator import Evaluator
@@ -36,7 +37,7 @@ from octavo.dnq.reinforce import Reinforce
 from octavo.runs.run_folder import write_json
 
 RESULT = RESULTS / "ablation.json"
-LIMIT = 70_000
+LIMIT = 70_000  # bytes of the file
 MODEL_OFF = Reinforce(practice=0, before=0)
 
 
@@ -73,7 +74,8 @@ def main() -> None:
         for name in asked.variants:
             if not is_there(RESULT, LIMIT, name, seed):
                 row = {"limit": LIMIT, "method": name, "seed": seed}
-                add(RESULT, setting, row | setting.search(LIMIT, VARIANTS[name], 0.0, seed))
+                row |= setting.search(Budget(bytes=LIMIT), VARIANTS[name], 0.0, seed)
+                add(RESULT, setting, row)
 
 
 if __name__ == "__main__":

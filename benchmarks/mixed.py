@@ -1,104 +1,70 @@
-"""Bits of weights and inputs searched for together, beside the same bits everywhere.
+"""Bits of weights and inputs chosen together, by every method, beside the same bits everywhere.
 
-    python benchmarks/mixed.py                      # half an hour
+    python benchmarks/mixed.py                          # about an hour of one core
+    python benchmarks/mixed.py --seeds 0 --methods dnq evolution
 
-Both have at most the same number of bit operations. ResNet-20 on CIFAR-10; 512 unlabelled training
-images choose the bits, calibrate the inputs and calibrate the weights; nothing is trained. Rows are
-written as they come, and skipped if they are there. Writes benchmarks/results/mixed.json.
+As ``search.py`` does it for the bits of weights alone, with the same measures: ResNet-20 with 512
+unlabelled training images. The budgets are the bit operations of three uniform plans, which every
+row may spend; 768 trials are counted, of which the single layers take 321. Rows are written as they
+come, and skipped if they are there. Writes benchmarks/results/mixed.json.
 """
 
-import json
-import time
+import argparse
+import itertools
 from pathlib import Path
-from typing import Any
 
-from octavo import Budget, Plan, calibrate, quantize_activations, search
-from octavo.dnq.survey import survey
-from octavo.formats.width import write_widths
-from octavo.runs.run import environment
+from search import (  # type: ignore[import-not-found]  # its neighbour
+    DRAWS_NOTHING,
+    RESULTS,
+    SEEDS,
+    UNSEEN,
+    Setting,
+    add,
+    is_there,
+    named,
+    read,
+)
+
+from octavo import Budget
+from octavo.dnq.space import Action
+from octavo.formats.width import Width
 from octavo.runs.run_folder import write_json
-from octavo.runs.tasks.cifar10 import Cifar10
 
-RESULT = Path(__file__).parent / "results" / "mixed.json"
-OPTIONS = (2, 3, 4, 5)
-INPUTS = (3, 4, 6, 8)
-UNIFORM = ((4, 4), (3, 4), (3, 3))  # bits of weights and inputs whose bit operations are the budget
-TRIALS = 768
+RESULT = RESULTS / "mixed.json"
 IMAGES = 512
-BATCH = 32
-SEED = 0
+INPUT_BITS = (3, 4, 6, 8)
+UNIFORM = ((4, 4), (3, 4), (3, 3))  # bits of weights and inputs whose bit operations are a budget
+METHODS = (
+    "uniform", "exact", "greedy", "dnq", "dnq, learning off", "evolution", "cmaes", "random",
+)  # fmt: skip
+TRIALS = 768
 
 
-def scored(task: Cifar10, plan: Plan) -> dict[str, Any]:
-    """Test accuracy of the calibrated network under a plan, and its sizes."""
-    model = task.model()
-    inputs = list(task.calibration())
-    quantize_activations(model, inputs, plan.activations)
-    packed = calibrate(model, plan, inputs)
-    packed.apply(model)
-    cost = plan.cost()
-    sizes = {
-        "average_bits": cost.average_bits,
-        "bit_ops": cost.bit_ops,
-        "file_bytes": packed.file_bytes,
-    }
-    return {"accuracy": task.score(model)} | sizes
-
-
-def uniform(task: Cifar10, weights: int, inputs: int) -> Plan:
-    model = task.model()
-    space = survey(model, next(iter(task.calibration())), (weights,), {}, (inputs,))
-    return space.plan(space.cheapest)
-
-
-def searched(task: Cifar10, bit_ops: int | None) -> tuple[Plan, dict[str, Any]]:
-    started = time.monotonic()
-    result = search(
-        task.model(),
-        task.calibration(),
-        budget=Budget(bit_ops=bit_ops),
-        options=OPTIONS,
-        activations=INPUTS,
-        trials=TRIALS,
-        seed=SEED,
-    )
-    about = {
-        "score": result.objective,
-        "uniform_score": result.uniform_objective,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    return result.plan, about | {
-        "weights": write_widths(result.plan),
-        "inputs": dict(result.plan.activations),
-    }
+def bit_ops(setting: Setting, weights: int, inputs: int) -> int:
+    """Return the bit operations of the same bits in every layer."""
+    action = Action(Width(weights), inputs)
+    choice = tuple(actions.index(action) for actions in setting.space.actions)
+    return int(setting.space.plan(choice).cost().bit_ops)
 
 
 def main() -> None:
-    task = Cifar10(
-        20, "~/.cache/octavo/resnet20-cifar10.safetensors", calibration_size=IMAGES, batch=BATCH
-    )
-    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
-    result |= {"environment": environment(), "images": IMAGES, "trials": TRIALS, "seed": SEED}
-    for weights, inputs in UNIFORM:
-        everywhere = uniform(task, weights, inputs)
-        for name in ("uniform", "searched"):
-            if (key := f"{weights}x{inputs}, {name}") not in result["rows"]:
-                plan, about = (
-                    (everywhere, {})
-                    if name == "uniform"
-                    else searched(task, everywhere.cost().bit_ops)
-                )
-                result["rows"][key] = scored(task, plan) | about
-                print(
-                    key,
-                    {
-                        k: v
-                        for k, v in result["rows"][key].items()
-                        if k not in ("weights", "inputs")
-                    },
-                    flush=True,
-                )
-                write_json(RESULT, result)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--methods", nargs="*", default=METHODS)
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--journal", type=Path, help="keeps the measurements, as search.py has it")
+    asked = parser.parse_args()
+    setting = Setting(20, IMAGES, asked.journal, INPUT_BITS)
+    about = {"images": IMAGES, "unseen": UNSEEN, "trials": TRIALS, "input_bits": INPUT_BITS}
+    write_json(RESULT, read(RESULT) | about)
+    for seed, everywhere, name in itertools.product(asked.seeds, UNIFORM, asked.methods):
+        limit = bit_ops(setting, *everywhere)
+        if is_there(RESULT, limit, name, seed) or (seed and name in DRAWS_NOTHING):
+            continue
+        found = setting.search(Budget(bit_ops=limit), *named(name), seed, TRIALS)
+        plan = setting.space.plan(setting.choice(found["choice"]))
+        row = {"limit": limit, "everywhere": "{}x{}".format(*everywhere), "method": name}
+        row |= {"seed": seed, "average_bits": plan.cost().average_bits}
+        add(RESULT, setting, row | found)
 
 
 if __name__ == "__main__":

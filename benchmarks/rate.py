@@ -43,8 +43,8 @@ from octavo.network.moments import Moments
 from octavo.ptq.compensation import compensate
 from octavo.ptq.gptq import curvature
 from octavo.ptq.layer_problem import LayerProblem
+from octavo.ptq.layer_rates import rates_of_layers
 from octavo.ptq.rounding import Prices, Rounding, bits_of_codes
-from octavo.ptq.sensitivity import rates_of_layers
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.settings import PtqSettings
 from octavo.runs.run import environment

@@ -2,7 +2,7 @@
 
     python benchmarks/rate_shares.py    # half an hour of one core; needs CIFAR-10
 
-``octavo.ptq.sensitivity`` gives a layer the rate ``lambda * share ** -0.5``, where its share is the
+``octavo.ptq.layer_rates`` gives a layer the rate ``lambda * share ** -0.5``, where its share is the
 divergence that it causes alone, for each of its weights, beside that of the network. Here are other
 powers, and 0, the same rate in all layers. ResNet-20, ``apot5`` in every layer, calibrated with
 ``absorb=True`` from 1,024 unlabelled training images. The rate is the one at which the file just
@@ -27,8 +27,8 @@ from octavo.progress import silent
 from octavo.ptq.calibration import Calibrated
 from octavo.ptq.file_budget import within
 from octavo.ptq.file_form import FileForm
+from octavo.ptq.layer_rates import MOST
 from octavo.ptq.network_solver import rate_factors, solve_network
-from octavo.ptq.sensitivity import MOST
 from octavo.ptq.settings import PtqSettings
 from octavo.runs.run import environment
 from octavo.runs.run_folder import write_json

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo import Budget, Plan, calibrate
+from octavo import Budget, Plan, calibrate, quantize_activations
 from octavo.dnq.agent import dnq
 from octavo.dnq.environment import Environment, Measurement
 from octavo.dnq.evaluator import Evaluator
@@ -41,7 +41,7 @@ from octavo.dnq.methods import SearchMethod, method_of
 from octavo.dnq.prices import within
 from octavo.dnq.refinement import run_refined
 from octavo.dnq.reinforce import Reinforce
-from octavo.dnq.space import Choice, Partial
+from octavo.dnq.space import Action, Choice, Partial
 from octavo.dnq.splitting import split
 from octavo.dnq.survey import survey
 from octavo.network.digest import digest, weights_digest
@@ -132,9 +132,14 @@ class Shared:
 
 
 class Setting:
-    """A network, the images, the environment, and the journal that all rows share."""
+    """A network, the images, the environment, and the journal that all rows share.
 
-    def __init__(self, depth: int, images: int, journal: Path | None = None) -> None:
+    With ``input_bits``, the bits of each layer's inputs are chosen with those of its weights.
+    """
+
+    def __init__(
+        self, depth: int, images: int, journal: Path | None = None, input_bits: Sequence[int] = ()
+    ) -> None:
         self.task = Cifar10(
             depth,
             f"~/.cache/octavo/resnet{depth}-cifar10.safetensors",
@@ -145,7 +150,7 @@ class Setting:
         every = torch.cat(list(self.task.calibration()))
         self.batches = every[:images].split(BATCH)
         self.parts = split(self.batches)
-        self.space = survey(self.model, self.batches[0], OPTIONS, {})
+        self.space = survey(self.model, self.batches[0], OPTIONS, {}, input_bits or None)
         self.environment = Environment(
             self.model, self.space.names, self.parts.calibrating, self.space.actions,
             scoring=self.parts.scoring,
@@ -168,9 +173,11 @@ class Setting:
         space = within(self.space, budget, self.sizes)
         return Evaluator(space, self.shared, self.journal, trials, seed=seed)
 
-    def search(self, limit: int, method: SearchMethod, share: float, seed: int) -> Row:
-        """Return the best trial of a method under a file size."""
-        evaluator = self.evaluator(Budget(bytes=limit), seed)
+    def search(
+        self, budget: Budget, method: SearchMethod, share: float, seed: int, trials: int = TRIALS
+    ) -> Row:
+        """Return the best trial of a method under a budget."""
+        evaluator = self.evaluator(budget, seed, trials)
         known = len(self.shared.seconds)
         started = time.monotonic()
         refinement = run_refined(method, evaluator, share).refinement
@@ -181,7 +188,7 @@ class Setting:
             "unseen": self.unseen_trial(best.choice),
             "share_of_limit": evaluator.space.cost(best.choice) / evaluator.space.limit,
             "choice": self.bits(best.choice),
-            "counted": TRIALS - evaluator.left,
+            "counted": trials - evaluator.left,
             "seconds": round(seconds, 1),
         }
         return row if refinement is None else row | {"method_alone": refinement.before.objective}
@@ -200,7 +207,9 @@ class Setting:
     def solved(self, plan: Plan) -> Row:
         """Return what ``calibrate`` makes of a plan from the images of the search."""
         network = self.task.model()
-        packed = calibrate(self.model, plan, self.batches)
+        if plan.activations:
+            quantize_activations(network, self.batches, plan.activations)
+        packed = calibrate(network, plan, self.batches)
         packed.apply(network)
         return {
             "file_bytes": packed.file_bytes,
@@ -209,12 +218,17 @@ class Setting:
         }
 
     def bits(self, choice: Choice) -> str:
-        """Return the bits of all layers, one digit each."""
-        return "".join(f"{action.width.bits}" for action in self.space.chosen(choice))
+        """Return the bits of all layers: one digit each, or ``4x8`` where inputs have bits too."""
+        texts = [str(action) for action in self.space.chosen(choice)]
+        return ("" if max(map(len, texts)) == 1 else " ").join(texts)
 
     def choice(self, bits: str) -> Choice:
         """Return the choice that a row has as bits."""
-        return tuple(OPTIONS.index(int(digit)) for digit in bits)
+        texts = bits.split() if " " in bits else bits
+        return tuple(
+            actions.index(Action.parse(text))
+            for actions, text in zip(self.space.actions, texts, strict=True)
+        )
 
 
 def uniform_plans(setting: Setting, path: Path) -> Row:
@@ -269,7 +283,7 @@ def main() -> None:
     for limit, name, seed in wanted(limits, asked.methods, asked.seeds):
         if not is_there(path, limit, name, seed):
             row = {"limit": limit, "method": name, "seed": seed}
-            add(path, setting, row | setting.search(limit, *named(name), seed))
+            add(path, setting, row | setting.search(Budget(bytes=limit), *named(name), seed))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,10 @@ from typing import Any
 from pages import RESULTS, load  # type: ignore[import-not-found]  # its neighbour
 
 Rows = list[Any]
+MEASURES = (
+    "divergence of the best trial, on unseen images, on unseen images after `calibrate`,"
+    " accuracy after `calibrate`, its file in bytes"
+)
 Table = tuple[list[str], list[list[str]]]  # the head, and the rows
 
 
@@ -40,6 +44,15 @@ def losses(rows: Rows, name: str) -> str:
     return with_spread([-row[name] for row in rows], 4)
 
 
+def measures(rows: Rows) -> list[str]:
+    """What `search.py` measures of the best trials of a method, under the titles MEASURES."""
+    return [
+        *(losses(rows, name) for name in ("objective", "unseen", "solved_unseen")),
+        with_spread([row["accuracy"] for row in rows], 2),
+        f"{mean(rows, 'file_bytes'):,.0f}",
+    ]
+
+
 def searches(depth: int) -> Table:
     """Each method under each file size: the lowest divergence on unseen images first."""
     groups = grouped(known(f"search-resnet{depth}")["rows"], lambda row: row["limit"])
@@ -48,17 +61,10 @@ def searches(depth: int) -> Table:
         methods = grouped(alike, lambda row: row["method"])
         for method, seeds in sorted(methods.items(), key=lambda item: -mean(item[1], "unseen")):
             rows.append([
-                f"{limit:,}", method, f"{len(seeds)}", losses(seeds, "objective"),
-                losses(seeds, "unseen"), losses(seeds, "solved_unseen"),
-                with_spread([row["accuracy"] for row in seeds], 2),
-                f"{mean(seeds, 'file_bytes'):,.0f}", f"{mean(seeds, 'counted'):.0f}",
-                f"{mean(seeds, 'seconds'):.0f}",
+                f"{limit:,}", method, f"{len(seeds)}", *measures(seeds),
+                f"{mean(seeds, 'counted'):.0f}", f"{mean(seeds, 'seconds'):.0f}",
             ])  # fmt: skip
-    head = (
-        "limit, method, seeds, divergence of the best trial, on unseen images,"
-        " on unseen images after `calibrate`, accuracy after `calibrate`, its file in bytes,"
-        " trials, seconds"
-    )
+    head = f"limit, method, seeds, {MEASURES}, trials, seconds"
     return head.split(", "), rows
 
 
@@ -133,6 +139,22 @@ def unseen(rows: Rows) -> list[list[float]]:
 def better(own: list[float], others: list[float]) -> int:
     """The number of budgets at which the first are better."""
     return sum(map(float.__gt__, own, others))
+
+
+def mixed() -> Table:
+    """Bits of weights and inputs, chosen together: the lowest divergence after calibrate first."""
+    groups = grouped(known("mixed")["rows"], lambda row: row["limit"])
+    rows = []
+    for limit, alike in sorted(groups.items(), reverse=True):
+        methods = grouped(alike, lambda row: row["method"])
+        ranked = sorted(methods.items(), key=lambda item: -mean(item[1], "solved_unseen"))
+        for method, seeds in ranked:
+            rows.append([
+                f"{limit / 1e6:.0f}", method, f"{len(seeds)}", *measures(seeds),
+                f"{mean(seeds, 'average_bits'):.2f}",
+            ])  # fmt: skip
+    head = f"million bit operations, method, seeds, {MEASURES}, average weight bits"
+    return head.split(", "), rows
 
 
 def objective() -> Table:

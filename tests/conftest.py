@@ -34,5 +34,5 @@ def on_two_ranks() -> Iterator[Ranks]:
 @pytest.fixture
 def brief_practice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the policy of DNQ practise less: enough for the few layers of a test."""
-    brief = partial(Reinforce, before=20, practice=1, after=5, imagined=16, patience=20)
+    brief = partial(Reinforce, before=20, practice=1, after=5, imagined=16, proposed=4, patience=20)
     monkeypatch.setattr("octavo.dnq.agent.Reinforce", brief)

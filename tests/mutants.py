@@ -3,13 +3,12 @@
     python tests/mutants.py 300
 
 ``make mutants`` does this. cosmic-ray makes the mutants, and a seeded sample of them is tried on a
-copy of the package: first against the tests of its own module, which kill most within seconds; then
-what survived, against all tests of its folder. A mutant that no test kills is a missing test or a
-line to delete.
+copy of the package, each against those tests of its folder that call the function it is in. A
+mutant that no test kills is a missing test or a line to delete.
 
 The result, benchmarks/results/mutants.json, is written after each mutant. What it says of a line
 that still stands is not tried again: delete it to begin anew. ``python tests/mutants.py survivors``
-tries the survivors once more.
+tries the survivors once more, and imports the package again for each.
 """
 
 import ast
@@ -25,8 +24,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Generator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from inspect import CO_OPTIMIZED
@@ -34,6 +33,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
+import coverage
 import hypothesis.extra.numpy  # noqa: F401  # so that the tests need not import it
 import pytest
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -54,8 +54,7 @@ OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-W", "ignore:myp
 
 INVALID = "no Python"  # it does not count
 STUCK = "the process ended or took too long"
-# The fates of a mutant that no test has killed: not those of its module, or none of its folder.
-SURVIVED_OWN = "survived the tests of its module"
+FIXTURE = "fixture "  # begins the name of a context of coverage.py that is no test
 SURVIVED = "survived"
 
 
@@ -171,9 +170,9 @@ class Tests:
                 importlib.import_module(_module(path.relative_to(copy)))
 
     def killer(
-        self, mutant: Mutant, occurrence: int, files: Sequence[Path], *, anew: bool
+        self, mutant: Mutant, occurrence: int, tests: Sequence[str], *, anew: bool
     ) -> str | None:
-        """Return the test among files that a mutant fails first, or None; INVALID if it is none.
+        """Return the test that a mutant fails first, or None; INVALID if the mutant is none.
 
         Where possible, only the code of functions is replaced, which is fast, but misses what was
         done as the package was imported; ``anew`` imports it again in any case.
@@ -188,13 +187,24 @@ class Tests:
             return INVALID
         path.write_text(changed, encoding="utf-8")
         try:
-            return (
-                next(iter(self.failures(None if anew else change, "-x", *files)), None)
-                if files
-                else None
-            )
+            failed = self.failures(None if anew else change, "-x", *tests)
         finally:
             path.write_text(source, encoding="utf-8")
+        return failed[0] if failed else None
+
+    def calls(self, room: str) -> "Calls":
+        """Return the tests of a folder that run each line of the package, and how long they take;
+        all of them are run once for this.
+        """
+        report = self._copy / "calls"
+        child = os.fork()
+        if not child:
+            watched = coverage.Coverage(data_file=None, source=[str(self._copy / "octavo")])
+            watched.start()
+            watcher = Watcher(watched, report)
+            self._run([watcher], [str(ROOT / "tests" / room)])
+        os.waitpid(child, 0)
+        return Calls(**json.loads(report.read_text()))
 
     def failures(self, change: Change | None, *options: str | Path) -> list[str]:
         """Return the tests that fail, and files that cannot be imported, with a change of the code;
@@ -205,18 +215,18 @@ class Tests:
         child = os.fork()
         if not child:
             make(change)
-            self._run(report, list(map(str, options)))
+            self._run([Failures(report)], list(map(str, options)))
         _, status = os.waitpid(child, 0)
         found = report.read_text().splitlines() if report.exists() else []
         return found or ([STUCK] if status else [])
 
-    def _run(self, report: Path, options: list[str]) -> NoReturn:
+    def _run(self, plugins: list[object], options: list[str]) -> NoReturn:
         """Run pytest in this process, which ends with it."""
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         signal.alarm(HOUR)
         os.environ |= {"PYTHONPATH": str(self._copy), "PYTHONDONTWRITEBYTECODE": "1"}
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            status = pytest.main([*OPTIONS, *options], plugins=[Failures(report)])
+            status = pytest.main([*OPTIONS, *options], plugins=plugins)
         os._exit(int(status))
 
 
@@ -272,26 +282,87 @@ class Failures:
                 file.write(report.nodeid + "\n")
 
 
-def own_tests(mutant: Mutant) -> tuple[Path, ...]:
-    """Return the test files of a mutant's module."""
-    folder = ROOT / "tests" / Path(mutant.file).parent
-    return tuple(sorted(folder.glob(f"test_{Path(mutant.file).stem}*.py")))
+class Watcher:
+    """Writes the tests that run each line, and their seconds, to a file: a plugin of pytest.
 
-
-def folder_tests(mutant: Mutant) -> tuple[Path, ...]:
-    """Return the test files of a mutant's folder; first those that name the functions and classes
-    of its module most often.
+    What a fixture does counts for all tests that use it: it may be done for the first one only.
     """
-    tree = ast.parse((PACKAGE / mutant.file).read_text(encoding="utf-8"))
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    names = [node.name for node in tree.body if isinstance(node, kinds)]
 
-    def mentions(path: Path) -> int:
-        text = path.read_text(encoding="utf-8")
-        return sum(text.count(name) for name in names)
+    def __init__(self, watched: coverage.Coverage, report: Path) -> None:
+        self._watched = watched
+        self._report = report
+        self._now = ""  # the test that runs
+        self._users: dict[str, list[str]] = defaultdict(list)  # of each fixture
+        self._seconds: dict[str, float] = defaultdict(float)
 
-    files = sorted((ROOT / "tests" / _room(mutant)).rglob("test_*.py"))
-    return tuple(sorted(files, key=mentions, reverse=True))
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Function) -> Generator[None, object, object]:
+        self._now = item.nodeid.partition("[")[0]
+        for name in item.fixturenames:
+            self._users[FIXTURE + name].append(self._now)
+        self._watched.switch_context(self._now)
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, object, object]:
+        self._watched.switch_context(FIXTURE + fixturedef.argname)
+        try:
+            return (yield)
+        finally:
+            self._watched.switch_context(self._now)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds[report.nodeid.partition("[")[0]] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        self._watched.stop()
+        data = self._watched.get_data()
+        tests = {}
+        for file in data.measured_files():
+            found = {}
+            for line, contexts in data.contexts_by_lineno(file).items():
+                names = [one for name in contexts for one in self._users.get(name, [name])]
+                found[line] = sorted(set(names) & set(self._seconds))
+            tests[file.rpartition("/octavo/")[2]] = found
+        self._report.write_text(json.dumps({"tests": tests, "seconds": self._seconds}))
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What was seen as the tests of a folder ran.
+
+    Attributes:
+        tests: the names of tests without parameters, by file and line.
+        seconds: the time that each test takes with all its parameters.
+
+    """
+
+    tests: dict[str, dict[str, list[str]]]
+    seconds: dict[str, float]
+
+    def of(self, mutant: Mutant, line: int) -> list[str]:
+        """Return the tests that call the function of a mutant; all tests if it is in none. Those in
+        the files that are done first come first.
+        """
+        seen = self.tests.get(mutant.file, {})
+        names = {name for each in function_lines(mutant.file, line)
+                 for name in seen.get(str(each), [])}  # fmt: skip
+        names = names or set(self.seconds)
+        files: dict[str, float] = defaultdict(float)
+        for name in names:
+            files[name.partition("::")[0]] += self.seconds[name]
+        return sorted(names, key=lambda name: (files[name.partition("::")[0]], name))
+
+
+def function_lines(file: str, line: int) -> range:
+    """Return the lines of the body of the innermost function around a line; none without one."""
+    tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+    bodies = [
+        range(node.body[0].lineno, (node.end_lineno or 0) + 1)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    ]
+    return min((body for body in bodies if line in body), key=len, default=range(0))
 
 
 class Record:
@@ -325,8 +396,7 @@ class Record:
 
     def _summary(self) -> dict[str, Any]:
         fates = {one: fate for one, fate in self.fates.items() if fate != INVALID}
-        alive = (SURVIVED, SURVIVED_OWN)
-        dead = Counter(_room(one) for one, fate in fates.items() if fate not in alive)
+        dead = Counter(_room(one) for one, fate in fates.items() if fate != SURVIVED)
         tried = Counter(map(_room, fates))
         return {
             "seed": SEED,
@@ -346,17 +416,17 @@ def main() -> None:
     again = what == "survivors"
     places = sample(json.loads(RESULT.read_text())["asked"] if again else int(what))
     record = Record(places)
-    known = {one for one, fate in record.fates.items() if not (again and fate.startswith(SURVIVED))}
+    known = {one for one, fate in record.fates.items() if not (again and fate == SURVIVED)}
     sys.dont_write_bytecode = True  # that of a mutant might be taken for that of the next
     with tempfile.TemporaryDirectory() as folder:
         tests = Tests(Path(folder))
-        for mutant, (_, place) in places.items():
-            if mutant not in known:
-                killer = tests.killer(mutant, place, own_tests(mutant), anew=False)
-                record.add(mutant, killer or SURVIVED_OWN)
-        for mutant, (_, place) in places.items():
-            if record.fates[mutant] == SURVIVED_OWN:
-                killer = tests.killer(mutant, place, folder_tests(mutant), anew=True)
+        for room in FOLDERS:
+            left = [one for one in places if _room(one) == room and one not in known]
+            if left:
+                calls = tests.calls(room)
+            for mutant in left:
+                line, place = places[mutant]
+                killer = tests.killer(mutant, place, calls.of(mutant, line), anew=again)
                 record.add(mutant, killer or SURVIVED)
         check_killers(tests, record)
 

@@ -130,10 +130,16 @@ def test_uniform() -> None:
         ("*.weight_?h_l0", ("*hh*",), ["lstm.weight_ih_l0"]),
         ("block.[01]", ["block.0"], ["block.1"]),
         ("head", (), ["head"]),
+        ("block.*", "block.0", ["block.1"]),
     ],
 )
 def test_uniform_with_patterns(include: str, exclude: Any, names: list[str]) -> None:
     assert list(Plan.uniform(Net(), 4, include=include, exclude=exclude)) == names
+
+
+def test_a_single_name_to_exclude_is_not_read_letter_by_letter() -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(11)))
+    assert list(Plan.uniform(model, 3, exclude="10")) == [str(number) for number in range(10)]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from octavo._yaml import read_yaml_file
 from octavo.errors import BudgetError, PlanError, nearest, printable
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width, write_widths
 from octavo.network.float_share import warn_if_mostly_float
-from octavo.network.layers import ATTACHED, MASKED, Layer, Skipped, find_layers
+from octavo.network.layers import Layer, Skipped, find_layers, free_layers
 
 __all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
 
@@ -90,7 +90,7 @@ class Plan(MutableMapping[str, Width]):  # noqa: PLW1641 - it can change, so it 
         cls, model: nn.Module, bits: WidthLike, *, include: str = "*", exclude: Sequence[str] = ()
     ) -> Self:
         """Give the same width to every layer whose name matches ``include`` and none of ``exclude``
-        (layer names or shell patterns).
+        (layer names or shell patterns, or a single one).
 
         Raises:
             PlanError: no layer of the model can be quantized, ``torch.nn.utils.prune`` masks one,
@@ -98,15 +98,12 @@ class Plan(MutableMapping[str, Width]):  # noqa: PLW1641 - it can change, so it 
                 none.
 
         """
-        layers, skipped = find_layers(model)
-        _check_plain(skipped)
-        weights = {layer.name: layer.weight.numel() for layer in layers}
-        if not layers:
-            raise _no_layers(model)
+        weights = {layer.name: layer.weight.numel() for layer in free_layers(model)[0]}
         warn_if_mostly_float(model)
         title = _title(model)
         included = _matched(include, weights, title)
-        excluded = {name for pattern in exclude for name in _matched(pattern, weights, title)}
+        patterns = [exclude] if isinstance(exclude, str) else exclude
+        excluded = {name for pattern in patterns for name in _matched(pattern, weights, title)}
         chosen = [name for name in included if name not in excluded]
         return cls(dict.fromkeys(chosen, bits), weights=weights)
 
@@ -325,10 +322,7 @@ def planned_layers(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tupl
             "plan: expected a Plan or a dict from layer name to bits, "
             f"got {plan!r}; write Plan.uniform(model, 4) for 4 bits in every layer"
         )
-    layers, skipped = find_layers(model)
-    _check_plain(skipped)
-    if not layers:
-        raise _no_layers(model)
+    layers, skipped = free_layers(model)
     if not plan:
         raise PlanError("the plan is empty: it names no layer to quantize")
     known = {layer.name: layer for layer in layers}
@@ -338,21 +332,6 @@ def planned_layers(model: nn.Module, plan: Mapping[str, WidthLike]) -> list[tupl
             _check_no_other(name, model, layers, skipped)
     chosen: dict[str, Width] = matching(known, widths, _title(model))
     return [(known[name], width) for name, width in chosen.items()]
-
-
-def _check_plain(skipped: Sequence[Skipped]) -> None:
-    """Raise PlanError where a weight that could be quantized would be skipped, only because it is
-    masked, or in a run that is not finished.
-    """
-    for skip in skipped:
-        if skip.reason in (MASKED, ATTACHED):
-            raise PlanError(f"{skip.name}: {skip.reason}")
-
-
-def _no_layers(model: nn.Module) -> PlanError:
-    return PlanError(
-        f"{type(model).__name__}: expected a model with layers that can be quantized, found none"
-    )
 
 
 def _table(plan: Plan) -> str:

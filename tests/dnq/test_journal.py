@@ -70,6 +70,16 @@ def test_a_setting_that_differs_is_named_with_both_values(tmp_path: Path) -> Non
         Journal(path, ACTIONS, SETTINGS | {"own_score": True})
 
 
+def test_a_setting_that_only_one_of_two_searches_has_differs_too(tmp_path: Path) -> None:
+    """``absorb`` and ``rate`` are in a journal only where they are on."""
+    Journal(tmp_path / "with", ACTIONS, SETTINGS | {"rate": 1.0})
+    with pytest.raises(RecipeError, match=r"rate 1.0, this one has None"):
+        Journal(tmp_path / "with", ACTIONS, SETTINGS)
+    Journal(tmp_path / "without", ACTIONS, SETTINGS)
+    with pytest.raises(RecipeError, match=r"rate None, this one has 1.0"):
+        Journal(tmp_path / "without", ACTIONS, SETTINGS | {"rate": 1.0})
+
+
 def test_a_line_tells_codebooks_and_bits_of_inputs_apart(tmp_path: Path) -> None:
     texts = (5, "apot5", "5x4", "5x32")
     actions = (tuple(map(Action.parse, texts)),) * 2

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from octavo.dnq import searching
 from octavo.dnq.evaluator import Trial
@@ -18,6 +19,7 @@ from octavo.dnq.search_result import SearchResult
 from octavo.dnq.searching import search
 from octavo.dnq.settings import METHODS
 from octavo.errors import BudgetError, FormatError, PlanError, RecipeError
+from octavo.inq.incremental import Incremental
 from octavo.plan import Budget, Plan
 from octavo.progress import Event
 
@@ -158,6 +160,17 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(
         parameter.requires_grad and parameter.grad is None for parameter in model.parameters()
     )
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_the_policy_learns_where_the_caller_has_gradients_off(off: Any) -> None:
+    expected = found(method="dnq", trials=40)
+    with off():
+        result = found(method="dnq", trials=40)
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() is (off is torch.inference_mode)
+    assert [trial.choice for trial in result.trials] == [t.choice for t in expected.trials]
+    assert result.objective == expected.objective
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -406,7 +419,10 @@ def test_a_trade_off_that_is_not_positive_is_refused(trade_off: float) -> None:
         ({"pins": {"last": 9}}, "got 9"),
         ({"options": ()}, "options"),
         ({"options": (1, 2)}, "options.*got 1"),
+        ({"options": "fp4"}, r"options: expected several widths such as \(2, 3, 4\), got 'fp4'$"),
+        ({"options": 3}, "options: expected several widths.*got 3$"),
         ({"trials": 0}, "at least 1 trial"),
+        ({"trials": 20.5}, "at least 1 trial and 1 worker, got 20.5 and 1"),
         ({"workers": 0}, "at least 1 trial and 1 worker"),
         ({"trials": 13}, "trials: expected at least 14.*got 13"),
     ],
@@ -415,6 +431,18 @@ def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: 
     with pytest.raises(PlanError, match=message) as error:
         found(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_is_masked_or_in_a_run_is_refused_before_anything_is_measured() -> None:
+    masked = net()
+    prune.l1_unstructured(masked.last, "weight", 0.5)
+    in_a_run = net()
+    Incremental(in_a_run, {"last": 3})
+    for model, said in ((masked, "masks it"), (in_a_run, "unfinished Incremental")):
+        seen: list[Event] = []
+        with pytest.raises(PlanError, match=said):
+            search(model, batches(), budget=BUDGET, progress=seen.append)
+        assert not seen
 
 
 def test_inputs_and_layers_are_wanted() -> None:

@@ -1,5 +1,7 @@
 """What there is to search: layers in forward order, with what tells them apart."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,18 @@ def test_layers_come_as_inputs_reach_them_with_their_counts() -> None:
     assert texts == [["2", "3"], ["4"], ["2", "3"]]
     assert space.weights == (4 * 2 * 9, 4 * 4 * 4, 8 * 3)
     assert space.macs == (4 * 2 * 9 * 16, 4 * 4 * 4 * 16, 8 * 3)  # of one input of the batch
+
+
+@pytest.mark.parametrize("inputs", [{"x": torch.zeros(5, 2, 4, 4)}, (torch.zeros(5, 2, 4, 4),)])
+def test_multiply_accumulates_are_those_of_one_input_however_a_batch_is_passed(inputs: Any) -> None:
+    expected = survey(Net(), torch.zeros(5, 2, 4, 4), (2, 3), {})
+    assert survey(Net(), inputs, (2, 3), {}).macs == expected.macs
+
+
+def test_an_image_that_comes_without_a_batch_is_one_input() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
+    alone = survey(model, torch.zeros(3, 8, 8), (2, 3), {})
+    assert alone.macs == survey(model, torch.zeros(7, 3, 8, 8), (2, 3), {}).macs
 
 
 def test_a_model_that_inputs_reach_no_layer_of_is_refused() -> None:

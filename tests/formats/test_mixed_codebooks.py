@@ -399,7 +399,7 @@ def test_zeros_that_are_levels_of_either_grid_are_not_taken_for_pruned() -> None
         weight = layer.weight()
         weight.flatten()[0] = 0
         assert not pruned_mask(weight).any(), name
-        weight.flatten()[1] = 11 / 8  # three powers of two at the least: a weight that was trained
+        weight.flatten()[1] = 129 / 128  # eight significant bits: a weight that was trained
         assert torch.equal(pruned_mask(weight), weight == 0), name
 
 

@@ -1,6 +1,7 @@
 """INQ on pruned networks: zeros stay, portions count the survivors."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tests.inq.networks import Net, batch, far, net, seen, train
 from torch import nn
 from torch.nn import functional as F
 
+from octavo.errors import PlanError
 from octavo.formats.powers_of_two import power_of_two
 from octavo.inq.incremental import Incremental
 from octavo.inq.parametrization import FrozenWeights
@@ -92,6 +94,18 @@ def test_a_mask_prunes_whatever_the_weights_are() -> None:
     assert torch.equal(model.first.weight != 0, mask)
     list(incremental)
     assert bool((incremental.finish().layers["first"].weight()[~mask] == 0).all())
+
+
+def test_masked_weights_come_back_if_the_run_cannot_begin() -> None:
+    model = net()
+    weight = model.first.weight.detach().clone()
+    before = torch.get_rng_state()
+    bad = [torch.full_like(batch(7), math.nan)]
+    with pytest.raises(PlanError, match="finite calibration inputs"):
+        Incremental(model, {"first": 3}, masks={"first": weight > 0}, inputs=bad)
+    assert torch.equal(model.first.weight, weight)
+    assert not hasattr(model.first, "parametrizations")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_zeros_that_calibrate_made_may_move_again() -> None:

@@ -227,3 +227,12 @@ def test_a_damaged_state_is_refused_before_anything_changes(
     with pytest.raises(PlanError, match=said):
         resumed.load_state_dict(incremental.state_dict() | change)
     assert all(torch.equal(value, before[name]) for name, value in seen(resumed.model).items())
+
+
+def test_the_state_of_another_model_is_refused_by_the_name_of_what_is_missing() -> None:
+    incremental = Incremental(net(), {"first": 3})
+    state = incremental.state_dict()
+    del state["model"]["last.weight"]
+    with pytest.raises(PlanError, match=r"^model: RuntimeError: .*last\.weight") as error:
+        incremental.load_state_dict(state)
+    assert "\n" not in str(error.value)

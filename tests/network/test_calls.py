@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import PlanError
-from octavo.network.calls import call_alone, feed, undisturbed
+from octavo.network.calls import call_alone, feed, few_rows, undisturbed
 
 
 class Impure(nn.Module):
@@ -46,3 +46,18 @@ def test_every_batch_is_fed_and_none_is_an_error() -> None:
     assert not any(batch.any() for batch in batches)
     with pytest.raises(PlanError, match="expected at least one batch"):
         feed(model, [])
+
+
+def test_a_few_rows_stand_for_a_batch_where_the_model_takes_them() -> None:
+    image = torch.zeros(3, 8, 8)
+    assert few_rows(nn.Conv2d(3, 4, 3), image, 2) is image  # its channels are no rows
+    assert few_rows(nn.Linear(3, 4), torch.zeros(9, 3), 2).shape == (2, 3)  # type: ignore[union-attr]
+    named = {"input": torch.zeros(9, 3)}
+    assert few_rows(nn.Linear(3, 4), named, 2) is named
+    scalar = torch.zeros(())
+    assert few_rows(nn.Identity(), scalar, 2) is scalar
+    model, random_state = Impure().train(), torch.get_rng_state()
+    few_rows(model, torch.zeros(9, 3), 2)
+    assert not model.calls.any()
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), random_state)

@@ -1,5 +1,6 @@
 """Copies of models and inputs."""
 
+import sys
 import threading
 from typing import Any
 
@@ -30,6 +31,33 @@ def test_what_has_no_copy_is_named() -> None:
     model.lock = threading.Lock()
     with pytest.raises(PlanError, match=r"^Linear: .*copy.deepcopy cannot make one: TypeError"):
         copied(model)
+
+
+class Waiting(nn.Module):
+    """A module whose copy is not made before it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copying = threading.Event()
+        self.going_on = threading.Event()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        self.copying.set()
+        assert self.going_on.wait(10)
+        return nn.Identity()
+
+
+def test_copies_in_several_threads_put_the_recursion_limit_back() -> None:
+    before = sys.getrecursionlimit()
+    models = [Waiting(), Waiting()]
+    threads = [threading.Thread(target=copied, args=(model,)) for model in models]
+    for model, thread in zip(models, threads, strict=True):
+        thread.start()
+        assert model.copying.wait(10)
+    for model, thread in zip(models, threads, strict=True):  # the one that came first goes first
+        model.going_on.set()
+        thread.join()
+    assert sys.getrecursionlimit() == before
 
 
 def test_fresh_inputs_share_no_memory_and_one_tensor_stays_one() -> None:

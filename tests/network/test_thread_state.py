@@ -1,8 +1,10 @@
 """A stepped forward pass has the settings that torch keeps for the caller's thread."""
 
 import ast
+import contextlib
 import copy
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +147,20 @@ def test_weights_that_change_are_read_again_under_autocast() -> None:
     assert torch.is_autocast_cache_enabled()
 
 
-def test_another_default_device_changes_no_result() -> None:
+@contextlib.contextmanager
+def float64_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+DEFAULTS = [lambda: torch.device("meta"), float64_by_default]
+
+
+@pytest.mark.parametrize("others", DEFAULTS)
+def test_another_default_device_or_type_changes_no_result(others: Any) -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
     model.eval()
     inputs = [torch.randn(8, 1, 4, 4)]
@@ -159,11 +174,12 @@ def test_another_default_device_changes_no_result() -> None:
         return codes, [value.tolist() for _, value in packed.floats], dict(searched.plan)
 
     expected = results()
-    with torch.device("meta"):
+    with others():
         assert results() == expected
 
 
-def test_another_default_device_changes_no_retraining(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", DEFAULTS)
+def test_another_default_device_or_type_changes_no_retraining(others: Any, tmp_path: Path) -> None:
     words, x = torch.arange(6), torch.randn(6, 5)
 
     def results() -> tuple[object, ...]:
@@ -188,7 +204,7 @@ def test_another_default_device_changes_no_retraining(tmp_path: Path) -> None:
 
     net = nn.Sequential(nn.Embedding(6, 5, sparse=True), nn.Linear(5, 3))
     expected = results()
-    with torch.device("meta"):
+    with others():
         assert results() == expected
 
 
@@ -199,16 +215,27 @@ MAKERS = (
 )
 
 
-def test_every_new_tensor_says_on_which_device_it_is() -> None:
-    """Without a device it follows the caller's default, but the model and the files do not."""
-    makers = {f"torch.{name}" for name in MAKERS.split()}
+def new_tensors_without(keyword: str, makers: str, rooms: Iterable[str]) -> list[str]:
+    """The places in these rooms where a tensor is made without a keyword argument."""
+    names = {f"torch.{name}" for name in makers.split()}
     package = Path(octavo.__file__).parent
-    silent = [
+    return [
         f"{path.relative_to(package)}:{node.lineno}"
-        for room in ROOMS
+        for room in rooms
         for path in (package / room).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in makers
-        if "device" not in {keyword.arg for keyword in node.keywords}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names
+        if keyword not in {each.arg for each in node.keywords}
     ]
-    assert not silent
+
+
+def test_every_new_tensor_says_on_which_device_it_is() -> None:
+    """Without a device it follows the caller's default, but the model and the files do not."""
+    assert not new_tensors_without("device", MAKERS, ROOMS)
+
+
+def test_every_new_tensor_of_floats_says_its_type() -> None:
+    """Without a type it follows the caller's default, ``torch.set_default_dtype``."""
+    of_integers = ("arange", "randint", "randperm", "sparse_coo_tensor")
+    makers = " ".join(maker for maker in MAKERS.split() if maker not in of_integers)
+    assert not new_tensors_without("dtype", makers, (*ROOMS, "dnq"))

@@ -8,6 +8,7 @@ import torch
 from tests.pruning.networks import net
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from octavo.errors import PlanError
 from octavo.inq.incremental import Incremental
@@ -300,3 +301,12 @@ def test_a_network_under_surgery_cannot_be_quantized_yet() -> None:
     Surgery(model, 0.5, steps=5)
     with pytest.raises(PlanError, match="unfinished Incremental or Surgery already"):
         Incremental(model, plan)
+    with pytest.raises(PlanError, match="unfinished Incremental or Surgery already"):
+        Surgery(model, 0.5, steps=5)
+
+
+def test_masks_of_torch_are_no_layers_to_leave_whole() -> None:
+    model = net()
+    prune.l1_unstructured(model.conv, "weight", 0.5)
+    with pytest.raises(PlanError, match=r"conv.weight_orig: .*call octavo.fold_masks\(model\)"):
+        Surgery(model, 0.5, steps=5)

@@ -15,6 +15,7 @@ from octavo.dnq.environment import Environment
 from octavo.dnq.space import Action
 from octavo.formats.width import Width
 from octavo.network import kinds
+from octavo.network.forward import observing
 from octavo.network.layers import Layer, find_layers
 from octavo.ptq.absorption import absorb_factor, absorbing_norms, rescaled
 from octavo.ptq.settings import PtqSettings
@@ -65,6 +66,24 @@ def layers(model: nn.Module) -> dict[str, Layer]:
 
 def images(count: int = 32, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_images_that_come_without_a_batch_are_taken_whole() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    images = [torch.randn(1, 3, 6, 6)[0] for _ in range(3)]
+
+    class OfOne(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.model(image.unsqueeze(0))[0]  # type: ignore[no-any-return]
+
+    network = OfOne().eval()
+    layers = find_layers(network)[0]
+    with observing(network):
+        assert list(absorbing_norms(network, layers, images[0])) == ["model.0"]
 
 
 def test_norms_right_behind_a_layer_are_found() -> None:

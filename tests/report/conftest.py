@@ -15,7 +15,7 @@ from octavo.report.record import RunRecord
 from octavo.runs.run import run
 from octavo.runs.run_folder import write_json
 
-FEW = partial(Reinforce, before=10, practice=1, after=5, imagined=16, patience=3)
+FEW = partial(Reinforce, before=10, practice=1, after=5, imagined=16, proposed=4, patience=3)
 
 
 def made(folder: Path, **changes: Any) -> Path:

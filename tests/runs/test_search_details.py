@@ -1,5 +1,6 @@
 """The course of a search as data: all trials, the proposals, and what the policy believed."""
 
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from octavo.plan import Budget
 from octavo.runs.run import run
 from octavo.runs.search_details import MOMENTS, search_details
 
-FEW = partial(Reinforce, before=10, practice=1, after=5, imagined=16, patience=3)
+FEW = partial(Reinforce, before=10, practice=1, after=5, imagined=16, proposed=4, patience=3)
 
 
 def test_a_run_writes_the_course_of_its_search(
@@ -34,6 +35,9 @@ def test_a_run_writes_the_course_of_its_search(
     ]
     assert all(trial["file_bytes"] > 0 for trial in course["trials"])
     assert course["proposals"]
+    for cheaper, dearer in itertools.pairwise(course["proposals"]):
+        assert cheaper["file_bytes"] < dearer["file_bytes"]
+        assert cheaper["objective"] < dearer["objective"]
     assert len(course["beliefs"]) == len(watcher.beliefs) > 0
     for moment in course["beliefs"]:
         assert np.sum(moment["probabilities"], 1) == pytest.approx(np.ones(2), abs=1e-3)

@@ -1,10 +1,13 @@
 """One quantized tensor: from a layer of a model and back, in the parameter's own layout."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from octavo.formats.powers_of_two import power_of_two
+from octavo.formats.registry import codebook_at
 from octavo.network.layers import channels_first, find_layers
 from octavo.storage.quantized import Quantized
 
@@ -48,3 +51,12 @@ def test_all_names_of_a_tied_weight_are_kept() -> None:
     codebook = power_of_two(layer.weight.detach(), 4)
     quantized = Quantized.of(layer, codebook, codebook.encode(layer.weight))
     assert quantized.names == ("embed.weight", "out.weight")
+
+
+def test_the_bytes_of_its_codes_grow_with_what_they_say() -> None:
+    pytest.importorskip("constriction")
+    codebook = codebook_at(3, torch.tensor(0))
+    codes = torch.randint(0, 5, (64, 64), dtype=torch.uint8)
+    size = Quantized(("weight",), codebook, codes).small_bytes
+    assert size * 8 == pytest.approx(codes.numel() * math.log2(5), rel=0.05)
+    assert Quantized(("weight",), codebook, torch.full_like(codes, 2)).small_bytes < size / 20

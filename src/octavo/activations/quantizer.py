@@ -85,7 +85,8 @@ class InputQuantizer(nn.Module):
         self.format = input_format
         # The parameter is the scale. Its name is `step`, the word of LSQ's paper, because the name
         # is a key in state dicts and in packed files, and these are read for ever.
-        self.step = nn.Parameter(torch.tensor(scale, device="cpu"), requires_grad=learned)
+        step = torch.tensor(scale, dtype=torch.float32, device="cpu")
+        self.step = nn.Parameter(step, requires_grad=learned)
 
     def effective_scale(self) -> Tensor:
         """Return the scale that inputs are rounded with: the parameter made positive and, if the

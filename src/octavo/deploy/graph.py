@@ -132,7 +132,10 @@ def _rounded(form: InputFormat, scale: float, inputs: Tensor) -> Tensor:
     """Compute what the quantizer does by nodes of uint8; fewer than 8 bits are clipped before."""
     if form.bits < 8:
         inputs = inputs.clamp(form.lowest * scale, form.highest * scale)
-    constants = (torch.tensor(scale), torch.tensor(-form.lowest, dtype=torch.uint8))
+    constants = (
+        torch.tensor(scale, dtype=torch.float32),
+        torch.tensor(-form.lowest, dtype=torch.uint8),
+    )
     symbolic = partial(torch.onnx.ops.symbolic, shape=inputs.shape)
     codes = symbolic("QuantizeLinear", (inputs, *constants), dtype=torch.uint8)
     return symbolic("DequantizeLinear", (codes, *constants), dtype=torch.float32)

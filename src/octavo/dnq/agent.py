@@ -27,7 +27,7 @@ from octavo.progress import Event
 __all__ = ["dnq"]
 
 BUDGETS = 8  # drawn anew for each step of practice, where the search has none of its own
-PROPOSED = 64  # budgets for which the trained policy proposes a plan
+PROPOSED = 64  # budgets for which the trained policy proposes plans
 
 
 def dnq(
@@ -41,8 +41,8 @@ def dnq(
         settings: settings of the policy gradient.
 
     Returns:
-        The choices that the trained policy proposes for budgets over the whole feasible range,
-        each with the objective that the world model estimates.
+        The choices that the trained policy proposes for budgets over the whole feasible range, its
+        most probable ones and samples, each with the objective that the world model estimates.
 
     """
     settings = settings or Reinforce()
@@ -133,12 +133,23 @@ class _Agent:
         return agent
 
     def proposals(self) -> tuple[Estimate, ...]:
-        """Return the most probable choice for each of many budgets, by rising cost."""
+        """Return the most probable choice and samples under each of many budgets, by rising cost.
+
+        Samples between the budgets answer for budgets between them, and the world model, which has
+        learned from every measurement, often finds one of them better than the most probable.
+        """
         space = self._evaluator.space
         low = space.cost(space.cheapest)
         limits = torch.linspace(low, space.cost(space.dearest), PROPOSED, dtype=torch.float64)
-        modes = torch.cat([self._policy(some).mode() for some in limits.split(BUDGETS)])
-        choices = list(dict.fromkeys(_choices(modes.unsqueeze(0))))
+        proposed: list[Choice] = []
+        with torch.no_grad():
+            for some in limits.split(BUDGETS):
+                within: WithinBudget = self._policy(some)
+                proposed += _choices(within.mode().unsqueeze(1))
+                proposed += _choices(
+                    within.sample(self._settings.proposed, self._evaluator.generator)
+                )
+        choices = sorted(dict.fromkeys(proposed), key=space.cost)
         objectives = self._world_model.objectives(choices).tolist()
         return tuple(map(Estimate, choices, objectives))
 

@@ -17,8 +17,8 @@ from octavo.network.moments import Moments
 from octavo.progress import Event, Progress, silent
 from octavo.ptq.absorption import absorbing_norms, rescaled
 from octavo.ptq.float_inputs import float_moments
+from octavo.ptq.layer_rates import rates_of_layers
 from octavo.ptq.layer_solver import solve
-from octavo.ptq.sensitivity import rates_of_layers
 from octavo.ptq.setting_aside import leading
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.coding import grouped as coding

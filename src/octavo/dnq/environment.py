@@ -25,13 +25,11 @@ from octavo.network.forward import Inputs, observing
 from octavo.network.outputs import Part
 from octavo.network.thread_state import ThreadState
 from octavo.progress import Progress, silent
-from octavo.ptq.file_form import FileForm
-from octavo.ptq.settings import PtqSettings
+from octavo.ptq.file_form import DEFAULT_FORM, FileForm
+from octavo.ptq.settings import DEFAULTS, PtqSettings
 
 __all__ = ["Environment", "Measurement"]
 
-PTQ = PtqSettings()
-FORM = FileForm()
 NUMBERS = 1 << 24  # the numbers that are kept from the outputs of all single layers together
 
 
@@ -86,7 +84,7 @@ class Environment:
         scoring: Iterable[Inputs] | None = None,
         objective: Objective | None = None,
         workers: int = 1,
-        settings: PtqSettings = PTQ,
+        settings: PtqSettings = DEFAULTS,
         progress: Progress = silent,
     ) -> None:
         self._model = model
@@ -151,7 +149,7 @@ class Environment:
             for candidates, action in zip(self._candidates, choice, strict=True)
         )
 
-    def file_sizes(self, form: FileForm = FORM) -> FileSizes:
+    def file_sizes(self, form: FileForm = DEFAULT_FORM) -> FileSizes:
         """Return an estimate of the bytes that a packed file of each choice takes in this form."""
         return file_sizes(self._model, self._layers, self._candidates, form)
 

@@ -23,7 +23,6 @@ from octavo.network.layers import find_layers
 from octavo.ptq.absorption import absorb_factor
 from octavo.ptq.file_form import FileForm
 from octavo.storage.coding import grouped as coding
-from octavo.storage.coding.small import encode_runs
 from octavo.storage.packed import Packed, pack
 
 __all__ = ["FileSizes", "file_sizes"]
@@ -128,8 +127,7 @@ def _price_alone(codes: np.ndarray, candidates: Candidates) -> None:
     """Fill in the bytes of all actions where each layer is coded by itself, as ``small`` does."""
     for layer, row in enumerate(candidates):
         for action, candidate in enumerate(row):
-            run = candidate.quantized.codes, _width(candidate).level_count
-            codes[layer, action] = len(encode_runs([run]))
+            codes[layer, action] = candidate.quantized.small_bytes
 
 
 def _packed(

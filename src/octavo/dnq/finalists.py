@@ -27,15 +27,13 @@ from octavo.network.forward import Inputs, observing
 from octavo.plan import Budget, Plan
 from octavo.progress import Event
 from octavo.pruning.masks import find_kept
-from octavo.ptq.file_form import FileForm
+from octavo.ptq.file_form import DEFAULT_FORM, FileForm
 from octavo.ptq.network_solver import calibrate_quietly
-from octavo.ptq.settings import PtqSettings
+from octavo.ptq.settings import DEFAULTS, PtqSettings
 from octavo.storage.packed import Packed
 
 __all__ = ["FINALISTS", "Finalist", "RetrainSteps", "Shipping", "Verdict", "choose", "file_limit"]
 
-PTQ = PtqSettings()
-FORM = FileForm()
 FINALISTS = 4  # of the best trials; the exact and the uniform plan come on top
 
 RetrainSteps: TypeAlias = Callable[[nn.Module], object]
@@ -105,8 +103,8 @@ class Shipping:
         parts: Parts,
         *,
         objective: Objective | None = None,
-        settings: PtqSettings = PTQ,
-        form: FileForm = FORM,
+        settings: PtqSettings = DEFAULTS,
+        form: FileForm = DEFAULT_FORM,
         retrain_steps: RetrainSteps | None = None,
     ) -> None:
         self._model = model

@@ -126,11 +126,11 @@ class Journal:
         except DAMAGE as error:
             raise _damaged(path, 1, error) from error
         there = content["settings"]
-        for key, value in settings.items():
-            if there.get(key) != value:
+        for key in {**settings, **there}:  # a setting that only one of them has differs too
+            if there.get(key) != settings.get(key):
                 raise RecipeError(
                     f"{path}: the journal of a search with {key} {there.get(key)!r}, "
-                    f"this one has {value!r}: name another, or delete it"
+                    f"this one has {settings.get(key)!r}: name another, or delete it"
                 )
         return KEY not in content
 

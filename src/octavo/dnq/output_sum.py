@@ -76,4 +76,4 @@ def one_hot(choices: Sequence[Choice], columns: Mapping[tuple[int, int], int]) -
     """Return choices as rows of ones and zeros, float32, (choices, pairs)."""
     ones = [[columns[pair] for pair in enumerate(choice)] for choice in choices]
     index = torch.tensor(ones, dtype=torch.int64).view(len(choices), -1)
-    return torch.zeros(len(choices), len(columns)).scatter_(1, index, 1)
+    return torch.zeros(len(choices), len(columns), dtype=torch.float32).scatter_(1, index, 1)

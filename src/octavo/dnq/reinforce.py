@@ -35,6 +35,7 @@ class Reinforce:
         after: steps in the world model under budgets of the whole range, after a search with a
             budget of its own.
         imagined: episodes of a step in the world model.
+        proposed: samples of the trained policy under each of the budgets that it answers for.
         patience: number of measured batches in a row without a new choice, after which learning
             ends.
 
@@ -47,6 +48,7 @@ class Reinforce:
     before: int = 100
     after: int = 50
     imagined: int = 64
+    proposed: int = 64
     patience: int = 100
 
 

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ from octavo.network.forward import (
     naming_errors,
     on_device,
 )
-from octavo.network.layers import find_layers
-from octavo.network.thread_state import cpu_by_default
+from octavo.network.layers import find_layers, free_layers
+from octavo.network.thread_state import cpu_by_default, with_gradients
 from octavo.network.values import check_range
 from octavo.network.warned import warning_once
 from octavo.plan import Budget
@@ -195,7 +196,7 @@ def _searched(
     known = {layer.name: layer for layer in find_layers(model)[0]}
     parts = reaching(parts, model, [known[name] for name in surveyed.names])
     evaluator, sizes = _evaluator(model, batches, surveyed, parts, request)
-    with cpu_by_default():  # the policy's tensors, but not those of the trials
+    with cpu_by_default(), with_gradients():  # for the policy; trials run as the caller would
         outcome = _measure(evaluator, method_of(request.method), request.refine)
         chosen = _at_knee(evaluator)
         exact = _exact(chosen, outcome)
@@ -316,12 +317,15 @@ def _check_request(model: nn.Module, request: _Request) -> None:
         raise BudgetError(f"budget: expected one such as Budget(average_bits=3), got {budget!r}")
     if trade_off is not None and not 0 < trade_off < math.inf:
         raise BudgetError(f"trade_off: expected a positive number, got {trade_off!r}")
-    if request.trials < 1 or request.workers < 1:
+    counts = (request.trials, request.workers)
+    if not all(isinstance(count, Integral) and count >= 1 for count in counts):
         raise PlanError(
-            f"expected at least 1 trial and 1 worker, got {request.trials} and {request.workers}"
+            f"expected at least 1 trial and 1 worker, got {request.trials!r} and "
+            f"{request.workers!r}"
         )
     check_share(request.refine)
     method_of(request.method)  # raises where there is none
+    free_layers(model)  # raises where none is
     check_state(model)
     check_range(model)
 

@@ -5,7 +5,7 @@ choice is the sum of what its actions cost; a budget is a limit for that sum.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Self, TypeAlias
@@ -190,6 +190,8 @@ def layer_widths(
         PlanError: no options, bits out of range, or a pin that matches no layer.
 
     """
+    if isinstance(options, str) or not isinstance(options, Sequence | Set):
+        raise PlanError(f"options: expected several widths such as (2, 3, 4), got {options!r}")
     if not options:
         raise PlanError("options: expected at least one number of bits, got none")
     ascending = tuple(sorted({read_width(option, "options") for option in options}))

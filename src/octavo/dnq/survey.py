@@ -11,7 +11,7 @@ from octavo.dnq.settings import FINER_OPTIONS, OPTIONS
 from octavo.dnq.space import Action, Space, layer_widths
 from octavo.errors import PlanError
 from octavo.formats.width import FLOAT, Width, WidthLike, check_bits
-from octavo.network.calls import call_alone, undisturbed
+from octavo.network.calls import call_alone, few_rows, undisturbed
 from octavo.network.forward import (
     Inputs,
     device_of,
@@ -119,15 +119,17 @@ def _in_forward_order(
     that one input spends on each: one of the batch that reaches the layer first, on average.
     """
     layers, _ = find_layers(model)
-    example = batch[:1] if isinstance(batch, Tensor) else batch
+    example = few_rows(model, batch, 1)
+    # A tensor that the model takes as a whole only is one input, whatever its dimension 0 counts.
+    in_rows = example is not batch or not isinstance(batch, Tensor)
     reached: dict[str, Layer] = {}  # by name
     macs = dict.fromkeys((layer.name for layer in layers), 0)
-    beyond = itertools.chain([batch] if isinstance(batch, Tensor) else [], others)
-    for number, inputs in enumerate(itertools.chain([example], beyond)):
+    beyond = itertools.chain([] if example is batch else [batch], others)
+    for inputs in itertools.chain([example], beyond):
         if len(reached) == len(layers):
             break
         new, spent = _reached(model, layers, on_device(inputs, device_of(model)))
-        samples = sample_count(inputs) or 1 if number else 1
+        samples = (sample_count(inputs) or 1) if in_rows else 1
         for name in new.keys() - reached.keys():
             macs[name] = -(-spent[name] // samples)
         reached |= {name: layer for name, layer in new.items() if name not in reached}

@@ -164,9 +164,9 @@ def _pairs(levels: tuple[float, ...]) -> Tensor:
     """Return each pair of levels, as the bits of a float64; its index is the two codes, taken for a
     little-endian integer. A pair is looked up as fast as a single level.
     """
-    level = torch.tensor(levels, device="cpu")
+    level = torch.tensor(levels, dtype=torch.float32, device="cpu")
     second = level[:, None].expand(-1, 256)
-    first = torch.zeros(256, device="cpu")
+    first = torch.zeros(256, dtype=torch.float32, device="cpu")
     first[: len(levels)] = level
     return torch.stack([first.expand_as(second), second], 2).view(torch.float64).flatten()
 

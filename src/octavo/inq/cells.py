@@ -56,8 +56,10 @@ def _relative_error(width: Width) -> float:
     """Return the mean squared error of normally distributed numbers at their nearest levels, in
     units of their mean square. Scales are powers of two, so it is an average over an octave.
     """
-    normal = torch.special.ndtri((torch.arange(SAMPLES, device="cpu") + 0.5) / SAMPLES)
-    octave = 2 ** (torch.arange(STEPS, device="cpu") / STEPS).unsqueeze(1)
+    ranks = torch.arange(SAMPLES, dtype=torch.float32, device="cpu")
+    normal = torch.special.ndtri((ranks + 0.5) / SAMPLES)
+    steps = torch.arange(STEPS, dtype=torch.float32, device="cpu")
+    octave = 2 ** (steps / STEPS).unsqueeze(1)
     numbers = octave * normal  # (steps, samples)
     codebook = fitted_codebook(numbers, width, fit="mse", per="channel")
     error = (numbers - codebook.project(numbers)).square().mean(1)

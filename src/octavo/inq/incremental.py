@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.errors import PlanError
+from octavo.errors import PlanError, brief
 from octavo.formats.fitting import Fit, Per, read_per
 from octavo.formats.registry import with_exponents
 from octavo.formats.width import Width, WidthLike, write_widths
@@ -39,7 +39,7 @@ from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.forward import Inputs, batches_of
 from octavo.network.layers import Layer
 from octavo.network.parametrizations import release
-from octavo.network.pruned import find_pruned, set_to_zero
+from octavo.network.pruned import find_pruned, zeroed
 from octavo.network.ranks import ALONE, Ranks
 from octavo.plan import planned_layers
 from octavo.progress import Event, Progress, ProgressLike, showing
@@ -91,8 +91,8 @@ class Incremental:
             the largest exponents are those of ``calibrate``, and as each portion freezes, the free
             weights are refitted, layer by layer.
         masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. None, the
-            default, takes every weight that is exactly zero as pruned, except in a layer that is on
-            powers of two already. Pruned weights are zero and never move.
+            default, takes weights that are exactly zero as pruned, as ``calibrate`` does. Pruned
+            weights are zero and never move.
         rate: how much a smaller file is worth, as for ``calibrate``: weights freeze at the levels
             of least error and bits, and the network sees these with ``straight_through``. The bits
             are those that the codes of the layer take, estimated anew after each portion: see
@@ -147,9 +147,10 @@ class Incremental:
         self._progress = progress
         self._done = 0  # portions that are frozen
         self._settings = agreed(self._ranks, _described(self, planned, portions, of_ptq))
-        set_to_zero(layers, pruned)
         choose = partial(choose_starts, model, planned, self._inputs, of_ptq, progress)
-        self._layers = started(layers, self._ranks.once(choose), pruned)
+        with zeroed(layers, pruned):
+            starts = self._ranks.once(choose)
+        self._layers = started(layers, starts, pruned)
         keep_from_broadcasts(self._ranks, model, self._layers)
 
     def __iter__(self) -> Iterator[Stage]:
@@ -254,7 +255,10 @@ class Incremental:
         portions = tuple(state.get("portions", self.portions))
         check_schedule(portions, self._straight_through)
         _check_saved(state, portions, self._layers)
-        self.model.load_state_dict(state["model"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:  # torch's, whose first line has the names
+            raise PlanError(f"model: {brief(error)}") from error
         self._done = state["done"]
         self.portions = portions
         pruned = state.get("pruned", {})

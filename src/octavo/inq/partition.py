@@ -79,7 +79,8 @@ def rank(
     if callable(order):
         return _rank_by(order, weight, codebook)
     if order == "random":
-        return torch.rand(weight.shape, generator=generator, device="cpu").to(weight.device)
+        drawn = torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu")
+        return drawn.to(weight.device)
     values = weight.detach().float()
     if order == "magnitude":
         return values.abs()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.network.copies import fresh
 from octavo.network.forward import (
@@ -23,7 +23,7 @@ from octavo.network.forward import (
 from octavo.network.module_state import Slot, isolated
 from octavo.network.random_state import RandomState
 
-__all__ = ["call_alone", "feed", "undisturbed"]
+__all__ = ["call_alone", "feed", "few_rows", "undisturbed"]
 
 
 # Calls of several threads at a time would share the process's random state.
@@ -50,6 +50,21 @@ def call_alone(model: nn.Module, batch: Inputs, number: int = 0) -> Any:
     """
     RandomState(model).seed(number)
     return call(model, fresh(batch))
+
+
+def few_rows(model: nn.Module, batch: Inputs, count: int) -> Inputs:
+    """Return the first rows of a batch that is a tensor if the model takes so few, else the batch.
+
+    Dimension 0 may be the channels of a single image, or time, of which a kernel needs some steps.
+    """
+    if not isinstance(batch, Tensor) or not batch.dim():
+        return batch
+    try:
+        with observing(model), undisturbed(model):
+            call_alone(model, batch[:count])
+    except Exception:  # noqa: BLE001  # whatever a model raises that does not take them
+        return batch
+    return batch[:count]
 
 
 def feed(model: nn.Module, inputs: Iterable[Inputs]) -> None:

@@ -5,6 +5,8 @@ their modules, write into their inputs or draw random numbers. octavo calls all 
 nothing stays of a call, and each batch finds what it would find alone.
 """
 
+import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +139,8 @@ class _Watch:
         self._pristine = self._state.read()
         self._before: dict[Slot, Any] = {}
         self._containers: dict[int, list[Slot]] = {}
+        self._spaces = [space for _, space in self._state.spaces()]
+        self._last: list[Any] = []  # all that the spaces had at the last look
 
     def begin(self) -> None:
         """Begin with the copies of all values that are in place now."""
@@ -147,14 +151,25 @@ class _Watch:
 
     def look(self, *_: object) -> None:
         """Note what has another value now, and which lists and objects have other contents."""
-        now = self._state.read()
-        self.written |= self._before.keys() ^ now.keys()
-        self.written |= {
-            slot for slot in self._before.keys() & now.keys() if self._before[slot] is not now[slot]
-        }
+        if self._has_changed():
+            now = self._state.read()
+            both = self._before.keys() & now.keys()
+            self.written |= self._before.keys() ^ now.keys()
+            self.written |= {slot for slot in both if self._before[slot] is not now[slot]}
         for slots in self._containers.values():
             if not same(self._before[slots[0]], self._pristine[slots[0]]):
                 self.written |= set(slots)
+
+    def _has_changed(self) -> bool:
+        """Tell if there are other objects than at the last look. A call asks this at each of its
+        layers, of all its modules; so no object is touched by code in Python.
+        """
+        now = itertools.chain.from_iterable(map(dict.values, self._spaces))
+        count = sum(map(len, self._spaces))
+        if count == len(self._last) and all(map(operator.is_, now, self._last)):
+            return False
+        self._last = [value for space in self._spaces for value in space.values()]
+        return True
 
     def compare_tensors(self) -> None:
         """Note the tensors that have other numbers now."""

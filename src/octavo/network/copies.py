@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from octavo.errors import PlanError, brief
 from octavo.network.memory import sharing
 from octavo.network.nested import leaves, mapped
+from octavo.network.process_wide import ProcessWide
 
 __all__ = ["copied", "fresh"]
 
@@ -53,7 +54,7 @@ def copied(value: T, memo: dict[int, Any] | None = None) -> T:
     """
     memo = {} if memo is None else memo
     try:
-        with _WithGraphTensors(), _deep():
+        with _WithGraphTensors(), _deep:
             _copy_shared(value, memo)
             return copy.deepcopy(value, memo)
     except Exception as error:  # whatever the parts of a model raise
@@ -65,7 +66,7 @@ def copied(value: T, memo: dict[int, Any] | None = None) -> T:
 
 
 @contextlib.contextmanager
-def _deep() -> Iterator[None]:
+def _deeper() -> Iterator[None]:
     """Let Python call deeper for a while: a copy takes several times the calls of a forward pass
     for each level of modules in modules.
     """
@@ -75,6 +76,9 @@ def _deep() -> Iterator[None]:
         yield
     finally:
         sys.setrecursionlimit(before)
+
+
+_deep = ProcessWide(_deeper)
 
 
 def _copy_shared(value: Any, memo: dict[int, Any]) -> None:

@@ -5,7 +5,6 @@ name the layer.
 import contextlib
 import itertools
 import sys
-import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -17,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from octavo.errors import OctavoError, PlanError, brief
 from octavo.network.nested import mapped
+from octavo.network.process_wide import ProcessWide
 
 __all__ = [
     "Inputs",
@@ -117,33 +117,18 @@ def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     return in_mode(model, training=False)
 
 
-class _Observable:
-    """A context in which hooks see every module: torch's fused path for transformers is off, and
+@contextlib.contextmanager
+def _shown_to_hooks() -> Iterator[None]:
+    """Let hooks see every module for a while: torch's fused path for transformers is off, and
     compiled models run as they were written.
-
-    Both switches belong to the whole process. So contexts of several threads, which may overlap,
-    count themselves: the first one sets the switches, and the last one puts them back.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._before = contextlib.ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                enabled = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
-                self._before.callback(torch.backends.mha.set_fastpath_enabled, enabled)
-                self._before.enter_context(_not_compiled())
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._before.close()
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with _not_compiled():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _not_compiled() -> contextlib.AbstractContextManager[None]:
@@ -157,7 +142,7 @@ def _not_compiled() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-_observable = _Observable()
+_observable = ProcessWide(_shown_to_hooks)
 
 
 @contextlib.contextmanager

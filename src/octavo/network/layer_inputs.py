@@ -125,7 +125,7 @@ def _embedding_inputs(weight: Tensor, indices: Tensor) -> Tensor:
     """
     rows, columns = weight.shape
     scale = math.sqrt(indices.numel() / rows)
-    return scale * torch.eye(columns, device=weight.device).unsqueeze(0)
+    return scale * torch.eye(columns, dtype=torch.float32, device=weight.device).unsqueeze(0)
 
 
 # Linear layers and convolutions.
@@ -324,6 +324,6 @@ def _identity(linear: nn.Linear) -> nn.Linear:
     """Return a copy of a square linear layer that returns its input."""
     weight = linear.weight
     same = copy.copy(linear)
-    identity = torch.eye(linear.in_features, device=weight.device).to(weight)
+    identity = torch.eye(linear.in_features, dtype=weight.dtype, device=weight.device)
     same._parameters = {"weight": nn.Parameter(identity), "bias": None}
     return same

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from octavo.errors import PlanError
+from octavo.network.attachment import is_attached
 from octavo.network.kinds import ONE_WEIGHT, Form, form_of, kind_of
 from octavo.network.memory import memory_of, overlapping
 
 __all__ = [
     "ALWAYS_FLOAT",
-    "ATTACHED",
-    "MASKED",
     "Layer",
     "Skipped",
     "calling_modules",
@@ -23,12 +23,14 @@ __all__ = [
     "channels_first",
     "find_inputs",
     "find_layers",
+    "free_layers",
 ]
 
 ATTACHED = (
     "this model is in an unfinished Incremental or Surgery already; call its finish(), or make the "
     "model anew"
 )
+PARAMETRIZED = "its module is parametrized already"
 MASKED = "torch.nn.utils.prune masks it: call octavo.fold_masks(model) first"
 BIAS = "biases stay in float"
 NORM = "norms stay in float"
@@ -145,6 +147,26 @@ def find_layers(model: nn.Module) -> tuple[list[Layer], list[Skipped]]:
     return layers, skipped
 
 
+def free_layers(model: nn.Module, shall_be: str = "quantized") -> tuple[list[Layer], list[Skipped]]:
+    """Return what :func:`find_layers` does, for a function that needs layers to change.
+
+    Raises:
+        PlanError: there is no layer, or one would be skipped only because it is masked, or because
+            an ``Incremental`` or ``Surgery`` that is not finished has it.
+
+    """
+    layers, skipped = find_layers(model)
+    for skip in skipped:
+        if skip.reason in (MASKED, ATTACHED):
+            raise PlanError(f"{skip.name}: {skip.reason}")
+    if not layers:
+        raise PlanError(
+            f"{type(model).__name__}: expected a model with layers that can be {shall_be}, "
+            "found none"
+        )
+    return layers, skipped
+
+
 @dataclass(frozen=True)
 class _Place:
     """A module that has a parameter.
@@ -182,18 +204,12 @@ def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]
     """Yield (attribute, parameter, obstacle) of the module's parameters: see :func:`_obstacle`."""
     lists: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
     for attribute, parametrizations in lists.items():
+        obstacle = ATTACHED if is_attached(module, attribute) else PARAMETRIZED
         for parameter in parametrizations.parameters():
-            yield attribute, parameter, _parametrized(module, attribute)
+            yield attribute, parameter, obstacle
     for attribute, parameter in module._parameters.items():
         if parameter is not None:
             yield attribute, parameter, _obstacle(module, parameter)
-
-
-def _parametrized(module: nn.Module, attribute: str) -> str:
-    """Return the reason why a parametrized parameter cannot be quantized."""
-    before = getattr(module, "_before_attach", None)  # of octavo.network.parametrizations
-    own = before is not None and attribute in before.attached
-    return ATTACHED if own else "its module is parametrized already"
 
 
 def _obstacle(module: nn.Module, parameter: nn.Parameter) -> str:

@@ -52,11 +52,16 @@ class ModuleState:
             return {slot: space[slot[1]] for slot, space in spaces if slot[1] in space}
         return {
             (name, key): value
-            for name, module in self._modules.items()
-            for space in (vars(module), module._buffers)
+            for name, space in self.spaces()
             for key, value in space.items()
             if key not in MACHINERY
         }
+
+    def spaces(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the dictionaries that have the values, and more, with the name of their module."""
+        for name, module in self._modules.items():
+            yield name, vars(module)
+            yield name, module._buffers
 
     def put(self, values: Values) -> None:
         """Put values back that :meth:`read` returned, and take away what came since."""

@@ -4,6 +4,7 @@
 """
 
 import copy
+import functools
 import itertools
 import math
 
@@ -31,10 +32,11 @@ class Moments:
     """
 
     def __init__(self, problems: int, rows: int, columns: int, device: torch.device) -> None:
-        self._products = torch.zeros(problems, columns, columns, device=device)  # X X^T
-        self.drift = torch.zeros(problems, rows, columns, device=device)
+        zeros = functools.partial(torch.zeros, dtype=torch.float32, device=device)
+        self._products = zeros(problems, columns, columns)  # X X^T
+        self.drift = zeros(problems, rows, columns)
         self.too_large = 0.0
-        self._seen = torch.zeros(problems, 1, device=device)
+        self._seen = zeros(problems, 1)
 
     @classmethod
     def of(cls, layer: Layer) -> "Moments":

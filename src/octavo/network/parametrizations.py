@@ -1,14 +1,12 @@
 """Put parametrizations on the weights of layers, and take them off again without a trace."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.utils.hooks import RemovableHandle
 
+from octavo.network.attachment import attach_to, restore_module
 from octavo.network.distributed import assign, whole
 from octavo.network.layers import Layer
 
@@ -20,12 +18,7 @@ def attach(layer: Layer, parametrization: nn.Module) -> None:
     :func:`release`.
     """
     for module, attribute in layer.places:
-        if not hasattr(module, "_before_attach"):
-            _remember(module)
-        # Unsafe is what torch calls it not to compute the weight once to compare shape and type.
-        parametrize.register_parametrization(module, attribute, parametrization, unsafe=True)
-        before: Any = module._before_attach
-        before.attached.append(attribute)
+        attach_to(module, attribute, parametrization)
 
 
 def release(layers: Iterable[Layer]) -> None:
@@ -38,7 +31,7 @@ def release(layers: Iterable[Layer]) -> None:
             set_trained_weight(layer, _seen(layer))  # all modules share it
             modules |= dict.fromkeys(module for module, _ in layer.places)
     for module in modules:
-        _restore(module)
+        restore_module(module)
 
 
 def original(layer: Layer) -> nn.Parameter:
@@ -67,74 +60,3 @@ def _seen(layer: Layer) -> Tensor:
     for parametrization in module.parametrizations[layer.attribute]:
         weight = parametrization(weight)
     return weight
-
-
-@dataclass
-class _Before:
-    """A module as it was before the first parametrization was attached.
-
-    Attributes:
-        kind: its class.
-        order: the names of its parameters, in order.
-        hooks: hooks that keep a recurrent module's own list of weights up to date.
-        attached: the parameters that have a parametrization by now.
-
-    """
-
-    kind: type[nn.Module]
-    order: list[str]
-    hooks: list[RemovableHandle]
-    attached: list[str] = field(default_factory=list)
-
-
-def _remember(module: nn.Module) -> None:
-    """Note how the module is now, for :func:`_restore`."""
-    hooks = []
-    if isinstance(module, nn.RNNBase):
-        hooks = [
-            module.register_forward_pre_hook(_show_weights),
-            module.register_forward_hook(_hide_weights),
-        ]
-    kind = type(module)
-    if parametrize.is_parametrized(module):
-        # It has a class of its own for its parametrizations, to which torch would add ours.
-        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-    object.__setattr__(module, "_before_attach", _Before(kind, list(module._parameters), hooks))
-
-
-def _restore(module: nn.Module) -> None:
-    """Undo ``attach`` on all of a module's parameters.
-
-    torch's own removal would also take the attributes off the class, which copies of the module
-    share.
-    """
-    before: Any = module._before_attach
-    object.__delattr__(module, "_before_attach")
-    lists: Any = module.parametrizations
-    originals = {attribute: lists[attribute].original for attribute in before.attached}
-    for attribute in originals:
-        del lists[attribute]
-    if not lists:
-        del module.parametrizations
-    module.__class__ = before.kind
-    module._parameters.update(originals)
-    for name in before.order:
-        module._parameters[name] = module._parameters.pop(name)
-    for hook in before.hooks:
-        hook.remove()
-    if isinstance(module, nn.RNNBase):
-        _show_weights(module)
-
-
-def _show_weights(module: nn.RNNBase, *_: object) -> None:
-    """Fill the list of weights, which a recurrent module makes when it is built and reads in its
-    forward pass, with the weights of now.
-    """
-    module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
-
-
-def _hide_weights(module: nn.RNNBase, *_: object) -> None:
-    """Empty that list after the forward pass, because ``copy.deepcopy`` does not take tensors that
-    belong to a graph.
-    """
-    module._flat_weights = [None for _ in module._flat_weights_names]

@@ -4,7 +4,8 @@ There are two kinds of masks. A mask that users see, as ``calibrate(masks=...)``
 where a weight is pruned, as in ``torch.nn.utils.prune``. A tensor named ``pruned`` is true there.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from octavo.errors import PlanError, nearest
 from octavo.formats.zeros import pruned_mask
 from octavo.network.layers import Layer
 
-__all__ = ["find_pruned", "set_to_zero"]
+__all__ = ["find_pruned", "set_to_zero", "zeroed"]
 
 
 def find_pruned(layers: Iterable[Layer], masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -49,6 +50,20 @@ def set_to_zero(layers: Iterable[Layer], pruned: Mapping[str, Tensor]) -> None:
     for layer in layers:
         if layer.name in pruned:
             layer.weight.masked_fill_(pruned[layer.name], 0)
+
+
+@contextlib.contextmanager
+def zeroed(layers: Iterable[Layer], pruned: Mapping[str, Tensor]) -> Iterator[None]:
+    """Do what :func:`set_to_zero` does, and undo it if an error ends the ``with`` block."""
+    some = [layer for layer in layers if layer.name in pruned]
+    values = [layer.weight.detach()[pruned[layer.name]] for layer in some]  # copies
+    set_to_zero(some, pruned)
+    try:
+        yield
+    except BaseException:
+        for layer, value in zip(some, values, strict=True):
+            layer.weight.detach()[pruned[layer.name]] = value
+        raise
 
 
 def _check_masks(masks: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> None:

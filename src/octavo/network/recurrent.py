@@ -117,7 +117,7 @@ def _steps_first(module: nn.RNNBase, sequences: Sequences) -> tuple[Tensor, Tens
     elif module.batch_first:
         sequences = sequences.transpose(0, 1)
     steps, count = sequences.shape[:2]
-    return sequences, torch.full((count,), steps, device="cpu")
+    return sequences, torch.full((count,), steps, dtype=torch.int64, device="cpu")
 
 
 def _first_state(sublayer: _Sublayer, state: Any, like: Tensor, part: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-__all__ = ["ThreadState", "cpu_by_default", "without_autocast"]
+__all__ = ["ThreadState", "cpu_by_default", "with_gradients", "without_autocast"]
 
 DEVICE_TYPES = ("cpu", "cuda", "hpu", "ipu", "maia", "mps", "mtia", "xla", "xpu")
 
@@ -87,6 +87,13 @@ def cpu_by_default() -> contextlib.AbstractContextManager[object]:
     """Make new tensors on the CPU for a while, also where the caller has another default device."""
     cpu = torch.device("cpu")
     return contextlib.nullcontext() if torch.get_default_device() == cpu else cpu
+
+
+@contextlib.contextmanager
+def with_gradients() -> Iterator[None]:
+    """Compute gradients for a while, also where the caller has them off, or inference mode on."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextlib.contextmanager

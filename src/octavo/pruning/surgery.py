@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from octavo._seeds import seed_of
 from octavo.errors import PlanError
 from octavo.network.distributed import check_not_distributed
-from octavo.network.layers import Layer, find_layers
+from octavo.network.layers import Layer, free_layers
 from octavo.network.parametrizations import attach, release
 from octavo.plan import matching
 
@@ -88,7 +88,8 @@ class Surgery:
 
     Raises:
         PlanError: a sparsity out of range, a name or pattern that matches no layer, no layer at
-            all, or a model that ``DistributedDataParallel`` wraps already.
+            all, one that ``torch.nn.utils.prune`` masks or that is in a run already, or a model
+            that ``DistributedDataParallel`` wraps already.
 
     """
 
@@ -125,7 +126,8 @@ class Surgery:
         self._done += 1
         generator = torch.Generator().manual_seed(seed_of(self._seed, self._done))
         probability = 1 / (1 + RATE * self._done / self._steps)
-        drawn = float(torch.rand((), generator=generator, device="cpu")) < probability
+        number = torch.rand((), generator=generator, dtype=torch.float32, device="cpu")
+        drawn = float(number) < probability
         if self._done == self._ramp or (drawn and self._done <= self._steps):
             risen = min(1.0, self._done / self._ramp)
             self._change_masks(1 - (1 - risen) ** 3)
@@ -216,14 +218,11 @@ def sparsity_groups(
     """Return the groups of layers that reach a sparsity together, each with that sparsity.
 
     Raises:
-        PlanError: no layer at all, or a name or pattern that matches none.
+        PlanError: no layer at all, one that is masked or in a run that is not finished, or a name
+            or pattern that matches none.
 
     """
-    layers = {layer.name: layer for layer in find_layers(model)[0]}
-    if not layers:
-        raise PlanError(
-            f"{type(model).__name__}: expected a model with layers that can be pruned, found none"
-        )
+    layers = {layer.name: layer for layer in free_layers(model, "pruned")[0]}
     if not isinstance(sparsity, Mapping):
         return [(list(layers.values()), sparsity)]
     shares: dict[str, float] = matching(layers, sparsity, f"layer of {type(model).__name__}")
@@ -232,8 +231,9 @@ def sparsity_groups(
 
 def _in_thresholds(weight: Tensor, kept: Tensor) -> Tensor:
     """Return the size of each weight in units of the threshold that applies to it, flat float32."""
-    thresholds = torch.where(kept, PRUNE, SPLICE)
-    return (weight.detach().float().abs() / thresholds).flatten()
+    size = weight.detach().float().abs()
+    thresholds = torch.full_like(size, SPLICE).masked_fill_(kept, PRUNE)
+    return (size / thresholds).flatten()
 
 
 def _lamp(size: Tensor) -> Tensor:

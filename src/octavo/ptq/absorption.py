@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.network.calls import call_alone, undisturbed
+from octavo.network.calls import call_alone, few_rows, undisturbed
 from octavo.network.conduct import close
 from octavo.network.copies import copied
 from octavo.network.forward import Inputs, hooked
@@ -45,7 +45,7 @@ def absorbing_norms(
         batch: inputs that the model is called with.
 
     """
-    batch = batch[:2] if isinstance(batch, Tensor) else batch
+    batch = few_rows(model, batch, 2)
     by_name = {layer.name: layer for layer in layers}
     following = _following_norms(model, layers, batch)
     pairs = [

@@ -84,7 +84,7 @@ def calibrate(
         masks: layer name to mask, false where a weight is pruned; ``{}`` if none is. Pruned weights
             are zero in the result, and the others make up for them. None, the default, takes the
             zeros of a layer for pruned weights if they are a thousandth of it or more, and it is
-            not on powers of two already.
+            not on the levels of a codebook already.
         budget: a limit on the file, ``bytes`` or ``ratio``: the least rate is found at which the
             file meets it. That solves the network some four to eight times.
         floats: the form of all other tensors, see ``Packed.with_floats``. None, the default, is

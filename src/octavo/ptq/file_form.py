@@ -15,7 +15,7 @@ from octavo.storage.coding.small import check_library
 from octavo.storage.layer_strings import Coding
 from octavo.storage.packed import FloatForm, Packed
 
-__all__ = ["FileForm"]
+__all__ = ["DEFAULT_FORM", "FileForm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +79,6 @@ class FileForm:
             some = [on_device(one, device_of(model)) for one in leading(iter(inputs))]
             packed = folded_if_near(packed, model, some)
         return replace(packed, coding=self.coding)
+
+
+DEFAULT_FORM = FileForm()

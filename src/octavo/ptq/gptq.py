@@ -19,15 +19,15 @@ The outputs' squared error comes along for free: ``|e X|^2 = |e M|^2``, and
 
 A pruned weight stays zero. Columns that are pruned in every row come first in the order, so that
 the others are solved as if these did not exist. Where rows have lost different columns, the rows
-are still solved together, and coordinate descent (``octavo.ptq.descent``) follows for those that
-have lost some: an inverse for each row would cost as much as a layer.
+are still solved together, and coordinate descent (``octavo.ptq.coordinate_descent``) follows for
+those that have lost some: an inverse for each row would cost as much as a layer.
 """
 
 import torch
 from torch import Tensor
 
 from octavo.ptq.assignment import Assignment
-from octavo.ptq.descent import descended
+from octavo.ptq.coordinate_descent import descended
 from octavo.ptq.rounding import Rounding
 
 __all__ = ["column_order", "curvature", "gptq"]

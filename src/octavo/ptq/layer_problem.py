@@ -91,7 +91,7 @@ class LayerProblem:
         """Set up the problem of weights that cannot make up for each other."""
         weight = rows.flatten(1).double().unsqueeze(0)  # (1, rows, columns)
         kept = ~pruned_mask(rows).reshape(weight.shape)
-        identity = torch.eye(weight.shape[2], device=rows.device).unsqueeze(0)
+        identity = torch.eye(weight.shape[2], dtype=torch.float32, device=rows.device).unsqueeze(0)
         unit = codebook_at(bits, torch.zeros((), dtype=torch.int32, device=rows.device))
         return cls(weight, weight, kept, identity, identity.double(), unit)
 

@@ -33,8 +33,8 @@ from octavo.progress import Progress, silent
 from octavo.ptq.absorption import absorbing_norms
 from octavo.ptq.float_inputs import freeze_from_float
 from octavo.ptq.freezer import Freezer, Frozen
+from octavo.ptq.layer_rates import factors_of_layers
 from octavo.ptq.measuring import Measured, divergence_of, explain, measure
-from octavo.ptq.sensitivity import factors_of_layers
 from octavo.ptq.sequential import freeze_sequentially
 from octavo.ptq.setting_aside import deal, handed_over, is_divisible, leading, put_aside
 from octavo.ptq.settings import PtqSettings
@@ -117,7 +117,7 @@ def rate_factors(
     settings: PtqSettings,
 ) -> dict[str, float]:
     """Return the rates of layers as shares of the network's, by name: see
-    ``octavo.ptq.sensitivity``. They are the same at every rate.
+    ``octavo.ptq.layer_rates``. They are the same at every rate.
     """
     first = [on_device(batch, device_of(model)) for batch in leading(iter(inputs))]
     network, planned, _ = _copied(model, plan, first, settings)

@@ -144,12 +144,13 @@ class _Rows:
         the number of levels, little but zero would be left.
         """
         most = len(self.levels).bit_length()
-        return torch.tensor([*range(most), -1], device=self.levels.device)
+        return torch.tensor([*range(most), -1], dtype=torch.int64, device=self.levels.device)
 
     def sampled(self) -> "_Rows":
         """Return some of the columns, evenly."""
         columns = self.weight.shape[2]
-        some = torch.linspace(0, columns - 1, min(columns, SAMPLED), device="cpu").long()
+        count = min(columns, SAMPLED)
+        some = torch.linspace(0, columns - 1, count, dtype=torch.float32, device="cpu").long()
         return replace(self, weight=self.weight[:, :, some], curvature=self.curvature[:, :, some])
 
     def rounded(self, step: Tensor, prices: Prices | None) -> Tensor:

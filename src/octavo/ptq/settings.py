@@ -12,7 +12,7 @@ from octavo.formats.fitting import Fit, Per
 from octavo.plan import Budget
 from octavo.ptq.file_budget import check_file_budget
 
-__all__ = ["PtqOrder", "PtqSettings", "check_ptq_order"]
+__all__ = ["DEFAULTS", "PtqOrder", "PtqSettings", "check_ptq_order"]
 
 PtqOrder = Literal["gptq", "distance", "magnitude"]
 
@@ -76,3 +76,6 @@ def check_ptq_order(order: str) -> None:
     known = get_args(PtqOrder)
     if order not in known:
         raise PlanError(f"order: expected one of {', '.join(known)}, got {order!r}")
+
+
+DEFAULTS = PtqSettings()

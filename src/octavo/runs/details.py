@@ -16,7 +16,6 @@ from octavo.inspection import inspect
 from octavo.network.layers import Layer, channels_first, find_layers
 from octavo.runs.run_folder import Json
 from octavo.storage.coding import grouped as coding
-from octavo.storage.coding.small import encode_runs
 from octavo.storage.packed import Packed
 from octavo.storage.quantized import Quantized
 
@@ -67,10 +66,7 @@ def stored_bytes(packed: Packed) -> dict[str, float]:
     """
     layers = packed.layers
     if packed.coding == "small":
-        return {
-            name: len(encode_runs([(layer.codes, layer.codebook.width.level_count)]))
-            for name, layer in layers.items()
-        }
+        return {name: layer.small_bytes for name, layer in layers.items()}
     streams: dict[Width, list[str]] = {}
     for name, layer in layers.items():
         streams.setdefault(layer.codebook.width, []).append(name)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from octavo.dnq.belief import Belief
+from octavo.dnq.front import undominated
 from octavo.dnq.search_result import SearchResult
 from octavo.runs.run_folder import Json
 from octavo.runs.search_figures import estimated_bytes
@@ -21,9 +22,15 @@ def search_details(result: SearchResult, beliefs: Sequence[Belief]) -> Json:
     """Return all trials of a search, and what its policy believed on the way.
 
     A choice is a list of indices into the actions of each layer. Bytes of files are estimated.
-    Numbers that do not exist are null.
+    Numbers that do not exist are null. Of the policy's proposals, those are kept that no other
+    beats in both bytes and objective.
     """
     space = result.space
+    proposals = undominated(
+        result.estimates,
+        lambda estimate: estimated_bytes(result, estimate),
+        lambda estimate: estimate.objective,
+    )
     return {
         "layers": list(space.names),
         "weights": list(space.weights),
@@ -46,7 +53,7 @@ def search_details(result: SearchResult, beliefs: Sequence[Belief]) -> Json:
                 "objective": _number(estimate.objective),
                 "file_bytes": estimated_bytes(result, estimate),
             }
-            for estimate in result.estimates
+            for estimate in proposals
         ],
         "rewards": [_number(reward) for belief in beliefs for reward in belief.rewards],
         "beliefs": [_belief(*each) for each in _spread(_numbered(beliefs))],

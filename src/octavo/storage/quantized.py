@@ -10,6 +10,7 @@ from octavo.formats.codebook import Codebook
 from octavo.formats.registry import with_exponents
 from octavo.network.layers import Layer, channels_back
 from octavo.network.memory import memory_of
+from octavo.storage.coding.small import encode_runs
 
 __all__ = ["Quantized"]
 
@@ -42,7 +43,14 @@ class Quantized:
     @property
     def shape(self) -> torch.Size:
         """The shape of the parameter."""
-        return channels_back(torch.empty(self.codes.shape, device="meta"), self.groups).shape
+        return channels_back(
+            torch.empty(self.codes.shape, dtype=torch.uint8, device="meta"), self.groups
+        ).shape
+
+    @property
+    def small_bytes(self) -> int:
+        """Bytes that the codes take in the coding ``small``, which codes each tensor by itself."""
+        return len(encode_runs([(self.codes, self.codebook.width.level_count)]))
 
     def weight(self) -> Tensor:
         """Return the weights, float32, in the parameter's own layout."""

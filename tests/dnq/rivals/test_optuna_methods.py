@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 
+import optuna
 import pytest
 
 from octavo.dnq.environment import Measurement
@@ -38,7 +39,13 @@ def test_every_proposal_fits_and_a_small_space_ends_the_search(
 ) -> None:
     space = within(Space(("a", "b"), ACTIONS, (10, 10), (1, 1)), Budget(average_bits=3))
     evaluator = Evaluator(space, Bits(), Journal(None, ACTIONS, {}), 100)
-    method(evaluator)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    try:
+        method(evaluator)
+        assert optuna.logging.get_verbosity() == optuna.logging.INFO  # it is the caller's
+    finally:
+        optuna.logging.set_verbosity(before)
     fitting = [c for c in itertools.product(range(3), repeat=2) if space.fits(c)]
     measured = [trial.choice for trial in evaluator.trials]
     assert set(measured) <= set(fitting)

@@ -1,6 +1,7 @@
 """The rivals of Optuna: ``tpe``, a tree-structured Parzen estimator, and ``cmaes``, CMA-ES."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -28,13 +29,28 @@ def cmaes(evaluator: Evaluator) -> None:
     )
 
 
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Let Optuna log no more than warnings for a while."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _optimize(evaluator: Evaluator, sampler_of: Callable[[Any, int], Any]) -> None:
-    """Measure what a sampler proposes, brought within the budget, and tell it the rewards."""
+    """Measure what a sampler proposes."""
     optuna: Any = import_module("optuna")  # only where a method needs it
     seed = int(torch.randint(1 << 31, (), generator=evaluator.generator))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = sampler_of(optuna.samplers, seed)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    with _quiet(optuna.logging):
+        _ask_and_tell(optuna.create_study(direction="maximize", sampler=sampler), evaluator)
+
+
+def _ask_and_tell(study: Any, evaluator: Evaluator) -> None:
+    """Measure what a study proposes, brought within the budget, and tell it the rewards."""
     space = evaluator.space
     losses = evaluator.losses()
     stale = 0

@@ -55,8 +55,10 @@ def proposals(
 def _children(space: Space, parents: Sequence[Choice], generator: torch.Generator) -> list[Choice]:
     """Return each parent with a few layers' actions drawn evenly anew."""
     shape = (len(parents), len(space.names))
-    changed = torch.rand(shape, generator=generator) < CHANGED / len(space.names)
-    drawn = torch.rand(shape, generator=generator)
+    changed = torch.rand(shape, generator=generator, dtype=torch.float32) < CHANGED / len(
+        space.names
+    )
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float32)
     rows = zip(parents, changed.tolist(), drawn.tolist(), strict=True)
     return [
         tuple(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from octavo.formats.width import Width
 from octavo.network.layers import find_layers
-from octavo.ptq.sensitivity import MOST, rates_of_layers
+from octavo.ptq.layer_rates import MOST, rates_of_layers
 from octavo.ptq.settings import PtqSettings
 
 

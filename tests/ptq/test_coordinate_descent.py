@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import octavo.ptq.descent
+import octavo.ptq.coordinate_descent
 from octavo.ptq.assignment import Assignment
-from octavo.ptq.descent import descended
+from octavo.ptq.coordinate_descent import descended
 from octavo.ptq.rounding import Rounding
 
 LEVELS = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], dtype=torch.float64)
@@ -15,7 +15,7 @@ LEVELS = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], dtype=torch.float64)
 def test_each_column_takes_its_best_level_in_turn(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(octavo.ptq.descent, "BLOCK", block)
+    monkeypatch.setattr(octavo.ptq.coordinate_descent, "BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     weight = 0.6 * torch.randn(2, 5, 20, generator=generator, dtype=torch.float64)
     X = torch.randn(2, 20, 30, generator=generator, dtype=torch.float64)

@@ -7,6 +7,7 @@ import tomllib
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,8 @@ def test_words_that_no_command_understands(words: list[str], octavo: Callable[..
                 "digits-dnq, digits"
             ),
         ),
-        (["run", "."], ".: not a readable recipe: "),
-        (["run", "tiny.py"], "tiny.py: not a readable recipe: "),
+        (["run", "."], ".: expected a recipe, got a folder; a recipe is a YAML file"),
+        (["run", "tiny.py"], "tiny.py: expected a recipe, got a file of Python; "),
         (
             ["run", "r.yaml", "--set", "epoch=3"],
             "r.yaml: unknown key 'epoch' (the nearest is 'epochs')",
@@ -320,3 +321,15 @@ def test_the_package_is_a_program_too() -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"octavo {version('octavo')}\n"
+
+
+def test_a_character_that_the_output_lacks_is_escaped(
+    octavo: Callable[..., Any], packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a pipe on Windows: the bar of a search would end it, and so would a file's name."""
+    packed.rename("ü.safetensors")
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii"))
+    assert octavo("verify", "ü.safetensors").status == 0
+    sys.stdout.flush()
+    assert b"verified  \\xfc.safetensors" in written.getvalue()

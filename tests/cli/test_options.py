@@ -39,10 +39,18 @@ def test_a_budget_is_one_pair() -> None:
 def test_figures_are_rounded_for_people_and_whole_for_scripts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    figures = {"small_one": 0.00012345, "large": 1234567, "rest": 2.34567, "none": [], "path": "x"}
+    figures = {
+        "small_one": 0.00012345,
+        "share": 0.91726,
+        "large": 1234567,
+        "rest": 2.34567,
+        "none": [],
+        "path": "x",
+    }
     print_figures(figures, as_json=False)
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["small", "one", "1.2e-04"],
+        ["share", "0.9173"],
         ["large", "1,234,567"],
         ["rest", "2.346"],
         ["none", "none"],

@@ -188,7 +188,7 @@ RECIPES = [
     ("ptq: {'': 1}", "unknown key 'ptq.'"),
     ("'': 1", "unknown key ''"),
     ("a.b: 1", "unknown key 'a.b'"),
-    ("base: [1]", "[1]: not a readable recipe: [Errno 2] No such file"),
+    ("base: [1]", "[1]: not a readable recipe: No such file"),
     ('base: "a\\0b"', "not a readable recipe: embedded null"),
     ('"\\e[31m": 1', "unknown key '\\x1b[31m'"),
     ("seed: " + "9" * 19, "seed: Input should be less than 4294967296, got 9999"),

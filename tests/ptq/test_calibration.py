@@ -443,6 +443,7 @@ def test_plans_inputs_and_settings_that_are_none() -> None:
     model, batches = make("convolutions")
     refused(model, Plan.uniform(model, 3), [], "inputs: expected at least one batch")
     refused(model, Plan.uniform(model, 3), iter(()), "inputs: expected at least one batch")
+    refused(model, Plan.uniform(model, 3), [], "inputs: expected at least one batch", rate=0.01)
     refused(
         model,
         {"layer1.con": 3},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from octavo.errors import FormatError
-from octavo.report.record import RunRecord
+from octavo.report.record import RunRecord, load_runs
 
 
 def test_the_layers_have_their_figures_from_every_file(searched: RunRecord) -> None:
@@ -78,3 +78,14 @@ def test_a_folder_without_a_result_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"recipe": {}}')
     with pytest.raises(FormatError, match=r"expected the result of a run, it lacks float_score, "):
         RunRecord.load(tmp_path / "other.json")
+
+
+def test_runs_of_one_name_are_told_apart(searched_run: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / "one" / "r", tmp_path / "two" / "r", tmp_path / "two" / "s.json"]
+    for path in paths[:2]:
+        path.mkdir(parents=True)
+        shutil.copy(searched_run / "result.json", path)
+    shutil.copy(searched_run / "result.json", paths[2])
+    assert [run.name for run in load_runs(paths)] == ["one/r", "two/r", "two/s"]
+    assert [run.name for run in load_runs(paths[1:])] == ["r", "s"]
+    assert [run.name for run in load_runs([paths[0], paths[0]])] == ["r", "r"]

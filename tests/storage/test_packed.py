@@ -450,43 +450,6 @@ def test_a_model_that_does_not_fit_is_left_as_it_was(case: str) -> None:
     assert all(same(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_narrower_model_will_do_where_it_holds_every_value() -> None:
-    book = PowerOfTwo(4, torch.tensor([0, -10]))
-    layers = {"m": Quantized(("weight",), book, torch.arange(6, dtype=torch.uint8).view(2, 3))}
-    network = Packed(layers, [(("bias",), torch.tensor([0.5, -2.0]))])
-    for dtype in (torch.float64, torch.bfloat16, torch.float16):
-        model = nn.Linear(3, 2, dtype=dtype)
-        network.apply(model)
-        assert torch.equal(model.weight.float(), layers["m"].weight())
-    layers["m"] = Quantized(("weight",), PowerOfTwo(4, torch.tensor([0, -30])), layers["m"].codes)
-    with pytest.raises(PlanError, match=r"^weight: torch.float16 cannot hold"):
-        Packed(layers, network.floats).apply(nn.Linear(3, 2, dtype=torch.float16))
-
-
-def test_a_buffer_that_holds_nan() -> None:
-    model: Any = nn.Linear(3, 2)
-    model.register_buffer("seen", torch.tensor([float("nan"), -0.0, float("-inf")]))
-    network = pack(model, {})
-    other: Any = nn.Linear(3, 2)
-    other.register_buffer("seen", torch.zeros(3))
-    network.apply(other)
-    assert same(other.seen, model.seen)
-
-
-def test_a_model_that_ties_what_was_not_tied() -> None:
-    book = PowerOfTwo(3, torch.tensor(0))
-    layers = {
-        n: Quantized((f"{n}.weight",), book, torch.full((4, 4), k, dtype=torch.uint8))
-        for k, n in enumerate("ab")
-    }
-    model = nn.ModuleDict({n: nn.Linear(4, 4, bias=False) for n in "ab"})
-    model["b"].weight = model["a"].weight
-    before = state(model)
-    with pytest.raises(PlanError, match=r"[ab]\.weight"):
-        Packed(layers, []).apply(model)
-    assert all(same(value, before[name]) for name, value in model.state_dict().items())
-
-
 def test_a_model_that_no_longer_ties_what_was_tied() -> None:
     model = Net()
     model.out.weight = nn.Parameter(torch.zeros(6, 4))

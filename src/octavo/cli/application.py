@@ -2,6 +2,7 @@
 
 import sys
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -56,6 +57,8 @@ def main() -> None:
     traceback is shown instead. A warning of octavo becomes one line on stderr. After SIGINT or
     SIGTERM, one line says what was kept, and the exit status is 130 or 143.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # a character that it lacks shall end no run
+        sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     try:

@@ -241,6 +241,8 @@ def print_written(path: Path) -> None:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(value) or "none"
+    if isinstance(value, float) and 0 < abs(value) < 1:
+        return f"{value:.1e}" if abs(value) < 0.001 else f"{value:.4g}"
     if isinstance(value, int | float):
-        return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{round(value, 3):,}"
+        return f"{round(value, 3):,}"
     return str(value)

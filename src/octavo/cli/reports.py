@@ -82,10 +82,10 @@ def compare(
     from octavo.report.colours import LIGHT
     from octavo.report.drawing import comparison_figures, require_charts, save_figures
     from octavo.report.page import comparison_page, write_page
-    from octavo.report.record import RunRecord
+    from octavo.report.record import load_runs
     from octavo.report.tables import runs_table
 
-    records = [RunRecord.load(run) for run in runs]
+    records = load_runs(runs)
     if as_json:
         typer.echo(json_text([record.figures for record in records], indent=2))
         return

@@ -203,6 +203,12 @@ def _recipe_path(recipe: Path) -> Path:
         for path in sorted(RECIPES.rglob("*.yaml"))
     }
     path = recipe if recipe.is_file() else shipped.get(str(recipe), recipe)
+    if path.is_dir() or path.suffix == ".py":
+        got = "a folder" if path.is_dir() else "a file of Python"
+        raise RecipeError(
+            f"{recipe}: expected a recipe, got {got}; a recipe is a YAML file that names a task: "
+            "`octavo init` writes one, and the folder of a run has its own, recipe.json"
+        )
     if not path.exists():
         raise RecipeError(
             f"{recipe}: no such file, nor one of the recipes that come with octavo: "

@@ -22,7 +22,7 @@ from octavo.errors import PlanError
 from octavo.formats.width import Width
 from octavo.network.conduct import conduct_of
 from octavo.network.divergence import Divergence
-from octavo.network.forward import Inputs
+from octavo.network.forward import Inputs, check_batches
 from octavo.network.layers import Layer
 from octavo.ptq.measuring import nearest_levels
 from octavo.ptq.settings import PtqSettings
@@ -60,7 +60,11 @@ def factors_of_layers(
         batches: inputs that the layers are compared on.
         settings: how exponents are chosen.
 
+    Raises:
+        PlanError: there is no batch.
+
     """
+    check_batches(len(batches))
     factors = {layer.name: 1.0 for layer, _ in planned}
     if len(planned) < 2:
         return factors

@@ -1,8 +1,8 @@
 """The record of a run: everything that its folder says, for the report and for comparisons."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from octavo.runs.recipe import recorded_recipe
 from octavo.runs.run_folder import Json, read_json
 from octavo.storage.packed import Packed
 
-__all__ = ["LayerRow", "RunRecord"]
+__all__ = ["LayerRow", "RunRecord", "load_runs"]
 
 NEEDED = ("recipe", "float_score", "score", "float_bytes", "file_bytes", "ratio", "nominal_bits")
 
@@ -130,6 +130,26 @@ class RunRecord:
     def method(self) -> str:
         """Return in a few words how the network was quantized: ``3 bits, INQ``."""
         return f"{_widths(self)}, {_way(self.recipe)}"
+
+
+def load_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
+    """Read several runs as ``RunRecord.load`` does. Where they have the same name, all get the
+    folders above them in their names, so far up that they differ.
+    """
+    records = [RunRecord.load(path) for path in paths]
+    places = [_place(record).parts for record in records]
+    names = [record.name for record in records]
+    depth = 1
+    while len(set(names)) < len(set(places)):
+        depth += 1
+        names = ["/".join(place[-depth:]) for place in places]
+    return [replace(record, name=name) for record, name in zip(records, names, strict=True)]
+
+
+def _place(record: RunRecord) -> Path:
+    """Return the path of a run's folder, or of a published result without its ending."""
+    folder = record.folder.resolve()
+    return folder if folder.name == record.name else folder / record.name
 
 
 def _widths(record: RunRecord) -> str:

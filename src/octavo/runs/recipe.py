@@ -308,7 +308,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         resolved = path.resolve()
         content = read_yaml_file(path)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: not a readable recipe: {error}") from error
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(f"{path}: not a readable recipe: {cause}") from error
     if resolved in seen:
         raise RecipeError(f"{path}: is its own base")
     if len(seen) == MOST_BASES:

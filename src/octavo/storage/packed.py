@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from octavo.network.values import check_values
 from octavo.plan import Plan
 from octavo.storage import container
 from octavo.storage.container import Floats
+from octavo.storage.fit import Stored, check_fit
 from octavo.storage.float_tensors import folded_norms, rounded_to_float16
 from octavo.storage.held_out import HeldOut
 from octavo.storage.layer_strings import Coding
@@ -37,8 +38,6 @@ from octavo.storage.quantized import Quantized
 __all__ = ["FloatForm", "Packed", "Sizes", "check_state", "pack", "sizes_of", "verify"]
 
 FloatForm = Literal["float32", "float16", "folded"]
-Stored: TypeAlias = Quantized | Tensor  # what a file has of a parameter
-EXACT = (torch.float32, torch.float64)  # types that hold every level
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -150,7 +149,7 @@ class Packed:
                 hold the values; the model is left as it was.
 
         """
-        _check_all_fit(_stored(self), model, _scale_names(self, model))
+        check_fit(_stored(self), model, _scale_names(self, model))
         install_quantizers(model, self.activations)
         state = model.state_dict()
         with torch.no_grad():
@@ -285,62 +284,6 @@ def _scale_names(packed: Packed, model: nn.Module) -> set[str]:
             )
     scales = set(map(scale_key, packed.activations))
     return {name for names, _ in packed.floats if scales & set(names) for name in names}
-
-
-def _check_all_fit(values: Mapping[str, Stored], model: nn.Module, optional: set[str]) -> None:
-    """Raise PlanError unless the model has a tensor for each value, and a value for each tensor.
-
-    No quantized tensor is decoded but where its levels have to be compared.
-    """
-    state = model.state_dict()
-    first: dict[Hashable, Stored] = {}  # by the memory of the target, the first value it gets
-    for name in {**values, **state}:
-        if name in optional and name not in state:
-            continue
-        if name not in state or name not in values:
-            side = "the model" if name in values else "the packed network"
-            raise PlanError(f"{name}: missing in {side}; expected the architecture that was packed")
-        target = state[name]
-        _check_fits(name, values[name], target)
-        other = first.setdefault(memory_of(target), values[name])
-        if other is not values[name] and not _same(_decoded(other), _decoded(values[name])):
-            raise PlanError(
-                f"{name}: the model shares this tensor with another that was packed with other "
-                "values"
-            )
-
-
-def _check_fits(name: str, value: Stored, target: Tensor) -> None:
-    """Raise PlanError unless the model's tensor can hold the value exactly."""
-    if target.shape != value.shape:
-        raise PlanError(
-            f"{name}: expected shape {tuple(value.shape)} as packed, "
-            f"got {tuple(target.shape)} in the model"
-        )
-    if target.is_meta:
-        raise PlanError(
-            f"{name}: expected a model with memory, got one on the meta device: "
-            "call to_empty() first"
-        )
-    exact = EXACT if isinstance(value, Quantized) else (value.dtype,)
-    if target.dtype not in exact and not _survives(_decoded(value), target.dtype):
-        raise PlanError(
-            f"{name}: {target.dtype} cannot hold its packed values exactly; use a float32 model"
-        )
-
-
-def _decoded(stored: Stored) -> Tensor:
-    return stored.weight() if isinstance(stored, Quantized) else stored
-
-
-def _survives(value: Tensor, dtype: torch.dtype) -> bool:
-    """Tell if a type holds every number of a tensor exactly."""
-    return _same(value.to(dtype).to(value.dtype), value)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two tensors are equal; NaN equals NaN."""
-    return a is b or (a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all()))
 
 
 def pack(model: nn.Module, layers: Mapping[str, Quantized]) -> Packed:

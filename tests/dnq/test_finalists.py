@@ -216,8 +216,8 @@ def test_the_candidates_scores_and_final_measures_have_inputs_of_their_own(
     result = found()
     changed: list[Sequence[Any]] = []
 
-    def split_otherwise(inputs: Sequence[Any]) -> Any:
-        parts = split(inputs)
+    def split_otherwise(inputs: Sequence[Any], **options: Any) -> Any:
+        parts = split(inputs, **options)
         confirming: list[Any] = list(parts.confirming)
         changed.append(confirming)
         return replace(parts, confirming=tuple(2 * x for x in confirming))

@@ -484,6 +484,25 @@ def test_a_result_says_what_it_is_in_one_line() -> None:
     assert result.held_out == 0
 
 
+class TimeFirst(nn.Module):
+    """A recurrent network that takes (steps, sequences, features), as torch's own do by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.RNN(3, 4)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(x)[0][-1])  # type: ignore[no-any-return]
+
+
+def test_steps_of_time_are_not_dealt_out_as_samples() -> None:
+    generator = torch.Generator().manual_seed(1)
+    sequences = [torch.randn(20, 2, 3, generator=generator) for _ in range(8)]
+    result = search(TimeFirst(), sequences, budget=BUDGET, options=(2, 4), trials=16)
+    assert result.held_out == 2  # of eight batches, and not 40 of 160 steps
+
+
 def test_a_result_says_how_many_inputs_decided() -> None:
     inputs = torch.randn(80, 6, generator=torch.Generator().manual_seed(1))
     result = search(net(), list(inputs.split(30)), budget=BUDGET, method="exact")

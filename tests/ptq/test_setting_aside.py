@@ -89,6 +89,17 @@ class OfFour(nn.Module):
         return x.view(4, 3) * torch.ones(4, 1)
 
 
+class WithLoss(nn.Module):
+    """It returns a mean over its rows, and perhaps these rows too."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+
+    def forward(self, x: Tensor) -> Any:
+        return x.mean() if self.alone else {"loss": x.mean(), "logits": 2 * x}
+
+
 class Dropping(nn.Module):
     """It drops values in evaluation too, so its rows are never the same."""
 
@@ -118,6 +129,8 @@ class Counting(nn.Module):
         (nn.Sequential(nn.Linear(3, 2), Dropping()), torch.randn(9, 3), True),
         (OverTime(), torch.randn(8, 5, 3), False),
         (OfFour(), torch.randn(8, 3), False),
+        (WithLoss(alone=False), torch.randn(8, 3), True),
+        (WithLoss(alone=True), torch.randn(8, 3), False),
         (nn.Linear(3, 2), (torch.randn(9, 3), 1), False),
         (nn.LSTM(3, 3), pack_sequence([torch.randn(4, 3), torch.randn(2, 3)]), False),
         (nn.Linear(3, 2), torch.randn(0, 3), False),

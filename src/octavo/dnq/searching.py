@@ -41,6 +41,7 @@ from octavo.network.forward import (
     check_batches,
     device_of,
     naming_errors,
+    observing,
     on_device,
 )
 from octavo.network.layers import find_layers, free_layers
@@ -50,6 +51,7 @@ from octavo.network.warned import warning_once
 from octavo.plan import Budget
 from octavo.progress import Event, Progress, ProgressLike, showing
 from octavo.ptq.file_form import FileForm
+from octavo.ptq.setting_aside import is_divisible
 from octavo.ptq.settings import PtqSettings
 from octavo.storage.layer_strings import Coding
 from octavo.storage.packed import FloatForm, check_state
@@ -192,7 +194,7 @@ def _searched(
     model: nn.Module, batches: Sequence[Inputs], surveyed: Space, request: _Request
 ) -> SearchResult:
     """Search a space: quantize the candidates, measure plans, and choose among the finalists."""
-    parts = split(batches) if request.objective is None else undivided(batches)
+    parts = _parts(model, batches) if request.objective is None else undivided(batches)
     known = {layer.name: layer for layer in find_layers(model)[0]}
     parts = reaching(parts, model, [known[name] for name in surveyed.names])
     evaluator, sizes = _evaluator(model, batches, surveyed, parts, request)
@@ -224,6 +226,13 @@ def _searched(
         estimates=outcome.estimates,
         enumerated=outcome.enumerated,
     )
+
+
+def _parts(model: nn.Module, batches: Sequence[Inputs]) -> Parts:
+    """Return the inputs divided by what they are for, as the model can take them apart."""
+    with observing(model):
+        by_sample = is_divisible(model, batches[0])
+    return split(batches, by_sample=by_sample)
 
 
 def _naming_errors(model: nn.Module, request: _Request) -> contextlib.AbstractContextManager[None]:

@@ -51,7 +51,7 @@ def undivided(batches: Sequence[Inputs]) -> Parts:
     return Parts(every, every, every, every, held_out=0)
 
 
-def split(batches: Sequence[Inputs]) -> Parts:
+def split(batches: Sequence[Inputs], *, by_sample: bool = True) -> Parts:
     """Divide the inputs of a search by sample, or by batch.
 
     Sample ``i``, counted along dimension 0 over all batches, calibrates where ``i mod 4`` is 0 or
@@ -60,10 +60,15 @@ def split(batches: Sequence[Inputs]) -> Parts:
     the same way. With fewer than 64 samples, or fewer than 4 such batches, every part is all
     inputs.
 
+    Args:
+        batches: the inputs of the search.
+        by_sample: False divides by batch whatever the tensors are, because dimension 0 does not
+            count samples: see ``octavo.ptq.setting_aside.is_divisible``.
+
     """
     sizes = [sample_count(batch) for batch in batches]
     samples = [size for size in sizes if size is not None]
-    if len(samples) < len(batches):
+    if not by_sample or len(samples) < len(batches):
         return _split_by_batch(batches)
     if sum(samples) < LEAST_SAMPLES:
         return undivided(batches)

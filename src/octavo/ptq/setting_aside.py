@@ -7,7 +7,7 @@ that the measurement costs the same however many inputs there are. The shares ar
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -104,8 +104,8 @@ def is_divisible(model: nn.Module, batch: Inputs) -> bool:
     what it returns for these among others.
 
     It is no batch of samples along dimension 0 if, for example, that is the time of a recurrent
-    network. Where the model draws random numbers, only the shapes can tell. Nothing stays of the
-    calls that find out.
+    network. Where the model draws random numbers, only the shapes can tell. A scalar that is
+    returned beside, such as a loss, says nothing. Nothing stays of the calls that find out.
 
     Args:
         model: the network, in evaluation mode.
@@ -119,18 +119,18 @@ def is_divisible(model: nn.Module, batch: Inputs) -> bool:
     some = rows_of(batch, rows)
     try:
         with undisturbed(model):
-            of_all = dict(named_tensors(call_alone(model, some)))
+            of_all = _tensors(call_alone(model, some))
         with undisturbed(model):
-            of_half = dict(named_tensors(call_alone(model, rows_of(some, rows[::2]))))
+            of_half = _tensors(call_alone(model, rows_of(some, rows[::2])))
         with undisturbed(model):
-            with_other_noise = call_alone(model, some, 1)
+            with_other_noise = _tensors(call_alone(model, some, 1))
     except Exception:  # noqa: BLE001  # whatever a model raises that does not take other batches
         return False
     if of_all.keys() != of_half.keys() or not all(
         _has_rows(tensor, of_half[name], len(rows)) for name, tensor in of_all.items()
     ):
         return False
-    is_noisy = not close(list(of_all.values()), [t for _, t in named_tensors(with_other_noise)])
+    is_noisy = not close(of_all, with_other_noise)
     half_of_all = {name: tensor[::2] for name, tensor in of_all.items()}
     return is_noisy or close(half_of_all, of_half, TOLERANCE)
 
@@ -142,6 +142,12 @@ def in_larger_batches(model: nn.Module, batches: list[Inputs], most: int) -> lis
     joined_ones = in_fewer(batches, most)
     largest = max(joined_ones, key=lambda batch: sample_count(batch) or 0)
     return joined_ones if is_divisible(model, largest) else batches
+
+
+def _tensors(outputs: Any) -> dict[str, Tensor]:
+    """Return the tensors of outputs by name, without scalars if there are others."""
+    tensors = dict(named_tensors(outputs))
+    return {name: tensor for name, tensor in tensors.items() if tensor.dim()} or tensors
 
 
 def _has_rows(tensor: Tensor, half: Tensor, count: int) -> bool:

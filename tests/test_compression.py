@@ -333,3 +333,12 @@ def test_a_budget_of_the_file_counts_folded_norms_and_the_coding() -> None:
     )
     assert torch.equal(variances[0], normed_net().get_buffer("1.running_var"))
     assert torch.float16 in {value.dtype for _, value in packed.floats}
+
+
+@pytest.mark.parametrize("budget", [7, "bytes=7", {"bytes": 7}])
+def test_a_budget_that_is_no_budget(budget: Any) -> None:
+    expected = r"budget: expected one such as Budget\(bytes=100_000\), got "
+    with pytest.raises(BudgetError, match=expected):
+        compress(net(), batches(), budget=budget)
+    with pytest.raises(BudgetError, match=expected):
+        calibrate(net(), {"*": 4}, batches(), budget=budget)

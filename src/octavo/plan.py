@@ -18,7 +18,15 @@ from octavo.formats.width import FLOAT, Width, WidthLike, check_bits, read_width
 from octavo.network.float_share import warn_if_mostly_float
 from octavo.network.layers import Layer, Skipped, find_layers, free_layers
 
-__all__ = ["Budget", "Cost", "Plan", "matching", "matching_plan", "planned_layers"]
+__all__ = [
+    "Budget",
+    "Cost",
+    "Plan",
+    "check_is_budget",
+    "matching",
+    "matching_plan",
+    "planned_layers",
+]
 
 T = TypeVar("T")
 
@@ -258,6 +266,12 @@ class Budget:
     def of_file(self) -> bool:
         """True for a limit on the packed file: ``bytes`` or ``ratio``."""
         return self.bytes is not None or self.ratio is not None
+
+
+def check_is_budget(budget: object) -> None:
+    """Raise BudgetError unless a user's budget is a ``Budget`` or None."""
+    if budget is not None and not isinstance(budget, Budget):
+        raise BudgetError(f"budget: expected one such as Budget(bytes=100_000), got {budget!r}")
 
 
 def matching_plan(model: nn.Module, bits: WidthLike | Mapping[str, WidthLike]) -> Plan:

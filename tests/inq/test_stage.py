@@ -32,6 +32,10 @@ def test_a_stage_is_a_value_that_later_stages_leave_as_it_is() -> None:
     assert len(stages[0].frozen) == 2
     assert dict(stages[0].frozen).keys() == {"first", "last"}
     assert stages[0].frozen["last"].dtype == torch.bool
+    masks = stages[0].frozen.values()
+    count = sum(int(mask.sum()) for mask in masks)
+    total = sum(mask.numel() for mask in masks)
+    assert f"frozen=FrozenMasks(2 layers, {count} of {total} weights)" in repr(stages[0])
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -48,7 +48,7 @@ from octavo.network.layers import find_layers, free_layers
 from octavo.network.thread_state import cpu_by_default, with_gradients
 from octavo.network.values import check_range
 from octavo.network.warned import warning_once
-from octavo.plan import Budget
+from octavo.plan import Budget, check_is_budget
 from octavo.progress import Event, Progress, ProgressLike, showing
 from octavo.ptq.file_form import FileForm
 from octavo.ptq.setting_aside import is_divisible
@@ -322,8 +322,7 @@ def _check_request(model: nn.Module, request: _Request) -> None:
         raise BudgetError(
             f"expected one of budget and trade_off, got both: {budget} and {trade_off}"
         )
-    if budget is not None and not isinstance(budget, Budget):
-        raise BudgetError(f"budget: expected one such as Budget(average_bits=3), got {budget!r}")
+    check_is_budget(budget)
     if trade_off is not None and not 0 < trade_off < math.inf:
         raise BudgetError(f"trade_off: expected a positive number, got {trade_off!r}")
     counts = (request.trials, request.workers)

@@ -47,3 +47,8 @@ class FrozenMasks(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._masks)
+
+    def __repr__(self) -> str:
+        frozen = sum(int(mask.count_nonzero()) for mask in self._masks.values())
+        weights = sum(mask.numel() for mask in self._masks.values())
+        return f"FrozenMasks({len(self)} layers, {frozen:,} of {weights:,} weights)"

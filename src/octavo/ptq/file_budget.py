@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from octavo.errors import BudgetError
-from octavo.plan import Budget
+from octavo.plan import Budget, check_is_budget
 
 __all__ = ["Sized", "check_file_budget", "within"]
 
@@ -47,6 +47,7 @@ class _Point(Generic[Network]):
 
 def check_file_budget(budget: Budget, rate: float) -> None:
     """Raise BudgetError unless a rate can be found for the budget."""
+    check_is_budget(budget)
     if not budget.of_file:
         raise BudgetError(
             f"budget: expected bytes or ratio, a limit on the file, got {budget}; the plan has the "

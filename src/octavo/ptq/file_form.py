@@ -8,7 +8,7 @@ from torch import nn
 
 from octavo.errors import PlanError
 from octavo.network.forward import Inputs, device_of, on_device
-from octavo.plan import Budget
+from octavo.plan import Budget, check_is_budget
 from octavo.ptq.folding import folded_if_near
 from octavo.ptq.setting_aside import leading
 from octavo.storage.coding.small import check_library
@@ -58,7 +58,13 @@ class FileForm:
     ) -> Self:
         """Return the form that was asked for. Where nothing is said of floats, norms are folded
         (see ``floats``) if a rate, or a budget for the file, asks for a small file.
+
+        Raises:
+            BudgetError: the budget is no ``Budget``.
+            PlanError: a form or coding that there is not.
+
         """
+        check_is_budget(budget)
         small = bool(rate) or (budget is not None and budget.of_file)
         if floats is None and not small:
             floats = cls.floats

@@ -13,6 +13,8 @@ from octavo.inq.incremental import Incremental
 from octavo.plan import Plan
 from octavo.storage.packed import Packed
 
+PORTIONS = (0.25, 0.5, 1.0)
+
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # oneDNN has none
 
 
@@ -177,17 +179,18 @@ def test_a_state_that_was_saved_when_far_was_the_name_of_an_order() -> None:
 
 
 def test_a_state_of_the_first_versions_says_nothing_of_pruning() -> None:
-    incremental = Incremental(net(), {"first": 3}, portions=(0.5, 1.0))
+    incremental = Incremental(net(), {"first": 3}, portions=PORTIONS)
     next(iter(incremental))
     state = {
         key: value
         for key, value in copy.deepcopy(incremental.state_dict()).items()
         if key not in ("portions", "pruned")
     }
-    resumed = Incremental(net(seed=1), {"first": 3}, portions=(0.5, 1.0))
+    resumed = Incremental(net(seed=1), {"first": 3}, portions=PORTIONS)
     resumed.load_state_dict(state)
-    assert resumed.portions == (0.5, 1.0)
-    assert [stage.index for stage in resumed] == [1]
+    assert resumed.portions == PORTIONS
+    counts = [int(stage.frozen["first"].sum()) for stage in resumed]
+    assert counts == [48, 97]  # of 97 weights, none of which is pruned
 
 
 def test_a_state_that_was_saved_when_per_tensor_was_called_per_layer() -> None:

@@ -1,5 +1,6 @@
 """The metric of a task: measured, and written for people."""
 
+import itertools
 import math
 from typing import Any
 
@@ -34,11 +35,20 @@ def metric_of(task: Task, name: str, model: nn.Module, network: str) -> float:
     except (TypeError, ValueError):
         metric = math.nan
     if not math.isfinite(metric):
+        advice = _spoiled(model) or "return a float, where higher is better"
         raise RecipeError(
             f"task {name!r}: expected a finite number from its score(), the metric, got "
-            f"{value!r:.60} for {network}; return a float, where higher is better"
+            f"{value!r:.60} for {network}; {advice}"
         )
     return metric
+
+
+def _spoiled(model: nn.Module) -> str:
+    """Name the first tensor of a model that holds numbers that are not finite; empty if none is."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if not bool(tensor.isfinite().all()):
+            return f"its {name} holds numbers that are not finite: load sound weights"
+    return ""
 
 
 def metric_text(metric: float) -> str:

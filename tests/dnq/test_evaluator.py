@@ -139,6 +139,18 @@ def test_a_sensitivity_has_the_changed_outputs_on_request() -> None:
     assert plain.losses.tolist() == measured.losses.tolist()
 
 
+def test_single_layers_are_measured_once() -> None:
+    synthetic = Synthetic()
+    evaluator = evaluator_of(synthetic, 11)
+    with_outputs = evaluator.sensitivity(outputs=True)
+    assert evaluator.sensitivity(outputs=True) is with_outputs
+    assert evaluator.sensitivity() is with_outputs
+    plain = evaluator_of(synthetic, 11)
+    losses = plain.sensitivity()
+    assert plain.sensitivity() is losses
+    assert plain.sensitivity(outputs=True).full
+
+
 def test_outputs_are_measured_anew_where_the_journal_knows_the_objectives() -> None:
     journal = journal_of()
     evaluator_of(Synthetic(), 11, journal).losses()

@@ -52,7 +52,8 @@ class FileFit:
         tried: dict[Choice, int] = {}
         margin = 0.0
         for _ in range(ROUNDS):
-            tried[choice] = self.file_bytes(choice)
+            if choice not in tried:  # a file takes a calibration of the network
+                tried[choice] = self.file_bytes(choice)
             room = self.most - tried[choice]
             if 0 <= room <= SLACK * self.most:
                 return choice

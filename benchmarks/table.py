@@ -327,6 +327,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "theory": partial(rendered, guide_tables.theory),
     "small": partial(rendered, guide_tables.small),
     "peers, ResNet-20": partial(rendered, guide_tables.peers, "resnet20"),
+    "peers, ResNet-56": partial(rendered, guide_tables.peers, "resnet56"),
     "stories": partial(rendered, guide_tables.stories),
     "llama.cpp": partial(rendered, guide_tables.llama_cpp),
     "accuracy": partial(retrained, "resnet20-inq-*"),

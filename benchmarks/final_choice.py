@@ -13,13 +13,11 @@ and skipped if they are there. Writes benchmarks/results/final-choice.json.
 """
 
 import argparse
-import itertools
 import time
 from pathlib import Path
 
 from search import (  # type: ignore[import-not-found]  # its neighbour
     BYTES,
-    DRAWS_NOTHING,
     IMAGES,
     RESULTS,
     SEEDS,
@@ -29,6 +27,7 @@ from search import (  # type: ignore[import-not-found]  # its neighbour
     is_there,
     named,
     read,
+    wanted,
 )
 
 from octavo import Budget
@@ -89,8 +88,8 @@ def main() -> None:
     asked = parser.parse_args()
     setting = Setting(20, IMAGES[20], asked.journal)
     solver = Solver(setting)
-    for seed, limit, name in itertools.product(asked.seeds, asked.bytes, asked.methods):
-        if is_there(RESULT, limit, name, seed) or (seed and name in DRAWS_NOTHING):
+    for limit, name, seed in wanted(asked.bytes, asked.methods, asked.seeds):
+        if is_there(RESULT, limit, name, seed):
             continue
         row = ending(setting, solver, limit, name, seed)
         print(row, flush=True)

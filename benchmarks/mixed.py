@@ -10,11 +10,9 @@ come, and skipped if they are there. Writes benchmarks/results/mixed.json.
 """
 
 import argparse
-import itertools
 from pathlib import Path
 
 from search import (  # type: ignore[import-not-found]  # its neighbour
-    DRAWS_NOTHING,
     RESULTS,
     SEEDS,
     UNSEEN,
@@ -23,6 +21,7 @@ from search import (  # type: ignore[import-not-found]  # its neighbour
     is_there,
     named,
     read,
+    wanted,
 )
 
 from octavo import Budget
@@ -56,15 +55,14 @@ def main() -> None:
     setting = Setting(20, IMAGES, asked.journal, INPUT_BITS)
     about = {"images": IMAGES, "unseen": UNSEEN, "trials": TRIALS, "input_bits": INPUT_BITS}
     write_json(RESULT, read(RESULT) | about)
-    for seed, everywhere, name in itertools.product(asked.seeds, UNIFORM, asked.methods):
-        limit = bit_ops(setting, *everywhere)
-        if is_there(RESULT, limit, name, seed) or (seed and name in DRAWS_NOTHING):
-            continue
-        found = setting.search(Budget(bit_ops=limit), *named(name), seed, TRIALS)
-        plan = setting.space.plan(setting.choice(found["choice"]))
-        row = {"limit": limit, "everywhere": "{}x{}".format(*everywhere), "method": name}
-        row |= {"seed": seed, "average_bits": plan.cost().average_bits}
-        add(RESULT, setting, row | found)
+    limits = {bit_ops(setting, *bits): "{}x{}".format(*bits) for bits in UNIFORM}
+    for limit, name, seed in wanted(tuple(limits), asked.methods, asked.seeds):
+        if not is_there(RESULT, limit, name, seed):
+            found = setting.search(Budget(bit_ops=limit), *named(name), seed, TRIALS)
+            plan = setting.space.plan(setting.choice(found["choice"]))
+            row = {"limit": limit, "everywhere": limits[limit], "method": name, "seed": seed}
+            row["average_bits"] = plan.cost().average_bits
+            add(RESULT, setting, row | found)
 
 
 if __name__ == "__main__":

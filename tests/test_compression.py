@@ -299,6 +299,24 @@ def test_with_retraining_the_budget_holds_for_the_calibration() -> None:
     assert seen[-1] <= 3400
 
 
+def test_a_file_that_is_too_large_is_fitted_and_no_plan_is_calibrated_twice() -> None:
+    sizes: list[int] = []
+    plans: list[tuple[Any, ...]] = []
+
+    def calibrated(*args: Any) -> Calibrated:
+        solved = calibration.calibrated(*args)
+        sizes.append(solved.file_bytes)
+        plans.append(tuple(args[1].items()))
+        return solved
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "calibrated", calibrated)
+        options: dict[str, Any] = {"method": "exact", "sequential": False}
+        packed = compress(wide_net(), wide_batches(), budget=Budget(bytes=2600), **options)
+    assert sizes[0] > 2600 >= packed.file_bytes
+    assert len(plans) == len(set(plans)) > 1
+
+
 def normed_net() -> nn.Module:
     torch.manual_seed(6)
     convolutions = [nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 8, 3)]

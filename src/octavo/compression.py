@@ -174,14 +174,16 @@ def _fitted(result: SearchResult, solve: Callable[[Plan], Calibrated]) -> Calibr
     if most is None or first.file_bytes <= most or result.losses is None:
         return first
 
-    solved: dict[Choice, Calibrated] = {}
+    start = result.finalists[0].choice  # that of the plan
+    solved = {start: first}
 
     def file_bytes(choice: Choice) -> int:
-        solved[choice] = solve(result.space.plan(choice))
+        if choice not in solved:
+            solved[choice] = solve(result.space.plan(choice))
         return solved[choice].file_bytes
 
     fit = FileFit(result.space, result.losses, file_bytes, most)
-    return solved[fit(result.finalists[0].choice)]
+    return solved[fit(start)]
 
 
 def _retrained(

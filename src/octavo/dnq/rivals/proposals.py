@@ -1,5 +1,6 @@
 """Proposals: choices near promising ones that are estimated to be the best."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -55,10 +56,9 @@ def proposals(
 def _children(space: Space, parents: Sequence[Choice], generator: torch.Generator) -> list[Choice]:
     """Return each parent with a few layers' actions drawn evenly anew."""
     shape = (len(parents), len(space.names))
-    changed = torch.rand(shape, generator=generator, dtype=torch.float32) < CHANGED / len(
-        space.names
-    )
-    drawn = torch.rand(shape, generator=generator, dtype=torch.float32)
+    uniform = functools.partial(torch.rand, shape, generator=generator, dtype=torch.float32)
+    changed = uniform() < CHANGED / len(space.names)
+    drawn = uniform()
     rows = zip(parents, changed.tolist(), drawn.tolist(), strict=True)
     return [
         tuple(
